@@ -1,0 +1,72 @@
+# The front door. `make help` lists every target.
+PRESET ?= release
+PYTHON ?= python3
+BUILD  := build/$(PRESET)
+VENV   := .venv
+JOBS   ?= $(shell nproc)
+FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples')
+
+.DEFAULT_GOAL := build
+.PHONY: build configure packages test test-cpp test-python demo install uninstall format lint clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo "  PRESET=release|dev|asan|tsan chooses the build (build/PRESET/bin)"
+
+packages: ## install the Debian packages that are missing
+	@tools/setup.sh tools/packages.txt
+
+# The virtual environment sees the package in python/ (a .pth file), where the extension is compiled once, with the rest, and the
+# programs of the release build.
+$(VENV)/.ready: requirements.txt | packages
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -c "import site; print('$(CURDIR)/python', file=open(site.getsitepackages()[0] + '/orlop.pth', 'w'))"
+	@ln -sf ../../build/release/bin/orlopd ../../build/release/bin/orlop $(VENV)/bin/
+	@touch $@
+
+ifeq ($(PRESET),release)
+configure: packages $(VENV)/.ready ## packages, virtual environment, CMake
+	@cmake --preset $(PRESET) -DORLOP_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python > /dev/null
+else
+configure: packages
+	@cmake --preset $(PRESET) > /dev/null
+endif
+
+build: configure ## build everything of one preset
+	@ninja -C $(BUILD) -j $(JOBS)
+
+ifeq ($(PRESET),release)
+test: test-cpp test-python ## every test; with PRESET=asan or tsan: the C++ tests under sanitizers
+else
+test: test-cpp
+endif
+
+test-cpp: build ## the C++ tests, the simulator last
+	ctest --preset $(PRESET) -j $(JOBS) -E '^Simulator\.'
+	ctest --preset $(PRESET) -V -R '^Simulator\.'
+
+test-python: build ## the Python and whole-system tests
+	ORLOP_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(VENV)/bin/python -m pytest
+
+demo: build ## train a small GPT through two servers and two workers, beside plain torch
+	$(VENV)/bin/python -m demo.run
+
+install: build ## install orlopd, orlop and the C++ client (PREFIX=/usr/local)
+	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
+
+uninstall: ## remove what `make install` put down
+	cmake --build $(BUILD) --target uninstall
+
+format: ## clang-format every C++ file
+	@tools/setup.sh tools/packages-lint.txt
+	clang-format -i $$(git ls-files '*.h' '*.cc')
+
+lint: packages ## clang-tidy, and clang's thread-safety analysis (FILES=... for some files)
+	@tools/setup.sh tools/packages-lint.txt
+	@cmake --preset lint > /dev/null
+	@ninja -C build/lint orlop_generated
+	@echo $(FILES) | xargs -P $(JOBS) -n 4 clang-tidy -p build/lint --quiet
+
+clean: ## remove build directories and the virtual environment
+	rm -rf build $(VENV)

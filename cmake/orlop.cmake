@@ -1,0 +1,100 @@
+# How a folder becomes targets. See CMakeLists.txt for the graph itself.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
+set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
+# Bit equality between machines: no contraction, no fast-math, anywhere (ARCHITECTURE.md, arithmetic).
+add_compile_definitions(ORLOP_VERSION="${PROJECT_VERSION}")
+add_compile_options(-Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -ffp-contract=off)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  add_compile_options(-Wthread-safety -Werror=thread-safety)
+endif()
+if(ORLOP_SANITIZE)
+  add_compile_options(-fsanitize=${ORLOP_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  add_link_options(-fsanitize=${ORLOP_SANITIZE})
+endif()
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${CCACHE})
+  add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
+endif()
+
+# The folder of a library: its own name, but for server/step.
+function(orlop_folder name out)
+  if(name STREQUAL "step")
+    set(${out} server/step PARENT_SCOPE)
+  else()
+    set(${out} ${name} PARENT_SCOPE)
+  endif()
+endfunction()
+
+function(orlop_generate_proto target)
+  file(GLOB protos CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/proto/orlop/v1/*.proto)
+  find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
+  set(out ${PROJECT_BINARY_DIR}/generated)
+  file(MAKE_DIRECTORY ${out})
+  foreach(proto ${protos})
+    get_filename_component(stem ${proto} NAME_WE)
+    set(base ${out}/orlop/v1/${stem})
+    add_custom_command(
+      OUTPUT ${base}.pb.cc ${base}.pb.h ${base}.grpc.pb.cc ${base}.grpc.pb.h
+      COMMAND protobuf::protoc -I ${PROJECT_SOURCE_DIR}/proto --cpp_out=${out} --grpc_out=${out}
+              --plugin=protoc-gen-grpc=${GRPC_CPP_PLUGIN} ${proto}
+      DEPENDS ${protos} VERBATIM)
+    target_sources(${target} PRIVATE ${base}.pb.cc ${base}.grpc.pb.cc)
+    list(APPEND generated ${base}.pb.h ${base}.grpc.pb.h)
+    set_source_files_properties(${base}.pb.cc ${base}.grpc.pb.cc PROPERTIES
+      SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS -w)
+  endforeach()
+  add_custom_target(orlop_generated DEPENDS ${generated})   # what lint needs to have been built
+  target_include_directories(${target} SYSTEM PUBLIC $<BUILD_INTERFACE:${out}>)
+endfunction()
+
+# orlop_library(<name> <dependency>...): every .cc of the folder except tests and main.cc.
+function(orlop_library name)
+  orlop_folder(${name} folder)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cc)
+  list(FILTER sources EXCLUDE REGEX "(_test|/main)\\.cc$")
+  add_library(orlop_${name} STATIC ${sources})
+  set_target_properties(orlop_${name} PROPERTIES LINKER_LANGUAGE CXX EXPORT_NAME ${name})
+  target_include_directories(orlop_${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                                                  $<INSTALL_INTERFACE:include/orlop>)
+  target_link_libraries(orlop_${name} PUBLIC ${ARGN} Threads::Threads)
+  if(name STREQUAL "proto")
+    orlop_generate_proto(orlop_${name})
+  elseif(name MATCHES "^(server|client|cli|bench)$")
+    target_precompile_headers(orlop_${name} PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
+  endif()
+endfunction()
+
+# orlop_binary(<name> <folder>/main <dependency>...)
+function(orlop_binary name main)
+  add_executable(${name} ${main}.cc)
+  target_link_libraries(${name} PRIVATE ${ARGN})
+endfunction()
+
+# orlop_test(<name> <dependency>...): one executable <name>_test with every *_test.cc of the folder.
+function(orlop_test name)
+  orlop_folder(${name} folder)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*_test.cc)
+  if(name STREQUAL "tests")   # helpers that only tests use
+    file(GLOB helpers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*.cc)
+    list(FILTER helpers EXCLUDE REGEX "(_main)\\.cc$")
+    list(APPEND sources ${helpers})
+    list(REMOVE_DUPLICATES sources)
+  endif()
+  add_executable(${name}_test ${sources})
+  target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_definitions(${name}_test PRIVATE ORLOP_BIN_DIR="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
+  target_link_libraries(${name}_test PRIVATE ${ARGN} GTest::gmock GTest::gtest_main)
+  if(name MATCHES "^(server|client|tests)$")
+    target_precompile_headers(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
+  endif()
+  include(GoogleTest)
+  gtest_discover_tests(${name}_test DISCOVERY_MODE PRE_TEST PROPERTIES LABELS ${name} TIMEOUT 600)
+endfunction()

@@ -1,0 +1,10 @@
+# Removes what the last cmake --install of this build directory put down.
+set(manifest ${CMAKE_BINARY_DIR}/install_manifest.txt)
+if(NOT EXISTS ${manifest})
+  message(FATAL_ERROR "nothing to uninstall: ${manifest} does not exist")
+endif()
+file(STRINGS ${manifest} files)
+foreach(file ${files})
+  message(STATUS "removing $ENV{DESTDIR}${file}")
+  file(REMOVE "$ENV{DESTDIR}${file}")
+endforeach()
