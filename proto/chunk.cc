@@ -1,0 +1,136 @@
+#include "proto/chunk.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include "proto/limits.h"
+
+namespace orlop {
+namespace {
+
+using google::protobuf::io::CodedInputStream;
+using google::protobuf::io::CodedOutputStream;
+
+constexpr uint8_t kPayloadTag = 15 << 3 | 2;
+constexpr size_t kMaxHeaderBytes = 64 << 10;
+
+// Where the payload's bytes start in a message whose first slice holds at least the header, or 0 if
+// they cannot be found there.
+struct PayloadPosition {
+  size_t header_bytes = 0;
+  size_t payload_offset = 0;
+  size_t payload_bytes = 0;
+};
+
+// Walks the top-level fields of the header until the payload's tag.
+bool FindPayload(const uint8_t* bytes, size_t size, PayloadPosition* position) {
+  CodedInputStream in(bytes, static_cast<int>(size));
+  while (true) {
+    const int before = in.CurrentPosition();
+    const uint32_t tag = in.ReadTag();
+    if (tag == 0) return false;
+    if (tag == kPayloadTag) {
+      uint32_t payload_bytes = 0;
+      if (!in.ReadVarint32(&payload_bytes)) return false;
+      *position = {static_cast<size_t>(before), static_cast<size_t>(in.CurrentPosition()),
+                   payload_bytes};
+      return true;
+    }
+    uint64_t skipped = 0;
+    uint32_t length = 0, word = 0;
+    switch (tag & 7) {
+      case 0:
+        if (!in.ReadVarint64(&skipped)) return false;
+        break;
+      case 1:
+        if (!in.ReadLittleEndian64(&skipped)) return false;
+        break;
+      case 2:
+        if (!in.ReadVarint32(&length) || !in.Skip(static_cast<int>(length))) return false;
+        break;
+      case 5:
+        if (!in.ReadLittleEndian32(&word)) return false;
+        break;
+      default:
+        return false;
+    }
+  }
+}
+
+// Gathers the first bytes of a message, enough for any header, when its first slice is short.
+std::string Prefix(const std::vector<grpc::Slice>& slices, size_t limit) {
+  std::string prefix;
+  for (const grpc::Slice& slice : slices) {
+    if (prefix.size() >= limit) break;
+    prefix.append(reinterpret_cast<const char*>(slice.begin()),
+                  std::min(slice.size(), limit - prefix.size()));
+  }
+  return prefix;
+}
+
+// The parts of `slices` from `offset` on, without copying.
+std::vector<grpc::Slice> Tail(const std::vector<grpc::Slice>& slices, size_t offset) {
+  std::vector<grpc::Slice> tail;
+  for (const grpc::Slice& slice : slices) {
+    if (offset >= slice.size()) {
+      offset -= slice.size();
+    } else {
+      tail.push_back(offset == 0 ? slice : slice.sub(offset, slice.size()));
+      offset = 0;
+    }
+  }
+  return tail;
+}
+
+// Any legal order of fields, no payload, or garbage: through the generated parser.
+absl::StatusOr<DecodedChunk> DecodeByCopy(const std::vector<grpc::Slice>& slices, size_t size) {
+  DecodedChunk chunk;
+  if (!chunk.header.ParseFromString(Prefix(slices, size)))
+    return absl::InvalidArgumentError("message is not an orlop.v1.Chunk");
+  std::unique_ptr<std::string> payload(chunk.header.release_payload());
+  if (payload != nullptr && !payload->empty()) chunk.payload.emplace_back(*payload);
+  chunk.payload_bytes = payload == nullptr ? 0 : payload->size();
+  return chunk;
+}
+
+}  // namespace
+
+grpc::ByteBuffer EncodeChunk(const v1::Chunk& header, const grpc::Slice& payload) {
+  const size_t header_bytes = header.ByteSizeLong();
+  std::string prefix(header_bytes + 6, '\0');
+  uint8_t* end = header.SerializeWithCachedSizesToArray(reinterpret_cast<uint8_t*>(prefix.data()));
+  if (payload.size() > 0) {
+    *end++ = kPayloadTag;
+    end = CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(payload.size()), end);
+  }
+  prefix.resize(end - reinterpret_cast<uint8_t*>(prefix.data()));
+  const grpc::Slice slices[] = {grpc::Slice(prefix), payload};
+  return grpc::ByteBuffer(slices, payload.size() > 0 ? 2 : 1);
+}
+
+absl::StatusOr<DecodedChunk> DecodeChunk(const grpc::ByteBuffer& message) {
+  const size_t size = message.Length();
+  std::vector<grpc::Slice> slices;
+  if (!message.Dump(&slices).ok()) return absl::InvalidArgumentError("message cannot be read");
+  if (size > kMaxMessageBytes)
+    return absl::InvalidArgumentError("message is longer than the limit of a Chunk");
+  PayloadPosition position;
+  const bool first_is_enough =
+      !slices.empty() && FindPayload(slices[0].begin(), slices[0].size(), &position);
+  std::string prefix;
+  const uint8_t* bytes = first_is_enough ? slices[0].begin() : nullptr;
+  if (!first_is_enough) {
+    prefix = Prefix(slices, kMaxHeaderBytes);
+    bytes = reinterpret_cast<const uint8_t*>(prefix.data());
+    if (!FindPayload(bytes, prefix.size(), &position)) return DecodeByCopy(slices, size);
+  }
+  if (position.payload_offset + position.payload_bytes != size) return DecodeByCopy(slices, size);
+  DecodedChunk chunk;
+  if (!chunk.header.ParseFromArray(bytes, static_cast<int>(position.header_bytes)))
+    return absl::InvalidArgumentError("message is not an orlop.v1.Chunk");
+  chunk.payload = Tail(slices, position.payload_offset);
+  chunk.payload_bytes = position.payload_bytes;
+  return chunk;
+}
+
+}  // namespace orlop

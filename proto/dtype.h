@@ -1,0 +1,42 @@
+// Element types of the wire: sizes and names.
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "orlop/v1/types.pb.h"
+
+namespace orlop {
+
+// Bytes of one element; 0 for UNSPECIFIED and unknown values.
+constexpr size_t ElementBytes(v1::DType dtype) {
+  switch (dtype) {
+    case v1::DTYPE_F64:
+    case v1::DTYPE_I64:
+      return 8;
+    case v1::DTYPE_F32:
+    case v1::DTYPE_I32:
+      return 4;
+    case v1::DTYPE_BF16:
+    case v1::DTYPE_F16:
+    case v1::DTYPE_I16:
+      return 2;
+    case v1::DTYPE_U8:
+    case v1::DTYPE_I8:
+    case v1::DTYPE_BOOL:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+// What a parameter, its gradient or its exported state may be on the wire.
+constexpr bool IsFloat(v1::DType dtype) {
+  return dtype == v1::DTYPE_F32 || dtype == v1::DTYPE_BF16 || dtype == v1::DTYPE_F16;
+}
+
+// "float32", "bfloat16", ... as torch names them; "unspecified" otherwise.
+std::string_view DTypeName(v1::DType dtype);
+
+}  // namespace orlop

@@ -1,0 +1,80 @@
+// The one lock of Orlop: std::mutex with clang's thread-safety annotations (the thread sanitizer
+// cannot see into a packaged, uninstrumented absl::Mutex).
+// https://clang.llvm.org/docs/ThreadSafetyAnalysis.html
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+#include "absl/base/thread_annotations.h"  // ABSL_ and, in this release of absl, the short names too
+
+#if defined(__clang__)
+#define ORLOP_ANNOTATION(x) __attribute__((x))
+#else
+#define ORLOP_ANNOTATION(x)
+#endif
+
+#ifndef GUARDED_BY
+#define GUARDED_BY(x) ABSL_GUARDED_BY(x)
+#define PT_GUARDED_BY(x) ABSL_PT_GUARDED_BY(x)
+#define NO_THREAD_SAFETY_ANALYSIS ABSL_NO_THREAD_SAFETY_ANALYSIS
+#endif
+#define CAPABILITY(x) ORLOP_ANNOTATION(capability(x))
+#define SCOPED_CAPABILITY ORLOP_ANNOTATION(scoped_lockable)
+#define REQUIRES(...) ORLOP_ANNOTATION(requires_capability(__VA_ARGS__))
+#define EXCLUDES(...) ORLOP_ANNOTATION(locks_excluded(__VA_ARGS__))
+#define ACQUIRE(...) ORLOP_ANNOTATION(acquire_capability(__VA_ARGS__))
+#define RELEASE(...) ORLOP_ANNOTATION(release_capability(__VA_ARGS__))
+
+namespace orlop {
+
+class CAPABILITY("mutex") Mutex {
+ public:
+  void Lock() ACQUIRE() { mutex_.lock(); }
+  void Unlock() RELEASE() { mutex_.unlock(); }
+
+ private:
+  friend class CondVar;
+  std::mutex mutex_;
+};
+
+class SCOPED_CAPABILITY MutexLock {
+ public:
+  explicit MutexLock(Mutex* mutex) ACQUIRE(mutex) : mutex_(mutex) { mutex_->Lock(); }
+  ~MutexLock() RELEASE() { mutex_->Unlock(); }
+  MutexLock(const MutexLock&) = delete;
+  MutexLock& operator=(const MutexLock&) = delete;
+
+ private:
+  Mutex* mutex_;
+};
+
+// Waits with the mutex held by a MutexLock; the mutex is held again on return. Spurious wake-ups
+// happen: wait in a loop.
+class CondVar {
+ public:
+  void Wait(Mutex* mutex) REQUIRES(mutex) {
+    std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
+    condition_.wait(lock);
+    lock.release();
+  }
+  // Returns false when the deadline has passed.
+  bool WaitUntil(Mutex* mutex, std::chrono::steady_clock::time_point deadline) REQUIRES(mutex) {
+    std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
+    // wait_until on the system clock's twin: pthread_cond_clockwait is unknown to older thread
+    // sanitizers.
+    const auto left = deadline - std::chrono::steady_clock::now();
+    const bool in_time = condition_.wait_until(lock, std::chrono::system_clock::now() + left) ==
+                         std::cv_status::no_timeout;
+    lock.release();
+    return in_time;
+  }
+  void Signal() { condition_.notify_one(); }
+  void SignalAll() { condition_.notify_all(); }
+
+ private:
+  std::condition_variable condition_;
+};
+
+}  // namespace orlop

@@ -1,0 +1,60 @@
+#include "proto/status.h"
+
+#include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
+
+namespace orlop {
+namespace {
+
+constexpr char kDetailUrl[] = "orlop.v1.ErrorDetail";
+
+}  // namespace
+
+absl::Status MakeError(absl::StatusCode code, std::string_view message,
+                       const v1::ErrorDetail& detail) {
+  absl::Status status(code, absl::string_view(message.data(), message.size()));
+  status.SetPayload(kDetailUrl, absl::Cord(detail.SerializeAsString()));
+  return status;
+}
+
+absl::Status MakeError(absl::StatusCode code, std::string_view message,
+                       v1::ErrorDetail::Reason reason) {
+  v1::ErrorDetail detail;
+  detail.set_reason(reason);
+  return MakeError(code, message, detail);
+}
+
+v1::ErrorDetail DetailOf(const absl::Status& status) {
+  v1::ErrorDetail detail;
+  if (auto payload = status.GetPayload(kDetailUrl)) detail.ParseFromString(std::string(*payload));
+  return detail;
+}
+
+absl::Status Annotated(const absl::Status& status, std::string_view context,
+                       const v1::ErrorDetail& more) {
+  if (status.ok()) return status;
+  v1::ErrorDetail detail = DetailOf(status);
+  detail.MergeFrom(more);
+  return MakeError(
+      status.code(),
+      absl::StrCat(absl::string_view(context.data(), context.size()), ": ", status.message()),
+      detail);
+}
+
+// The codes of absl and gRPC are the same numbers (google.rpc.Code); tested.
+grpc::Status ToGrpc(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
+                      DetailOf(status).SerializeAsString());
+}
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  v1::ErrorDetail detail;
+  detail.ParseFromString(status.error_details());  // a proxy's foreign detail parses to nothing
+                                                   // useful: code and text stay
+  return MakeError(static_cast<absl::StatusCode>(status.error_code()), status.error_message(),
+                   detail);
+}
+
+}  // namespace orlop
