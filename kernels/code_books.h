@@ -1,0 +1,161 @@
+// The dynamic-map code books as constants, computed by the compiler from their closed form.
+//
+// Both books count their magnitudes with one number k, so that float(k) holds the decade in its
+// exponent and the place within the decade in its mantissa:
+//
+//   k = n + j,  n = 2^decade (signed) or 2^(decade + 1) (unsigned),  j = 0..n - 1
+//   value(k) = (0.1 + 0.9 (j + 0.5) / n) * 10^(decade - 6)
+//            = (18 k + 9 - 16 n) / (20 n * 10^(6 - decade))
+//
+// Numerator and denominator are integers that fp32 holds exactly (the denominator is 2^p * 5^q with
+// 5^q < 2^24), so one IEEE division gives the fp32 nearest to the closed form.
+//
+//   signed    code = 127 + k or 127 - k; k = 0 is zero; k = 128 is 1.0 and has no negative twin
+//   unsigned  code = k - 1;              k = 1 is zero; k = 256 is 1.0
+//
+// In both books an even code means an odd k.
+#pragma once
+#include <array>
+#include <bit>
+#include <cstdint>
+
+namespace orlop::kernels {
+
+inline constexpr int kDecades = 7;
+inline constexpr uint8_t kSignedZeroCode = 127;
+inline constexpr uint8_t kUnsignedZeroCode = 0;
+
+namespace code_book_internal {
+
+// n of a decade 0..6: how many magnitudes it has, and its first k.
+constexpr int DecadeSize(bool is_signed, int decade) {
+  return is_signed ? 1 << decade : 2 << decade;
+}
+
+constexpr float Denominator(bool is_signed, int decade) {
+  int64_t denominator = 20 * DecadeSize(is_signed, decade);
+  for (int i = decade; i < 6; ++i) denominator *= 10;
+  return static_cast<float>(denominator);
+}
+
+// What is added to 18 k to give the numerator.
+constexpr float Offset(bool is_signed, int decade) {
+  return static_cast<float>(9 - 16 * DecadeSize(is_signed, decade));
+}
+
+constexpr float Magnitude(bool is_signed, int decade, int k) {
+  return (18.0f * static_cast<float>(k) + Offset(is_signed, decade)) /
+         Denominator(is_signed, decade);
+}
+
+constexpr std::array<float, 256> MakeCodeBook(bool is_signed) {
+  std::array<float, 256> book{};  // leaves the zero code at 0
+  book[255] = 1;
+  for (int decade = 0; decade < kDecades; ++decade) {
+    const int n = DecadeSize(is_signed, decade);
+    for (int k = n; k < 2 * n; ++k) {
+      const float value = Magnitude(is_signed, decade, k);
+      book[is_signed ? kSignedZeroCode + k : k - 1] = value;
+      if (is_signed) book[kSignedZeroCode - k] = -value;
+    }
+  }
+  return book;
+}
+
+// Smallest positive fp32 that is coded as `upper_code` rather than the code below it: their exact
+// middle, if it is an fp32 and the tie goes up, else the next fp32 above the middle.
+constexpr float LowerBound(const std::array<float, 256>& book, int upper_code) {
+  const double middle = (static_cast<double>(book[upper_code - 1]) + book[upper_code]) / 2;
+  const float nearest = static_cast<float>(middle);
+  const bool tie_goes_up = upper_code % 2 == 0;
+  if (nearest > middle || (nearest == middle && tie_goes_up)) return nearest;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(nearest) + 1);
+}
+
+// lower_bound[d] for d = 0..6 begins decade d (below 0: zero); lower_bound[7] begins 1.0.
+constexpr std::array<float, 8> MakeLowerBounds(bool is_signed) {
+  const std::array<float, 256> book = MakeCodeBook(is_signed);
+  std::array<float, 8> bounds{};
+  for (int decade = 0; decade < kDecades; ++decade) {
+    const int n = DecadeSize(is_signed, decade);
+    bounds[decade] = LowerBound(book, is_signed ? kSignedZeroCode + n : n - 1);
+  }
+  bounds[7] = LowerBound(book, 255);
+  return bounds;
+}
+
+// Small tables for vector decoding, indexed by the low three bits of float(k)'s exponent field, and
+// repeated so that 16 lanes can be loaded.
+struct SlotTables {
+  alignas(64) std::array<float, 16> denominator{};
+  alignas(64) std::array<float, 16> reciprocal{};
+  alignas(64) std::array<float, 16> offset{};
+};
+
+constexpr int Slot(int k) {
+  return static_cast<int>(std::bit_cast<uint32_t>(static_cast<float>(k)) >> 23) & 7;
+}
+
+constexpr void SetSlot(SlotTables& tables, int slot, float offset, float denominator) {
+  for (int i = slot; i < 16; i += 8) {
+    tables.offset[i] = offset;
+    tables.denominator[i] = denominator;
+    tables.reciprocal[i] = 1 / denominator;
+  }
+}
+
+// The seven decades take seven slots. The eighth makes 1.0 (and, unsigned, zero, as k = 1 and 256
+// share a slot): 18 * 128 / 2304 = 1; 18 * 1 - 18 = 0 and (18 * 256 - 18) / 4590 = 1.
+constexpr SlotTables MakeSlotTables(bool is_signed) {
+  SlotTables tables;
+  for (int decade = 0; decade < kDecades; ++decade) {
+    SetSlot(tables, Slot(DecadeSize(is_signed, decade)), Offset(is_signed, decade),
+            Denominator(is_signed, decade));
+  }
+  if (is_signed) {
+    SetSlot(tables, Slot(128), 0, 2304);
+  } else {
+    SetSlot(tables, Slot(256), -18, 4590);
+  }
+  return tables;
+}
+
+// Small tables for vector encoding, indexed by decade 0..6, and 7 for 1.0; repeated for 16 lanes.
+// Within a decade k is magnitude * scale + bias, rounded, from first to 2 first - 1.
+struct DecadeTables {
+  alignas(64) std::array<float, 16> lower_bound{};  // entry 0 is 0: there is no decade below
+  alignas(64) std::array<float, 16> scale{};
+  alignas(64) std::array<float, 16> bias{};
+  alignas(64) std::array<float, 16> first{};
+};
+
+constexpr DecadeTables MakeDecadeTables(bool is_signed) {
+  const std::array<float, 8> lower_bounds = MakeLowerBounds(is_signed);
+  DecadeTables tables;
+  for (int i = 0; i < 16; ++i) {
+    const int decade = i % 8;
+    const bool is_one = decade == kDecades;
+    tables.first[i] = static_cast<float>(DecadeSize(is_signed, decade));
+    tables.lower_bound[i] = decade == 0 ? 0 : lower_bounds[decade];
+    tables.scale[i] = is_one ? 0 : static_cast<float>(Denominator(is_signed, decade) / 18.0);
+    tables.bias[i] =
+        is_one ? tables.first[i] : static_cast<float>(-Offset(is_signed, decade) / 18.0);
+  }
+  return tables;
+}
+
+inline constexpr SlotTables kSignedSlots = MakeSlotTables(true);
+inline constexpr SlotTables kUnsignedSlots = MakeSlotTables(false);
+inline constexpr DecadeTables kSignedDecades = MakeDecadeTables(true);
+inline constexpr DecadeTables kUnsignedDecades = MakeDecadeTables(false);
+// Magnitudes below are nearest to zero.
+inline constexpr float kSignedSmallest = MakeLowerBounds(true)[0];
+inline constexpr float kUnsignedSmallest = MakeLowerBounds(false)[0];
+
+}  // namespace code_book_internal
+
+// Ascending. Signed: 0 at code 127. Unsigned: 0 at code 0. Both end in 1.0 at code 255.
+inline constexpr std::array<float, 256> kSignedCodeBook = code_book_internal::MakeCodeBook(true);
+inline constexpr std::array<float, 256> kUnsignedCodeBook = code_book_internal::MakeCodeBook(false);
+
+}  // namespace orlop::kernels

@@ -1,0 +1,8 @@
+// Which instruction sets Highway compiles the kernels for. Included before any Highway header.
+//
+// Every product-and-sum of the arithmetic is one fused multiply-add, so x86 before AVX2 has no
+// vector version: it runs the scalar reference. SVE machines run the NEON version, since reduce.cc
+// keeps its sixteen lanes in an array of vectors, whose length the compiler must know.
+#pragma once
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)

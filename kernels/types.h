@@ -1,0 +1,49 @@
+// Words shared by every kernel: bit patterns, element types and the one arithmetic they all follow.
+//
+// The arithmetic (kArithmeticVersion) gives the same bits from every instruction set. Its rules:
+//   - A product that is added to something is always one fused multiply-add, written out; no other
+//     contraction happens (-ffp-contract=off). Instruction sets without fused multiply-add run the
+//     scalar reference, which uses std::fma.
+//   - Division and square root are IEEE, correctly rounded; no reciprocal estimates.
+//   - Sums run in a stated order; a maximum needs none.
+//   - Every NaN a kernel writes is the canonical one: 0x7FC00000, 0x7FC0 (bf16), 0x7E00 (fp16).
+//   - Threads that call kernels keep the default floating-point environment: round to nearest,
+//     subnormals kept (no flush-to-zero).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace orlop::kernels {
+
+// Raised whenever an output bit of any kernel may change. Stored in decisions and snapshots.
+inline constexpr uint32_t kArithmeticVersion = 1;
+
+// Consecutive elements of a flattened tensor that share one absmax and one partial sum.
+inline constexpr size_t kQuantBlock = 256;
+
+// Blocks that cover `count` elements; the last one may be short.
+inline constexpr size_t BlockCount(size_t count) {
+  return count / kQuantBlock + (count % kQuantBlock != 0);
+}
+
+// Element type of gradients and of weights as workers see them.
+enum class DType : uint8_t { kF32, kBF16, kF16 };
+
+inline constexpr size_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+
+// `count` elements of `dtype`, contiguous, in host byte order, at any alignment: a payload may be
+// read where it arrived. Not owned.
+struct TypedSpan {
+  DType dtype = DType::kF32;
+  const void* data = nullptr;
+  size_t count = 0;
+};
+
+// Elements begin .. begin + count of `span`, or as many of them as there are. begin <= span.count.
+inline TypedSpan Slice(TypedSpan span, size_t begin, size_t count) {
+  const size_t left = span.count - begin;
+  return {span.dtype, static_cast<const char*>(span.data) + begin * SizeOf(span.dtype),
+          count < left ? count : left};
+}
+
+}  // namespace orlop::kernels
