@@ -1,0 +1,87 @@
+// A store for tests that fails when told: no space, I/O errors, flipped bytes.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "proto/mutex.h"
+#include "storage/store.h"
+
+namespace orlop::storage {
+
+class FaultyStore : public Store {
+ public:
+  explicit FaultyStore(std::unique_ptr<Store> real) : real_(std::move(real)) {}
+
+  // The next writes (bulk, sync, commit) beyond `count` fail with `status`.
+  void FailWritesAfter(int count, absl::Status status) {
+    MutexLock lock(&mutex_);
+    writes_left_ = count;
+    failure_ = std::move(status);
+  }
+  void Heal() {
+    MutexLock lock(&mutex_);
+    writes_left_ = -1;
+  }
+  // Every later read of a bulk value whose key contains `part` has one bit flipped, or fails; an
+  // empty part ends that.
+  void FlipReadsOf(std::string part) {
+    MutexLock lock(&mutex_);
+    flipped_ = std::move(part);
+  }
+  void FailReadsOf(std::string part) {
+    MutexLock lock(&mutex_);
+    unreadable_ = std::move(part);
+  }
+
+  absl::Status WriteBulk(const std::string& key, absl::Span<const uint8_t> bytes) override {
+    absl::Status status = BeforeWrite();
+    return status.ok() ? real_->WriteBulk(key, bytes) : status;
+  }
+  absl::Status ReadBulk(const std::string& key, absl::Span<uint8_t> out) const override {
+    MutexLock lock(&mutex_);
+    if (Matches(unreadable_, key))
+      return absl::DataLossError("read '" + key + "': input/output error");
+    absl::Status status = real_->ReadBulk(key, out);
+    if (status.ok() && Matches(flipped_, key)) out[out.size() / 2] ^= 1;
+    return status;
+  }
+  absl::Status Sync() override {
+    absl::Status status = BeforeWrite();
+    return status.ok() ? real_->Sync() : status;
+  }
+  absl::Status Commit(const Batch& batch) override {
+    absl::Status status = BeforeWrite();
+    return status.ok() ? real_->Commit(batch) : status;
+  }
+  absl::StatusOr<std::string> Get(const std::string& key) const override { return real_->Get(key); }
+  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> Scan(
+      const std::string& prefix) const override {
+    return real_->Scan(prefix);
+  }
+  absl::StatusOr<std::vector<std::string>> ScanBulk(const std::string& prefix) const override {
+    return real_->ScanBulk(prefix);
+  }
+
+ private:
+  static bool Matches(const std::string& part, const std::string& key) {
+    return !part.empty() && key.find(part) != std::string::npos;
+  }
+  absl::Status BeforeWrite() {
+    MutexLock lock(&mutex_);
+    if (writes_left_ < 0) return absl::OkStatus();
+    if (writes_left_ == 0) return failure_;
+    --writes_left_;
+    return absl::OkStatus();
+  }
+
+  const std::unique_ptr<Store> real_;
+  mutable Mutex mutex_;
+  int writes_left_ GUARDED_BY(mutex_) = -1;  // -1: no failure planned
+  absl::Status failure_ GUARDED_BY(mutex_);
+  std::string flipped_ GUARDED_BY(mutex_), unreadable_ GUARDED_BY(mutex_);
+};
+
+}  // namespace orlop::storage

@@ -1,0 +1,240 @@
+// Store in RocksDB: small values in the default column family (write-ahead log, synced), bulk
+// values in a second one as blob files, in parts of 1 MiB so that no write buffer ever holds more
+// than a few. Bulk writes skip the log: Sync flushes them to synced files before anything names
+// them.
+#include <rocksdb/cache.h>
+#include <rocksdb/db.h>
+#include <rocksdb/env.h>
+#include <rocksdb/options.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_buffer_manager.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "storage/store.h"
+
+namespace orlop::storage {
+namespace {
+
+constexpr size_t kPartBytes = 1 << 20;
+constexpr uint64_t kLeastMemoryBytes = 8 << 20;
+constexpr char kBulkFamily[] = "bulk";
+
+// Errors go to stderr instead of RocksDB's own log file: its writer ends the process where that
+// meets a full disk.
+class ErrorLog : public rocksdb::Logger {
+ public:
+  ErrorLog() : rocksdb::Logger(rocksdb::InfoLogLevel::ERROR_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    char line[512];
+    std::vsnprintf(line, sizeof(line), format, arguments);
+    std::fprintf(stderr, "rocksdb: %s\n", line);
+  }
+};
+
+absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = absl::StrCat(what, ": ", status.ToString());
+  if (status.IsNotFound()) return absl::NotFoundError(message);
+  if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
+  if (status.IsIOError() && message.find("lock") != std::string::npos)
+    return absl::UnavailableError(message);
+  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
+  return absl::DataLossError(message);
+}
+
+// Parts sort behind their key and before any longer key: names hold no byte 0.
+std::string PartKey(const std::string& key, size_t part) {
+  return key + std::string(1, '\0') + absl::StrFormat("%08x", part);
+}
+
+class RocksDbStore : public Store {
+ public:
+  RocksDbStore(rocksdb::DB* db, rocksdb::ColumnFamilyHandle* values,
+               rocksdb::ColumnFamilyHandle* bulk, std::shared_ptr<rocksdb::Cache> cache)
+      : db_(db), values_(values), bulk_(bulk), cache_(std::move(cache)) {}
+  ~RocksDbStore() override {
+    db_->DestroyColumnFamilyHandle(values_);
+    db_->DestroyColumnFamilyHandle(bulk_);
+    db_->Close();
+  }
+
+  absl::Status WriteBulk(const std::string& key, absl::Span<const uint8_t> bytes) override {
+    std::string first;
+    const rocksdb::Status seen = db_->Get(rocksdb::ReadOptions(), bulk_, PartKey(key, 0), &first);
+    if (seen.ok()) return absl::AlreadyExistsError(absl::StrCat("bulk value '", key, "' exists"));
+    rocksdb::WriteOptions options;
+    options.disableWAL = true;
+    for (size_t part = 0; part == 0 || part * kPartBytes < bytes.size(); ++part) {
+      const absl::Span<const uint8_t> piece = bytes.subspan(part * kPartBytes, kPartBytes);
+      const rocksdb::Slice value(reinterpret_cast<const char*>(piece.data()), piece.size());
+      absl::Status status = FromRocksDb(db_->Put(options, bulk_, PartKey(key, part), value),
+                                        absl::StrCat("write '", key, "'"));
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadBulk(const std::string& key, absl::Span<uint8_t> out) const override {
+    rocksdb::PinnableSlice value;
+    for (size_t part = 0; part == 0 || part * kPartBytes < out.size(); ++part) {
+      value.Reset();
+      absl::Status status = FromRocksDb(db_->Get(Verified(), bulk_, PartKey(key, part), &value),
+                                        absl::StrCat("read '", key, "'"));
+      if (absl::IsNotFound(status) && part > 0) return absl::DataLossError(status.message());
+      if (!status.ok()) return status;
+      const absl::Span<uint8_t> piece = out.subspan(part * kPartBytes, kPartBytes);
+      if (value.size() != piece.size())
+        return WrongSize(key, part * kPartBytes + value.size(), out.size());
+      std::memcpy(piece.data(), value.data(), piece.size());
+    }
+    const size_t parts = std::max<size_t>(1, (out.size() + kPartBytes - 1) / kPartBytes);
+    if (db_->Get(Verified(), bulk_, PartKey(key, parts), &value).ok())
+      return WrongSize(key, out.size() + value.size(), out.size());
+    return absl::OkStatus();
+  }
+
+  absl::Status Sync() override {
+    return FromRocksDb(db_->Flush(rocksdb::FlushOptions(), bulk_), "sync of bulk values");
+  }
+
+  absl::Status Commit(const Batch& batch) override {
+    rocksdb::WriteBatch changes;
+    for (const auto& [key, value] : batch.put) changes.Put(values_, key, value);
+    for (const std::string& key : batch.erase) changes.Delete(values_, key);
+    for (const std::string& key : batch.erase_bulk)
+      changes.DeleteRange(bulk_, PartKey(key, 0), key + "\1");
+    rocksdb::WriteOptions options;
+    options.sync = true;
+    return FromRocksDb(db_->Write(options, &changes), "commit");
+  }
+
+  absl::StatusOr<std::string> Get(const std::string& key) const override {
+    std::string value;
+    absl::Status status =
+        FromRocksDb(db_->Get(Verified(), values_, key, &value), absl::StrCat("read '", key, "'"));
+    if (!status.ok()) return status;
+    return value;
+  }
+
+  absl::StatusOr<std::vector<std::pair<std::string, std::string>>> Scan(
+      const std::string& prefix) const override {
+    std::vector<std::pair<std::string, std::string>> found;
+    const std::unique_ptr<rocksdb::Iterator> i(db_->NewIterator(Verified(), values_));
+    for (i->Seek(prefix); i->Valid() && i->key().starts_with(prefix); i->Next())
+      found.emplace_back(i->key().ToString(), i->value().ToString());
+    absl::Status status = FromRocksDb(i->status(), absl::StrCat("scan '", prefix, "'"));
+    if (!status.ok()) return status;
+    return found;
+  }
+
+  absl::StatusOr<std::vector<std::string>> ScanBulk(const std::string& prefix) const override {
+    std::vector<std::string> found;
+    const std::unique_ptr<rocksdb::Iterator> i(db_->NewIterator(Verified(), bulk_));
+    for (i->Seek(prefix); i->Valid() && i->key().starts_with(prefix);) {
+      const std::string_view key(i->key().data(), i->key().size());
+      found.emplace_back(key.substr(0, key.find('\0')));
+      i->Seek(found.back() + "\1");
+    }
+    absl::Status status = FromRocksDb(i->status(), absl::StrCat("scan '", prefix, "'"));
+    if (!status.ok()) return status;
+    return found;
+  }
+
+  uint64_t MemoryBytes() const override {
+    uint64_t bytes = cache_->GetUsage();
+    for (const auto& property : {rocksdb::DB::Properties::kSizeAllMemTables,
+                                 rocksdb::DB::Properties::kEstimateTableReadersMem}) {
+      uint64_t all_families = 0;
+      if (db_->GetAggregatedIntProperty(property, &all_families)) bytes += all_families;
+    }
+    return bytes;
+  }
+
+ private:
+  static rocksdb::ReadOptions Verified() {
+    rocksdb::ReadOptions options;
+    options.verify_checksums = true;
+    options.fill_cache = false;  // cyclic access: a cache of bulk values hits nothing
+    return options;
+  }
+  static absl::Status WrongSize(const std::string& key, size_t actual, size_t expected) {
+    return absl::DataLossError(absl::StrCat("bulk value '", key, "' has at least ", actual,
+                                            " bytes; expected ", expected));
+  }
+
+  const std::unique_ptr<rocksdb::DB> db_;
+  rocksdb::ColumnFamilyHandle* const values_;
+  rocksdb::ColumnFamilyHandle* const bulk_;
+  const std::shared_ptr<rocksdb::Cache> cache_;
+};
+
+// Write buffers take half of the memory (a full one is written out while another fills), the block
+// cache the other half: it is returned.
+std::shared_ptr<rocksdb::Cache> BoundMemory(uint64_t memory_bytes, rocksdb::DBOptions* options,
+                                            rocksdb::ColumnFamilyOptions* family) {
+  const auto cache = rocksdb::NewLRUCache(memory_bytes / 2);
+  options->write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(
+      memory_bytes / 2, nullptr, /*allow_stall=*/true);
+  rocksdb::BlockBasedTableOptions table;
+  table.block_cache = cache;
+  table.cache_index_and_filter_blocks = true;
+  family->table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  family->write_buffer_size = memory_bytes / 8;
+  family->arena_block_size = 64 << 10;
+  family->max_write_buffer_number = 2;
+  return cache;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& directory,
+                                                        uint64_t memory_bytes) {
+  if (memory_bytes < kLeastMemoryBytes)
+    return absl::InvalidArgumentError(absl::StrCat("RocksDB memory of ", memory_bytes,
+                                                   " bytes; the least is ", kLeastMemoryBytes));
+  std::error_code unused;
+  std::filesystem::create_directories(
+      directory, unused);  // or RocksDB logs an error; where this fails, its own message is better
+  rocksdb::DBOptions options;
+  rocksdb::ColumnFamilyOptions values_options;
+  options.create_if_missing = true;
+  options.create_missing_column_families = true;
+  options.paranoid_checks = true;
+  options.use_fsync = true;
+  options.max_background_jobs = 2;
+  options.max_total_wal_size = 8 << 20;
+  options.info_log = std::make_shared<ErrorLog>();
+  options.max_open_files = 256;
+  const std::shared_ptr<rocksdb::Cache> cache =
+      BoundMemory(memory_bytes, &options, &values_options);
+  rocksdb::ColumnFamilyOptions bulk_options = values_options;
+  bulk_options.enable_blob_files = true;
+  bulk_options.min_blob_size = 4 << 10;
+  bulk_options.blob_file_size = 64 << 20;
+  // No collection of blobs: every Sync begins a new file, and what one file holds is erased
+  // together, so that whole files become free. Moving values that live on wrote twenty times what
+  // the caller did.
+  bulk_options.enable_blob_garbage_collection = false;
+  bulk_options.compression = rocksdb::kNoCompression;
+  values_options.compression = rocksdb::kNoCompression;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status status = rocksdb::DB::Open(
+      options, directory,
+      {{rocksdb::kDefaultColumnFamilyName, values_options}, {kBulkFamily, bulk_options}}, &handles,
+      &db);
+  if (!status.ok()) return FromRocksDb(status, absl::StrCat("open store in ", directory));
+  return std::unique_ptr<Store>(std::make_unique<RocksDbStore>(db, handles[0], handles[1], cache));
+}
+
+}  // namespace orlop::storage

@@ -1,0 +1,249 @@
+#include "storage/store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <string>
+#include <system_error>
+
+#include "storage/data_directory.h"
+
+namespace orlop::storage {
+namespace {
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "orlop_store_XXXXXX").string();
+    path_ = mkdtemp(pattern.data());
+  }
+  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+std::vector<uint8_t> Bytes(size_t size, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<uint8_t> bytes(size);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  return bytes;
+}
+
+// The contract of store.h, over every implementation.
+class StoreContract : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override { Open(); }
+  void Open() {
+    if (std::string(GetParam()) == "memory") {
+      store_ = NewMemoryStore();
+      return;
+    }
+    store_.reset();
+    auto opened = OpenRocksDbStore(directory_.path(), 16 << 20);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    store_ = *std::move(opened);
+  }
+  TemporaryDirectory directory_;
+  std::unique_ptr<Store> store_;
+};
+
+TEST_P(StoreContract, ReturnsBulkValuesAsWritten) {
+  for (const size_t size :
+       {size_t{1}, size_t{4095}, size_t{1 << 20}, size_t{(1 << 20) + 1}, size_t{5 << 20}}) {
+    const std::string key = "bulk/" + std::to_string(size);
+    const auto bytes = Bytes(size, size);
+    ASSERT_TRUE(store_->WriteBulk(key, bytes).ok());
+    EXPECT_TRUE(absl::IsAlreadyExists(store_->WriteBulk(key, bytes)));
+    std::vector<uint8_t> read(size);
+    ASSERT_TRUE(store_->ReadBulk(key, absl::MakeSpan(read)).ok());
+    EXPECT_EQ(read, bytes);
+  }
+  ASSERT_TRUE(store_->Sync().ok());
+}
+
+TEST_P(StoreContract, RefusesAnotherSize) {
+  ASSERT_TRUE(store_->WriteBulk("a", Bytes(2 << 20, 1)).ok());
+  for (const size_t size : {size_t{100}, size_t{1 << 20}, size_t{3 << 20}}) {
+    std::vector<uint8_t> read(size);
+    EXPECT_TRUE(absl::IsDataLoss(store_->ReadBulk("a", absl::MakeSpan(read)))) << size;
+  }
+  std::vector<uint8_t> read(1);
+  EXPECT_TRUE(absl::IsNotFound(store_->ReadBulk("b", absl::MakeSpan(read))));
+}
+
+TEST_P(StoreContract, CommitsTogetherAndScansInOrder) {
+  ASSERT_TRUE(store_->WriteBulk("x/1", Bytes(10, 1)).ok());
+  ASSERT_TRUE(store_->WriteBulk("x/10", Bytes(2 << 20, 2)).ok());
+  ASSERT_TRUE(store_->WriteBulk("y", Bytes(10, 3)).ok());
+  ASSERT_TRUE(store_->Commit({{{"k/2", "two"}, {"k/1", "one"}, {"l", "other"}}}).ok());
+  EXPECT_THAT(store_->Scan("k/").value(),
+              testing::ElementsAre(testing::Pair("k/1", "one"), testing::Pair("k/2", "two")));
+  EXPECT_THAT(store_->ScanBulk("x/").value(), testing::ElementsAre("x/1", "x/10"));
+  ASSERT_TRUE(store_->Commit({{{"k/1", "new"}}, {"k/2"}, {"x/1", "never written"}}).ok());
+  EXPECT_EQ(store_->Get("k/1").value(), "new");
+  EXPECT_TRUE(absl::IsNotFound(store_->Get("k/2").status()));
+  EXPECT_THAT(store_->ScanBulk("x/").value(), testing::ElementsAre("x/10"));
+  std::vector<uint8_t> read(10);
+  EXPECT_TRUE(absl::IsNotFound(store_->ReadBulk("x/1", absl::MakeSpan(read))));
+  EXPECT_TRUE(store_->ReadBulk("y", absl::MakeSpan(read)).ok());
+}
+
+TEST_P(StoreContract, WritesAKeyAgainAfterItsErasure) {
+  ASSERT_TRUE(store_->WriteBulk("a", Bytes(3 << 20, 1)).ok());
+  ASSERT_TRUE(store_->Commit({{}, {}, {"a"}}).ok());
+  const auto bytes = Bytes(1 << 20, 2);
+  ASSERT_TRUE(store_->WriteBulk("a", bytes).ok());
+  std::vector<uint8_t> read(1 << 20);
+  ASSERT_TRUE(store_->ReadBulk("a", absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read, bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, StoreContract, testing::Values("memory", "rocksdb"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(RocksDbStore, KeepsSyncedValuesWhenReopened) {
+  TemporaryDirectory directory;
+  const auto bytes = Bytes(9 << 20, 7);
+  {
+    auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+    ASSERT_TRUE(store->WriteBulk("a", bytes).ok());
+    ASSERT_TRUE(store->Sync().ok());
+    ASSERT_TRUE(store->Commit({{{"k", "v"}}}).ok());
+    EXPECT_TRUE(absl::IsUnavailable(OpenRocksDbStore(directory.path(), 16 << 20).status()));
+  }
+  auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+  std::vector<uint8_t> read(bytes.size());
+  ASSERT_TRUE(store->ReadBulk("a", absl::MakeSpan(read)).ok());
+  EXPECT_EQ(read, bytes);
+  EXPECT_EQ(store->Get("k").value(), "v");
+}
+
+TEST(RocksDbStore, TellsTheMemoryOfItsWriteBuffers) {
+  TemporaryDirectory directory;
+  auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+  const uint64_t before = store->MemoryBytes();
+  ASSERT_TRUE(store->WriteBulk("a", Bytes(1 << 20, 7)).ok());
+  EXPECT_GE(store->MemoryBytes(), before + (1 << 20));
+  EXPECT_LE(store->MemoryBytes(), 16 << 20);
+  ASSERT_TRUE(store->Sync().ok());
+  EXPECT_LT(store->MemoryBytes(), before + (1 << 20));
+}
+
+// The life of spilled values: each is written anew and synced once a step, then its old one is
+// erased; a flush stays through all of it.
+TEST(RocksDbStore, GivesBackTheSpaceOfErasedValues) {
+  TemporaryDirectory directory;
+  auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+  const auto bytes = Bytes(1 << 20, 7);
+  constexpr int kValues = 4, kSteps = 12;
+  auto key = [](int value, int step) { return std::to_string(value) + "/" + std::to_string(step); };
+  for (int i = 0; i < kValues; ++i)
+    ASSERT_TRUE(store->WriteBulk("flush" + std::to_string(i), bytes).ok());
+  uint64_t largest = 0;
+  for (int step = 0; step < kSteps; ++step)
+    for (int i = 0; i < kValues; ++i) {
+      ASSERT_TRUE(store->WriteBulk(key(i, step), bytes).ok());
+      ASSERT_TRUE(store->Sync().ok());
+      ASSERT_TRUE(store->Commit({{}, {}, {key(i, step - 1)}}).ok());
+      uint64_t used = 0;
+      for (const auto& entry : std::filesystem::recursive_directory_iterator(directory.path())) {
+        std::error_code gone;  // files come and go
+        const uint64_t size = entry.file_size(gone);
+        used += gone ? 0 : size;
+      }
+      largest = std::max(largest, used);
+    }
+  EXPECT_LE(largest, 2 * 2 * kValues * bytes.size())
+      << "of " << kSteps * kValues * bytes.size() << " written";
+}
+
+TEST(RocksDbStore, FindsAFlippedByteOnDisk) {
+  TemporaryDirectory directory;
+  const auto bytes = Bytes(1 << 20, 7);
+  {
+    auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+    ASSERT_TRUE(store->WriteBulk("a", bytes).ok());
+    ASSERT_TRUE(store->Sync().ok());
+  }
+  int flipped = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
+    if (entry.path().extension() != ".blob") continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(500'000);
+    const char byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(500'000);
+    file.put(byte);
+    ++flipped;
+  }
+  ASSERT_EQ(flipped, 1);
+  auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+  std::vector<uint8_t> read(bytes.size());
+  EXPECT_TRUE(absl::IsDataLoss(store->ReadBulk("a", absl::MakeSpan(read))));
+}
+
+TEST(DataDirectory, IsOfOneServerAndOneProcess) {
+  TemporaryDirectory root;
+  const std::string path = root.path() + "/data";
+  {
+    auto directory = DataDirectory::Open({path, "alpha"});
+    ASSERT_TRUE(directory.ok()) << directory.status();
+    EXPECT_TRUE((*directory)->was_clean());
+    EXPECT_EQ((*directory)->incarnation(), 1u);
+    EXPECT_GT((*directory)->FreeBytes().value(), 0u);
+    const absl::Status second = DataDirectory::Open({path, "alpha"}).status();
+    EXPECT_TRUE(absl::IsUnavailable(second));
+    EXPECT_THAT(
+        std::string(second.message()),
+        testing::AllOf(testing::HasSubstr(path), testing::HasSubstr(std::to_string(getpid()))));
+  }
+  const absl::Status other = DataDirectory::Open({path, "beta"}).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(other));
+  EXPECT_THAT(std::string(other.message()),
+              testing::AllOf(testing::HasSubstr("'alpha'"), testing::HasSubstr("'beta'")));
+}
+
+TEST(DataDirectory, TellsACleanStopFromAKill) {
+  TemporaryDirectory root;
+  DataDirectory::Open({root.path(), "alpha"}).value().reset();  // no marker: as killed
+  auto killed = DataDirectory::Open({root.path(), "alpha"}).value();
+  EXPECT_FALSE(killed->was_clean());
+  EXPECT_EQ(killed->incarnation(), 2u);
+  ASSERT_TRUE(killed->MarkClean().ok());
+  killed.reset();
+  EXPECT_TRUE(DataDirectory::Open({root.path(), "alpha"}).value()->was_clean());
+  EXPECT_FALSE(DataDirectory::Open({root.path(), "alpha"}).value()->was_clean());
+}
+
+TEST(DataDirectory, KeepsEpochsAndValues) {
+  TemporaryDirectory root;
+  {
+    auto directory = DataDirectory::Open({root.path(), "alpha"}).value();
+    EXPECT_EQ(directory->Epoch("job").value(), 0u);
+    ASSERT_TRUE(directory->PersistEpoch("job", 7).ok());
+    EXPECT_TRUE(absl::IsFailedPrecondition(directory->PersistEpoch("job", 6)));
+    ASSERT_TRUE(directory->PutValue("record", "bytes").ok());
+  }
+  auto directory = DataDirectory::Open({root.path(), "alpha"}).value();
+  EXPECT_EQ(directory->Epoch("job").value(), 7u);
+  EXPECT_EQ(directory->GetValue("record").value(), "bytes");
+  ASSERT_TRUE(directory->EraseValue("record").ok());
+  EXPECT_TRUE(absl::IsNotFound(directory->GetValue("record").status()));
+}
+
+TEST(DataDirectory, RefusesAFolderOfSomethingElse) {
+  TemporaryDirectory root;
+  std::ofstream(root.path() + "/notes.txt") << "mine";
+  const absl::Status status = DataDirectory::Open({root.path(), "alpha"}).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("notes.txt"));
+}
+
+}  // namespace
+}  // namespace orlop::storage
