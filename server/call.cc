@@ -1,0 +1,65 @@
+#include "server/call.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace orlop::server {
+namespace {
+
+v1::ErrorDetail::Reason ReasonOf(const absl::Status& status, const step::Position& position) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return v1::ErrorDetail::BAD_REQUEST;
+    case absl::StatusCode::kNotFound:
+      return v1::ErrorDetail::NOT_OWNER;
+    case absl::StatusCode::kAlreadyExists:
+      return v1::ErrorDetail::CONFLICT;
+    case absl::StatusCode::kAborted:
+      return v1::ErrorDetail::STALE_ATTEMPT;
+    case absl::StatusCode::kOutOfRange:
+      return v1::ErrorDetail::VERSION_GONE;
+    case absl::StatusCode::kResourceExhausted:
+      return v1::ErrorDetail::BUDGET;
+    case absl::StatusCode::kDataLoss:
+      return v1::ErrorDetail::LOST;
+    case absl::StatusCode::kUnavailable:
+      return v1::ErrorDetail::STOPPING;
+    case absl::StatusCode::kFailedPrecondition:
+      return position.committed_step == step::kLoading ? v1::ErrorDetail::LOADING
+                                                       : v1::ErrorDetail::WRONG_STEP;
+    default:
+      return v1::ErrorDetail::REASON_UNSPECIFIED;
+  }
+}
+
+}  // namespace
+
+absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Position& position) {
+  if (epoch != 0 && static_cast<int64_t>(epoch) < position.epoch) {
+    return MakeError(absl::StatusCode::kFailedPrecondition,
+                     absl::StrCat("epoch ", epoch, " is over; it is ", position.epoch, ": rejoin"),
+                     v1::ErrorDetail::STALE_EPOCH);
+  }
+  if (generation != 0 && static_cast<int64_t>(generation) < position.generation) {
+    return MakeError(
+        absl::StatusCode::kFailedPrecondition,
+        absl::StrCat("generation ", generation, " is over; ", position.generation, " contributes"),
+        v1::ErrorDetail::STALE_GENERATION);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WithPosition(absl::Status status, const step::Position& position,
+                          const std::string& job) {
+  if (status.ok()) return status;
+  v1::ErrorDetail detail = DetailOf(status);
+  if (detail.reason() == v1::ErrorDetail::REASON_UNSPECIFIED)
+    detail.set_reason(ReasonOf(status, position));
+  if (detail.job().empty()) detail.set_job(job);
+  detail.set_epoch(static_cast<uint64_t>(position.epoch));
+  detail.set_generation(static_cast<uint64_t>(position.generation));
+  detail.set_attempt(static_cast<uint32_t>(position.attempt));
+  if (!detail.has_version()) detail.set_version(position.committed_step);
+  return MakeError(status.code(), std::string(status.message()), detail);
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,28 @@
+// What every handler does around its work: deadline and cancellation of the caller, and the
+// statuses of an answer.
+#pragma once
+
+#include <grpcpp/server_context.h>
+
+#include "proto/status.h"
+#include "server/job_runtime.h"
+
+namespace orlop::server {
+
+// The caller's deadline, at most ten minutes from now.
+inline Wait WaitOf(grpc::ServerContext* context) {
+  const auto left = context->deadline() - std::chrono::system_clock::now();
+  const auto most = std::chrono::minutes(10);
+  return {std::chrono::steady_clock::now() + std::min<std::chrono::nanoseconds>(left, most),
+          [context] { return context->IsCancelled(); }};
+}
+
+// Adds where the job stands and a reason to the machine's error, so that callers branch on fields.
+// FailedPrecondition (STALE_EPOCH, STALE_GENERATION) if the caller speaks of an epoch or generation
+// that is over; 0: not checked.
+absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Position& position);
+
+absl::Status WithPosition(absl::Status status, const step::Position& position,
+                          const std::string& job);
+
+}  // namespace orlop::server

@@ -1,0 +1,100 @@
+#include "server/config.h"
+
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace orlop::server {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::string TomlError(const std::string& text) {
+  Options options;
+  return std::string(ApplyToml(text, "orlopd.toml", &options).message());
+}
+
+TEST(Config, BytesAreReadAsKubernetesWritesThem) {
+  EXPECT_EQ(*ParseBytes("4GiB"), uint64_t{4} << 30);
+  EXPECT_EQ(*ParseBytes("512Mi"), uint64_t{512} << 20);
+  EXPECT_EQ(*ParseBytes("1.5G"), 1500000000u);
+  EXPECT_EQ(*ParseBytes("1048576"), 1048576u);
+  for (const char* bad : {"", "GiB", "4XB", "-1", "4 GiB", "1e9", "9999999TiB", "1.2.3M"}) {
+    EXPECT_FALSE(ParseBytes(bad).ok()) << bad;
+  }
+}
+
+TEST(Config, FileFillsEverySection) {
+  Options options;
+  ASSERT_TRUE(ApplyToml("[server]\nlisten = \"127.0.0.1:7001\"\npeers = [\"b=127.0.0.1:7002\", "
+                        "\"a=127.0.0.1:7001\"]\n"
+                        "[storage]\ndata_dir = \"/var/lib/orlop\"\nmemory = \"1GiB\"\n",
+                        "orlopd.toml", &options)
+                  .ok());
+  ASSERT_TRUE(Validate(&options).ok());
+  EXPECT_EQ(options.name, "a");
+  EXPECT_EQ(options.peers[1].address, "127.0.0.1:7002");
+  EXPECT_EQ(options.memory_bytes, uint64_t{1} << 30);
+  EXPECT_EQ(options.data_dir, "/var/lib/orlop");
+}
+
+TEST(Config, ErrorsNameFileLineKeyAndValue) {
+  EXPECT_THAT(TomlError("[storage]\n\nmemory = \"4XB\"\n"),
+              AllOf(HasSubstr("orlopd.toml:3"), HasSubstr("[storage] memory"), HasSubstr("4XB")));
+  EXPECT_THAT(
+      TomlError("[storage]\nmemroy = \"4GiB\"\n"),
+      AllOf(HasSubstr("orlopd.toml:2"), HasSubstr("memroy"), HasSubstr("data_dir, memory")));
+  EXPECT_THAT(TomlError("[sever]\n"), AllOf(HasSubstr("orlopd.toml:1"), HasSubstr("sever")));
+  EXPECT_THAT(TomlError("[server]\nlisten = true\n"), HasSubstr("must be a string"));
+}
+
+TEST(Config, TornFileIsRefused) {
+  const std::string whole = "[server]\nlisten = \"127.0.0.1:7001\"\n";
+  EXPECT_EQ(TomlError(whole), "");
+  EXPECT_THAT(TomlError(""), HasSubstr("empty"));
+  for (size_t bytes = 1; bytes + 2 < whole.size(); ++bytes) {
+    if (bytes == 8 || bytes == 9) continue;  // "[server]" alone is a whole file
+    EXPECT_NE(TomlError(whole.substr(0, bytes)), "") << bytes;
+  }
+}
+
+TEST(Config, PlaintextOffLoopbackIsRefusedNamingTheFlags) {
+  Options options;
+  options.listen = "0.0.0.0:7070";
+  const absl::Status status = Validate(&options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("--tls-cert"), HasSubstr("--tls-key"), HasSubstr("--tls-ca")));
+  options.tls_cert = options.tls_key = options.tls_ca = "file.pem";
+  EXPECT_TRUE(Validate(&options).ok());
+}
+
+TEST(Config, ServerFindsItselfAmongPeers) {
+  Options options;
+  options.listen = "unix:/tmp/b.sock";
+  options.peers = *ParsePeers("a=unix:/tmp/a.sock,b=unix:/tmp/b.sock");
+  ASSERT_TRUE(Validate(&options).ok());
+  EXPECT_EQ(options.self().name, "b");
+  Options lost;
+  lost.listen = "127.0.0.1:9";
+  lost.peers = options.peers;
+  EXPECT_THAT(std::string(Validate(&lost).message()), HasSubstr("--name"));
+  EXPECT_THAT(std::string(ParsePeers("a=h:1,a=h:2").status().message()), HasSubstr("twice"));
+  EXPECT_FALSE(ParsePeers("a=nowhere").ok());
+  EXPECT_FALSE(ParsePeers("a=host:70000").ok());
+}
+
+TEST(Config, LimitsAreToldWithTheValue) {
+  Options options;
+  options.memory_bytes = 1000;
+  EXPECT_THAT(std::string(Validate(&options).message()),
+              AllOf(HasSubstr("1000"), HasSubstr("64MiB")));
+  Options half_tls;
+  half_tls.tls_cert = "cert.pem";
+  EXPECT_THAT(std::string(Validate(&half_tls).message()), HasSubstr("all three"));
+}
+
+}  // namespace
+}  // namespace orlop::server

@@ -1,0 +1,781 @@
+// One push, 6 of 8 (ARCHITECTURE.md); next: server/shard_apply.cc
+#include "server/job_runtime.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+#include "proto/status.h"
+#include "server/peer_messages.h"
+#include "spdlog/spdlog.h"
+
+namespace orlop::server {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr auto kAttemptWait =
+    std::chrono::seconds(3);  // the leader repeats an unanswered message every second
+constexpr auto kCancelPoll =
+    std::chrono::milliseconds(200);  // synchronous gRPC tells of a cancelled call only when asked
+
+std::string RecordKey(const std::string& job) { return absl::StrCat("record/", job); }
+std::string IncarnationKey(const std::string& job) { return absl::StrCat("incarnation/", job); }
+
+absl::Status JobGone(const std::string& job) {
+  return MakeError(absl::StatusCode::kNotFound, absl::StrCat("job '", job, "' was deleted"),
+                   v1::ErrorDetail::UNKNOWN_JOB);
+}
+
+}  // namespace
+
+JobRuntime::JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model)
+    : environment_(environment), job_(model->job()), model_(std::move(model)) {}
+
+absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& environment,
+                                                             v1::JobDefinition definition,
+                                                             bool is_new) {
+  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
+  if (!model.ok()) return model.status();
+  std::shared_ptr<JobRuntime> runtime(new JobRuntime(environment, *model));
+  if (absl::Status status = runtime->Restore(is_new); !status.ok()) return status;
+  return runtime;
+}
+
+absl::Status JobRuntime::CreateShards() {
+  shards_.reset();  // gives its memory back first
+  auto shards = ShardStore::Create(model_->LayoutFor(environment_.self), environment_.tiers);
+  if (!shards.ok()) return shards.status();
+  shards_ = *std::move(shards);
+  return model_->definition().has_optimizer() ? shards_->Configure(model_->Optimizers())
+                                              : absl::OkStatus();
+}
+
+absl::Status JobRuntime::Restore(bool is_new) {
+  MutexLock lock(&mutex_);
+  if (absl::Status status = CreateShards(); !status.ok()) return status;
+  absl::StatusOr<step::ParticipantImage> image = LoadImage(is_new);
+  if (!image.ok()) return image.status();
+  // Never used before by any server: a server's own count, spread over the places in the list.
+  const int64_t incarnation =
+      static_cast<int64_t>(environment_.data->incarnation() * kMaxServers) + environment_.self;
+  if (absl::Status status =
+          environment_.data->PutValue(IncarnationKey(job_), absl::StrCat(incarnation));
+      !status.ok())
+    return status;
+  participant_ =
+      std::make_unique<step::Participant>(model_->spec(), environment_.self, /*leader=*/0, *image,
+                                          incarnation, step::ParticipantOptions());
+  return environment_.is_leader() ? StartLeader() : absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<step::RecoverReport::Flush>> JobRuntime::KnownFlushes() const {
+  std::vector<step::RecoverReport::Flush> flushes;
+  absl::StatusOr<std::vector<FlushInfo>> found = ListFlushes(environment_.data->store(), job_);
+  if (!found.ok()) return found.status();
+  for (const FlushInfo& info : *found) {
+    if (info.damaged) continue;
+    if (step::DecisionPtr decision = FlushedDecision(info.step))
+      flushes.push_back({info.step, decision->identity});
+  }
+  return flushes;
+}
+
+step::DecisionPtr JobRuntime::FlushedDecision(int64_t step) const {
+  absl::StatusOr<FlushHeader> header = ReadFlushHeader(environment_.data->store(), job_, step);
+  if (!header.ok()) return nullptr;
+  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
+  return stored.ok() ? stored->image.last_applied : nullptr;
+}
+
+// What the last clean stop wrote. After an error the shards hold a mixture.
+absl::StatusOr<step::ParticipantImage> JobRuntime::LoadFlushedImage(const FlushInfo& newest) {
+  if (newest.damaged) return absl::DataLossError("the head of the newest flush is damaged");
+  absl::StatusOr<FlushHeader> header =
+      ReadFlushHeader(environment_.data->store(), job_, newest.step);
+  if (!header.ok()) return header.status();
+  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
+  if (!stored.ok()) return stored.status();
+  if (stored->layout != nullptr) {
+    absl::Status status =
+        shards_->SetLayout(PiecesFor(*model_, shards_->layout(), *stored->layout));
+    if (!status.ok()) return status;
+  }
+  absl::Status loaded = LoadFlush(environment_.data->store(), job_, header->step,
+                                  /*with_staged=*/true, shards_.get());
+  if (!loaded.ok()) return loaded;
+  if (stored->layout != nullptr) {
+    layout_ = stored->layout;
+    contributions_ = ContributionsPerElement(*model_, *layout_);
+  }
+  stored->image.has_memory = true;
+  return std::move(stored->image);
+}
+
+absl::StatusOr<step::ParticipantImage> JobRuntime::LoadImage(bool is_new) {
+  step::ParticipantImage image;
+  absl::StatusOr<uint64_t> epoch = environment_.data->Epoch(job_);
+  if (!epoch.ok()) return epoch.status();
+  absl::StatusOr<std::vector<FlushInfo>> flushes = ListFlushes(environment_.data->store(), job_);
+  if (!flushes.ok()) return flushes.status();
+  if (!is_new && environment_.data->was_clean() && !flushes->empty()) {
+    absl::StatusOr<step::ParticipantImage> flushed = LoadFlushedImage(flushes->front());
+    if (flushed.ok()) {
+      image = *std::move(flushed);
+    } else if (absl::IsDataLoss(flushed.status())) {  // this job has lost its memory; the server's
+                                                      // others have not
+      spdlog::error("job {}: the state of the last stop cannot be read: {}", job_,
+                    std::string(flushed.status().message()));
+      if (absl::Status status = CreateShards(); !status.ok()) return status;
+    } else {
+      return flushed.status();
+    }
+  }
+  if (!image.has_memory) {
+    if (absl::StatusOr<std::string> before = environment_.data->GetValue(IncarnationKey(job_));
+        before.ok()) {
+      image.incarnation = std::stoll(*before);
+    }
+  }
+  image.epoch = std::max(image.epoch, static_cast<int64_t>(*epoch));
+  absl::StatusOr<std::vector<step::RecoverReport::Flush>> known = KnownFlushes();
+  if (!known.ok()) return known.status();
+  image.flushes = *std::move(known);
+  return image;
+}
+
+absl::Status JobRuntime::StartLeader() {
+  step::JobRecord record;
+  if (absl::StatusOr<std::string> bytes = environment_.data->GetValue(RecordKey(job_));
+      bytes.ok()) {
+    absl::StatusOr<step::JobRecord> stored = ParseJobRecord(*bytes);
+    if (!stored.ok()) return stored.status();
+    record = *std::move(stored);
+  } else if (bytes.status().code() != absl::StatusCode::kNotFound) {
+    return bytes.status();
+  }
+  record_version_ = record.version;
+  // Called by the leader's events, so under mutex_.
+  auto scalars = [this](const step::ScalarInputs& inputs)
+                     NO_THREAD_SAFETY_ANALYSIS -> absl::StatusOr<std::string> {
+    const bool mean = model_->definition().optimizer().reduce() != "sum";
+    if (mean && !contributions_.ok()) return contributions_.status();
+    return BuildScalars(*model_, mean ? *contributions_ : 1, inputs);
+  };
+  leader_ = std::make_unique<step::Leader>(model_->spec(), environment_.self, std::move(record),
+                                           scalars, step::LeaderOptions());
+  return absl::OkStatus();
+}
+
+void JobRuntime::Start() { Tick(); }
+
+std::shared_ptr<const JobModel> JobRuntime::model() const {
+  MutexLock lock(&mutex_);
+  return model_;
+}
+
+absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
+  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
+  if (!model.ok()) return model.status();
+  if (absl::Status status = shards_->Configure((*model)->Optimizers()); !status.ok()) return status;
+  MutexLock lock(&mutex_);
+  model_ = *std::move(model);
+  return absl::OkStatus();
+}
+
+int64_t JobRuntime::now_ms() const {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+absl::StatusOr<step::Answer> JobRuntime::Ask(const Wait& wait, const Event& event,
+                                             const Event& on_timeout) {
+  MutexLock lock(&mutex_);
+  if (closed_) return JobGone(job_);
+  const step::RequestId request = next_request_++;
+  auto waiter = std::make_shared<Waiter>();
+  waiters_[request] = waiter;
+  step::Actions actions;
+  event(request, now_ms(), &actions);
+  Perform(std::move(actions));
+  while (!waiter->done) {
+    const auto now = steady_clock::now();
+    if (now >= wait.deadline || (wait.cancelled && wait.cancelled())) {
+      waiters_.erase(request);
+      step::Actions late;
+      if (on_timeout) on_timeout(request, now_ms(), &late);
+      Perform(std::move(late));
+      if (now < wait.deadline) return absl::CancelledError("the caller went away");
+      return absl::DeadlineExceededError(
+          absl::StrCat("job '", job_, "': the deadline passed while waiting"));
+    }
+    changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
+  }
+  waiters_.erase(request);
+  if (!waiter->serve && !waiter->answer.status.ok()) return waiter->answer.status;
+  return waiter->answer;
+}
+
+absl::StatusOr<step::Answer> JobRuntime::Join(const step::JoinRequest& join, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnJoin(id, join, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::Commit(const step::CommitRequest& commit,
+                                                const Wait& wait) {
+  {
+    MutexLock lock(&mutex_);
+    if (!damaged_.empty() && commit.step > participant_->position().committed_step)
+      return damaged_.begin()->second;
+  }
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnCommitStep(id, commit, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::Abort(const step::AbortRequest& abort, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnAbortStep(id, abort, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::Hold(const std::string& holder, int64_t step,
+                                              int64_t duration_ms, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnHold(id, holder, step, now + duration_ms, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::AcceptRollback(int64_t to_step, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnAcceptRollback(id, to_step, now, actions);
+  });
+}
+
+step::JobStatusReport JobRuntime::Status() const {
+  MutexLock lock(&mutex_);
+  return leader_->Status();
+}
+
+bool JobRuntime::HasLostMemory() const {
+  MutexLock lock(&mutex_);
+  return HasLostMemoryLocked();
+}
+
+bool JobRuntime::HasLostMemoryLocked() const {
+  const step::JobStatusReport report = leader_->Status();
+  if (report.serving || memory_.size() < environment_.server_names.size()) return false;
+  bool lost = false;
+  for (const auto& [server, memory] : memory_) {
+    if (memory.epoch != report.position.epoch) return false;
+    lost |= memory.lost;
+  }
+  return lost;
+}
+
+void JobRuntime::AwaitRecovery(const Wait& wait) const {
+  MutexLock lock(&mutex_);
+  while (!closed_ && !leader_->Status().serving && !HasLostMemoryLocked()) {
+    const auto now = steady_clock::now();
+    if (now >= wait.deadline || (wait.cancelled && wait.cancelled())) return;
+    changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
+  }
+}
+
+absl::Status JobRuntime::AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const {
+  MutexLock lock(&mutex_);
+  const auto until = std::min(wait.deadline, steady_clock::now() + kAttemptWait);
+  const auto generation = static_cast<int64_t>(key.generation()),
+             attempt = static_cast<int64_t>(key.attempt());
+  while (!closed_) {
+    const step::Position here = participant_->position();
+    if (here.attempt == 0 || static_cast<int64_t>(key.epoch()) > here.epoch) {
+      return absl::UnavailableError(absl::StrCat("job '", job_, "' is recovering"));
+    }
+    const bool of_next = generation == here.generation && key.step() == here.committed_step + 1 &&
+                         attempt > here.attempt;
+    const step::DecisionPtr before = participant_->prepared();
+    const bool is_early = before != nullptr && key.step() == before->step + 1;
+    if ((generation <= here.generation && !of_next && !is_early) || !damaged_.empty())
+      return absl::OkStatus();
+    const auto now = steady_clock::now();
+    if (now >= until || (wait.cancelled && wait.cancelled())) {
+      if (generation > here.generation) {
+        return MakeError(absl::StatusCode::kFailedPrecondition,
+                         absl::StrCat("generation ", generation, " has not formed; generation ",
+                                      here.generation, " contributes"),
+                         v1::ErrorDetail::STALE_GENERATION);
+      }
+      if (is_early)
+        return absl::UnavailableError(
+            absl::StrCat("step ", before->step, " is still being applied"));
+      return MakeError(absl::StatusCode::kAborted,
+                       absl::StrCat("attempt ", attempt, " of step ", key.step(),
+                                    " is not open; attempt ", here.attempt, " is"),
+                       v1::ErrorDetail::STALE_ATTEMPT);
+    }
+    changed_.WaitUntil(&mutex_, std::min(until, now + kCancelPoll));
+  }
+  return JobGone(job_);
+}
+
+absl::StatusOr<int32_t> JobRuntime::RegionOf(uint32_t tensor, uint32_t rank, const Box& box) const {
+  MutexLock lock(&mutex_);
+  const std::string& name = model_->tensors()[tensor].name;
+  if (layout_ == nullptr)
+    return absl::UnavailableError(
+        absl::StrCat("job '", job_, "': no generation has formed here yet"));
+  if (!layout_status_.ok()) return layout_status_;
+  if (rank >= layout_->by_rank.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", rank, " of a world of ", layout_->by_rank.size()));
+  }
+  const std::vector<step::Contribution>& own = layout_->by_rank[rank];
+  const auto it = std::lower_bound(
+      own.begin(), own.end(), tensor,
+      [](const step::Contribution& c, uint32_t t) { return static_cast<uint32_t>(c.tensor) < t; });
+  if (it != own.end() && static_cast<uint32_t>(it->tensor) == tensor) {
+    const step::Box wanted = ToStepBox(box);
+    const auto found = std::find(it->boxes.begin(), it->boxes.end(), wanted);
+    if (found != it->boxes.end()) return static_cast<int32_t>(found - it->boxes.begin());
+  }
+  return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': box ", ToString(box),
+                                                 " is not in the contribution layout of rank ",
+                                                 rank));
+}
+
+absl::Status JobRuntime::CheckPush(const step::PushPiece& piece) const {
+  MutexLock lock(&mutex_);
+  if (closed_) return JobGone(job_);
+  // Its version is committed but cannot be made, so no later one can.
+  if (!damaged_.empty()) return damaged_.begin()->second;
+  if (!layout_status_.ok()) return layout_status_;
+  bool stored = false;
+  const absl::Status status = participant_->CheckPush(piece, &stored);
+  // Contents are compared when they are known.
+  return status.code() == absl::StatusCode::kAlreadyExists ? absl::OkStatus() : status;
+}
+
+absl::Status JobRuntime::Push(const step::PushPiece& piece, PieceWriter* writer, bool* repeated,
+                              const Wait& wait) {
+  absl::Status kept;
+  const auto answer = Ask(
+      wait, [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+        bool keep = false;
+        *repeated = false;
+        participant_->CheckPush(piece, repeated).IgnoreError();
+        participant_->OnPush(id, piece, /*has_room=*/true, now, &keep, actions);
+        if (keep) kept = writer->Keep();
+        if (keep && times_.step != piece.key.step && first_byte_ms_ == 0) first_byte_ms_ = now;
+      });
+  if (!answer.ok()) return answer.status();
+  return kept;
+}
+
+absl::Status JobRuntime::AwaitVersion(int32_t shard, int64_t version, const Wait& wait) {
+  absl::Status damage;
+  const Wait undamaged{wait.deadline, [&]() NO_THREAD_SAFETY_ANALYSIS {
+                         if (const auto it = damaged_.find(shard); it != damaged_.end())
+                           damage = it->second;
+                         return !damage.ok() || (wait.cancelled && wait.cancelled());
+                       }};
+  step::RequestId served = 0;
+  const auto answer = Ask(
+      undamaged,
+      [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+        served = id;
+        participant_->OnPull(id, shard, version, now, actions);
+      },
+      [&](step::RequestId id, int64_t now, step::Actions* actions)
+          NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullCancelled(id, now, actions); });
+  if (!damage.ok()) return damage;
+  if (absl::IsUnavailable(answer.status()) && is_leader() && HasLostMemory())
+    return MakeError(
+        absl::StatusCode::kDataLoss,
+        absl::StrCat("job '", job_, "' has lost what was committed; Join tells what is left"),
+        v1::ErrorDetail::LOST);
+  if (!answer.ok()) return answer.status();
+  // A reader keeps its version by holding buffers, so the apply need not wait for it.
+  Complete([&](int64_t now, step::Actions* actions)
+               NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullDone(served, now, actions); });
+  return absl::OkStatus();
+}
+
+std::vector<step::StagedPiece> JobRuntime::PiecesFrom(uint32_t rank, size_t* expected_count) const {
+  MutexLock lock(&mutex_);
+  std::vector<step::StagedPiece> pieces;
+  *expected_count = 0;
+  for (const OwnedShard& shard : shards_->layout().shards) {
+    for (step::StagedPiece& piece : participant_->PiecesOf(shard.id)) {
+      if (piece.key.rank == static_cast<step::Rank>(rank)) pieces.push_back(std::move(piece));
+    }
+  }
+  if (layout_ != nullptr) {
+    for (const ExpectedPiece& piece : PiecesFor(*model_, shards_->layout(), *layout_))
+      *expected_count += piece.rank == rank;
+  }
+  return pieces;
+}
+
+step::Position JobRuntime::position() const {
+  MutexLock lock(&mutex_);
+  return participant_->position();
+}
+int64_t JobRuntime::incarnation() const {
+  MutexLock lock(&mutex_);
+  return participant_->incarnation();
+}
+bool JobRuntime::HasReported() const {
+  MutexLock lock(&mutex_);
+  return participant_->has_reported();
+}
+std::shared_ptr<const step::Layout> JobRuntime::layout() const {
+  MutexLock lock(&mutex_);
+  return layout_;
+}
+StepTimes JobRuntime::last_step() const {
+  MutexLock lock(&mutex_);
+  return times_;
+}
+int64_t JobRuntime::AppliedCount(uint32_t tensor) const {
+  MutexLock lock(&mutex_);
+  const step::DecisionPtr decision = participant_->last_applied();
+  return decision == nullptr || tensor >= decision->applied_count.size()
+             ? 0
+             : decision->applied_count[tensor];
+}
+
+// ---- Events ------------------------------------------------------------------------------------
+
+void JobRuntime::OnPeer(int from, const step::Message& message) {
+  MutexLock lock(&mutex_);
+  if (closed_) return;
+  step::Actions actions;
+  Deliver(from, message, &actions);
+  Perform(std::move(actions));
+}
+
+void JobRuntime::Tick() {
+  Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    for (Update& update : std::exchange(waiting_for_room_, {})) SubmitUpdate(std::move(update));
+    participant_->OnTick(now, actions);
+    if (leader_ != nullptr) leader_->OnTick(now, actions);
+  });
+}
+
+void JobRuntime::Complete(const std::function<void(int64_t, step::Actions*)>& event) {
+  MutexLock lock(&mutex_);
+  if (closed_) return;
+  step::Actions actions;
+  event(now_ms(), &actions);
+  Perform(std::move(actions));
+}
+
+absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
+  MutexLock lock(&mutex_);
+  if (closed_) return absl::OkStatus();
+  step::Actions actions;
+  participant_->OnStop(now_ms(), &actions);
+  Perform(std::move(actions));
+  while (!participant_->stopped()) {
+    if (!flush_status_.ok()) return flush_status_;
+    if (!damaged_.empty())
+      return damaged_.begin()->second;  // no version is whole: the flushes before stay
+    if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
+      if (!waiting_for_room_.empty()) return room_status_;
+      return absl::DeadlineExceededError(
+          absl::StrCat("job '", job_, "' did not come to rest: it waits for another server"));
+    }
+  }
+  return flush_status_;
+}
+
+void JobRuntime::Close() {
+  MutexLock lock(&mutex_);
+  closed_ = true;
+  for (auto& [request, waiter] : waiters_) {
+    waiter->done = true;
+    waiter->answer.status = JobGone(job_);
+  }
+  changed_.SignalAll();
+}
+
+void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* more) {
+  if (const auto* report = std::get_if<step::RecoverReport>(&message))
+    memory_[from] = {report->epoch, report->has_lost_memory};
+  if (step::ForLeader(message) && leader_ != nullptr)
+    leader_->OnMessage(from, message, now_ms(), more);
+  if (!damaged_.empty()) {  // the leader fails its attempt with this
+    const absl::Status& damage = damaged_.begin()->second;
+    if (const auto* seal = std::get_if<step::Seal>(&message)) {
+      return more->push_back(
+          step::Send{from, step::SealReply{seal->epoch, seal->step, seal->attempt, damage}});
+    }
+    if (const auto* absent = std::get_if<step::Absent>(&message)) {
+      return more->push_back(step::Send{
+          from,
+          step::AbsentReply{absent->epoch, absent->step, absent->attempt, absent->rank, damage}});
+    }
+  }
+  if (const auto* seal = std::get_if<step::Seal>(&message)) {
+    if (absl::Status status = CheckFirstLoad(*seal); !status.ok()) {
+      more->push_back(step::Send{
+          from, step::SealReply{seal->epoch, seal->step, seal->attempt, std::move(status)}});
+      return;
+    }
+  }
+  const bool fenced = std::holds_alternative<step::Fenced>(message);
+  if (!step::ForLeader(message) || fenced) {
+    participant_->OnMessage(from, message, now_ms(), more);
+    if (const auto* open = std::get_if<step::OpenJob>(&message)) TakeLayout(*open);
+  }
+}
+
+absl::Status JobRuntime::CheckFirstLoad(const step::Seal& seal) const {
+  const step::Position position = participant_->position();
+  if (seal.step != 0 || position.committed_step != step::kLoading ||
+      seal.attempt != position.attempt)
+    return absl::OkStatus();
+  for (const OwnedShard& shard : shards_->layout().shards) {
+    if (!participant_->PiecesOf(shard.id).empty()) continue;
+    v1::ErrorDetail detail;
+    detail.set_reason(v1::ErrorDetail::LOADING);
+    detail.set_tensor(model_->tensors()[shard.tensor].name);
+    detail.set_shard(shard.index);
+    return MakeError(absl::StatusCode::kFailedPrecondition,
+                     absl::StrCat("the first LOAD of job '", job_, "' sets nothing in shard ",
+                                  shard.index, " of '", detail.tensor(), "'"),
+                     detail);
+  }
+  return absl::OkStatus();
+}
+
+// The machine has obeyed an OpenJob, or not: with a new layout the store needs room for it.
+void JobRuntime::TakeLayout(const step::OpenJob& open) {
+  if (open.layout == nullptr || participant_->position().generation != open.generation) return;
+  if (layout_ != nullptr && layout_->digest == open.layout->digest && layout_status_.ok()) return;
+  if (participant_->prepared() != nullptr)
+    return;  // its bytes are needed still; the leader repeats itself
+  layout_ = open.layout;
+  layout_status_ = shards_->SetLayout(PiecesFor(*model_, shards_->layout(), *layout_));
+  if (!layout_status_.ok())
+    spdlog::error("job {}: no room for the layout: {}", job_,
+                  std::string(layout_status_.message()));
+  contributions_ = ContributionsPerElement(*model_, *layout_);
+}
+
+// Carries actions out in order; events that they cause here at once add to the end of the line.
+void JobRuntime::Perform(step::Actions actions) {
+  std::deque<step::Action> line(std::make_move_iterator(actions.begin()),
+                                std::make_move_iterator(actions.end()));
+  std::vector<step::StartApply> applies;
+  while (!line.empty()) {
+    const step::Action action = std::move(line.front());
+    line.pop_front();
+    step::Actions more;
+    if (const auto* apply = std::get_if<step::StartApply>(&action)) {
+      applies.push_back(*apply);
+    } else {
+      std::visit([&](const auto& a) NO_THREAD_SAFETY_ANALYSIS { Do(a, &more); }, action);
+    }
+    line.insert(line.end(), std::make_move_iterator(more.begin()),
+                std::make_move_iterator(more.end()));
+  }
+  if (!applies.empty()) SubmitApplies(std::move(applies));
+  changed_.SignalAll();
+}
+
+void JobRuntime::Do(const step::Send& action, step::Actions* more) {
+  if (const auto* opened = std::get_if<step::OpenReply>(&action.message);
+      opened != nullptr && opened->status != layout_status_) {
+    step::OpenReply told = *opened;
+    told.status = layout_status_;
+    return Do(step::Send{action.to, std::move(told)}, more);
+  }
+  if (action.to == environment_.self) return Deliver(environment_.self, action.message, more);
+  absl::StatusOr<v1::StepMessage> message = ToWire(action.message);
+  if (!message.ok())
+    return spdlog::error("job {}: {}", job_, std::string(message.status().message()));
+  message->set_job(job_);
+  message->set_from(static_cast<uint32_t>(environment_.self));
+  environment_.peers->Send(action.to, *std::move(message));
+}
+
+void JobRuntime::Do(const step::Answer& action, step::Actions*) {
+  const auto it = waiters_.find(action.request);
+  if (it == waiters_.end()) return;
+  it->second->answer = action;
+  it->second->done = true;
+}
+
+void JobRuntime::Do(const step::Serve& action, step::Actions*) {
+  const auto it = waiters_.find(action.request);
+  if (it == waiters_.end()) return;
+  it->second->serve = it->second->done = true;
+}
+
+void JobRuntime::Do(const step::PersistEpoch& action, step::Actions* more) {
+  const absl::Status status =
+      environment_.data->PersistEpoch(job_, static_cast<uint64_t>(action.epoch));
+  if (!status.ok())
+    return spdlog::error("job {}: epoch {} cannot be synced: {}", job_, action.epoch,
+                         std::string(status.message()));
+  environment_.tiers->set_epoch(static_cast<uint64_t>(action.epoch));
+  participant_->OnEpochDurable(action.epoch, now_ms(), more);
+}
+
+void JobRuntime::Do(const step::PersistRecord& action, step::Actions* more) {
+  bool ok = action.record.version == record_version_ + 1;
+  if (ok) {
+    const absl::Status status =
+        environment_.data->PutValue(RecordKey(job_), Serialize(action.record));
+    if (!status.ok())
+      spdlog::error("job {}: the record cannot be synced: {}", job_, std::string(status.message()));
+    ok = status.ok();
+  }
+  if (ok) record_version_ = action.record.version;
+  leader_->OnRecordPersisted(action.record.version, ok, now_ms(), more);
+}
+
+void JobRuntime::Do(const step::DropStaged& action, step::Actions*) {
+  const step::DecisionPtr prepared = participant_->prepared();
+  if (prepared != nullptr && prepared->step < action.step)
+    return;  // what is staged belongs to the decision before
+  shards_->DropStaged();
+  first_byte_ms_ = staged_ms_ = 0;
+}
+
+void JobRuntime::Do(const step::StageShard& action, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this(), action,
+                             stager = shards_->StagerOf(action.shard, action.is_load)] {
+    self->StageInPool(action, stager());
+  });
+}
+
+void JobRuntime::StageInPool(const step::StageShard& action,
+                             const absl::StatusOr<StagedShard>& staged) {
+  if (absl::IsAborted(staged.status())) return;  // dropped meanwhile: later attempts have their own
+  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    if (!staged.ok()) {
+      spdlog::warn("job {}: shard {} cannot be staged: {}", job_, action.shard,
+                   std::string(staged.status().message()));
+      // The leader fails the attempt with it, so that every CommitStep learns why.
+      actions->push_back(step::Send{
+          0, step::SealReply{participant_->epoch(), action.step, action.attempt, staged.status()}});
+      return;
+    }
+    staged_ms_ = now;
+    step::ShardStaged report;
+    report.shard = action.shard;
+    report.digest = ToStep(staged->digest);
+    report.sum_of_squares = staged->sum_squares;
+    report.non_finite_count = staged->nonfinite_count;
+    report.absent = staged->absent;
+    participant_->OnShardStaged(action.step, action.attempt, report, now, actions);
+  });
+}
+
+void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
+  if (scalars_of_ != applies[0].decision) {
+    absl::StatusOr<DecisionScalars> scalars = DecisionScalars::Parse(*model_, *applies[0].decision);
+    if (!scalars.ok())
+      return spdlog::error("job {}: {}", job_, std::string(scalars.status().message()));
+    scalars_of_ = applies[0].decision;
+    scalars_ = std::make_shared<DecisionScalars>(*std::move(scalars));
+    committed_ms_ = now_ms();
+  }
+  std::map<int32_t, size_t> place;
+  for (int32_t shard : shards_->NextUseOrder()) place.emplace(shard, place.size());
+  std::stable_sort(applies.begin(), applies.end(),
+                   [&](const step::StartApply& a, const step::StartApply& b) {
+                     return place[a.shard] < place[b.shard];
+                   });
+  for (const step::StartApply& apply : applies)
+    SubmitUpdate({apply.shard, apply.decision, scalars_});
+}
+
+void JobRuntime::SubmitUpdate(Update update) {
+  environment_.pool->Submit(
+      [self = shared_from_this(), update = std::move(update)] { self->ApplyInPool(update); });
+}
+
+void JobRuntime::ApplyInPool(const Update& update) {
+  const auto& [shard, decision, scalars] = update;
+  uint32_t tensor = 0;
+  {
+    MutexLock lock(&mutex_);
+    if (closed_) return;
+    tensor = static_cast<uint32_t>(model_->spec()->shards[shard].tensor);
+  }
+  const absl::Status status = shards_->Apply(shard, scalars->UpdateFor(tensor));
+  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    if (participant_->prepared() != update.decision) return;  // rolled back meanwhile
+    if (absl::IsResourceExhausted(
+            status)) {  // the disk is full: nothing has changed, and it is tried again
+      room_status_ = status;
+      if (waiting_for_room_.empty())
+        spdlog::warn("job {}: step {} waits for room: {}", job_, update.decision->step,
+                     std::string(status.message()));
+      return waiting_for_room_.push_back(update);
+    }
+    if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
+      damaged_[update.shard] = status;
+      return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, update.shard,
+                           update.decision->step, std::string(status.message()));
+    }
+    participant_->OnShardApplied(update.shard, update.decision->step, now, actions);
+    if (first_byte_ms_ == 0) first_byte_ms_ = staged_ms_;
+    times_ = {update.decision->step, (staged_ms_ - first_byte_ms_) / 1e3,
+              (committed_ms_ - staged_ms_) / 1e3, (now - committed_ms_) / 1e3};
+    if (participant_->prepared() == nullptr) first_byte_ms_ = 0;
+  });
+}
+
+void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this(), action] {
+    absl::Status status = LoadFlush(self->environment_.data->store(), self->job_, action.step,
+                                    /*with_staged=*/false, self->shards_.get());
+    const step::DecisionPtr decision = status.ok() ? self->FlushedDecision(action.step) : nullptr;
+    if (status.ok() && decision == nullptr)
+      status = absl::DataLossError("the flush has no decision");
+    if (!status.ok()) {
+      spdlog::error("job {}: the flush of step {} cannot be loaded: {}", self->job_, action.step,
+                    std::string(status.message()));
+    }
+    self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+      self->damaged_.clear();
+      self->waiting_for_room_.clear();
+      self->participant_->OnFlushRestored(action.decision, decision, status, now, actions);
+    });
+  });
+}
+
+void JobRuntime::Do(const step::WriteFlush&, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this()] {
+    FlushHeader header;
+    {
+      MutexLock lock(&self->mutex_);
+      const step::ParticipantImage image = self->participant_->Image();
+      header.job = self->job_;
+      header.step = image.last_applied == nullptr ? step::kLoading : image.last_applied->step;
+      header.manifest = self->model_->definition().manifest().SerializeAsString();
+      header.optimizer = self->model_->definition().optimizer().SerializeAsString();
+      header.machine = Serialize(image, self->layout_.get());
+    }
+    const absl::Status status =
+        WriteFlush(&self->environment_.data->store(), header, self->shards_.get());
+    self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+      self->flush_status_ = status;
+      if (status.ok()) self->participant_->OnFlushed(now, actions);
+    });
+  });
+}
+
+// Journals and further copies: jobs that need them are refused when they are created.
+template <typename Other>
+void JobRuntime::Do(const Other&, step::Actions*) {
+  spdlog::critical("job {}: an action that no job at level MEMORY has", job_);
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,58 @@
+// The jobs of one server: opened from disk at start, made and dropped by the leader, found by name
+// by every call.
+//   Threads  all methods are safe from any thread.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "server/job_runtime.h"
+
+namespace orlop::server {
+
+class JobTable {
+ public:
+  explicit JobTable(const Environment& environment) : environment_(environment) {}
+
+  const Environment& environment() const { return environment_; }
+
+  // Opens every job that the data directory knows. DataLoss, ResourceExhausted (the budget shrank),
+  // FailedPrecondition (another list of peers): the server must not start.
+  absl::Status OpenAll();
+
+  // NotFound (UNKNOWN_JOB), or Unavailable (STOPPING) before OpenAll and after BeginStop.
+  absl::StatusOr<std::shared_ptr<JobRuntime>> Find(const std::string& job) const;
+  // The same on the leader; another server answers FailedPrecondition (NOT_LEADER) naming it.
+  absl::StatusOr<std::shared_ptr<JobRuntime>> FindOnLeader(const std::string& job) const;
+  absl::Status CheckLeader() const;
+  std::vector<std::shared_ptr<JobRuntime>> List() const;
+
+  // Makes a job, or a later revision of its configuration, known here, synced. The same again: no
+  // effect.
+  //   Status  AlreadyExists (CONFLICT: another manifest), ResourceExhausted (BUDGET; also for the
+  //   1025th job).
+  absl::Status Put(const v1::JobDefinition& definition);
+  // The same on every server, this one last; what was made elsewhere is taken back when one
+  // refuses.
+  absl::Status PutEverywhere(const v1::JobDefinition& definition);
+  // Forgets a job and its bytes. `*existed` is set.
+  absl::Status Drop(const std::string& job, bool* existed);
+
+  void Tick();
+  // Refuses calls from now on, brings every job to rest and flushes it. OK only if all is on disk.
+  absl::Status Stop(std::chrono::steady_clock::time_point deadline);
+
+ private:
+  absl::Status Insert(const v1::JobDefinition& definition, bool is_new);
+
+  const Environment environment_;
+  mutable Mutex mutex_;
+  Mutex change_mutex_;  // one Put or Drop at a time; taken before mutex_
+  bool serving_ GUARDED_BY(mutex_) = false;
+  std::map<std::string, std::shared_ptr<JobRuntime>> jobs_ GUARDED_BY(mutex_);
+};
+
+}  // namespace orlop::server

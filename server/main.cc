@@ -1,0 +1,91 @@
+// orlopd: starts the server, waits for SIGTERM, SIGINT or the parent's end, stops gracefully.
+//   Exit 0: stopped with everything on disk. 1: could not start, or not all could be flushed. Else:
+//   the command line was wrong.
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+
+#include "server/config.h"
+#include "server/orlop_server.h"
+#include "server/process_memory.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace {
+
+using orlop::server::Options;
+using orlop::server::OrlopServer;
+
+void StartLog(const std::string& level) {
+  auto logger = spdlog::stderr_color_mt("orlopd");
+  logger->set_pattern("%Y-%m-%d %H:%M:%S.%e %^%l%$ %v");
+  logger->set_level(spdlog::level::from_str(level));
+  spdlog::set_default_logger(logger);
+}
+
+constexpr int kReadyPollMs = 20;
+
+// Waits until it is time to stop, at most `timeout_ms` (-1: as long as it takes). A process file
+// descriptor tells of the parent's end whichever of its threads started us.
+bool IsEnd(int signal_fd, int parent_fd, int timeout_ms) {
+  pollfd fds[] = {{signal_fd, POLLIN, 0}, {parent_fd, POLLIN, 0}};
+  return poll(fds, parent_fd >= 0 ? 2 : 1, timeout_ms) > 0;
+}
+
+absl::Status TellReady(const Options& options, const std::string& address) {
+  std::cout << "ready " << address << std::endl;
+  if (options.ready_file.empty()) return absl::OkStatus();
+  const std::string partial = options.ready_file + ".partial";
+  std::ofstream(partial) << address << "\n";
+  if (rename(partial.c_str(), options.ready_file.c_str()) == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("--ready-file " + options.ready_file + " cannot be written");
+}
+
+int Fail(const absl::Status& status) {
+  std::cerr << "orlopd: " << std::string(status.message()) << "\n";
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int exit_code = -1;
+  absl::StatusOr<Options> options = orlop::server::ParseCommandLine(argc, argv, &exit_code);
+  if (exit_code >= 0) return exit_code;
+  if (!options.ok()) return Fail(options.status());
+  StartLog(options->log_level);
+  orlop::server::BoundHeap();
+
+  sigset_t ends;
+  sigemptyset(&ends);
+  sigaddset(&ends, SIGTERM);
+  sigaddset(&ends, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &ends, nullptr);  // before any thread starts
+  const int signal_fd = signalfd(-1, &ends, SFD_CLOEXEC);
+  int parent_fd = -1;
+  if (options->parent_pid > 0) {
+    parent_fd = static_cast<int>(syscall(SYS_pidfd_open, options->parent_pid, 0));
+    if (parent_fd < 0)
+      return Fail(absl::FailedPreconditionError("--parent-pid: there is no such process"));
+  }
+
+  absl::StatusOr<std::unique_ptr<OrlopServer>> server = OrlopServer::Start(*options);
+  if (!server.ok()) return Fail(server.status());
+  bool is_end = false;
+  while (!is_end && !(*server)->ready()) is_end = IsEnd(signal_fd, parent_fd, kReadyPollMs);
+  if (!is_end) {
+    if (absl::Status told = TellReady(*options, (*server)->address()); !told.ok())
+      return Fail(told);
+  }
+  while (!is_end) is_end = IsEnd(signal_fd, parent_fd, -1);
+  const absl::Status stopped = (*server)->Stop();
+  if (!stopped.ok()) return Fail(stopped);
+  spdlog::info("stopped; everything is on disk");
+  return 0;
+}

@@ -1,0 +1,357 @@
+#include "server/orlop_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/targets.h"
+#include "proto/limits.h"
+#include "server/admin_service.h"
+#include "server/data_service.h"
+#include "server/job_service.h"
+#include "server/peer_service.h"
+#include "server/process_memory.h"
+#include "server/readiness.h"
+#include "spdlog/spdlog.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr auto kTick = std::chrono::milliseconds(250);
+constexpr int kRestTicks =
+    8;  // without a message of the data plane: longer than most steps of training
+constexpr auto kStopTimeout = std::chrono::seconds(60);
+constexpr auto kReadinessPoll = std::chrono::milliseconds(50);
+constexpr auto kReadinessReport = std::chrono::seconds(10);
+constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
+constexpr uint64_t kStoreSlackBytes =
+    uint64_t{2} << 20;  // RocksDB ends a write before it stalls the next, and pins what it reads
+
+absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::stringstream text;
+  text << in.rdbuf();
+  if (!in || text.str().empty())
+    return absl::InvalidArgumentError(
+        absl::StrCat(flag, " ", path, ": cannot be read, or is empty"));
+  return text.str();
+}
+
+struct Credentials {
+  std::shared_ptr<grpc::ServerCredentials> server = grpc::InsecureServerCredentials();
+  std::shared_ptr<grpc::ChannelCredentials> channel = grpc::InsecureChannelCredentials();
+};
+
+absl::StatusOr<Credentials> MakeCredentials(const Options& options) {
+  if (!options.tls()) return Credentials();
+  absl::StatusOr<std::string> cert = ReadFile("--tls-cert", options.tls_cert);
+  absl::StatusOr<std::string> key = ReadFile("--tls-key", options.tls_key);
+  absl::StatusOr<std::string> ca = ReadFile("--tls-ca", options.tls_ca);
+  for (const absl::Status& status : {cert.status(), key.status(), ca.status()}) {
+    if (!status.ok()) return status;
+  }
+  grpc::SslServerCredentialsOptions server(
+      GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  server.pem_root_certs = *ca;
+  server.pem_key_cert_pairs.push_back({*key, *cert});
+  return Credentials{grpc::SslServerCredentials(server), grpc::SslCredentials({*ca, *key, *cert})};
+}
+
+class Running : public OrlopServer {
+ public:
+  explicit Running(const Options& options) : options_(options), accountant_(Limits(options)) {}
+
+  ~Running() override {
+    if (!stopped_.exchange(true)) Halt();
+  }
+
+  absl::Status Open() {
+    absl::StatusOr<Credentials> credentials = MakeCredentials(options_);
+    if (!credentials.ok()) return credentials.status();
+    auto data = storage::DataDirectory::Open({options_.data_dir, options_.name, kStoreMemoryBytes});
+    if (!data.ok()) return data.status();
+    data_ = *std::move(data);
+    accountant_.emplace_nvme(*data_);
+    auto tiers =
+        Tiers::Create(&accountant_.value(), &data_->store(), [this] { return data_->FreeBytes(); });
+    if (!tiers.ok()) return tiers.status();
+    tiers_ = *std::move(tiers);
+    absl::StatusOr<Reservation> rocksdb =
+        tiers_->Reserve({Tier::kDram, "", "rocksdb"}, kStoreMemoryBytes + kStoreSlackBytes);
+    if (!rocksdb.ok()) return rocksdb.status();
+    rocksdb_ = *std::move(rocksdb);
+    absl::StatusOr<Reservation> room = tiers_->Reserve(
+        {Tier::kDram, "", "messages"}, MessageRoom::BytesFor(options_.memory_bytes));
+    if (!room.ok()) return room.status();
+    messages_ = std::make_unique<MessageRoom>(*std::move(room));
+    return Listen(*credentials);
+  }
+
+  const std::string& address() const override { return address_; }
+  bool ready() const override { return ready_; }
+
+  absl::Status Stop() override {
+    if (stopped_.exchange(true)) return absl::OkStatus();
+    spdlog::info("stopping: finishing what is decided, then flushing");
+    EndReadiness();
+    health_->SetServingStatus(false);
+    const absl::Status flushed = jobs_->Stop(std::chrono::steady_clock::now() + kStopTimeout);
+    Halt();
+    if (!flushed.ok()) return flushed;
+    return data_->MarkClean();
+  }
+
+ private:
+  // The accountant needs the disk's free bytes, which the data directory tells.
+  struct Budget {
+    explicit Budget(uint64_t dram) : dram_bytes(dram) {}
+    void emplace_nvme(const storage::DataDirectory& data) {
+      // A tenth stays free: flushes write while spilled values still exist.
+      accountant = std::make_unique<Accountant>(
+          Accountant::Limits{dram_bytes, data.FreeBytes().value_or(0) / 10 * 9});
+    }
+    Accountant& value() { return *accountant; }
+    uint64_t dram_bytes;
+    std::unique_ptr<Accountant> accountant;
+  };
+  static Budget Limits(const Options& options) { return Budget(options.memory_bytes); }
+
+  absl::Status Listen(const Credentials& credentials) {
+    peers_ = std::make_unique<PeerLinks>(options_, credentials.channel);
+    pool_ = std::make_unique<WorkPool>(
+        static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
+    Environment environment;
+    for (const PeerAddress& peer : options_.peers) {
+      if (peer.name == options_.name)
+        environment.self = static_cast<int>(environment.server_names.size());
+      environment.server_names.push_back(peer.name);
+    }
+    environment.data = data_.get();
+    environment.tiers = tiers_.get();
+    environment.pool = pool_.get();
+    environment.peers = peers_.get();
+    const auto identity = [this] { return Identity(); };
+    environment.identity = identity;
+    jobs_ = std::make_unique<JobTable>(environment);
+    data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get());
+    job_service_ = std::make_unique<JobService>(jobs_.get());
+    peer_service_ = std::make_unique<PeerService>(jobs_.get(), identity);
+    admin_service_ =
+        std::make_unique<AdminService>(jobs_.get(), &accountant_.value(), identity, [this] {
+          CountStore();
+          MutexLock lock(&mutex_);
+          return facts_;
+        });
+    {
+      MutexLock lock(&mutex_);
+      facts_.started = std::chrono::steady_clock::now();
+      facts_.data_dir = options_.data_dir;
+    }
+    if (absl::Status status = BuildServer(credentials); !status.ok()) return status;
+    {
+      MutexLock lock(&mutex_);  // calls are answered from BuildServer on
+      facts_.baseline_bytes = ResidentBytes();
+    }
+    if (absl::Status status = jobs_->OpenAll(); !status.ok()) {
+      Halt();
+      stopped_ = true;
+      return status;
+    }
+    if (environment.is_leader()) {
+      peers_->OnUnknownJob([this](int server, const std::string& job) {
+        pool_->Submit([this, server, job] {
+          if (auto found = jobs_->Find(job); found.ok()) {
+            peers_->PutJob(server, (*found)->model()->definition())
+                .IgnoreError();  // its next message asks again
+          }
+        });
+      });
+    }
+    ticker_ = std::thread([this] { TickLoop(); });
+    spdlog::info("{} listens on {}, data in {}, {} kernels", options_.name, address_,
+                 options_.data_dir, kernels::TargetName(kernels::SupportedTargets().front()));
+    readiness_ = std::thread([this] { BecomeReady(); });
+    return absl::OkStatus();
+  }
+
+  // Waits, as long as it takes, and says for what.
+  void BecomeReady() {
+    auto next_report = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    for (std::string awaited; !(awaited = AwaitedBy(*jobs_)).empty();) {
+      const auto now = std::chrono::steady_clock::now();
+      if (now >= next_report) {
+        spdlog::warn("not ready yet: {}", awaited);
+        next_report = now + kReadinessReport;
+      }
+      MutexLock lock(&mutex_);
+      awaited_ = awaited;
+      const auto until = now + kReadinessPoll;
+      while (!readiness_ends_ && tick_.WaitUntil(&mutex_, until)) {
+      }
+      if (readiness_ends_) return;
+    }
+    ready_ = true;
+    health_->SetServingStatus(true);
+    spdlog::info("ready");
+  }
+
+  void EndReadiness() {
+    {
+      MutexLock lock(&mutex_);
+      readiness_ends_ = true;
+      tick_.SignalAll();
+    }
+    if (readiness_.joinable()) readiness_.join();
+  }
+
+  // What RocksDB says it holds goes to the accountant.
+  void CountStore() {
+    const uint64_t bytes = data_->store().MemoryBytes();
+    MutexLock lock(&store_mutex_);
+    const bool fits = rocksdb_.SetUsed(bytes).ok();
+    if (!fits && store_fits_)
+      spdlog::warn("RocksDB holds {} bytes, more than the {} set aside", bytes,
+                   rocksdb_.reserved_bytes());
+    store_fits_ = fits;
+  }
+
+  absl::Status BuildServer(const Credentials& credentials) {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    int port = 0;
+    const bool is_unix = absl::StartsWith(options_.listen, "unix:");
+    if (is_unix)
+      unlink(options_.listen.c_str() +
+             5);  // left by a killed process; the data directory's lock says nobody else lives
+    builder.AddListeningPort(options_.listen, credentials.server, &port);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+    // Peers send up to 64 MiB; the data plane checks its own smaller limit before it decodes.
+    builder.SetMaxReceiveMessageSize(
+        static_cast<int>(options_.peers.size() > 1 ? kMaxPeerMessageBytes : kMaxMessageBytes));
+    builder.SetMaxSendMessageSize(static_cast<int>(kMaxPeerMessageBytes));
+    grpc::ResourceQuota quota("orlopd");
+    quota.SetMaxThreads(kMaxServerThreads);
+    builder.SetResourceQuota(quota);
+    builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 4);
+    builder.RegisterService(data_service_.get());
+    builder.RegisterService(job_service_.get());
+    builder.RegisterService(admin_service_.get());
+    builder.RegisterService(peer_service_.get());
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr)
+      return absl::UnavailableError(
+          absl::StrCat("--listen ", options_.listen, " cannot be bound: in use?"));
+    health_ = server_->GetHealthCheckService();
+    health_->SetServingStatus(false);
+    MutexLock lock(&mutex_);  // calls are answered already
+    address_ = is_unix
+                   ? options_.listen
+                   : absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port);
+    return absl::OkStatus();
+  }
+
+  v1::ServerInfo Identity() const {
+    MutexLock lock(&mutex_);
+    v1::ServerInfo info;
+    info.set_name(options_.name);
+    info.set_address(options_.peers.size() == 1 ? address_ : options_.self().address);
+    info.set_incarnation(data_->incarnation());
+    info.set_failure_domain(options_.failure_domain);
+    info.set_ready(ready_ && !stopped_);
+    if (!info.ready()) {
+      info.set_state(stopped_           ? "stopping"
+                     : awaited_.empty() ? "starting"
+                                        : absl::StrCat("starting: ", awaited_));
+    }
+    info.set_leader(options_.peers.front().name == options_.name);
+    return info;
+  }
+
+  void TickLoop() {
+    MutexLock lock(&mutex_);
+    auto next = std::chrono::steady_clock::now();
+    uint64_t message_count = 0;
+    int quiet_ticks = 0;
+    while (!halting_) {
+      next += kTick;
+      while (!halting_ && tick_.WaitUntil(&mutex_, next)) {
+      }
+      mutex_.Unlock();
+      jobs_->Tick();
+      CountStore();
+      // What gRPC and RocksDB had is kept between the steps of a job that is busy, and given back
+      // while it rests.
+      const uint64_t before = std::exchange(message_count, messages_->message_count());
+      quiet_ticks = message_count == before ? quiet_ticks + 1 : 0;
+      if (quiet_ticks > 0 && quiet_ticks % kRestTicks == 0) TrimHeap();
+      mutex_.Lock();
+    }
+  }
+
+  // Ends calls and threads, in the order of who calls whom.
+  void Halt() {
+    EndReadiness();
+    if (server_ != nullptr)
+      server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    {
+      MutexLock lock(&mutex_);
+      halting_ = true;
+      tick_.SignalAll();
+    }
+    if (ticker_.joinable()) ticker_.join();
+    if (pool_ != nullptr) pool_->Stop();
+    peers_.reset();
+  }
+
+  const Options options_;
+  std::unique_ptr<storage::DataDirectory> data_;
+  Budget accountant_;
+  std::unique_ptr<Tiers> tiers_;
+  Mutex store_mutex_;
+  Reservation rocksdb_ GUARDED_BY(store_mutex_);
+  bool store_fits_ GUARDED_BY(store_mutex_) = true;
+  std::unique_ptr<MessageRoom> messages_;
+  std::unique_ptr<PeerLinks> peers_;
+  std::unique_ptr<WorkPool> pool_;
+  std::unique_ptr<JobTable> jobs_;
+  std::unique_ptr<DataService> data_service_;
+  std::unique_ptr<JobService> job_service_;
+  std::unique_ptr<PeerService> peer_service_;
+  std::unique_ptr<AdminService> admin_service_;
+  std::unique_ptr<grpc::Server> server_;
+  grpc::HealthCheckServiceInterface* health_ = nullptr;
+  std::atomic<bool> ready_ = false;
+  std::atomic<bool> stopped_ = false;
+  mutable Mutex mutex_;
+  std::string address_;  // written under mutex_ while calls are answered, never after Open
+  ServerFacts facts_ GUARDED_BY(mutex_);
+  CondVar tick_;
+  std::string awaited_ GUARDED_BY(mutex_);  // what readiness waits for
+  bool readiness_ends_ GUARDED_BY(mutex_) = false;
+  std::thread readiness_;
+  bool halting_ GUARDED_BY(mutex_) = false;
+  std::thread ticker_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<OrlopServer>> OrlopServer::Start(const Options& options) {
+  auto server = std::make_unique<Running>(options);
+  if (absl::Status status = server->Open(); !status.ok()) return status;
+  return std::unique_ptr<OrlopServer>(std::move(server));
+}
+
+}  // namespace orlop::server

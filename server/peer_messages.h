@@ -1,0 +1,40 @@
+// The step machine's plain structs on the wire and on disk (proto/orlop/v1/peer.proto), and back.
+// Pure; any thread.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "orlop/v1/peer.pb.h"
+#include "proto/checksum.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
+
+namespace orlop::server {
+
+inline step::Digest ToStep(const Digest128& digest) { return {digest.high, digest.low}; }
+inline step::Digest ToStep(const v1::Digest& digest) { return {digest.high(), digest.low()}; }
+void ToWire(const step::Digest& digest, v1::Digest* out);
+
+void ToWire(const step::DecisionRecord& decision, v1::DecisionBody* out);
+step::DecisionPtr ToStep(const v1::DecisionBody& decision);
+
+void ToWire(const step::Layout& layout, v1::LayoutBody* out);
+std::shared_ptr<const step::Layout> ToStep(const v1::LayoutBody& layout);
+
+// A message of the peer plane. Unimplemented for CatchUp and Forward, which no job of one copy
+// sends.
+absl::StatusOr<v1::StepMessage> ToWire(const step::Message& message);
+// InvalidArgument if the body is missing or its lists disagree.
+absl::StatusOr<step::Message> ToStep(const v1::StepMessage& message);
+
+std::string Serialize(const step::JobRecord& record);
+absl::StatusOr<step::JobRecord> ParseJobRecord(const std::string& bytes);  // DataLoss
+
+// `layout` is the one that the image's pieces belong to; null: none.
+std::string Serialize(const step::ParticipantImage& image, const step::Layout* layout);
+struct StoredImage {
+  step::ParticipantImage image;
+  std::shared_ptr<const step::Layout> layout;
+};
+absl::StatusOr<StoredImage> ParseImage(const std::string& bytes);  // DataLoss
+
+}  // namespace orlop::server

@@ -1,0 +1,309 @@
+// One push, 7 of 8 (ARCHITECTURE.md); next: kernels/adamw.cc
+// The apply: version s+1 of a shard from version s and what is staged, as one unit.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "kernels/optimizer.h"
+#include "proto/status.h"
+#include "server/shard.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr std::chrono::milliseconds kRoomPoll(5);
+
+kernels::DType KernelDType(v1::DType dtype) {
+  return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
+         : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16
+                                   : kernels::DType::kF16;
+}
+
+// The slots of one shard while an apply works on them: writable buffers, null where the tensor has
+// no such slot.
+struct WorkingSlots {
+  std::array<BufferPtr, kStoredSlotCount> buffers;
+  std::array<Reservation, kStoredSlotCount>
+      rooms;  // of fresh buffers that replace ones that readers hold
+  std::array<bool, kStoredSlotCount> fresh = {};
+  BufferPtr old_weight;  // what a reader still holds; null: the weight is written in place
+
+  template <typename T>
+  absl::Span<T> as(Slot slot) {
+    const BufferPtr& buffer = buffers[static_cast<size_t>(slot)];
+    return buffer ? buffer->as<T>() : absl::Span<T>();
+  }
+};
+
+absl::Status RunKernel(const ShardUpdate& update, const TensorOptimizer& optimizer,
+                       kernels::TypedSpan gradient, WorkingSlots* slots) {
+  const absl::Span<uint16_t> new_weight = slots->as<uint16_t>(Slot::kWeight);
+  const absl::Span<const uint16_t> weight =
+      slots->old_weight ? std::as_const(*slots->old_weight).as<uint16_t>() : new_weight;
+  const kernels::MasterSpans master{weight, slots->as<int16_t>(Slot::kRemainder), new_weight};
+  if (const auto* adamw = std::get_if<kernels::AdamWScalars>(&update.scalars);
+      adamw && optimizer.optimizer == OptimizerKind::kAdamW) {
+    if (!optimizer.eight_bit)
+      return kernels::AdamWFp32(
+          *adamw, gradient, master,
+          {slots->as<float>(Slot::kExpAvg), slots->as<float>(Slot::kExpAvgSq)});
+    return kernels::AdamW8Bit(
+        *adamw, gradient, master,
+        {slots->as<uint8_t>(Slot::kExpAvg), slots->as<float>(Slot::kExpAvgAbsmax),
+         slots->as<uint8_t>(Slot::kExpAvgSq), slots->as<float>(Slot::kExpAvgSqAbsmax),
+         optimizer.rounding});
+  }
+  if (const auto* sgd = std::get_if<kernels::SgdScalars>(&update.scalars);
+      sgd && optimizer.optimizer == OptimizerKind::kSgd) {
+    const bool momentum = sgd->momentum != 0;
+    if (!optimizer.eight_bit)
+      return kernels::SgdFp32(
+          *sgd, gradient, master,
+          {momentum ? slots->as<float>(Slot::kMomentumBuffer) : absl::Span<float>()});
+    if (!momentum) return kernels::Sgd8Bit(*sgd, gradient, master, {});
+    return kernels::Sgd8Bit(
+        *sgd, gradient, master,
+        {slots->as<uint8_t>(Slot::kMomentumBuffer), slots->as<float>(Slot::kMomentumBufferAbsmax)});
+  }
+  return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
+}
+
+}  // namespace
+
+absl::Status ShardStore::Apply(int32_t id, const ShardUpdate& update) {
+  auto found = Find(id);
+  if (!found.ok()) return found.status();
+  Shard* shard = *found;
+  shard->Acquire();
+  absl::Status status;
+  {
+    MutexLock lock(&shard->mutex);
+    const bool follows = update.kind == ShardUpdate::Kind::kLoad
+                             ? update.step > shard->version
+                             : update.step == shard->version + 1;
+    if (!follows || (shard->version < 0 && update.kind != ShardUpdate::Kind::kLoad))
+      status = ShardError(
+          absl::StatusCode::kFailedPrecondition, *shard,
+          absl::StrCat("cannot make version ", update.step, " of version ", shard->version),
+          v1::ErrorDetail::WRONG_STEP);
+    shard->applying = status.ok();
+  }
+  if (status.ok() && update.kind == ShardUpdate::Kind::kLoad) status = ApplyLoad(shard, update);
+  if (status.ok() && update.kind == ShardUpdate::Kind::kApply && !update.untouched)
+    status = ApplyGradient(shard, update);
+  if (status.ok()) {
+    MutexLock lock(&shard->mutex);
+    shard->version = update.step;
+  }
+  if (status.ok()) DropStaged(id);
+  shard->Release();
+  return status;
+}
+
+// A spilled slot's bytes read back; null for the initial ones; else what is in memory.
+absl::StatusOr<BufferPtr> ShardStore::Contents(const Shard& shard, Slot slot,
+                                               const SlotState& state) {
+  if (state.data || !state.spilled) return state.data;
+  auto buffer = tiers_->NewBuffer({Tier::kDram, layout_.job, "messages"}, state.spilled->bytes);
+  if (!buffer.ok()) return buffer.status();
+  absl::Status restored = tiers_->Restore(shard.Key(layout_.job, slot), *state.spilled,
+                                          {(*buffer)->data(), (*buffer)->size()});
+  if (!restored.ok()) return restored;
+  return buffer;
+}
+
+// Holds the job's window for one apply that brings spilled slots back.
+class WindowLease {
+ public:
+  WindowLease(Mutex* mutex, CondVar* free, bool* busy) : mutex_(mutex), free_(free), busy_(busy) {
+    MutexLock lock(mutex_);
+    while (*busy_) free_->Wait(mutex_);
+    *busy_ = true;
+  }
+  ~WindowLease() {
+    MutexLock lock(mutex_);
+    *busy_ = false;
+    free_->Signal();
+  }
+
+ private:
+  Mutex* const mutex_;
+  CondVar* const free_;
+  bool* const busy_;
+};
+
+// While `busy`, slots change by this thread alone, so that they are read without the lock.
+absl::Status ShardStore::ApplyGradient(Shard* shard,
+                                       const ShardUpdate& update) NO_THREAD_SAFETY_ANALYSIS {
+  const std::shared_ptr<GradientStage> stage = shard->gradient;
+  if (!stage || !stage->result)
+    return ShardError(absl::StatusCode::kFailedPrecondition, *shard, "no gradient is staged");
+  if (stage->result->absent) return absl::OkStatus();
+  const bool streams = std::any_of(
+      shard->slots.begin(), shard->slots.end(),
+      [](const SlotState& slot) { return slot.format.exists() && slot.tier == Tier::kNvme; });
+  std::optional<WindowLease> lease;
+  if (streams) lease.emplace(&mutex_, &window_free_, &window_busy_);
+
+  WorkingSlots slots;
+  for (size_t i = 0; i < kStoredSlotCount; ++i) {
+    SlotState& state = shard->slots[i];
+    const Slot slot = static_cast<Slot>(i);
+    if (!state.format.exists()) continue;
+    if (slot >= Slot::kMomentumBuffer)
+      if (const auto* sgd = std::get_if<kernels::SgdScalars>(&update.scalars);
+          sgd && sgd->momentum == 0)
+        continue;
+    const uint64_t bytes = state.format.Bytes(shard->count());
+    const bool held = state.data && state.data.use_count() > 1;
+    if (state.data && !held) {
+      slots.buffers[i] = state.data;
+      continue;
+    }
+    absl::StatusOr<BufferPtr> buffer;
+    if (held) {
+      // A slow reader keeps the old bytes. If there is no room for fresh ones, wait until it is
+      // done: its call has a deadline.
+      Reservation room;
+      for (;;) {
+        auto reserved =
+            tiers_->Reserve({Tier::kDram, layout_.job, SlotName(slot)}, Buffer::Footprint(bytes));
+        if (reserved.ok()) {
+          room = *std::move(reserved);
+          break;
+        }
+        if (state.data.use_count() == 1) break;
+        Mutex never;
+        CondVar pause;
+        MutexLock lock(&never);
+        pause.WaitUntil(&never, std::chrono::steady_clock::now() + kRoomPoll);
+      }
+      if (room.reserved_bytes() == 0) {
+        slots.buffers[i] = state.data;
+        continue;
+      }
+      buffer = room.Allocate(bytes);
+      if (!buffer.ok()) return buffer.status();
+      if (slot == Slot::kWeight)
+        slots.old_weight = state.data;
+      else
+        std::memcpy((*buffer)->data(), state.data->data(), bytes);
+      slots.rooms[i] = std::move(room);
+    } else if (state.tier == Tier::kDram) {
+      buffer = InitialBuffer(state.format, bytes, &state.room);
+    } else {
+      buffer = InitialBuffer(state.format, bytes, &window_);
+      if (absl::IsResourceExhausted(buffer.status())) {
+        WriteBackStranded();
+        buffer = InitialBuffer(state.format, bytes, &window_);
+      }
+      if (buffer.ok() && state.spilled)
+        if (absl::Status restored = tiers_->Restore(shard->Key(layout_.job, slot), *state.spilled,
+                                                    {(*buffer)->data(), bytes});
+            !restored.ok())
+          return restored;
+    }
+    if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
+    slots.buffers[i] = *std::move(buffer);
+    slots.fresh[i] = true;
+  }
+
+  const kernels::TypedSpan gradient{KernelDType(stage->dtype), stage->whole->data(),
+                                    shard->count()};
+  if (absl::Status run = RunKernel(update, optimizers_[shard->info.tensor], gradient, &slots);
+      !run.ok())
+    return Annotated(run, shard->Name());
+
+  for (size_t i = 0; i < kStoredSlotCount; ++i) {
+    SlotState& state = shard->slots[i];
+    const Slot slot = static_cast<Slot>(i);
+    if (!slots.buffers[i]) continue;
+    std::optional<SpilledSlot> written;
+    if (state.tier == Tier::kNvme) {
+      auto spilled =
+          tiers_->Spill(shard->Key(layout_.job, slot), update.step, slots.buffers[i]->bytes(),
+                        state.spilled ? &*state.spilled : nullptr);
+      if (spilled.ok()) written = *spilled;
+    }
+    MutexLock lock(&shard->mutex);
+    if (written) {
+      state.spilled = written;
+      state.data.reset();
+      (void)state.room.SetUsed(written->bytes);
+    } else {  // in memory, or the disk refuses: committed bytes then stay in memory until it takes
+              // them
+      state.data = std::move(slots.buffers[i]);
+      if (state.tier == Tier::kDram && slots.rooms[i].reserved_bytes() > 0)
+        state.room = std::move(slots.rooms[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Slots that a failing disk left in the window go out now, if it works again. Those of a shard that
+// is busy (the caller's too) stay.
+void ShardStore::WriteBackStranded() NO_THREAD_SAFETY_ANALYSIS {
+  for (auto& shard : shards_) {
+    {
+      MutexLock lock(&shard->mutex);
+      if (shard->busy) continue;
+      shard->busy = true;
+    }
+    for (size_t i = 0; i < kStoredSlotCount; ++i) {
+      SlotState& state = shard->slots[i];
+      if (state.tier != Tier::kNvme || !state.data) continue;
+      auto written = tiers_->Spill(shard->Key(layout_.job, static_cast<Slot>(i)), shard->version,
+                                   state.data->bytes(), state.spilled ? &*state.spilled : nullptr);
+      if (!written.ok()) break;
+      MutexLock lock(&shard->mutex);
+      state.spilled = *written;
+      state.data.reset();
+      (void)state.room.SetUsed(written->bytes);
+    }
+    shard->Release();
+  }
+}
+
+absl::Status ShardStore::ApplyLoad(Shard* shard,
+                                   const ShardUpdate& update) NO_THREAD_SAFETY_ANALYSIS {
+  const std::shared_ptr<LoadStage> load = shard->load;
+  if (!load) {
+    if (shard->version >= 0) return absl::OkStatus();
+    return ShardError(absl::StatusCode::kFailedPrecondition, *shard,
+                      "the first LOAD sets nothing here", v1::ErrorDetail::LOADING);
+  }
+  if (!load->result)
+    return ShardError(absl::StatusCode::kFailedPrecondition, *shard, "the LOAD is not staged");
+  for (size_t i = 0; i < kStoredSlotCount; ++i) {
+    LoadPlane& plane = load->planes[i];
+    SlotState& state = shard->slots[i];
+    if (!plane.data && !plane.spilled) continue;
+    const SlotKey key = shard->Key(layout_.job, static_cast<Slot>(i));
+    std::optional<SpilledSlot> written = std::exchange(plane.spilled, std::nullopt);
+    const std::optional<SpilledSlot> old = state.spilled;
+    if (!written && state.tier == Tier::kNvme)
+      if (auto spilled = tiers_->Spill(key, update.step, plane.data->bytes(), nullptr);
+          spilled.ok())
+        written = *spilled;
+    {
+      MutexLock lock(&shard->mutex);
+      state.spilled = written;
+      if (written) {
+        state.data.reset();
+        plane.data.reset();
+        (void)state.room.SetUsed(written->bytes);
+      } else {  // in memory, or the disk refuses: committed bytes then stay in memory until it
+                // takes them
+        state.data = std::move(plane.data);
+        if (state.tier == Tier::kDram && plane.room.reserved_bytes() > 0)
+          state.room = std::move(plane.room);
+      }
+    }
+    if (old)
+      (void)tiers_->Erase(key, *old);  // a failed erase leaves bytes that the next start removes
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace orlop::server

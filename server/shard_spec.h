@@ -1,0 +1,87 @@
+// What a job's shards are made of: plain structs, slots and their stored formats (ARCHITECTURE.md,
+// arithmetic). Pure; any thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/quantize.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/box.h"
+
+namespace orlop::server {
+
+// Kinds of state of a shard that are stored, in the order in which they stay in memory: the last is
+// spilled first.
+enum class Slot : uint8_t {
+  kWeight,
+  kRemainder,
+  kExpAvg,
+  kExpAvgAbsmax,
+  kExpAvgSq,
+  kExpAvgSqAbsmax,
+  kMomentumBuffer,
+  kMomentumBufferAbsmax,
+  kMaster,  // a view: weight and remainder joined, fp32; never stored
+};
+inline constexpr size_t kStoredSlotCount = 8;
+const char* SlotName(Slot slot);  // "weight", "exp_avg_absmax", ...
+// Empty means "weight". InvalidArgument naming an unknown slot.
+absl::StatusOr<Slot> ParseSlot(absl::string_view name);
+
+enum class OptimizerKind : uint8_t { kFrozen, kAdamW, kSgd };
+
+// Of one tensor, as configured. Buffers and parameters in no group are frozen.
+struct TensorOptimizer {
+  OptimizerKind optimizer = OptimizerKind::kFrozen;
+  bool eight_bit = false;  // use EightBitState
+  kernels::Rounding rounding = kernels::Rounding::kNoZero;
+  friend bool operator==(const TensorOptimizer&, const TensorOptimizer&) = default;
+};
+
+struct Tensor {
+  std::string name;
+  bool is_parameter = true;
+  std::vector<uint64_t> shape;
+  v1::DType dtype = v1::DTYPE_F32;
+  uint64_t element_count = 0;
+};
+
+// Whether a tensor that asks for 8-bit state gets it: decided per global tensor, so that sharding
+// changes no number.
+bool EightBitState(const Tensor& tensor, bool listed_as_fp32);
+
+// A shard of which this server holds a copy. `id` is its place in manifest order among all shards
+// of the job.
+struct OwnedShard {
+  int32_t id = 0;
+  uint32_t tensor = 0;
+  uint64_t index = 0;  // in the tensor
+  Range range;         // of the flattened tensor
+};
+
+struct JobLayout {
+  std::string job;
+  std::vector<Tensor> tensors;
+  std::vector<OwnedShard> shards;  // ascending id
+};
+
+// How one slot of a tensor is stored.
+struct SlotFormat {
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // UNSPECIFIED: the tensor has no such slot
+  bool per_block = false;                   // one element per 256-block, not per element
+  uint8_t initial_byte = 0;  // every byte of a fresh slot (127: the signed code of zero)
+
+  bool exists() const { return dtype != v1::DTYPE_UNSPECIFIED; }
+  uint64_t ElementCount(uint64_t shard_elements) const;
+  uint64_t Bytes(uint64_t shard_elements) const;
+};
+// A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder: its master is exact.
+SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot);
+
+}  // namespace orlop::server

@@ -1,0 +1,135 @@
+#include "server/step/layout.h"
+
+#include <random>
+
+#include "gtest/gtest.h"
+
+namespace orlop::step {
+namespace {
+
+std::vector<TensorSpec> OneTensor(Shape shape) { return {{"w", std::move(shape), true}}; }
+
+absl::Status Validate(const Shape& shape, Mode mode, std::vector<std::vector<Box>> boxes_by_rank) {
+  Layout layout;
+  for (auto& boxes : boxes_by_rank) layout.by_rank.push_back({{0, mode, std::move(boxes)}});
+  return ValidateLayout(OneTensor(shape), layout);
+}
+
+TEST(Layout, AcceptsWholeTensorsFromEveryRankAndPartsFromOne) {
+  const Box whole{{0, 0}, {4, 6}};
+  EXPECT_TRUE(Validate({4, 6}, Mode::kSum, {{whole}, {whole}, {whole}}).ok());
+  EXPECT_TRUE(
+      Validate({4, 6}, Mode::kExactlyOnce, {{Box{{0, 0}, {4, 2}}}, {Box{{0, 2}, {4, 4}}}}).ok());
+  // Flat ranges that cut rows, beside each other and beside boxes.
+  EXPECT_TRUE(Validate({4, 6}, Mode::kExactlyOnce, {{FlatBox(0, 11)}, {FlatBox(11, 13)}}).ok());
+  EXPECT_TRUE(Validate({4, 6}, Mode::kSum, {{FlatBox(0, 11)}, {FlatBox(11, 13)}, {whole}}).ok());
+  EXPECT_TRUE(Validate({}, Mode::kSum, {{FlatBox(0, 1)}}).ok());
+  EXPECT_TRUE(Validate({4, 6}, Mode::kNone, {{}, {}}).ok());
+}
+
+TEST(Layout, RefusesGapsOverlapsAndUnevenMultiplicityByName) {
+  const Box whole{{0, 0}, {4, 6}};
+  const Box left{{0, 0}, {4, 3}}, right{{0, 3}, {4, 3}};
+  const std::vector<std::pair<absl::Status, std::string>> cases = {
+      {Validate({4, 6}, Mode::kSum, {{left}}),
+       "gap: element [0,3] (flat index 3 of 24) comes from 0"},
+      {Validate({4, 6}, Mode::kSum, {{left, Box{{0, 2}, {4, 4}}}}),
+       "boxes [0,0]+[4,3] and [0,2]+[4,4] of rank 0 overlap"},
+      {Validate({4, 6}, Mode::kSum, {{whole}, {left}}),
+       "uneven multiplicity: element [0,3] (flat index 3 of 24) comes from 1 contributors (rank 0"},
+      {Validate({4, 6}, Mode::kSum, {{left, right}, {left}, {left}}), "uneven"},
+      {Validate({4, 6}, Mode::kExactlyOnce, {{whole}, {FlatBox(9, 2)}}),
+       "overlap: element [1,3] (flat index 9 of 24) comes from 2 contributors (rank 0 in "
+       "[0,0]+[4,6], rank 1 in flat[9]+[2]); exactly one is the limit"},
+      {Validate({4, 6}, Mode::kNone, {{left}}), "frozen"},
+      {Validate({4, 6}, Mode::kSum, {{Box{{0, 4}, {4, 3}}}}), "outside dimension 1"},
+      {Validate({4, 6}, Mode::kSum, {{Box{{0, INT64_MAX}, {4, 2}}}}), "outside"},
+      {Validate({4, 6}, Mode::kSum, {{Box{{0, 0, 0}, {1, 1, 1}}}}), "3 offsets"},
+  };
+  for (const auto& [status, part] : cases) {
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_NE(status.message().find("tensor w"), std::string::npos) << status;
+    EXPECT_NE(status.message().find(part), std::string::npos) << status;
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(ValidateLayout(OneTensor({2}), Layout{{{}}, Digest{}})));
+}
+
+TEST(Layout, RefusesShapesBeyondTheLimits) {
+  EXPECT_FALSE(ElementCount(Shape(9, 1)).ok());
+  EXPECT_FALSE(ElementCount(Shape{INT64_MAX, 2}).ok());
+  EXPECT_FALSE(ElementCount(Shape{-1}).ok());
+  EXPECT_EQ(*ElementCount(Shape{}), 1);
+}
+
+// Every run against a walk over all elements of the tensor.
+TEST(RunIterator, MatchesBruteForceOnRandomBoxesAndShards) {
+  std::mt19937_64 random(20240607);
+  const auto below = [&](int64_t limit) { return static_cast<int64_t>(random() % limit); };
+  for (int round = 0; round < 3000; ++round) {
+    Shape shape;
+    for (int64_t d = 1 + below(5); d > 0; --d) shape.push_back(1 + below(4));
+    const int64_t total = *ElementCount(shape);
+    Box box;
+    for (int64_t length : shape) {
+      const int64_t offset = below(length);
+      box.offset.push_back(offset);
+      box.extent.push_back(1 + below(length - offset));
+    }
+    if (below(4) == 0) {
+      const int64_t begin = below(total);
+      box = FlatBox(begin, 1 + below(total - begin));
+    }
+    const int64_t begin = below(total), count = 1 + below(total - begin);
+    std::vector<std::pair<int64_t, int64_t>> expected;  // (in tensor, in box)
+    int64_t in_box = 0;
+    for (int64_t element = 0; element < total; ++element) {
+      int64_t rest = element;
+      bool inside = true;
+      if (box.offset.size() == shape.size() && shape.size() > 1) {
+        for (int d = static_cast<int>(shape.size()) - 1; d >= 0; --d) {
+          const int64_t at = rest % shape[d];
+          rest /= shape[d];
+          inside &= at >= box.offset[d] && at < box.offset[d] + box.extent[d];
+        }
+      } else {
+        inside = element >= box.offset[0] && element < box.offset[0] + box.extent[0];
+      }
+      if (inside && element >= begin && element < begin + count)
+        expected.push_back({element, in_box});
+      in_box += inside;
+    }
+    std::vector<std::pair<int64_t, int64_t>> got;
+    RunIterator runs(shape, box, begin, count);
+    for (step::Run run; runs.Next(&run);) {
+      for (int64_t i = 0; i < run.count; ++i)
+        got.push_back({run.tensor_begin + i, run.box_begin + i});
+    }
+    ASSERT_EQ(got, expected) << "round " << round;
+    const Piece piece = Intersect(shape, box, begin, count);
+    ASSERT_EQ(piece.count, static_cast<int64_t>(expected.size())) << "round " << round;
+    if (!expected.empty()) {
+      ASSERT_EQ(piece.box_begin, expected[0].second) << "round " << round;
+    }
+  }
+}
+
+TEST(Layout, ExpectedPiecesOfAShardCoverIt) {
+  const std::vector<TensorSpec> tensors = OneTensor({4, 6});
+  Layout layout;
+  layout.by_rank = {{{0, Mode::kExactlyOnce, {Box{{0, 0}, {4, 2}}}}},
+                    {{0, Mode::kExactlyOnce, {Box{{0, 2}, {4, 4}}}}}};
+  const std::vector<ExpectedPiece> pieces = ExpectedPieces(tensors, {0, 7, 10, {0}}, layout);
+  // Flat 7..16 are (1,1)..(2,4): of rank 0 (1,1),(2,0),(2,1), elements 3..5 of its box.
+  const std::vector<ExpectedPiece> expected = {{0, 0, 3, 3}, {1, 0, 4, 7}};
+  EXPECT_EQ(pieces, expected);
+}
+
+TEST(Identity, TellsFieldsAndBoundariesApart) {
+  EXPECT_NE(DigestBuilder().AddBytes("ab").AddBytes("c").Finish(),
+            DigestBuilder().AddBytes("a").AddBytes("bc").Finish());
+  EXPECT_NE(DigestBuilder().AddDouble(0.0).Finish(), DigestBuilder().AddDouble(-0.0).Finish());
+  EXPECT_FALSE(DigestBuilder().Finish().empty());
+}
+
+}  // namespace
+}  // namespace orlop::step

@@ -1,0 +1,324 @@
+// The step leader of a job: it forms generations, collects commits and staged reports, builds the
+// decision record, drives prepare and apply, and recovers. Runs on one server of the job at a time;
+// all it must remember is in the JobRecord and in the participants.
+//
+// A pure machine: each event changes the state and appends actions; no socket, disk, clock or
+// thread inside. Not thread-safe: the shell serialises events.
+//
+// Invariants
+//   - a record is sent to nobody before every in-sync copy of every shard is staged
+//   - once sent, this leader only repeats it; only a recovery under a higher epoch may discard it
+//   - a step is acknowledged only when every in-sync copy of every shard has it prepared
+//   - a copy leaves the in-sync list (synced) before anything commits without it
+#ifndef ORLOP_SERVER_STEP_LEADER_H_
+#define ORLOP_SERVER_STEP_LEADER_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
+#include "server/step/recovery.h"
+
+namespace orlop::step {
+
+// A value that all contributors must send alike; compared by bits, refused by name.
+struct HyperParameter {
+  std::string name;  // "lr", "betas[0]", ...
+  uint64_t bits = 0;
+  friend bool operator==(const HyperParameter&, const HyperParameter&) = default;
+};
+
+struct ParameterGroup {
+  std::vector<HyperParameter> values;
+  friend bool operator==(const ParameterGroup&, const ParameterGroup&) = default;
+};
+
+// What the optimizer's scalars of an APPLY depend on.
+struct ScalarInputs {
+  int64_t step = 0;
+  const std::vector<ParameterGroup>* groups = nullptr;
+  const std::vector<int64_t>* applied_count = nullptr;  // per tensor, counting this APPLY
+  const std::vector<uint8_t>* untouched = nullptr;      // per tensor
+  double sum_of_squares = 0.0;  // of the raw (scaled, summed) gradient, shards in manifest order
+  double scale = 1.0;           // to be divided out
+  int contributor_count = 0;    // world size
+};
+// Computes the opaque scalars of a decision record: the only arithmetic of the optimizer the leader
+// needs. Must be a pure function. An error refuses the step: it is every CommitStep's answer, and
+// the attempt stays open.
+using ScalarBuilder = std::function<absl::StatusOr<std::string>(const ScalarInputs&)>;
+
+struct JoinRequest {
+  Rank rank = 0;
+  int world_size = 1;
+  int64_t generation = 0;  // 0, from rank 0: issue a new one (answered at once, joins nothing)
+  std::vector<Contribution> contributions;  // generation > 0: this rank's part of the layout
+  int64_t min_committed_step = kLoading;    // highest commit this worker has seen
+};
+
+struct CommitRequest {
+  Rank rank = 0;
+  int64_t epoch = 0;  // the worker's; 0: not said. An older one is refused: its attempts are gone
+  int64_t generation = 0;
+  int64_t step = 0;  // the one it makes
+  int64_t attempt = 0;
+  bool is_load = false;
+  std::vector<ParameterGroup> groups;  // empty for LOAD
+  std::vector<TensorId> absent;        // ascending; the caller's own; empty for LOAD
+  double scale = 1.0;
+};
+
+struct AbortRequest {
+  int64_t epoch = 0;  // the worker's; 0: not said
+  int64_t generation = 0;
+  int64_t step = 0;
+  int64_t attempt = 0;
+};
+
+inline constexpr size_t kMaxHolders = 1024;  // of one job at a time
+
+struct LeaderOptions {
+  int64_t resend_ms = 1000;         // repeat an unanswered message
+  int64_t copy_timeout_ms = 10000;  // a silent copy is removed if another one is in sync
+  int64_t max_hold_ms = 600000;     // longest Hold
+};
+
+struct JobStatusReport {
+  Position position;
+  bool serving = false;
+  std::string waiting_for;  // when not serving: what, in words ("shard 3: no in-sync copy ...")
+  // Flushes common to all shards, newest first: what AcceptRollback may take.
+  std::vector<RecoverReport::Flush> rollback_offers;
+  DecisionPtr last_decision;
+  std::vector<Rank> committed_ranks;  // whose CommitStep of the open attempt has arrived
+  Placement in_sync;
+};
+
+class Leader {
+ public:
+  // Takes over a job: `record` as the store holds it (a new one has version 0). Recovery begins
+  // with the first OnTick. `self` is the server this leader runs on.
+  Leader(std::shared_ptr<const JobSpec> spec, ServerId self, JobRecord record,
+         ScalarBuilder build_scalars, LeaderOptions options);
+
+  // Any message that is ForLeader.
+  void OnMessage(ServerId from, const Message& message, int64_t now_ms, Actions* actions);
+
+  // `ok` false: the store holds another version: this leader has been replaced and stops for good
+  // (deposed()); every waiting and later request is answered Unavailable.
+  void OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions* actions);
+
+  // Repeats what is unanswered, finds silent copies, ends holds. Call every resend_ms / 4 or so.
+  void OnTick(int64_t now_ms, Actions* actions);
+
+  // Each is answered exactly once. While recovering or forming, requests are answered Unavailable
+  // (retry) or wait, as said.
+
+  // generation 0: a new generation number. Else waits until all ranks of the generation have
+  // joined, a decision under way has committed, and every server has opened it; then OK with the
+  // position.
+  //   InvalidArgument     bad rank or world size, or a layout that ValidateLayout refuses (to all)
+  //   AlreadyExists       this rank has joined this generation with another layout
+  //   FailedPrecondition  generation not issued, or superseded
+  //   DataLoss            min_committed_step above the committed step, not accepted
+  void OnJoin(RequestId request, const JoinRequest& join, int64_t now_ms, Actions* actions);
+
+  // Waits for all contributors and all shards; OK when committed. A repeated one of the last
+  // committed step returns its decision; one of the open attempt replaces the caller's earlier
+  // wait.
+  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs
+  //   from
+  //                       another contributor's (named)
+  //   AlreadyExists       the rank's own earlier CommitStep of this attempt differs, or it pushed a
+  //                       tensor it calls absent
+  //   Aborted             an older epoch, generation or attempt; position names the open one
+  //   FailedPrecondition  another step; LOADING and not a LOAD
+  //   Unavailable         recovering
+  void OnCommitStep(RequestId request, const CommitRequest& commit, int64_t now_ms,
+                    Actions* actions);
+
+  // Drops what is staged for (step, attempt) and opens the next attempt; OK when every server has.
+  // An attempt already over: OK at once. FailedPrecondition: it is decided, or another step.
+  void OnAbortStep(RequestId request, const AbortRequest& abort, int64_t now_ms, Actions* actions);
+
+  // Delays the apply of step + 1 until `deadline_ms` (on now_ms' clock; in the past: releases).
+  // Each holder has one hold, its latest; the apply waits for all. OutOfRange: a later step may
+  // already be applied. ResourceExhausted: over kMaxHolders.
+  void OnHold(RequestId request, const std::string& holder, int64_t step, int64_t deadline_ms,
+              int64_t now_ms, Actions* actions);
+
+  // Operator: go back to a flush common to all shards, or accept the loss a Join reported (to_step
+  // = the committed step). Answered when recovered; a repeat is answered alike. FailedPrecondition:
+  // nothing was lost, or no flush of to_step is common to all shards. Unavailable: not every server
+  // has reported. DataLoss: a flush that was offered cannot be read.
+  void OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms, Actions* actions);
+
+  JobStatusReport Status() const;
+  bool deposed() const { return deposed_; }
+
+ private:
+  enum class Phase : uint8_t {
+    kNewEpoch,  // the record with the raised epoch is being persisted
+    kCollect,   // Recover sent; reports come in, perhaps not enough of them yet
+    kRollBack,  // Restore sent, of an accepted rollback
+    kNarrow,    // the record with the copies that carry on is being persisted
+    kPrepare,   // discards, and the committed decision prepared again everywhere
+    kFinish,    // Apply of the committed decision everywhere
+    kCatchUp,   // copies out of sync fetch the committed state
+    kWiden,     // the record with the caught-up copies is being persisted
+    kOpen,      // OpenJob sent
+    kServing,
+  };
+
+  // What the leader knows of a server in this epoch.
+  struct Server {
+    bool prepared = false;  // decision_ (or, recovering, the committed one)
+    bool applied = true;    // the committed decision
+    bool discarded = false;
+    bool opened = false;  // OpenReply for (generation, committed step, attempt)
+    bool restored = false;
+    bool restore_failed = false;
+    bool caught_up = false;
+    bool catch_up_failed = false;
+    bool sealed = false;
+    std::vector<uint8_t> absent_known;  // by rank: Absent was answered
+    std::optional<StageReport> staged;
+    int64_t heard_ms = 0;
+    int64_t sent_ms = INT64_MIN / 2;  // last (re)sending
+  };
+  struct Commit {
+    bool present = false;
+    CommitRequest request;
+    std::vector<RequestId> waiting;
+  };
+  struct PendingJoin {
+    RequestId request;
+    JoinRequest join;
+  };
+  struct Held {
+    int64_t step;
+    int64_t until_ms;
+  };
+  // The generation that is gathering its ranks.
+  struct Forming {
+    int64_t generation = 0;  // 0: none
+    std::vector<std::optional<std::vector<Contribution>>> by_rank;
+    std::vector<RequestId> waiting;
+    std::shared_ptr<const Layout> layout;  // set once all have joined and it is valid
+  };
+
+  // leader_recovery.cc
+  void BeginEpoch(int64_t now_ms, Actions* actions);
+  void Persist(Actions* actions);
+  void EnterCollect(int64_t now_ms, Actions* actions);
+  void Collect(int64_t now_ms, Actions* actions);
+  bool IsSettled(const Copy& copy, int64_t now_ms) const;
+  bool HoldsRollback() const;
+  void StartRollBack(int64_t now_ms, Actions* actions);
+  void CheckRollBack(int64_t now_ms, Actions* actions);
+  void EnterPrepare(int64_t now_ms, Actions* actions);
+  void EnterFinish(int64_t now_ms, Actions* actions);
+  void EnterCatchUp(int64_t now_ms, Actions* actions);
+  void EnterOpen(int64_t now_ms, Actions* actions);
+  void EnterServing(int64_t now_ms, Actions* actions);
+  void Advance(int64_t now_ms, Actions* actions);
+  void ChooseAttempt();
+  bool HoldsInSync(ServerId server) const;
+  bool IsInSync(ShardId shard, ServerId server) const;
+  bool IsBehind(ServerId server) const;
+  bool NeedsCatchUp(ServerId server) const;
+  bool CanSpare(ServerId server) const;
+  void FindSilentCopies(int64_t now_ms, Actions* actions);
+  void SendWanted(int64_t now_ms, Actions* actions);
+  bool WantedMessage(ServerId server, Message* message) const;
+  void Resend(ServerId server) { servers_[server].sent_ms = INT64_MIN / 2; }
+
+  void On(ServerId from, const Register& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const RecoverReport& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const StageReport& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const RestoreReply& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const CatchUpReply& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const OpenReply& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const AbsentReply& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const SealReply& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const Prepared& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const Applied& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const Discarded& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const Fenced& message, int64_t now_ms, Actions* actions);
+
+  // leader.cc
+  int64_t step() const { return committed_step() + 1; }
+  int64_t committed_step() const { return committed_ == nullptr ? kLoading : committed_->step; }
+  bool AllServers(bool Server::*flag) const;  // of those with an in-sync copy
+  void Reply(RequestId request, absl::Status status, Actions* actions) const;
+  void ReplyCommitted(RequestId request, Actions* actions) const;
+  void ReplyAll(std::vector<RequestId>* requests, const absl::Status& status, Actions* actions);
+  void FailCommits(const absl::Status& status, Actions* actions);
+  void ForgetAttempt();
+  void OpenNextAttempt(const absl::Status& status, Actions* actions);
+  void HandleJoin(const PendingJoin& pending, int64_t now_ms, Actions* actions);
+  absl::Status CheckMinCommitted(int64_t min_committed_step);
+  void GatherRank(const PendingJoin& pending, int64_t now_ms, Actions* actions);
+  void MaybeInstallGeneration(int64_t now_ms, Actions* actions);
+  absl::Status CheckCommit(const CommitRequest& commit) const;
+  absl::Status CompareCommits(const CommitRequest& commit) const;
+  bool AllCommitted() const;
+  void MaybeDecide(int64_t now_ms, Actions* actions);
+  absl::Status CombineStaged(std::vector<const ShardStaged*>* staged) const;
+  absl::Status CheckScales(double* scale) const;
+  absl::Status CountTensors(const std::vector<const ShardStaged*>& staged,
+                            DecisionRecord* decision) const;
+  absl::Status BuildDecision(DecisionRecord* decision) const;
+  void MaybeCommit(int64_t now_ms, Actions* actions);
+  bool MayApply(int64_t now_ms) const;
+
+  std::shared_ptr<const JobSpec> spec_;
+  ServerId self_;
+  JobRecord record_;
+  ScalarBuilder build_scalars_;
+  LeaderOptions options_;
+  bool deposed_ = false;
+
+  Phase phase_ = Phase::kNewEpoch;
+  bool started_ = false;
+  bool persisting_ = false;
+  bool new_epoch_wanted_ = false;  // as soon as the write under way is done
+  int64_t epoch_seen_ = 0;         // highest that any server has told
+  int64_t phase_ms_ = 0;           // when the phase began
+  Reports reports_;
+  Verdict verdict_;
+  int64_t discard_attempt_ = 0;  // of step(), by the recovery under way; 0: none
+  std::vector<Server> servers_;
+  std::shared_ptr<const Placement> placement_;
+
+  DecisionPtr committed_;
+  std::optional<CommitRequest>
+      committed_request_;  // a contributor's, while this leader lives: what repeats must agree with
+  int64_t attempt_ = 0;    // of step()
+  DecisionPtr decision_;   // sent for preparation, not yet committed
+  std::vector<Commit> commits_;  // by rank
+  std::vector<RequestId> aborts_;
+  std::vector<RequestId> rollbacks_;
+  std::vector<PendingJoin> joins_;    // wait until serving
+  std::vector<RequestId> opening_;    // joins of the formed generation, wait for OpenReplies
+  std::vector<RequestId> issuing_;    // generation being persisted
+  std::vector<RequestId> accepting_;  // accepted loss being persisted
+  Forming forming_;
+  bool installing_ = false;  // the record with the new generation is being persisted
+  int64_t claimed_loss_ = kLoading;
+  std::map<std::string, Held> holds_;  // by holder
+};
+
+}  // namespace orlop::step
+
+#endif  // ORLOP_SERVER_STEP_LEADER_H_

@@ -1,0 +1,413 @@
+// Rules of the machines, one by one, with one server, two ranks and nothing lost. The simulator
+// (tests/) shows that they hold together.
+#include <deque>
+#include <map>
+
+#include "gtest/gtest.h"
+#include "server/step/leader.h"
+#include "server/step/participant.h"
+
+namespace orlop::step {
+namespace {
+
+constexpr int64_t kNow = 1000;
+
+// A leader and a participant on one server; messages and completions are delivered at once.
+class Job : public ::testing::Test {
+ protected:
+  Job() {
+    spec_ = std::make_shared<JobSpec>();
+    spec_->manifest_digest = {1, 2};
+    spec_->tensors = {{"w", {4}, true}, {"b", {2}, true}};
+    spec_->shards = {{0, 0, 4, {0}}, {1, 0, 2, {0}}};
+    participant_ =
+        std::make_unique<Participant>(spec_, 0, 0, ParticipantImage{}, 7, ParticipantOptions{});
+    leader_ = std::make_unique<Leader>(
+        spec_, 0, JobRecord{},
+        [this](const ScalarInputs& inputs) -> absl::StatusOr<std::string> {
+          counts_ = *inputs.applied_count;
+          norm_ = inputs.sum_of_squares;
+          return std::string("scalars");
+        },
+        LeaderOptions{});
+    Actions actions;
+    leader_->OnTick(kNow, &actions);
+    Run(std::move(actions));
+  }
+
+  void Run(Actions actions) {
+    std::deque<Action> queue(actions.begin(), actions.end());
+    while (!queue.empty()) {
+      Action action = std::move(queue.front());
+      queue.pop_front();
+      Actions next;
+      if (auto* send = std::get_if<Send>(&action)) {
+        if (ForLeader(send->message)) {
+          leader_->OnMessage(0, send->message, kNow, &next);
+        } else {
+          participant_->OnMessage(0, send->message, kNow, &next);
+        }
+      } else if (auto* answer = std::get_if<Answer>(&action)) {
+        answers_[answer->request] = *answer;
+      } else if (auto* record = std::get_if<PersistRecord>(&action)) {
+        leader_->OnRecordPersisted(record->record.version, true, kNow, &next);
+      } else if (auto* epoch = std::get_if<PersistEpoch>(&action)) {
+        participant_->OnEpochDurable(epoch->epoch, kNow, &next);
+      } else if (auto* stage = std::get_if<StageShard>(&action)) {
+        ShardStaged staged{stage->shard, {9, 9}, 2.0, non_finite_};
+        participant_->OnShardStaged(stage->step, stage->attempt, staged, kNow, &next);
+      } else if (auto* apply = std::get_if<StartApply>(&action)) {
+        if (!hold_applies_) {
+          participant_->OnShardApplied(apply->shard, apply->decision->step, kNow, &next);
+        }
+      } else if (auto* serve = std::get_if<Serve>(&action)) {
+        served_ = serve->version;
+      }
+      queue.insert(queue.end(), next.begin(), next.end());
+    }
+  }
+
+  RequestId Join(Rank rank, int64_t generation, int64_t min_committed_step = kLoading,
+                 bool with_gap = false) {
+    const JoinRequest join{rank,
+                           2,
+                           generation,
+                           {{0, Mode::kExactlyOnce, {FlatBox(rank * 2, with_gap ? 1 : 2)}},
+                            {1, Mode::kSum, {FlatBox(0, 2)}}},
+                           min_committed_step};
+    Actions actions;
+    leader_->OnJoin(++request_, join, kNow, &actions);
+    Run(std::move(actions));
+    return request_;
+  }
+
+  PushPiece Piece(Rank rank, ShardId shard, int64_t step, int64_t attempt = 1) {
+    PushPiece piece;
+    piece.key = {generation_, step, attempt, shard, rank, 0};
+    piece.payload = {static_cast<uint64_t>(rank + 1), static_cast<uint64_t>(shard + 1)};
+    return piece;
+  }
+
+  absl::Status Push(const PushPiece& piece, bool has_room = true) {
+    Actions actions;
+    bool keep = false;
+    participant_->OnPush(++request_, piece, has_room, kNow, &keep, &actions);
+    Run(std::move(actions));
+    return answers_[request_].status;
+  }
+
+  RequestId Commit(Rank rank, int64_t step, int64_t attempt = 1, bool is_load = false,
+                   std::vector<TensorId> absent = {}, uint64_t lr = 1) {
+    CommitRequest commit;
+    commit.rank = rank;
+    commit.generation = generation_;
+    commit.step = step;
+    commit.attempt = attempt;
+    commit.is_load = is_load;
+    commit.absent = std::move(absent);
+    if (!is_load) commit.groups = {{{{"lr", lr}, {"eps", 2}}}};
+    Actions actions;
+    leader_->OnCommitStep(++request_, commit, kNow, &actions);
+    Run(std::move(actions));
+    return request_;
+  }
+
+  absl::Status Abort(int64_t step, int64_t attempt) {
+    Actions actions;
+    leader_->OnAbortStep(++request_, {0, generation_, step, attempt}, kNow, &actions);
+    Run(std::move(actions));
+    return answers_[request_].status;
+  }
+
+  void Form() {
+    generation_ = answers_[Join(0, 0)].generation_issued;
+    Join(0, generation_);
+    const Answer joined = answers_[Join(1, generation_)];
+    ASSERT_TRUE(joined.status.ok()) << joined.status;
+    first_attempt_ = joined.position.attempt;  // a new generation closes the attempt before it
+  }
+
+  void Load() {
+    Form();
+    for (ShardId shard : {0, 1}) {
+      PushPiece piece = Piece(0, shard, 0, first_attempt_);
+      piece.is_load = true;
+      ASSERT_TRUE(Push(piece).ok());
+    }
+    Commit(0, 0, first_attempt_, true);
+    ASSERT_TRUE(answers_[Commit(1, 0, first_attempt_, true)].status.ok());
+  }
+
+  void PushAll(int64_t step, int64_t attempt = 1) {
+    for (Rank rank : {0, 1}) {
+      for (ShardId shard : {0, 1}) ASSERT_TRUE(Push(Piece(rank, shard, step, attempt)).ok());
+    }
+  }
+
+  RequestId Pull(ShardId shard, int64_t version) {
+    Actions actions;
+    served_ = -2;
+    participant_->OnPull(++request_, shard, version, kNow, &actions);
+    Run(std::move(actions));
+    return request_;
+  }
+
+  std::shared_ptr<JobSpec> spec_;
+  std::unique_ptr<Participant> participant_;
+  std::unique_ptr<Leader> leader_;
+  std::map<RequestId, Answer> answers_;
+  RequestId request_ = 0;
+  int64_t generation_ = 0;
+  int64_t first_attempt_ = 0;
+  int64_t served_ = -2;
+  uint64_t non_finite_ = 0;
+  bool hold_applies_ = false;
+  std::vector<int64_t> counts_;
+  double norm_ = 0;
+};
+
+TEST_F(Job, JoinRefusesALayoutWithAGapToAllRanks) {
+  generation_ = answers_[Join(0, 0)].generation_issued;
+  const RequestId first = Join(0, generation_, kLoading, true);
+  const RequestId second = Join(1, generation_);
+  EXPECT_TRUE(absl::IsInvalidArgument(answers_[first].status)) << answers_[first].status;
+  EXPECT_TRUE(absl::IsInvalidArgument(answers_[second].status));
+}
+
+TEST_F(Job, IsLoadingUntilTheFirstLoad) {
+  Form();
+  EXPECT_TRUE(absl::IsFailedPrecondition(Push(Piece(0, 0, 0, first_attempt_))));
+  EXPECT_TRUE(absl::IsFailedPrecondition(answers_[Commit(0, 0, first_attempt_)].status));
+  EXPECT_TRUE(absl::IsFailedPrecondition(answers_[Pull(0, 0)].status));
+}
+
+TEST_F(Job, CommitsWhenAllRanksAndAllShardsAreIn) {
+  Load();
+  const RequestId first = Commit(0, 1);
+  const RequestId second = Commit(1, 1);
+  EXPECT_FALSE(answers_.contains(first));
+  PushAll(1);
+  ASSERT_TRUE(answers_.contains(first));
+  EXPECT_TRUE(answers_[second].status.ok());
+  EXPECT_EQ(answers_[first].decision->kind, DecisionKind::kApply);
+  EXPECT_EQ(answers_[first].position.committed_step, 1);
+  EXPECT_EQ(answers_[first].position.attempt, 1);
+  EXPECT_EQ(counts_, (std::vector<int64_t>{1, 1}));
+  EXPECT_EQ(norm_, 4.0);
+  const RequestId repeated = Commit(0, 1);
+  EXPECT_EQ(answers_[repeated].decision, answers_[first].decision);
+}
+
+TEST_F(Job, SkipAdvancesTheStepAndNothingElse) {
+  Load();
+  non_finite_ = 1;
+  PushAll(1);
+  Commit(0, 1);
+  const RequestId skipped = Commit(1, 1);
+  EXPECT_EQ(answers_[skipped].decision->kind, DecisionKind::kSkip);
+  EXPECT_EQ(answers_[skipped].decision->applied_count, (std::vector<int64_t>{0, 0}));
+  non_finite_ = 0;
+  PushAll(2);
+  Commit(0, 2);
+  EXPECT_EQ(answers_[Commit(1, 2)].decision->applied_count, (std::vector<int64_t>{1, 1}));
+}
+
+TEST_F(Job, ATensorAbsentFromAllIsUntouchedAndFromSomeIsZero) {
+  Load();
+  ASSERT_TRUE(Push(Piece(1, 0, 1)).ok());
+  Commit(0, 1, 1, false, {0, 1});
+  const RequestId committed = Commit(1, 1, 1, false, {1});
+  ASSERT_TRUE(answers_.contains(committed));
+  EXPECT_EQ(answers_[committed].decision->applied_count, (std::vector<int64_t>{1, 0}));
+  EXPECT_EQ(answers_[committed].decision->untouched, (std::vector<uint8_t>{0, 1}));
+}
+
+TEST_F(Job, APushedTensorCannotBeAbsent) {
+  Load();
+  ASSERT_TRUE(Push(Piece(0, 0, 1)).ok());
+  EXPECT_TRUE(absl::IsAlreadyExists(answers_[Commit(0, 1, 1, false, {0})].status));
+}
+
+TEST_F(Job, DifferingHyperParametersAreRefusedByName) {
+  Load();
+  Commit(0, 1);
+  const RequestId other = Commit(1, 1, 1, false, {}, 5);
+  EXPECT_TRUE(absl::IsInvalidArgument(answers_[other].status));
+  EXPECT_NE(answers_[other].status.message().find("lr differs"), std::string::npos);
+  const RequestId changed = Commit(0, 1, 1, false, {}, 5);
+  EXPECT_TRUE(absl::IsInvalidArgument(answers_[changed].status)) << answers_[changed].status;
+}
+
+TEST_F(Job, ARepeatedPushIsTheStoredAnswerAndOtherBytesAreRefused) {
+  Load();
+  PushPiece piece = Piece(0, 0, 1);
+  EXPECT_TRUE(Push(piece).ok());
+  EXPECT_TRUE(Push(piece).ok());
+  EXPECT_EQ(participant_->PiecesOf(0).size(), 1u);
+  piece.payload.low = 77;
+  EXPECT_TRUE(absl::IsAlreadyExists(Push(piece)));
+}
+
+TEST_F(Job, PushesOfOtherStepsAttemptsGenerationsAndEpochsAreRefusedByTheirCodes) {
+  Load();
+  ASSERT_TRUE(Abort(1, 1).ok());
+  EXPECT_TRUE(absl::IsAborted(Push(Piece(0, 0, 1, 1))));
+  EXPECT_TRUE(absl::IsUnavailable(Push(Piece(0, 0, 1, 3))));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Push(Piece(0, 0, 0, 2))));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Push(Piece(0, 0, 2, 2))));
+  PushPiece piece = Piece(0, 0, 1, 2);
+  piece.key.generation = generation_ - 1;
+  EXPECT_TRUE(absl::IsAborted(Push(piece)));
+  piece = Piece(0, 0, 1, 2);
+  piece.key.region = 5;
+  EXPECT_TRUE(absl::IsInvalidArgument(Push(piece)));
+  piece = Piece(0, 9, 1, 2);
+  EXPECT_TRUE(absl::IsNotFound(Push(piece)));
+  piece = Piece(0, 0, 1, 2);
+  ASSERT_TRUE(Push(piece).ok());
+  piece = Piece(1, 0, 1, 2);
+  piece.scale = 2.0;
+  EXPECT_TRUE(absl::IsInvalidArgument(Push(piece)));
+}
+
+TEST_F(Job, WithoutRoomTheAttemptStaysOpen) {
+  Load();
+  EXPECT_TRUE(absl::IsResourceExhausted(Push(Piece(0, 0, 1), false)));
+  EXPECT_TRUE(Push(Piece(0, 0, 1), true).ok());
+  EXPECT_TRUE(Push(Piece(0, 0, 1), false).ok());  // what is here needs no room
+}
+
+TEST_F(Job, AbortOpensTheNextAttemptAndIsRefusedOnceDecided) {
+  Load();
+  const RequestId waiting = Commit(0, 1);
+  ASSERT_TRUE(Abort(1, 1).ok());
+  EXPECT_TRUE(absl::IsAborted(answers_[waiting].status));
+  EXPECT_EQ(answers_[waiting].position.attempt, 2);
+  EXPECT_TRUE(Abort(1, 1).ok());  // already over
+  EXPECT_EQ(leader_->Status().position.attempt, 2);
+  PushAll(1, 2);
+  Commit(0, 1, 2);
+  Commit(1, 1, 2);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Abort(1, 2)));
+}
+
+TEST_F(Job, PullsServeExactVersions) {
+  Load();
+  Pull(0, 0);
+  EXPECT_EQ(served_, 0);
+  Actions actions;
+  participant_->OnPullDone(request_, kNow, &actions);
+  const RequestId next = Pull(0, 1);
+  EXPECT_FALSE(answers_.contains(next));  // waits
+  EXPECT_TRUE(absl::IsFailedPrecondition(answers_[Pull(0, 2)].status));
+  Pull(1, 1);
+  PushAll(1);
+  Commit(0, 1);
+  served_ = -2;
+  Commit(1, 1);
+  EXPECT_EQ(served_, 1);
+  EXPECT_TRUE(absl::IsOutOfRange(answers_[Pull(0, 0)].status));
+}
+
+TEST_F(Job, PullsOfTheFirstVersionWaitUntilACommittedLoadIsApplied) {
+  hold_applies_ = true;
+  Load();
+  const RequestId pull = Pull(0, 0);
+  EXPECT_FALSE(answers_.contains(pull));  // waits
+  Actions actions;
+  participant_->OnShardApplied(0, 0, kNow, &actions);
+  Run(std::move(actions));
+  EXPECT_EQ(served_, 0);
+}
+
+TEST_F(Job, AnAbortedAttemptEndsThePullsThatWaitForIt) {
+  Load();
+  const RequestId pull = Pull(0, 1);
+  ASSERT_TRUE(Abort(1, 1).ok());
+  EXPECT_TRUE(absl::IsAborted(answers_[pull].status));
+}
+
+TEST_F(Job, HoldDelaysTheApplyAndNotTheCommit) {
+  Load();
+  Actions actions;
+  leader_->OnHold(++request_, "export", 0, kNow + 5000, kNow, &actions);
+  Run(std::move(actions));
+  EXPECT_TRUE(answers_[request_].status.ok());
+  PushAll(1);
+  Commit(0, 1);
+  EXPECT_TRUE(answers_[Commit(1, 1)].status.ok());
+  Pull(0, 0);
+  EXPECT_EQ(served_, 0);
+  Actions later;
+  leader_->OnTick(kNow + 6000, &later);
+  participant_->OnTick(kNow + 6000, &later);
+  Run(std::move(later));
+  Actions pins;
+  participant_->OnTick(kNow + 6000, &pins);
+  Run(std::move(pins));
+  EXPECT_TRUE(absl::IsOutOfRange(answers_[Pull(0, 0)].status));
+}
+
+TEST_F(Job, TheApplyWaitsForTheHoldOfEveryHolder) {
+  Load();
+  const auto hold = [&](const std::string& holder, int64_t step, int64_t until_ms) {
+    Actions actions;
+    leader_->OnHold(++request_, holder, step, until_ms, kNow, &actions);
+    Run(std::move(actions));
+    return answers_[request_].status;
+  };
+  EXPECT_TRUE(hold("first", 0, kNow + 5000).ok());
+  EXPECT_TRUE(hold("second", 0, kNow + 5000).ok());
+  PushAll(1);
+  Commit(0, 1);
+  EXPECT_TRUE(answers_[Commit(1, 1)].status.ok());
+  EXPECT_TRUE(hold("first", 0, kNow).ok());  // released
+  Pull(0, 0);
+  EXPECT_EQ(served_, 0);
+  EXPECT_TRUE(hold("third", 0, kNow + 5000).ok());  // the version is still there
+  EXPECT_TRUE(hold("third", 0, kNow).ok());
+  EXPECT_TRUE(hold("second", 0, kNow).ok());
+  EXPECT_TRUE(absl::IsOutOfRange(hold("first", 0, kNow + 5000)));
+}
+
+TEST_F(Job, AWorkerThatHasSeenMoreIsToldOfTheLossUntilAnOperatorAccepts) {
+  Load();
+  EXPECT_TRUE(absl::IsDataLoss(answers_[Join(0, generation_, 5)].status));
+  Actions actions;
+  leader_->OnAcceptRollback(++request_, 0, kNow, &actions);
+  Run(std::move(actions));
+  EXPECT_TRUE(answers_[request_].status.ok());
+  EXPECT_TRUE(answers_[Join(0, generation_, 5)].status.ok());
+}
+
+TEST_F(Job, RollbackOfAHealthyJobIsRefused) {
+  Load();
+  Actions actions;
+  leader_->OnAcceptRollback(++request_, 0, kNow, &actions);
+  Run(std::move(actions));
+  EXPECT_TRUE(absl::IsFailedPrecondition(answers_[request_].status));
+}
+
+TEST(ReplayJournal, TheLastPreparedRecordIsNotKnownToBeCommitted) {
+  const auto decide = [](int64_t step) {
+    auto decision = std::make_shared<DecisionRecord>();
+    decision->step = step;
+    decision->attempt = 1;
+    decision->identity = Identify(*decision);
+    return decision;
+  };
+  using Type = JournalRecord::Type;
+  const DecisionPtr one = decide(1), two = decide(2);
+  JournalReplay replay = ReplayJournal({{Type::kPrepared, one}, {Type::kPrepared, two}}, 0);
+  EXPECT_EQ(replay.applied, std::vector<DecisionPtr>{one});
+  EXPECT_EQ(replay.prepared, two);
+  replay = ReplayJournal({{Type::kPrepared, one}, {Type::kDiscarded, nullptr, 1, 1}}, 0);
+  EXPECT_TRUE(replay.applied.empty());
+  EXPECT_EQ(replay.prepared, nullptr);
+  replay = ReplayJournal({{Type::kPrepared, one}, {Type::kApplied, one}}, 0);
+  EXPECT_EQ(replay.applied, std::vector<DecisionPtr>{one});
+  EXPECT_EQ(replay.prepared, nullptr);
+}
+
+}  // namespace
+}  // namespace orlop::step

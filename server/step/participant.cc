@@ -1,0 +1,544 @@
+// Epochs, decisions and life of a participant. Staging is in participant_staging.cc.
+#include "server/step/participant.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace orlop::step {
+
+JournalReplay ReplayJournal(const std::vector<JournalRecord>& journal, int64_t base_step) {
+  JournalReplay replay;
+  const auto commit = [&](const DecisionPtr& decision) {
+    const int64_t next = base_step + static_cast<int64_t>(replay.applied.size()) + 1;
+    if (decision->step == next) replay.applied.push_back(decision);
+  };
+  for (const JournalRecord& record : journal) {
+    switch (record.type) {
+      case JournalRecord::Type::kPrepared:
+        // A later step is prepared only once the one before is applied.
+        if (replay.prepared != nullptr && record.decision->step > replay.prepared->step) {
+          commit(replay.prepared);
+        }
+        replay.prepared = record.decision;
+        break;
+      case JournalRecord::Type::kApplied:
+        commit(record.decision);
+        if (replay.prepared != nullptr && replay.prepared->identity == record.decision->identity) {
+          replay.prepared = nullptr;
+        }
+        break;
+      case JournalRecord::Type::kDiscarded:
+        replay.discarded_step = record.step;
+        replay.discarded_attempt = record.attempt;
+        if (replay.prepared != nullptr && replay.prepared->step == record.step &&
+            replay.prepared->attempt <= record.attempt) {
+          replay.prepared = nullptr;
+        }
+        break;
+    }
+  }
+  if (replay.prepared != nullptr && replay.prepared->step <= base_step) replay.prepared = nullptr;
+  return replay;
+}
+
+bool FlushOf(const ParticipantImage& image, RecoverReport::Flush* flush) {
+  if (image.shards.empty() || image.shards[0].applied_step == kLoading) return false;
+  for (const ShardReport& shard : image.shards) {
+    if (shard.applied != image.shards[0].applied) return false;
+  }
+  *flush = {image.shards[0].applied_step, image.shards[0].applied};
+  return true;
+}
+
+Participant::Participant(std::shared_ptr<const JobSpec> spec, ServerId self, ServerId leader,
+                         const ParticipantImage& image, int64_t fresh_incarnation,
+                         ParticipantOptions options)
+    : spec_(std::move(spec)),
+      self_(self),
+      leader_(leader),
+      options_(options),
+      epoch_(image.epoch),
+      durable_epoch_(image.epoch),
+      start_epoch_(image.epoch),
+      incarnation_(image.has_memory ? image.incarnation : fresh_incarnation),
+      has_lost_memory_(!image.has_memory && image.incarnation != 0),
+      local_index_(spec_->shards.size(), -1),
+      flushes_(image.flushes) {
+  for (size_t id = 0; id < spec_->shards.size(); ++id) {
+    const std::vector<ServerId>& copies = spec_->shards[id].copies;
+    if (std::find(copies.begin(), copies.end(), self_) == copies.end()) continue;
+    local_index_[id] = static_cast<int>(shards_.size());
+    shards_.emplace_back();
+    shards_.back().id = static_cast<ShardId>(id);
+  }
+  if (!image.has_memory) return;
+  for (const ShardReport& report : image.shards) {
+    const int index = LocalIndex(report.shard);
+    if (index < 0) continue;
+    shards_[index].applied_step = report.applied_step;
+    shards_[index].applied = report.applied;
+  }
+  if (!shards_.empty()) {
+    committed_step_ = shards_[0].applied_step;
+    for (const Shard& shard : shards_) {
+      committed_step_ = std::min(committed_step_, shard.applied_step);
+    }
+  } else if (image.last_applied != nullptr) {
+    committed_step_ = image.last_applied->step;
+  }
+  last_applied_ = image.last_applied;
+  prepared_ = image.prepared;
+  prepared_durable_ = prepared_ != nullptr;
+  discarded_step_ = image.discarded_step;
+  discarded_attempt_ = image.discarded_attempt;
+  generation_ = image.generation;
+  attempt_ = image.attempt;
+  absent_ = image.absent;
+  has_scale_ = image.has_scale;
+  scale_ = image.scale;
+  for (const StagedPiece& piece : image.pieces) {
+    const int index = LocalIndex(piece.key.shard);
+    if (index >= 0) shards_[index].pieces.push_back(piece);
+  }
+  has_pieces_ = !image.pieces.empty();
+  if (has_pieces_ || !absent_.empty()) kind_ = image.is_load ? Kind::kLoad : Kind::kGradients;
+}
+
+void Participant::SendToLeader(Message message, Actions* actions) const {
+  actions->push_back(Send{leader_, std::move(message)});
+}
+
+void Participant::OnMessage(ServerId from, const Message& message, int64_t now_ms,
+                            Actions* actions) {
+  if (life_ != Life::kRunning) return;  // a drained state must not change; peers ask again
+  std::visit(
+      [&](const auto& content) {
+        using T = std::decay_t<decltype(content)>;
+        if constexpr (std::is_same_v<T, ForwardReply>) {
+          OnForwardReply(from, content, actions);
+        } else if constexpr (requires { this->Obey(from, content, now_ms, actions); }) {
+          if (content.epoch < epoch_) {
+            actions->push_back(Send{from, Fenced{epoch_}});
+          } else if (std::is_same_v<T, Recover> || (content.epoch == epoch_ && Joined())) {
+            Obey(from, content, now_ms, actions);
+          }
+        }
+      },
+      message);
+}
+
+// ---- Epochs ----------------------------------------------------------------------------------
+
+void Participant::Obey(ServerId from, const Recover& message, int64_t now_ms, Actions* actions) {
+  if (message.manifest_digest != spec_->manifest_digest) return;  // another job of this name
+  if (message.epoch > epoch_) {
+    epoch_ = message.epoch;
+    leader_ = from;
+    opened_ = false;
+    stage_report_due_ = false;
+    catching_up_ = false;
+    restoring_ = false;
+    FailPendingPushes(absl::UnavailableError("the job is recovering"), actions);
+    actions->push_back(PersistEpoch{epoch_});
+    return;
+  }
+  // The leader of the epoch this life began in has talked to the life before: it must start anew.
+  if (epoch_ > start_epoch_) MaybeReport(actions);
+}
+
+void Participant::OnEpochDurable(int64_t epoch, int64_t now_ms, Actions* actions) {
+  durable_epoch_ = std::max(durable_epoch_, epoch);
+  if (epoch == epoch_ && epoch_ > start_epoch_) MaybeReport(actions);
+  MaybeFlush(actions);
+}
+
+void Participant::MaybeReport(Actions* actions) {
+  if (durable_epoch_ != epoch_ || life_ != Life::kRunning) return;
+  // A record or discard that is being synced may or may not survive: report once that is known.
+  if (!discard_durable_ || (prepared_ != nullptr && !prepared_durable_)) return;
+  reported_epoch_ = epoch_;
+  SendToLeader(BuildReport(), actions);
+}
+
+RecoverReport Participant::BuildReport() const {
+  RecoverReport report;
+  report.epoch = epoch_;
+  report.incarnation = incarnation_;
+  report.has_lost_memory = has_lost_memory_;
+  report.shards.reserve(shards_.size());
+  for (const Shard& shard : shards_) {
+    report.shards.push_back({shard.id, shard.applied_step, shard.applied});
+  }
+  report.last_applied = last_applied_;
+  report.prepared = prepared_;
+  if (attempt_ > 0 && prepared_ == nullptr) {
+    report.generation = generation_;
+    report.staged_step = committed_step_ + 1;
+    report.staged_attempt = attempt_;
+    report.is_staged = IsStaged();
+  }
+  report.highest_attempt_step = committed_step_ + 1;
+  report.highest_attempt = attempt_;
+  if (prepared_ != nullptr && prepared_->step == committed_step_ + 1) {
+    report.highest_attempt = std::max(report.highest_attempt, prepared_->attempt);
+  }
+  if (discarded_step_ == committed_step_ + 1) {
+    report.highest_attempt = std::max(report.highest_attempt, discarded_attempt_);
+  }
+  report.flushes = flushes_;
+  return report;
+}
+
+// ---- Rollback and catch-up -------------------------------------------------------------------
+
+void Participant::AdoptCommitted(DecisionPtr decision, Actions* actions) {
+  DropAttempt(actions);
+  attempt_ = 0;
+  prepared_ = nullptr;
+  prepared_durable_ = false;
+  committed_ = false;
+  discarded_step_ = kLoading;
+  discarded_attempt_ = 0;
+  last_applied_ = std::move(decision);
+  committed_step_ = last_applied_ == nullptr ? kLoading : last_applied_->step;
+  for (Shard& shard : shards_) {
+    shard.applying = false;
+    shard.pins.clear();
+  }
+  has_lost_memory_ = false;
+  FailWaitingPulls(absl::AbortedError("the job went back, or this copy was replaced"), actions);
+}
+
+void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Actions* actions) {
+  if (restoring_) return;  // its completion answers
+  const bool live = std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
+    return shard.applied == message.decision && !shard.applying;
+  });
+  if (live && last_applied_ != nullptr && last_applied_->identity == message.decision) {
+    if (attempt_ > 0 || prepared_ != nullptr) {
+      AdoptCommitted(last_applied_, actions);
+      // What was prepared beyond must not come back with the journal.
+      if (IsJournaled(spec_->level)) {
+        actions->push_back(PersistDiscard{committed_step_ + 1, INT64_MAX});
+      }
+    }
+    SendToLeader(RestoreReply{epoch_, message.step, message.decision, absl::OkStatus()}, actions);
+    return;
+  }
+  restoring_ = true;
+  restore_ = message;
+  for (Shard& shard : shards_) {  // from here on the bytes are neither the old nor the new
+    shard.applied_step = kLoading;
+    shard.applied = {};
+  }
+  actions->push_back(LoadFlush{message.step, message.decision});
+}
+
+void Participant::OnFlushRestored(const Digest& decision, DecisionPtr restored, absl::Status status,
+                                  int64_t now_ms, Actions* actions) {
+  if (!restoring_ || decision != restore_.decision) return;
+  restoring_ = false;
+  if (status.ok()) {
+    for (Shard& shard : shards_) {
+      shard.applied_step = restored->step;
+      shard.applied = restored->identity;
+    }
+    AdoptCommitted(std::move(restored), actions);
+  }
+  SendToLeader(RestoreReply{epoch_, restore_.step, restore_.decision, std::move(status)}, actions);
+}
+
+bool Participant::CatchUpDone() const {
+  const Digest wanted = catch_up_ == nullptr ? Digest{} : catch_up_->identity;
+  return std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
+    return catch_up_sources_[shard.id] < 0 || shard.applied == wanted;
+  });
+}
+
+void Participant::ReplyCatchUp(absl::Status status, Actions* actions) {
+  const Digest identity = catch_up_ == nullptr ? Digest{} : catch_up_->identity;
+  SendToLeader(CatchUpReply{epoch_, identity, CatchUpDone(), std::move(status)}, actions);
+}
+
+void Participant::Obey(ServerId from, const CatchUp& message, int64_t now_ms, Actions* actions) {
+  const bool same = catching_up_ && (catch_up_ == nullptr) == (message.decision == nullptr) &&
+                    (catch_up_ == nullptr || catch_up_->identity == message.decision->identity);
+  if (same) return ReplyCatchUp(catch_up_status_, actions);
+  catching_up_ = true;
+  catch_up_ = message.decision;
+  catch_up_status_ = absl::OkStatus();
+  catch_up_sources_ = message.sources;
+  AdoptCommitted(message.decision, actions);
+  for (Shard& shard : shards_) {
+    const ServerId source = catch_up_sources_[shard.id];
+    if (source < 0) continue;
+    if (message.decision != nullptr && shard.applied == message.decision->identity) continue;
+    shard.applied_step = kLoading;  // from here on the bytes are neither the old nor the new
+    shard.applied = {};
+    if (message.decision == nullptr) continue;
+    shard.fetching = message.decision->identity;
+    actions->push_back(FetchShard{shard.id, source, message.decision});
+  }
+  ReplyCatchUp(absl::OkStatus(), actions);
+}
+
+void Participant::OnShardFetched(ShardId id, const Digest& decision, absl::Status status,
+                                 int64_t now_ms, Actions* actions) {
+  const int index = LocalIndex(id);
+  if (index < 0 || shards_[index].fetching != decision) return;
+  Shard& shard = shards_[index];
+  shard.fetching = {};
+  if (!catching_up_ || catch_up_ == nullptr || catch_up_->identity != decision) return;
+  if (!status.ok()) {
+    catch_up_status_ = status;
+    return ReplyCatchUp(std::move(status), actions);
+  }
+  shard.applied_step = catch_up_->step;
+  shard.applied = decision;
+  if (CatchUpDone()) ReplyCatchUp(absl::OkStatus(), actions);
+}
+
+// ---- Prepare, apply, discard -----------------------------------------------------------------
+
+absl::Status Participant::CanPrepare(const DecisionRecord& decision) const {
+  if (decision.arithmetic_version != spec_->arithmetic_version) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "server ", self_, " computes with arithmetic version ", spec_->arithmetic_version,
+        ", the decision needs ", decision.arithmetic_version));
+  }
+  if (decision.step == discarded_step_ && decision.attempt <= discarded_attempt_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("attempt ", decision.attempt, " of step ", decision.step, " was discarded"));
+  }
+  if (prepared_ != nullptr || decision.generation != generation_ || decision.attempt != attempt_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("server ", self_, " holds attempt ", attempt_, " of generation ", generation_,
+                     ", the decision is of ", decision.attempt, " of ", decision.generation));
+  }
+  if (!IsStaged()) {
+    return absl::FailedPreconditionError(absl::StrCat("server ", self_, " has not staged attempt ",
+                                                      decision.attempt, " of step ",
+                                                      decision.step));
+  }
+  for (const Shard& shard : shards_) {
+    if (shard.applied != decision.previous) {
+      return absl::DataLossError(absl::StrCat(
+          "shard ", shard.id, " of tensor ", spec_->tensors[spec_->shards[shard.id].tensor].name,
+          " reflects decision ", ToString(shard.applied), ", the next one follows ",
+          ToString(decision.previous)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Participant::ReplyPrepared(absl::Status status, const DecisionRecord& decision,
+                                Actions* actions) {
+  SendToLeader(Prepared{epoch_, decision.step, decision.identity, spec_->level, std::move(status)},
+               actions);
+}
+
+void Participant::Obey(ServerId from, const Prepare& message, int64_t now_ms, Actions* actions) {
+  const DecisionRecord& decision = *message.decision;
+  const bool is_applied = last_applied_ != nullptr && last_applied_->identity == decision.identity;
+  const bool is_prepared = prepared_ != nullptr && prepared_->identity == decision.identity;
+  if (is_applied || (is_prepared && prepared_durable_)) {
+    return ReplyPrepared(absl::OkStatus(), decision, actions);
+  }
+  if (is_prepared || decision.step <= committed_step_) return;  // being synced; or long over
+  absl::Status status = CanPrepare(decision);
+  if (!status.ok()) return ReplyPrepared(std::move(status), decision, actions);
+  prepared_ = message.decision;
+  prepared_durable_ = !IsJournaled(spec_->level);
+  if (!prepared_durable_) {
+    actions->push_back(PersistDecision{prepared_});
+    return;
+  }
+  ReplyPrepared(absl::OkStatus(), decision, actions);
+}
+
+void Participant::OnDecisionDurable(const Digest& decision, int64_t now_ms, Actions* actions) {
+  if (prepared_ == nullptr || prepared_->identity != decision || prepared_durable_) return;
+  prepared_durable_ = true;
+  if (Joined()) {
+    ReplyPrepared(absl::OkStatus(), *prepared_, actions);
+  } else if (epoch_ > start_epoch_) {
+    MaybeReport(actions);
+  }
+  MaybeFlush(actions);
+}
+
+void Participant::Obey(ServerId from, const Apply& message, int64_t now_ms, Actions* actions) {
+  if (prepared_ == nullptr && last_applied_ != nullptr &&
+      last_applied_->identity == message.decision) {
+    return ReplyApplied(actions);
+  }
+  if (prepared_ == nullptr || prepared_->identity != message.decision || !prepared_durable_) return;
+  if (!committed_) {
+    committed_ = true;
+    committed_step_ = prepared_->step;
+    for (Shard& shard : shards_) shard.pieces.clear();  // the bytes wait for StartApply
+    FailPendingPushes(absl::OkStatus(), actions);  // staged everywhere, or it had not committed
+    DropAttempt(nullptr);
+    attempt_ = 1;
+  }
+  StartApplies(now_ms, actions);
+  ReplyApplied(actions);
+}
+
+void Participant::StartApplies(int64_t now_ms, Actions* actions) {
+  if (!committed_) return;
+  bool all_applied = true;
+  for (Shard& shard : shards_) {
+    if (shard.applied_step == prepared_->step) continue;
+    all_applied = false;
+    std::erase_if(shard.pins, [&](const Pin& pin) { return pin.until_ms <= now_ms; });
+    if (shard.applying || !shard.pins.empty()) continue;
+    shard.applying = true;
+    actions->push_back(StartApply{shard.id, prepared_});
+  }
+  if (!all_applied) return;
+  last_applied_ = std::exchange(prepared_, nullptr);
+  prepared_durable_ = false;
+  committed_ = false;
+  for (Shard& shard : shards_) CheckStaged(&shard, actions);
+  MaybeSendStageReport(actions);
+}
+
+void Participant::ReplyApplied(Actions* actions) {
+  const DecisionRecord& decision = prepared_ != nullptr ? *prepared_ : *last_applied_;
+  SendToLeader(Applied{epoch_, decision.step, decision.identity, prepared_ == nullptr}, actions);
+}
+
+void Participant::OnShardApplied(ShardId id, int64_t step, int64_t now_ms, Actions* actions) {
+  const int index = LocalIndex(id);
+  if (index < 0 || prepared_ == nullptr || prepared_->step != step) return;
+  Shard& shard = shards_[index];
+  if (!shard.applying) return;
+  shard.applying = false;
+  shard.applied_step = step;
+  shard.applied = prepared_->identity;
+  WakePulls(&shard, now_ms, actions);
+  StartApplies(now_ms, actions);
+  if (prepared_ == nullptr && Joined()) ReplyApplied(actions);
+  MaybeFlush(actions);
+}
+
+void Participant::Obey(ServerId from, const Discard& message, int64_t now_ms, Actions* actions) {
+  const bool known = message.step == discarded_step_ && message.attempt <= discarded_attempt_;
+  if (message.step == committed_step_ + 1 && attempt_ > 0 && attempt_ <= message.attempt) {
+    DropAttempt(actions);
+    attempt_ = 0;
+  }
+  if (prepared_ != nullptr && !committed_ && prepared_->step == message.step &&
+      prepared_->attempt <= message.attempt) {
+    prepared_ = nullptr;
+    prepared_durable_ = false;
+    if (attempt_ == 0) actions->push_back(DropStaged{message.step, message.attempt});
+  }
+  if (!known) {
+    discarded_step_ = message.step;
+    discarded_attempt_ = message.attempt;
+    discard_durable_ = !IsJournaled(spec_->level);
+    if (!discard_durable_) actions->push_back(PersistDiscard{message.step, message.attempt});
+  }
+  if (discard_durable_) {
+    SendToLeader(Discarded{epoch_, message.step, message.attempt}, actions);
+  }
+}
+
+void Participant::OnDiscardDurable(int64_t step, int64_t attempt, int64_t now_ms,
+                                   Actions* actions) {
+  if (step != discarded_step_ || attempt != discarded_attempt_ || discard_durable_) return;
+  discard_durable_ = true;
+  if (Joined()) {
+    SendToLeader(Discarded{epoch_, step, attempt}, actions);
+  } else if (epoch_ > start_epoch_) {
+    MaybeReport(actions);
+  }
+  MaybeFlush(actions);
+}
+
+// ---- Life ------------------------------------------------------------------------------------
+
+void Participant::OnTick(int64_t now_ms, Actions* actions) {
+  if (life_ == Life::kStopped || life_ == Life::kFlushing) return;
+  StartApplies(now_ms, actions);
+  if (life_ != Life::kRunning) return MaybeFlush(actions);
+  if (epoch_ == start_epoch_ && now_ms - register_sent_ms_ >= options_.resend_ms) {
+    register_sent_ms_ = now_ms;
+    SendToLeader(Register{incarnation_, epoch_}, actions);
+  }
+  if (stage_report_due_ && now_ms - stage_report_sent_ms_ >= options_.resend_ms) {
+    stage_report_sent_ms_ = now_ms;
+    MaybeSendStageReport(actions);
+  }
+  for (PendingPush& push : pending_pushes_) {
+    if (now_ms - push.sent_ms < options_.resend_ms) continue;
+    push.sent_ms = now_ms;
+    for (ServerId to : push.waiting) actions->push_back(ForwardBytes{to, push.forward});
+  }
+}
+
+void Participant::OnStop(int64_t now_ms, Actions* actions) {
+  if (life_ != Life::kRunning) return;
+  life_ = Life::kDraining;
+  FailPendingPushes(absl::UnavailableError("the server is stopping"), actions);
+  FailWaitingPulls(absl::UnavailableError("the server is stopping"), actions);
+  MaybeFlush(actions);
+}
+
+void Participant::MaybeFlush(Actions* actions) {
+  if (life_ != Life::kDraining || committed_ || restoring_) return;
+  if (durable_epoch_ != epoch_ || !discard_durable_) return;
+  if (prepared_ != nullptr && !prepared_durable_) return;
+  for (Shard& shard : shards_) {
+    if (!shard.fetching.empty()) return;
+  }
+  life_ = Life::kFlushing;
+  actions->push_back(WriteFlush{});
+}
+
+void Participant::OnFlushed(int64_t now_ms, Actions* actions) {
+  if (life_ == Life::kFlushing) life_ = Life::kStopped;
+}
+
+ParticipantImage Participant::Image() const {
+  ParticipantImage image;
+  image.epoch = durable_epoch_;
+  image.incarnation = incarnation_;
+  image.has_memory = true;
+  for (const Shard& shard : shards_) {
+    image.shards.push_back({shard.id, shard.applied_step, shard.applied});
+    image.pieces.insert(image.pieces.end(), shard.pieces.begin(), shard.pieces.end());
+  }
+  image.last_applied = last_applied_;
+  image.prepared = prepared_;
+  image.discarded_step = discarded_step_;
+  image.discarded_attempt = discarded_attempt_;
+  image.generation = generation_;
+  image.attempt = attempt_;
+  image.is_load = kind_ == Kind::kLoad;
+  image.has_scale = has_scale_;
+  image.scale = scale_;
+  image.absent = absent_;
+  image.flushes = flushes_;
+  return image;
+}
+
+Position Participant::position() const {
+  return {epoch_, generation_, committed_step_, opened_ ? attempt_ : 0};
+}
+
+absl::Status Participant::AppliedOf(ShardId id, int64_t* step, Digest* decision) const {
+  const int index = LocalIndex(id);
+  if (index < 0) {
+    return absl::NotFoundError(absl::StrCat("server ", self_, " has no copy of shard ", id));
+  }
+  *step = shards_[index].applied_step;
+  *decision = shards_[index].applied;
+  return absl::OkStatus();
+}
+
+}  // namespace orlop::step

@@ -1,0 +1,524 @@
+// What workers push and pull, until every shard of the server is staged.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/step/participant.h"
+
+namespace orlop::step {
+namespace {
+
+bool Before(const StagedPiece& piece, const PieceKey& key) {
+  return std::pair(piece.key.rank, piece.key.region) < std::pair(key.rank, key.region);
+}
+
+// Refused for good, or worth sending again.
+bool IsFinal(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || absl::IsAlreadyExists(status) ||
+         absl::IsInvalidArgument(status);
+}
+
+absl::Status AttemptMoved(const char* what, int64_t got, int64_t open) {
+  const std::string text = absl::StrCat("push for ", what, " ", got, ", open is ", open);
+  return got < open ? absl::AbortedError(text) : absl::UnavailableError(text);
+}
+
+}  // namespace
+
+uint64_t LoadRegion(std::string_view slot, const Box& box) {
+  DigestBuilder builder;
+  builder.AddBytes(slot).Add(box.offset.size());
+  for (int64_t at : box.offset) builder.Add(at);
+  for (int64_t length : box.extent) builder.Add(length);
+  return builder.Finish().low;
+}
+
+int Participant::LocalIndex(ShardId shard) const {
+  if (shard < 0 || shard >= static_cast<ShardId>(local_index_.size())) return -1;
+  return local_index_[shard];
+}
+
+bool Participant::IsInSync(ShardId shard) const {
+  if (placement_ == nullptr) return false;
+  const std::vector<Copy>& copies = (*placement_)[shard];
+  return std::find(copies.begin(), copies.end(), Copy{self_, incarnation_}) != copies.end();
+}
+
+std::vector<ServerId> Participant::OtherCopies(ShardId shard) const {
+  std::vector<ServerId> others;
+  for (const Copy& copy : (*placement_)[shard]) {
+    if (copy.server != self_) others.push_back(copy.server);
+  }
+  return others;
+}
+
+bool Participant::IsAbsent(Rank rank, TensorId tensor) const {
+  for (const ParticipantImage::AbsentTensors& entry : absent_) {
+    if (entry.rank == rank) {
+      return std::binary_search(entry.tensors.begin(), entry.tensors.end(), tensor);
+    }
+  }
+  return false;
+}
+
+void Participant::Reply(RequestId request, absl::Status status, Actions* actions) const {
+  Answer answer;
+  answer.request = request;
+  answer.status = std::move(status);
+  answer.position = position();
+  actions->push_back(std::move(answer));
+}
+
+// ---- Opening ---------------------------------------------------------------------------------
+
+void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Actions* actions) {
+  if (message.manifest_digest != spec_->manifest_digest) return;
+  if (message.committed_step != committed_step_ || committed_) {
+    // Overtaken, or it overtook the Apply before it; but one that repeats what is open is answered.
+    if (!opened_ || message.committed_step != committed_step_) return;
+  }
+  const auto wanted = std::pair(message.generation, message.attempt);
+  const auto open = std::pair(generation_, attempt_);
+  if (wanted < open || (prepared_ != nullptr && !committed_ && wanted != open)) return;
+  if (wanted != open) {
+    DropAttempt(actions);
+    FailPendingPushes(absl::AbortedError("a new attempt was opened"), actions);
+    FailWaitingPulls(absl::AbortedError("the attempt that was to make it is gone"), actions);
+  }
+  if (wanted != open || !opened_) {
+    generation_ = message.generation;
+    attempt_ = message.attempt;
+    layout_ = message.layout;
+    placement_ = message.placement;
+    opened_ = true;
+    stage_report_due_ = false;
+    for (Shard& shard : shards_) {
+      shard.expected.clear();
+      if (layout_ != nullptr) {
+        shard.expected = ExpectedPieces(spec_->tensors, spec_->shards[shard.id], *layout_);
+      }
+      CheckStaged(&shard, actions);
+    }
+    MaybeSendStageReport(actions);
+  }
+  SendToLeader(OpenReply{epoch_, generation_, message.committed_step, attempt_}, actions);
+}
+
+void Participant::DropAttempt(Actions* actions) {
+  for (Shard& shard : shards_) {
+    shard.stage = Stage::kOpen;
+    shard.staged = {};
+    shard.pieces.clear();
+  }
+  if (actions != nullptr && attempt_ > 0) {
+    actions->push_back(DropStaged{committed_step_ + 1, attempt_});
+  }
+  kind_ = Kind::kUndecided;
+  has_pieces_ = false;
+  sealed_ = false;
+  has_scale_ = false;
+  scale_ = 1.0;
+  absent_.clear();
+  stage_report_due_ = false;
+}
+
+// ---- Pushes ----------------------------------------------------------------------------------
+
+absl::Status Participant::CheckKey(const PushPiece& piece) const {
+  const PieceKey& key = piece.key;
+  if (life_ != Life::kRunning) return absl::UnavailableError("the server is stopping");
+  if (!opened_) return absl::UnavailableError("the job is recovering");
+  if (!IsInSync(key.shard)) {
+    return absl::NotFoundError(
+        absl::StrCat("shard ", key.shard, " has no in-sync copy on server ", self_));
+  }
+  if (layout_ == nullptr) {
+    return absl::FailedPreconditionError("no generation has joined the job");
+  }
+  if (piece.epoch != 0 && piece.epoch < epoch_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("push of epoch ", piece.epoch, ", the job is in epoch ", epoch_));
+  }
+  if (piece.epoch > epoch_) return absl::UnavailableError("this server is behind the job's epoch");
+  if (key.generation != generation_) {
+    return AttemptMoved("generation", key.generation, generation_);
+  }
+  if (key.step > committed_step_ + 1 && prepared_ != nullptr) {
+    return absl::UnavailableError("the step before is still being applied");
+  }
+  if (key.step != committed_step_ + 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("push for step ", key.step, ", step ", committed_step_ + 1, " is being made"));
+  }
+  if (committed_) return absl::UnavailableError("the step before is still being applied");
+  if (key.attempt != attempt_) return AttemptMoved("attempt", key.attempt, attempt_);
+  return absl::OkStatus();
+}
+
+absl::Status Participant::CheckPiece(const PushPiece& piece, const Shard& shard,
+                                     bool* stored) const {
+  const PieceKey& key = piece.key;
+  const std::string& tensor = spec_->tensors[spec_->shards[shard.id].tensor].name;
+  const auto at = std::lower_bound(shard.pieces.begin(), shard.pieces.end(), key, Before);
+  if (at != shard.pieces.end() && at->key == key) {
+    *stored = at->payload == piece.payload;
+    if (*stored) return absl::OkStatus();
+    return absl::AlreadyExistsError(absl::StrCat(
+        "tensor ", tensor, " shard ", shard.id, " rank ", key.rank, " region ", key.region,
+        ": pushed with payload ", ToString(at->payload), ", now ", ToString(piece.payload)));
+  }
+  if (prepared_ != nullptr || sealed_) {
+    return absl::FailedPreconditionError(absl::StrCat("step ", key.step, " is decided"));
+  }
+  const Kind kind = piece.is_load ? Kind::kLoad : Kind::kGradients;
+  if (kind == Kind::kGradients && committed_step_ == kLoading) {
+    return absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD");
+  }
+  if (kind_ != Kind::kUndecided && kind_ != kind) {
+    return absl::FailedPreconditionError("gradients and SetState in one attempt");
+  }
+  if (key.rank < 0 || key.rank >= layout_->world_size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", key.rank, " of a world of ", layout_->world_size()));
+  }
+  if (piece.is_load) return absl::OkStatus();
+  const bool expected =
+      std::any_of(shard.expected.begin(), shard.expected.end(), [&](const ExpectedPiece& other) {
+        return other.rank == key.rank && static_cast<uint64_t>(other.region) == key.region;
+      });
+  if (!expected || piece.applied_count >= 0) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor, " shard ", shard.id,
+                                                   ": region ", key.region, " of rank ", key.rank,
+                                                   " is not in the contribution layout"));
+  }
+  if (IsAbsent(key.rank, spec_->shards[shard.id].tensor)) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("tensor ", tensor, ": rank ", key.rank, " has called its gradient absent"));
+  }
+  if (has_scale_ && scale_ != piece.scale) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor, ": loss scale ", piece.scale,
+                                                   ", others of the attempt have ", scale_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Participant::CheckPush(const PushPiece& piece, bool* stored) const {
+  *stored = false;
+  const int index = LocalIndex(piece.key.shard);
+  if (index < 0) {
+    return absl::NotFoundError(
+        absl::StrCat("shard ", piece.key.shard, " is not placed on server ", self_));
+  }
+  if (absl::Status status = CheckKey(piece); !status.ok()) return status;
+  const ServerId primary = (*placement_)[piece.key.shard].front().server;
+  if (primary != self_) {
+    return absl::NotFoundError(absl::StrCat("shard ", piece.key.shard, ": the primary is server ",
+                                            primary, ", not ", self_));
+  }
+  return CheckPiece(piece, shards_[index], stored);
+}
+
+void Participant::StorePiece(const PushPiece& piece, Shard* shard) {
+  kind_ = piece.is_load ? Kind::kLoad : Kind::kGradients;
+  has_pieces_ = true;
+  if (!piece.is_load) {
+    has_scale_ = true;
+    scale_ = piece.scale;
+  }
+  const auto at = std::lower_bound(shard->pieces.begin(), shard->pieces.end(), piece.key, Before);
+  shard->pieces.insert(at, {piece.key, piece.payload, piece.applied_count});
+}
+
+void Participant::OnPush(RequestId request, const PushPiece& piece, bool has_room, int64_t now_ms,
+                         bool* keep, Actions* actions) {
+  *keep = false;
+  bool stored = false;
+  absl::Status status = CheckPush(piece, &stored);
+  if (status.ok() && !stored && !has_room) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat("no room to stage shard ", piece.key.shard, " on server ", self_));
+  }
+  if (!status.ok()) return Reply(request, std::move(status), actions);
+  Shard& shard = shards_[LocalIndex(piece.key.shard)];
+  if (!stored) {
+    *keep = true;
+    StorePiece(piece, &shard);
+  }
+  ForwardPiece(request, piece, now_ms, actions);
+  if (stored) return;
+  CheckStaged(&shard, actions);
+  MaybeSendStageReport(actions);
+}
+
+void Participant::ForwardPiece(RequestId request, const PushPiece& piece, int64_t now_ms,
+                               Actions* actions) {
+  for (PendingPush& pending : pending_pushes_) {
+    if (pending.forward.piece.key != piece.key) continue;
+    pending.requests.push_back(request);
+    return;
+  }
+  std::vector<ServerId> others = OtherCopies(piece.key.shard);
+  if (others.empty() || prepared_ != nullptr) return Reply(request, absl::OkStatus(), actions);
+  const Forward forward{epoch_, piece};
+  for (ServerId to : others) actions->push_back(ForwardBytes{to, forward});
+  pending_pushes_.push_back({forward, {request}, std::move(others), now_ms});
+}
+
+void Participant::OnForward(ServerId from, const Forward& forward, bool has_room, int64_t now_ms,
+                            bool* keep, Actions* actions) {
+  *keep = false;
+  const int index = LocalIndex(forward.piece.key.shard);
+  if (index < 0 || forward.epoch != epoch_ || !Joined()) return;  // sent again, or out of date
+  bool stored = false;
+  absl::Status status = CheckKey(forward.piece);
+  if (status.ok()) status = CheckPiece(forward.piece, shards_[index], &stored);
+  if (status.ok() && !stored && !has_room) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat("no room to stage shard ", forward.piece.key.shard, " on server ", self_));
+  }
+  if (status.ok() && !stored) {
+    *keep = true;
+    StorePiece(forward.piece, &shards_[index]);
+  }
+  actions->push_back(Send{from, ForwardReply{epoch_, forward.piece.key, status}});
+  if (!*keep) return;
+  CheckStaged(&shards_[index], actions);
+  MaybeSendStageReport(actions);
+}
+
+void Participant::OnForwardReply(ServerId from, const ForwardReply& reply, Actions* actions) {
+  const auto at =
+      std::find_if(pending_pushes_.begin(), pending_pushes_.end(),
+                   [&](const PendingPush& push) { return push.forward.piece.key == reply.key; });
+  if (at == pending_pushes_.end() || reply.epoch != epoch_) return;
+  if (reply.status.ok()) std::erase(at->waiting, from);
+  if (!at->waiting.empty() && !IsFinal(reply.status)) return;
+  for (RequestId request : at->requests) Reply(request, reply.status, actions);
+  pending_pushes_.erase(at);
+}
+
+void Participant::FailPendingPushes(absl::Status status, Actions* actions) {
+  for (const PendingPush& push : pending_pushes_) {
+    for (RequestId request : push.requests) Reply(request, status, actions);
+  }
+  pending_pushes_.clear();
+}
+
+// ---- Absent, sealed, staged ------------------------------------------------------------------
+
+void Participant::Obey(ServerId from, const Absent& message, int64_t now_ms, Actions* actions) {
+  if (!opened_ || message.generation != generation_ || message.step != committed_step_ + 1 ||
+      message.attempt != attempt_) {
+    return;
+  }
+  AbsentReply reply{epoch_, message.step, message.attempt, message.rank, absl::OkStatus()};
+  const bool known = std::any_of(absent_.begin(), absent_.end(),
+                                 [&](const auto& entry) { return entry.rank == message.rank; });
+  for (const Shard& shard : shards_) {
+    const TensorId tensor = spec_->shards[shard.id].tensor;
+    if (known || !std::binary_search(message.tensors.begin(), message.tensors.end(), tensor)) {
+      continue;
+    }
+    for (const StagedPiece& piece : shard.pieces) {
+      if (piece.key.rank != message.rank) continue;
+      reply.status = absl::AlreadyExistsError(
+          absl::StrCat("tensor ", spec_->tensors[tensor].name, ": rank ", message.rank,
+                       " has pushed a gradient and calls it absent"));
+    }
+  }
+  const bool accepted = reply.status.ok() && !known && kind_ != Kind::kLoad;
+  SendToLeader(std::move(reply), actions);
+  if (!accepted) return;
+  kind_ = Kind::kGradients;
+  absent_.push_back({message.rank, message.tensors});
+  for (Shard& shard : shards_) CheckStaged(&shard, actions);
+  MaybeSendStageReport(actions);
+}
+
+void Participant::Obey(ServerId from, const Seal& message, int64_t now_ms, Actions* actions) {
+  if (!opened_ || message.generation != generation_ || message.step != committed_step_ + 1 ||
+      message.attempt != attempt_) {
+    return;
+  }
+  SealReply reply{epoch_, message.step, message.attempt, absl::OkStatus()};
+  if (kind_ == Kind::kGradients) {
+    reply.status =
+        absl::FailedPreconditionError("gradients were pushed in an attempt that is a LOAD");
+  }
+  const bool accepted = reply.status.ok() && !sealed_;
+  SendToLeader(std::move(reply), actions);
+  if (!accepted) return;
+  kind_ = Kind::kLoad;
+  sealed_ = true;
+  for (Shard& shard : shards_) {
+    shard.stage = Stage::kOpen;  // a shard without gradients counted as staged
+    CheckStaged(&shard, actions);
+  }
+  MaybeSendStageReport(actions);
+}
+
+// Moves a shard on when nothing more is to come for it.
+void Participant::CheckStaged(Shard* shard, Actions* actions) {
+  if (shard->stage != Stage::kOpen || !opened_ || layout_ == nullptr || prepared_ != nullptr)
+    return;
+  bool absent = shard->pieces.empty();
+  if (kind_ == Kind::kLoad) {
+    if (!sealed_) return;
+  } else {
+    if (committed_step_ == kLoading) return;
+    size_t arrived = 0;
+    for (const ExpectedPiece& expected : shard->expected) {
+      if (IsAbsent(expected.rank, spec_->shards[shard->id].tensor)) continue;
+      PieceKey key;
+      key.rank = expected.rank;
+      key.region = static_cast<uint64_t>(expected.region);
+      const auto at = std::lower_bound(shard->pieces.begin(), shard->pieces.end(), key, Before);
+      if (at == shard->pieces.end() || Before(StagedPiece{key, {}, -1}, at->key)) return;
+      ++arrived;
+    }
+    absent = arrived == 0;
+  }
+  shard->staged = {};
+  shard->staged.shard = shard->id;
+  for (const StagedPiece& piece : shard->pieces) {
+    shard->staged.loaded_applied_count =
+        std::max(shard->staged.loaded_applied_count, piece.applied_count);
+  }
+  if (absent) {
+    shard->staged.absent = true;
+    shard->stage = Stage::kStaged;
+    return;
+  }
+  shard->stage = Stage::kReducing;
+  actions->push_back(StageShard{shard->id, committed_step_ + 1, attempt_, kind_ == Kind::kLoad});
+}
+
+void Participant::OnShardStaged(int64_t step, int64_t attempt, const ShardStaged& staged,
+                                int64_t now_ms, Actions* actions) {
+  const int index = LocalIndex(staged.shard);
+  if (index < 0 || step != committed_step_ + 1 || attempt != attempt_) return;
+  Shard& shard = shards_[index];
+  if (shard.stage != Stage::kReducing) return;
+  shard.stage = Stage::kStaged;
+  shard.staged.digest = staged.digest;
+  shard.staged.sum_of_squares = staged.sum_of_squares;
+  shard.staged.non_finite_count = staged.non_finite_count;
+  stage_report_sent_ms_ = now_ms;
+  MaybeSendStageReport(actions);
+}
+
+bool Participant::IsStaged() const {
+  return std::all_of(shards_.begin(), shards_.end(),
+                     [](const Shard& shard) { return shard.stage == Stage::kStaged; });
+}
+
+void Participant::MaybeSendStageReport(Actions* actions) {
+  if (!opened_ || layout_ == nullptr || prepared_ != nullptr || !IsStaged()) return;
+  if (committed_step_ == kLoading && !sealed_) return;
+  StageReport report{
+      epoch_, generation_, committed_step_ + 1, attempt_, kind_ == Kind::kLoad, has_scale_,
+      scale_, {}};
+  for (const Shard& shard : shards_) report.shards.push_back(shard.staged);
+  stage_report_due_ = true;
+  SendToLeader(std::move(report), actions);
+}
+
+void Participant::Obey(ServerId from, const StageReply& message, int64_t now_ms, Actions* actions) {
+  if (message.step == committed_step_ + 1 && message.attempt == attempt_ &&
+      message.is_load == (kind_ == Kind::kLoad)) {
+    stage_report_due_ = false;
+  }
+}
+
+std::vector<StagedPiece> Participant::PiecesOf(ShardId shard) const {
+  const int index = LocalIndex(shard);
+  return index < 0 ? std::vector<StagedPiece>{} : shards_[index].pieces;
+}
+
+std::vector<Rank> Participant::AbsentOf(ShardId shard) const {
+  std::vector<Rank> ranks;
+  for (const ParticipantImage::AbsentTensors& entry : absent_) {
+    if (IsAbsent(entry.rank, spec_->shards[shard].tensor)) ranks.push_back(entry.rank);
+  }
+  std::sort(ranks.begin(), ranks.end());
+  return ranks;
+}
+
+// ---- Pulls -----------------------------------------------------------------------------------
+
+// OK: the version is here (applied_step equals it) or is the next one.
+absl::Status Participant::CheckServing(const Shard& shard, int64_t version) const {
+  if (life_ != Life::kRunning) return absl::UnavailableError("the server is stopping");
+  if (!opened_) return absl::UnavailableError("the job is recovering");
+  const std::string& tensor = spec_->tensors[spec_->shards[shard.id].tensor].name;
+  if (!IsInSync(shard.id)) {
+    return absl::NotFoundError(absl::StrCat("tensor ", tensor, " shard ", shard.id,
+                                            ": no in-sync copy on server ", self_));
+  }
+  // Once the first LOAD is prepared here, workers may know of its commit before this copy does:
+  // they wait.
+  if (shard.applied_step == kLoading && prepared_ == nullptr) {
+    return absl::FailedPreconditionError("the job is LOADING");
+  }
+  const int64_t current = shard.applied_step + (committed_ && shard.applied_step < committed_step_);
+  if (version < current) {
+    return absl::OutOfRangeError(absl::StrCat("tensor ", tensor, " shard ", shard.id, ": version ",
+                                              version, " is applied over, current is ", current));
+  }
+  if (version > current + 1) {
+    return absl::FailedPreconditionError(absl::StrCat("tensor ", tensor, " shard ", shard.id,
+                                                      ": version ", version, " asked, current is ",
+                                                      current));
+  }
+  return absl::OkStatus();
+}
+
+void Participant::OnPull(RequestId request, ShardId id, int64_t version, int64_t now_ms,
+                         Actions* actions) {
+  const int index = LocalIndex(id);
+  if (index < 0) {
+    return Reply(
+        request,
+        absl::NotFoundError(absl::StrCat("shard ", id, " is not placed on server ", self_)),
+        actions);
+  }
+  Shard& shard = shards_[index];
+  absl::Status status = CheckServing(shard, version);
+  if (!status.ok()) return Reply(request, std::move(status), actions);
+  if (shard.applied_step != version) {
+    shard.pulls.push_back({request, version});
+    return;
+  }
+  shard.pins.push_back({request, now_ms + options_.pin_ms});
+  actions->push_back(Serve{request, id, version});
+}
+
+void Participant::WakePulls(Shard* shard, int64_t now_ms, Actions* actions) {
+  for (WaitingPull& pull : std::exchange(shard->pulls, {})) {
+    OnPull(pull.request, shard->id, pull.version, now_ms, actions);
+  }
+}
+
+void Participant::OnPullDone(RequestId request, int64_t now_ms, Actions* actions) {
+  for (Shard& shard : shards_) {
+    std::erase_if(shard.pins, [&](const Pin& pin) { return pin.request == request; });
+  }
+  StartApplies(now_ms, actions);
+}
+
+void Participant::OnPullCancelled(RequestId request, int64_t now_ms, Actions* actions) {
+  for (Shard& shard : shards_) {
+    std::erase_if(shard.pulls, [&](const WaitingPull& pull) { return pull.request == request; });
+  }
+  OnPullDone(request, now_ms, actions);
+}
+
+void Participant::FailWaitingPulls(absl::Status status, Actions* actions) {
+  for (Shard& shard : shards_) {
+    for (const WaitingPull& pull : std::exchange(shard.pulls, {})) {
+      Reply(pull.request, status, actions);
+    }
+  }
+}
+
+}  // namespace orlop::step

@@ -1,0 +1,169 @@
+#include "server/step/recovery.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace orlop::step {
+namespace {
+
+const ShardReport* FindShard(const RecoverReport& report, ShardId shard) {
+  for (const ShardReport& entry : report.shards) {
+    if (entry.shard == shard) return &entry;
+  }
+  return nullptr;
+}
+
+// The report of a copy in the incarnation that is in sync; null if it has none.
+const RecoverReport* ReportOf(const Copy& copy, const Reports& reports) {
+  const auto& report = reports[copy.server];
+  return report.has_value() && report->incarnation == copy.incarnation ? &*report : nullptr;
+}
+
+bool HasApplied(const RecoverReport& report, ShardId shard, const Digest& decision) {
+  const ShardReport* entry = FindShard(report, shard);
+  return entry != nullptr && entry->applied == decision;
+}
+
+bool HasPrepared(const RecoverReport& report, const Digest& decision) {
+  return report.prepared != nullptr && report.prepared->identity == decision;
+}
+
+// Staged in the very attempt, on the very state before it.
+bool CanPrepare(const RecoverReport& report, ShardId shard, const DecisionRecord& decision) {
+  return report.is_staged && report.generation == decision.generation &&
+         report.staged_step == decision.step && report.staged_attempt == decision.attempt &&
+         HasApplied(report, shard, decision.previous);
+}
+
+bool IsHeldByAll(const DecisionRecord& decision, const Placement& in_sync, const Reports& reports) {
+  for (size_t shard = 0; shard < in_sync.size(); ++shard) {
+    const bool held = std::any_of(in_sync[shard].begin(), in_sync[shard].end(), [&](Copy copy) {
+      const RecoverReport* report = ReportOf(copy, reports);
+      return report != nullptr &&
+             (HasApplied(*report, static_cast<ShardId>(shard), decision.identity) ||
+              HasPrepared(*report, decision.identity));
+    });
+    if (!held) return false;
+  }
+  return true;
+}
+
+// Every decision that some in-sync copy has applied or prepared, newest first.
+std::vector<DecisionPtr> Candidates(const Placement& in_sync, const Reports& reports) {
+  std::vector<DecisionPtr> found;
+  const auto add = [&](const DecisionPtr& decision) {
+    if (decision == nullptr) return;
+    for (const DecisionPtr& known : found) {
+      if (known->identity == decision->identity) return;
+    }
+    found.push_back(decision);
+  };
+  for (const std::vector<Copy>& copies : in_sync) {
+    for (const Copy& copy : copies) {
+      const RecoverReport* report = ReportOf(copy, reports);
+      if (report == nullptr) continue;
+      add(report->last_applied);
+      add(report->prepared);
+    }
+  }
+  std::stable_sort(found.begin(), found.end(),
+                   [](const DecisionPtr& a, const DecisionPtr& b) { return a->step > b->step; });
+  return found;
+}
+
+// Fills verdict->in_sync with the copies that can carry `decision` on, or says what is damaged.
+void KeepCopies(const Placement& in_sync, const Reports& reports, Verdict* verdict) {
+  const Digest identity = verdict->decision == nullptr ? Digest{} : verdict->decision->identity;
+  verdict->in_sync.resize(in_sync.size());
+  for (size_t index = 0; index < in_sync.size(); ++index) {
+    const ShardId shard = static_cast<ShardId>(index);
+    for (const Copy& copy : in_sync[index]) {
+      const RecoverReport* report = ReportOf(copy, reports);
+      if (report == nullptr) continue;
+      const ShardReport* entry = FindShard(*report, shard);
+      if (entry != nullptr && entry->applied_step > verdict->step) {
+        verdict->outcome = Verdict::Outcome::kDamaged;
+        verdict->reason =
+            absl::StrCat("shard ", shard, ": server ", copy.server, " has applied step ",
+                         entry->applied_step, ", which other shards have lost");
+        return;
+      }
+      const bool follows =
+          verdict->decision != nullptr && HasApplied(*report, shard, verdict->decision->previous) &&
+          (HasPrepared(*report, identity) || CanPrepare(*report, shard, *verdict->decision));
+      if (follows || HasApplied(*report, shard, identity)) verdict->in_sync[index].push_back(copy);
+    }
+    if (verdict->in_sync[index].empty()) {
+      verdict->outcome = Verdict::Outcome::kDamaged;
+      verdict->reason = absl::StrCat("shard ", shard, ": no in-sync copy holds step ",
+                                     verdict->step, " of the job's history");
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+Verdict Resolve(const JobSpec& spec, const Placement& in_sync, const Reports& reports) {
+  Verdict verdict;
+  for (size_t shard = 0; shard < in_sync.size(); ++shard) {
+    const bool has_voter =
+        std::any_of(in_sync[shard].begin(), in_sync[shard].end(),
+                    [&](Copy copy) { return ReportOf(copy, reports) != nullptr; });
+    if (has_voter) continue;
+    verdict.reason =
+        absl::StrCat("shard ", shard, " of tensor ", spec.tensors[spec.shards[shard].tensor].name,
+                     ": no in-sync copy has reported");
+    return verdict;
+  }
+  verdict.outcome = Verdict::Outcome::kFound;
+  for (const DecisionPtr& decision : Candidates(in_sync, reports)) {
+    if (!IsHeldByAll(*decision, in_sync, reports)) continue;
+    verdict.step = decision->step;
+    verdict.decision = decision;
+    break;
+  }
+  KeepCopies(in_sync, reports, &verdict);
+  return verdict;
+}
+
+bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target) {
+  const bool live = !report.shards.empty() && report.last_applied != nullptr &&
+                    report.last_applied->identity == target.decision &&
+                    std::all_of(report.shards.begin(), report.shards.end(), [&](const auto& shard) {
+                      return shard.applied == target.decision;
+                    });
+  if (live) return true;
+  return std::any_of(report.flushes.begin(), report.flushes.end(),
+                     [&](const auto& flush) { return flush.decision == target.decision; });
+}
+
+std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Placement& in_sync,
+                                                 const Reports& reports) {
+  std::vector<RecoverReport::Flush> offers;
+  const auto consider = [&](const RecoverReport::Flush& target) {
+    for (const auto& offer : offers) {
+      if (offer.decision == target.decision) return;
+    }
+    for (const ShardSpec& shard : spec.shards) {
+      const bool held = std::any_of(shard.copies.begin(), shard.copies.end(), [&](ServerId server) {
+        return reports[server].has_value() && CanRestore(*reports[server], target);
+      });
+      if (!held) return;
+    }
+    offers.push_back(target);
+  };
+  for (const auto& report : reports) {
+    if (!report.has_value()) continue;
+    for (const auto& flush : report->flushes) consider(flush);
+    if (report->last_applied != nullptr) {
+      consider({report->last_applied->step, report->last_applied->identity});
+    }
+  }
+  std::sort(offers.begin(), offers.end(),
+            [](const auto& a, const auto& b) { return a.step > b.step; });
+  return offers;
+}
+
+}  // namespace orlop::step
