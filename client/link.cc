@@ -1,0 +1,210 @@
+#include "client/link.h"
+
+#include <fstream>
+#include <random>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+
+namespace orlop::client {
+namespace {
+
+constexpr int kReconnectFirstMs = 100, kReconnectLongestMs = 2000;
+// Rare enough for every server (gRPC's own default refuses pings below 5 minutes), yet turning
+// TCP_USER_TIMEOUT on: a peer that takes no bytes for 20 s is given up by the kernel, so that
+// payloads the kernel still refers to are released.
+constexpr int kKeepaliveMs = 600'000, kKeepaliveTimeoutMs = 20'000;
+
+absl::Status OptionError(std::string_view field, std::string actual, std::string limit) {
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BAD_REQUEST);
+  detail.set_field(std::string(field));
+  detail.set_actual(actual);
+  detail.set_limit(limit);
+  return MakeError(
+      absl::StatusCode::kInvalidArgument,
+      absl::StrCat("client option ", std::string(field), " is ", actual, "; expected ", limit),
+      detail);
+}
+
+absl::Status CheckOptions(const ClientOptions& options) {
+  if (options.server.empty()) return OptionError("server", "empty", "host:port or unix:/path");
+  if (options.connections_per_server < 1 || options.connections_per_server > 16)
+    return OptionError("connections_per_server", absl::StrCat(options.connections_per_server),
+                       "1 to 16");
+  if (options.chunk_bytes < kLeafBytes || options.chunk_bytes > kMaxChunkBytes ||
+      options.chunk_bytes % kLeafBytes != 0)
+    return OptionError("chunk_bytes", absl::StrCat(options.chunk_bytes), "1, 2, 3 or 4 MiB");
+  if (options.control_timeout.count() <= 0 || options.data_timeout.count() <= 0)
+    return OptionError("timeout", "0 or less", "more than 0 ms");
+  if (!(options.slowest_bytes_per_second > 0))
+    return OptionError("slowest_bytes_per_second", absl::StrCat(options.slowest_bytes_per_second),
+                       "more than 0");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  if (!in || !(text << in.rdbuf())) return OptionError("tls", path, "a readable PEM file");
+  return text.str();
+}
+
+grpc::ChannelArguments ChannelArguments(int lane) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/retry.h decides
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY,
+                   0);  // no environment variable redirects training state
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectFirstMs);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectLongestMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection per channel
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
+  arguments.SetMaxReceiveMessageSize(
+      static_cast<int>(lane < 0 ? kMaxControlMessageBytes : kMaxMessageBytes));
+  return arguments;
+}
+
+// Verdict kBackOff and friends with the number of a retry: how long to wait.
+Milliseconds WaitFor(Verdict verdict, int number, const RetryOptions& options) {
+  if (number == 0 && verdict != Verdict::kBackOff) return Milliseconds(0);
+  thread_local std::minstd_rand random(std::random_device{}());
+  return BackoffBefore(number, static_cast<uint32_t>(random()), options);
+}
+
+}  // namespace
+
+std::chrono::system_clock::time_point SystemDeadline(Clock::time_point deadline) {
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(deadline - Clock::now());
+}
+
+void CancelSet::Add(grpc::ClientContext* context) {
+  MutexLock lock(&mutex_);
+  contexts_.insert(context);
+  if (cancelled_) context->TryCancel();
+}
+
+void CancelSet::Remove(grpc::ClientContext* context) {
+  MutexLock lock(&mutex_);
+  contexts_.erase(context);
+}
+
+void CancelSet::CancelAll() {
+  MutexLock lock(&mutex_);
+  cancelled_ = true;
+  for (grpc::ClientContext* context : contexts_) context->TryCancel();
+  changed_.SignalAll();
+}
+
+bool CancelSet::cancelled() const {
+  MutexLock lock(&mutex_);
+  return cancelled_;
+}
+
+void CancelSet::Sleep(Clock::time_point until) {
+  MutexLock lock(&mutex_);
+  while (!cancelled_ && Clock::now() < until) changed_.WaitUntil(&mutex_, until);
+}
+
+absl::StatusOr<std::shared_ptr<Link>> Link::Create(ClientOptions options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  std::shared_ptr<Link> link(new Link(std::move(options)));
+  if (absl::Status status = link->ReadCredentials(); !status.ok()) return status;
+  return link;
+}
+
+Link::Link(ClientOptions options) : options_(std::move(options)), budget_(options_.retry) {}
+
+absl::Status Link::ReadCredentials() {
+  const TlsFiles& tls = options_.tls;
+  if (tls.certificate.empty() && tls.key.empty() && tls.authority.empty()) {
+    credentials_ = grpc::InsecureChannelCredentials();
+    return absl::OkStatus();
+  }
+  grpc::SslCredentialsOptions ssl;
+  const std::pair<const std::string&, grpc::string&> files[] = {
+      {tls.certificate, ssl.pem_cert_chain},
+      {tls.key, ssl.pem_private_key},
+      {tls.authority, ssl.pem_root_certs}};
+  for (const auto& [path, text] : files) {
+    if (path.empty())
+      return OptionError("tls", "incomplete", "certificate, key and authority, or none of them");
+    absl::StatusOr<std::string> read = ReadFile(path);
+    if (!read.ok()) return read.status();
+    text = *std::move(read);
+  }
+  credentials_ = grpc::SslCredentials(ssl);
+  return absl::OkStatus();
+}
+
+std::shared_ptr<grpc::Channel> Link::ChannelTo(const std::string& address, int lane) {
+  MutexLock lock(&mutex_);
+  std::shared_ptr<grpc::Channel>& channel = channels_[{address, lane}];
+  if (channel == nullptr)
+    channel = grpc::CreateCustomChannel(address, credentials_, ChannelArguments(lane));
+  return channel;
+}
+
+void Link::SetServers(std::vector<v1::ServerInfo> servers) {
+  MutexLock lock(&mutex_);
+  for (const v1::ServerInfo& server : servers)
+    if (server.leader()) leader_address_ = server.address();
+  servers_ = std::move(servers);
+}
+
+std::vector<v1::ServerInfo> Link::servers() const {
+  MutexLock lock(&mutex_);
+  return servers_;
+}
+
+std::string Link::AddressOf(std::string_view where) const {
+  MutexLock lock(&mutex_);
+  if (where == kAny) return options_.server;
+  if (where == kLeader) return leader_address_.empty() ? options_.server : leader_address_;
+  for (const v1::ServerInfo& server : servers_)
+    if (server.name() == where) return server.address();
+  return std::string(where);  // names are addresses of --peers
+}
+
+bool Link::PrepareRetry(Verdict verdict, int number, Clock::time_point deadline,
+                        CancelSet* cancels) {
+  if (verdict == Verdict::kGiveUp || cancels->cancelled()) return false;
+  const Clock::time_point now = Clock::now();
+  const Clock::time_point until = now + WaitFor(verdict, number, options_.retry);
+  if (until >= deadline || !budget_.Spend(now)) return false;
+  cancels->Sleep(until);
+  return !cancels->cancelled();
+}
+
+absl::Status Link::CallWithRetries(Rpc rpc, std::string_view where, std::string_view subject,
+                                   Milliseconds timeout, const Attempt& attempt) {
+  const Clock::time_point deadline = Clock::now() + timeout;
+  CancelSet never;
+  std::string address = AddressOf(where);
+  for (int number = 0;; ++number) {
+    grpc::ClientContext context;
+    context.set_deadline(SystemDeadline(deadline));
+    const absl::Status status = FromGrpc(attempt(ChannelTo(address, -1), &context));
+    if (status.ok()) return status;
+    const Verdict verdict = Judge(rpc, status);
+    if (verdict == Verdict::kRefresh || !PrepareRetry(verdict, number, deadline, &never)) {
+      v1::ErrorDetail who;
+      who.set_server(address);
+      const std::string context_text = absl::StrCat("server ", address, ", ", std::string(subject));
+      return Annotated(status, context_text,
+                       DetailOf(status).server().empty() ? who : v1::ErrorDetail());
+    }
+    if (verdict == Verdict::kFollow) {
+      address = AddressOf(DetailOf(status).server());
+      MutexLock lock(&mutex_);
+      leader_address_ = address;
+    } else {
+      address = AddressOf(where);
+    }
+  }
+}
+
+}  // namespace orlop::client

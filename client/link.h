@@ -1,0 +1,113 @@
+// A client's connections to a cluster: which servers there are, who leads, how a call reaches one
+// of them and is retried.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/client.h"
+#include "client/retry.h"
+#include "proto/status.h"
+
+namespace orlop::client {
+
+using Clock = std::chrono::steady_clock;
+
+// Calls under way that a closing session may end. Threads: any.
+class CancelSet {
+ public:
+  void Add(grpc::ClientContext* context);  // cancelled at once if CancelAll has been called
+  void Remove(grpc::ClientContext* context);
+  void CancelAll();
+  bool cancelled() const;
+  // Waits until `until` or CancelAll.
+  void Sleep(Clock::time_point until);
+
+ private:
+  mutable Mutex mutex_;
+  CondVar changed_;
+  std::set<grpc::ClientContext*> contexts_ GUARDED_BY(mutex_);
+  bool cancelled_ GUARDED_BY(mutex_) = false;
+};
+
+// Threads: any. No lock is held during a call.
+class Link {
+ public:
+  static constexpr char kAny[] = "";  // the server connected to
+  static constexpr char kLeader[] = "leader";
+
+  // InvalidArgument names the option, its value and its limit.
+  static absl::StatusOr<std::shared_ptr<Link>> Create(ClientOptions options);
+
+  const ClientOptions& options() const { return options_; }
+  RetryBudget* budget() { return &budget_; }
+
+  // One control call. `where`: kAny, kLeader, or a server's name. Retries by client/retry.h until
+  // the deadline. Errors name the server and `subject` ("job demo").
+  template <typename Service, typename Request, typename Response>
+  absl::StatusOr<Response> Call(Rpc rpc, std::string_view where, std::string_view subject,
+                                grpc::Status (Service::StubInterface::*)(grpc::ClientContext*,
+                                                                         const Request&, Response*),
+                                const Request& request, std::optional<Milliseconds> timeout = {});
+
+  // Channels are made on first use and kept. Lane -1 carries control calls, lanes from 0 data, each
+  // over a connection of its own.
+  std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address, int lane);
+
+  void SetServers(std::vector<v1::ServerInfo> servers);
+  std::vector<v1::ServerInfo> servers() const;
+
+  // Waits before the next try as `verdict` says. False if the budget or the time is used up, or the
+  // client closes: `status` is final.
+  bool PrepareRetry(Verdict verdict, int number, Clock::time_point deadline, CancelSet* cancels);
+
+ private:
+  using Attempt =
+      std::function<grpc::Status(const std::shared_ptr<grpc::Channel>&, grpc::ClientContext*)>;
+
+  explicit Link(ClientOptions options);
+  absl::Status ReadCredentials();
+  absl::Status CallWithRetries(Rpc rpc, std::string_view where, std::string_view subject,
+                               Milliseconds timeout, const Attempt& attempt);
+  std::string AddressOf(std::string_view where) const;
+
+  const ClientOptions options_;
+  std::shared_ptr<grpc::ChannelCredentials> credentials_;
+  RetryBudget budget_;
+  mutable Mutex mutex_;
+  std::vector<v1::ServerInfo> servers_ GUARDED_BY(mutex_);
+  std::string leader_address_ GUARDED_BY(mutex_);  // empty: not known, ask the server connected to
+  std::map<std::pair<std::string, int>, std::shared_ptr<grpc::Channel>> channels_
+      GUARDED_BY(mutex_);
+};
+
+// A deadline for gRPC, whose clock is the system's.
+std::chrono::system_clock::time_point SystemDeadline(Clock::time_point deadline);
+
+template <typename Service, typename Request, typename Response>
+absl::StatusOr<Response> Link::Call(
+    Rpc rpc, std::string_view where, std::string_view subject,
+    grpc::Status (Service::StubInterface::*method)(grpc::ClientContext*, const Request&, Response*),
+    const Request& request, std::optional<Milliseconds> timeout) {
+  Response response;
+  const absl::Status status = CallWithRetries(
+      rpc, where, subject, timeout.value_or(options_.control_timeout),
+      [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext* context) {
+        response.Clear();
+        auto stub = Service::NewStub(channel);
+        return (static_cast<typename Service::StubInterface*>(stub.get())->*method)(
+            context, request, &response);
+      });
+  if (!status.ok()) return status;
+  return response;
+}
+
+}  // namespace orlop::client

@@ -1,0 +1,103 @@
+#include "client/pieces.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "proto/dtype.h"
+#include "proto/status.h"
+
+namespace orlop::client {
+namespace {
+
+absl::Status PartError(const std::string& tensor, std::string_view field, std::string actual,
+                       std::string limit) {
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BAD_REQUEST);
+  detail.set_tensor(tensor);
+  detail.set_field(std::string(field));
+  detail.set_actual(actual);
+  detail.set_limit(limit);
+  return MakeError(absl::StatusCode::kInvalidArgument,
+                   absl::StrCat("tensor ", tensor, ": ", std::string(field), " is ", actual,
+                                "; expected ", limit),
+                   detail);
+}
+
+// Shards [first, last] that a valid box can meet.
+std::pair<uint64_t, uint64_t> ShardsOf(const Box& box, const std::vector<uint64_t>& shape,
+                                       uint64_t shard_elements) {
+  const std::vector<uint64_t>& bounds = box.flat ? box.extent : shape;
+  uint64_t first = 0, last = 0;
+  for (size_t i = 0; i < box.offset.size(); ++i) {
+    const uint64_t stride = box.flat ? 1 : bounds[i];
+    first = first * stride + box.offset[i];
+    last = last * stride + box.offset[i] + box.extent[i] - 1;
+  }
+  return {first / shard_elements, last / shard_elements};
+}
+
+}  // namespace
+
+v1::Box ToProto(const Box& box) {
+  v1::Box proto;
+  proto.mutable_offset()->Add(box.offset.begin(), box.offset.end());
+  proto.mutable_extent()->Add(box.extent.begin(), box.extent.end());
+  proto.set_flat(box.flat);
+  return proto;
+}
+
+Box FromProto(const v1::Box& box) {
+  return {{box.offset().begin(), box.offset().end()},
+          {box.extent().begin(), box.extent().end()},
+          box.flat()};
+}
+
+std::optional<Box> FlatSlice(uint64_t element_count, uint32_t rank, uint32_t world_size) {
+  constexpr uint64_t kBlock = 256;
+  const uint64_t each = (element_count + world_size - 1) / world_size;
+  const uint64_t slice = (each + kBlock - 1) / kBlock * kBlock;
+  const uint64_t begin = std::min(rank * slice, element_count),
+                 end = std::min(begin + slice, element_count);
+  if (begin == end) return std::nullopt;
+  return Box{{begin}, {end - begin}, true};
+}
+
+absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vector<Piece>* pieces) {
+  if (part.tensor >= manifest.size())
+    return PartError(absl::StrCat("#", part.tensor), "index", absl::StrCat(part.tensor),
+                     absl::StrCat("below ", manifest.size()));
+  const v1::TensorSpec& tensor = manifest.tensor(part.tensor);
+  const std::vector<uint64_t> shape(tensor.shape().begin(), tensor.shape().end());
+  const uint64_t count = manifest.element_count(part.tensor);
+  const Box box = part.box->value_or(WholeTensor(count));
+  if (absl::Status status = ValidateBox(box, shape, count); !status.ok())
+    return PartError(tensor.name(), "box", ToString(box), std::string(status.message()));
+  const v1::DType dtype = part.dtype == v1::DTYPE_UNSPECIFIED ? tensor.dtype() : part.dtype;
+  const size_t element_bytes = ElementBytes(dtype);
+  if (element_bytes == 0)
+    return PartError(tensor.name(), "dtype", absl::StrCat(dtype), "a known type");
+  if (part.bytes != BoxElementCount(box) * element_bytes)
+    return PartError(
+        tensor.name(), "size of data", absl::StrCat(part.bytes, " bytes"),
+        absl::StrCat(BoxElementCount(box), " elements of ", std::string(DTypeName(dtype)), ", ",
+                     BoxElementCount(box) * element_bytes, " bytes"));
+  const auto [first, last] = ShardsOf(box, shape, manifest.shard_elements());
+  for (uint64_t shard = first; shard <= last; ++shard) {
+    const Range range = BoxPart(box, shape, ShardRange(shard, count, manifest.shard_elements()));
+    if (range.empty()) continue;
+    Piece piece;
+    piece.tensor = part.tensor;
+    piece.region.set_tensor(tensor.name());
+    piece.region.set_slot(std::string(part.slot));
+    piece.region.set_dtype(dtype);
+    piece.region.set_shard(shard);
+    if (part.box->has_value()) *piece.region.mutable_box() = ToProto(box);
+    piece.data = part.data + range.begin * element_bytes;
+    piece.bytes = range.count() * element_bytes;
+    piece.applied_count = part.applied_count;
+    pieces->push_back(std::move(piece));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace orlop::client

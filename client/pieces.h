@@ -1,0 +1,54 @@
+// Pieces: what a part becomes once it is cut along shards. The unit that is sent, fetched, hashed
+// and retried.
+#pragma once
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "client/manifest.h"
+#include "client/parts.h"
+#include "proto/checksum.h"
+
+namespace orlop::client {
+
+struct Piece {
+  uint32_t tensor = 0;
+  v1::Region region;     // as it goes on the wire; shard always set
+  char* data = nullptr;  // in the caller's memory; only read in a push
+  size_t bytes = 0;
+  std::optional<uint64_t> applied_count;
+  std::optional<Digest128> digest;         // once hashed whole
+  std::atomic<bool>* cancelled = nullptr;  // set: need not be sent any more
+  bool done = false;
+};
+
+// What the two kinds of part have in common.
+struct PartView {
+  uint32_t tensor = 0;
+  std::string_view slot;  // never empty
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  const std::optional<Box>* box = nullptr;
+  char* data = nullptr;
+  size_t bytes = 0;
+  std::optional<uint64_t> applied_count;
+};
+
+// Cuts a part along the shards that it meets and appends the pieces in ascending order of shard.
+// The elements of a box inside a shard are one contiguous range of the box's row-major buffer
+// (proto/box.h), so a piece is one range of the caller's memory.
+//   Statuses  InvalidArgument for an unknown index, a box outside the tensor, or a buffer of
+//   another size.
+absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vector<Piece>* pieces);
+
+// A box of the wire, and back.
+v1::Box ToProto(const Box& box);
+Box FromProto(const v1::Box& box);
+
+// The flat slice of rank `rank` of `world_size` (ContributionLayout.FLAT_SLICES) of a tensor;
+// absent: empty.
+std::optional<Box> FlatSlice(uint64_t element_count, uint32_t rank, uint32_t world_size);
+
+}  // namespace orlop::client

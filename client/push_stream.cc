@@ -1,0 +1,178 @@
+// One push, 3 of 8 (ARCHITECTURE.md); next: server/data_service.cc
+// One Push or SetState stream: pieces as chunks, header and payload as two slices, the payload
+// never copied, every byte hashed once.
+#include <grpcpp/impl/codegen/client_context.h>
+#include <grpcpp/support/sync_stream.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "absl/strings/str_cat.h"
+#include "client/push.h"
+#include "orlop/v1/data.grpc.pb.h"
+#include "proto/chunk.h"
+#include "proto/limits.h"
+
+namespace orlop::client {
+namespace {
+
+// Counts slices of the caller's memory that gRPC still holds.
+class SliceLatch {
+ public:
+  grpc::Slice Lend(char* data, size_t bytes) {
+    {
+      MutexLock lock(&mutex_);
+      ++held_;
+    }
+    return grpc::Slice(data, bytes, &SliceLatch::Released, this);
+  }
+  void WaitUntilFree() {
+    MutexLock lock(&mutex_);
+    while (held_ > 0) released_.Wait(&mutex_);
+  }
+
+ private:
+  static void Released(void* self) {
+    auto* latch = static_cast<SliceLatch*>(self);
+    MutexLock lock(&latch->mutex_);
+    if (--latch->held_ == 0) latch->released_.SignalAll();
+  }
+  Mutex mutex_;
+  CondVar released_;
+  int held_ GUARDED_BY(mutex_) = 0;
+};
+
+using Writer = grpc::ClientWriter<grpc::ByteBuffer>;
+
+v1::StreamKey ToProto(const PushKey& key, const std::string& job, uint64_t epoch) {
+  v1::StreamKey proto;
+  proto.set_job(job);
+  proto.set_epoch(epoch);
+  proto.set_generation(key.generation);
+  proto.set_step(key.step);
+  proto.set_attempt(key.attempt);
+  proto.set_rank(key.rank);
+  proto.set_loss_scale(key.loss_scale);
+  return proto;
+}
+
+// False when the stream broke.
+bool WritePiece(Piece* piece, size_t chunk_bytes, const v1::StreamKey* key, SliceLatch* latch,
+                Writer* writer) {
+  PieceDigest digest;
+  for (size_t offset = 0; offset < piece->bytes; offset += chunk_bytes) {
+    const size_t bytes = std::min(chunk_bytes, piece->bytes - offset);
+    const std::vector<uint64_t> leaves = LeafHashes({piece->data + offset, bytes});
+    digest.AddLeaves(leaves);
+    v1::Chunk header;
+    if (key != nullptr && offset == 0) *header.mutable_key() = *key;
+    if (offset == 0) {
+      *header.mutable_region() = piece->region;
+      if (piece->applied_count) header.set_applied_count(*piece->applied_count);
+    }
+    header.set_offset_bytes(offset);
+    header.set_checksum(ChunkChecksum(leaves));
+    if (offset + bytes == piece->bytes) {
+      piece->digest = digest.Finish();
+      header.mutable_piece_digest()->set_high(piece->digest->high);
+      header.mutable_piece_digest()->set_low(piece->digest->low);
+    }
+    if (!writer->Write(EncodeChunk(header, latch->Lend(piece->data + offset, bytes)))) return false;
+  }
+  return true;
+}
+
+std::unique_ptr<Writer> OpenStream(const Lane& lane, bool set_state, grpc::ClientContext* context,
+                                   v1::PushResponse* response) {
+  const char* name = set_state ? "/orlop.v1.Data/SetState" : "/orlop.v1.Data/Push";
+  return std::unique_ptr<Writer>(grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(
+      lane.channel.get(),
+      grpc::internal::RpcMethod(name, grpc::internal::RpcMethod::CLIENT_STREAMING, lane.channel),
+      context, response));
+}
+
+absl::Status CheckResponse(const v1::PushResponse& response, size_t sent) {
+  if (response.piece_count() == sent) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("server stored ", response.piece_count(), " of ", sent, " pieces"));
+}
+
+// A region without what the two sides may write differently: the box in its simplest form.
+using RegionKey = std::tuple<std::string, uint64_t, std::string, Box>;
+
+RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manifest) {
+  const auto& shape = manifest.tensor(tensor).shape();
+  const Box box =
+      region.has_box() ? FromProto(region.box()) : WholeTensor(manifest.element_count(tensor));
+  return {region.tensor(), region.shard(), region.slot().empty() ? "gradient" : region.slot(),
+          Simplified(box, {shape.begin(), shape.end()})};
+}
+
+// Opens a stream, writes `piece` and all that the list still has, and returns the server's verdict.
+absl::Status RunStream(const DataDoor& door, const PushKey& key, const Lane& lane, Piece* piece,
+                       WorkList* list, SliceLatch* latch, std::vector<Piece*>* sent) {
+  grpc::ClientContext context;
+  context.set_deadline(SystemDeadline(lane.deadline));
+  door.cancels->Add(&context);
+  v1::PushResponse response;
+  std::unique_ptr<Writer> writer = OpenStream(lane, key.set_state, &context, &response);
+  const v1::StreamKey stream_key = ToProto(key, door.job, lane.epoch);
+  const size_t chunk_bytes = door.link->options().chunk_bytes;
+  while (piece != nullptr) {
+    const v1::StreamKey* opening = sent->empty() ? &stream_key : nullptr;
+    sent->push_back(piece);
+    if (!WritePiece(piece, chunk_bytes, opening, latch, writer.get())) break;
+    const std::vector<Piece*> next = list->Take(1, 1);
+    piece = next.empty() ? nullptr : next[0];
+  }
+  writer->WritesDone();
+  const absl::Status status = FromGrpc(writer->Finish());
+  door.cancels->Remove(&context);
+  return status.ok() ? CheckResponse(response, sent->size()) : status;
+}
+
+}  // namespace
+
+absl::Status SendStream(const DataDoor& door, const PushKey& key, const Lane& lane,
+                        WorkList* list) {
+  std::vector<Piece*> first = list->Take(1, 1), sent;
+  if (first.empty()) return absl::OkStatus();
+  SliceLatch latch;
+  // Call and writer are gone when the latch is waited for: a cancelled call keeps what it had not
+  // sent until it is destroyed.
+  const absl::Status status = RunStream(door, key, lane, first[0], list, &latch, &sent);
+  latch.WaitUntilFree();
+  if (!status.ok()) return AtPiece(status, lane, *sent.back());
+  for (Piece* piece : sent) piece->done = true;
+  return absl::OkStatus();
+}
+
+absl::Status FindStored(const DataDoor& door, const PushKey& key, const Lane& lane,
+                        const std::vector<Piece*>& pieces) {
+  std::map<RegionKey, Piece*> hashed;
+  for (Piece* piece : pieces)
+    if (piece->digest) hashed[KeyOf(piece->region, piece->tensor, *door.manifest)] = piece;
+  if (hashed.empty()) return absl::OkStatus();
+  v1::QueryPushRequest request;
+  *request.mutable_key() = ToProto(key, door.job, lane.epoch);
+  auto stub = v1::Data::NewStub(lane.channel);
+  do {
+    grpc::ClientContext context;
+    context.set_deadline(SystemDeadline(lane.deadline));
+    v1::QueryPushResponse response;
+    const absl::Status status = FromGrpc(stub->QueryPush(&context, request, &response));
+    if (!status.ok()) return AtPiece(status, lane, *pieces[0]);
+    for (const v1::StoredPiece& stored : response.pieces()) {
+      const absl::StatusOr<uint32_t> tensor = door.manifest->Find(stored.region().tensor());
+      if (!tensor.ok()) continue;
+      const auto found = hashed.find(KeyOf(stored.region(), *tensor, *door.manifest));
+      if (found != hashed.end() &&
+          *found->second->digest == Digest128{stored.digest().high(), stored.digest().low()})
+        found->second->done = true;
+    }
+    request.set_after(response.next());
+  } while (request.after() != 0);
+  return absl::OkStatus();
+}
+
+}  // namespace orlop::client

@@ -1,0 +1,77 @@
+#include "client/retry.h"
+
+#include <algorithm>
+
+#include "proto/status.h"
+
+namespace orlop::client {
+namespace {
+
+using v1::ErrorDetail;
+
+bool IsData(Rpc rpc) { return rpc == Rpc::kPush || rpc == Rpc::kPull; }
+
+// Without a reason from a server of ours the connection itself failed, or a proxy answered: nothing
+// is known of the call's effect.
+Verdict JudgeTransport(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kCancelled:  // the server went away in mid-call; our own cancels are not
+                                        // judged
+    case absl::StatusCode::kUnknown:    // gRPC reports a removed stream so
+    case absl::StatusCode::kInternal:   // a reset stream
+      return Verdict::kBackOff;
+    default:
+      return Verdict::kGiveUp;
+  }
+}
+
+}  // namespace
+
+Verdict Judge(Rpc rpc, const absl::Status& status) {
+  if (status.code() == absl::StatusCode::kDeadlineExceeded) return Verdict::kGiveUp;
+  const ErrorDetail::Reason reason = DetailOf(status).reason();
+  switch (reason) {
+    case ErrorDetail::NOT_LEADER:
+      return IsData(rpc) ? Verdict::kGiveUp : Verdict::kFollow;
+    case ErrorDetail::STALE_EPOCH:
+      return IsData(rpc) || rpc == Rpc::kCommit ? Verdict::kRefresh : Verdict::kGiveUp;
+    case ErrorDetail::NOT_OWNER:
+      return IsData(rpc) ? Verdict::kRefresh : Verdict::kGiveUp;
+    case ErrorDetail::CHECKSUM:
+      return IsData(rpc) ? Verdict::kRepeat : Verdict::kGiveUp;
+    case ErrorDetail::BUDGET:  // staging empties with the step; a job that does not fit never will
+      return IsData(rpc) ? Verdict::kBackOff : Verdict::kGiveUp;
+    case ErrorDetail::STOPPING:
+      return Verdict::kBackOff;
+    case ErrorDetail::REASON_UNSPECIFIED:
+      return JudgeTransport(status.code());
+    default:
+      return status.code() == absl::StatusCode::kUnavailable ? Verdict::kBackOff : Verdict::kGiveUp;
+  }
+}
+
+bool RetryBudget::Spend(Clock::time_point now) {
+  MutexLock lock(&mutex_);
+  if (last_ == Clock::time_point{}) last_ = now;
+  const double seconds = std::chrono::duration<double>(now - last_).count();
+  left_ = std::min(options_.budget, left_ + std::max(0.0, seconds) * options_.budget_per_second);
+  last_ = std::max(last_, now);
+  if (left_ < 1) return false;
+  left_ -= 1;
+  ++spent_;
+  return true;
+}
+
+uint64_t RetryBudget::spent() const {
+  MutexLock lock(&mutex_);
+  return spent_;
+}
+
+Milliseconds BackoffBefore(int number, uint32_t random, const RetryOptions& options) {
+  const int64_t first = options.first_backoff.count(), longest = options.longest_backoff.count();
+  const int64_t whole = std::min(longest, first << std::min(number, 20));
+  return Milliseconds(whole / 2 + static_cast<int64_t>(random % (whole / 2 + 1)));
+}
+
+}  // namespace orlop::client
