@@ -1,0 +1,212 @@
+// rollback, delete, export, import: what an operator does to a job.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "cli/commands.h"
+#include "cli/json.h"
+#include "cli/safetensors.h"
+#include "cli/table.h"
+#include "proto/box.h"
+#include "proto/dtype.h"
+
+namespace orlop::cli {
+namespace {
+
+using client::Session;
+
+constexpr uint64_t kPieceElements = uint64_t{1}
+                                    << 22;      // moved at a time: bounds this command's memory
+constexpr client::Milliseconds kHold{120'000};  // renewed with every piece
+
+v1::DType ExportType(const v1::TensorSpec& tensor, const std::string& dtype) {
+  if (tensor.kind() == v1::TENSOR_KIND_BUFFER || dtype.empty()) return tensor.dtype();
+  return dtype == "fp32" ? v1::DTYPE_F32 : v1::DTYPE_BF16;
+}
+
+// Calls visit(box, count) for consecutive flat ranges of a tensor until one fails.
+template <typename Visit>
+absl::Status ForEachRange(uint64_t element_count, Visit visit) {
+  for (uint64_t first = 0; first < element_count; first += kPieceElements) {
+    const uint64_t count = std::min(kPieceElements, element_count - first);
+    if (absl::Status status = visit(Box{{first}, {count}, true}, first, count); !status.ok())
+      return status;
+  }
+  return absl::OkStatus();
+}
+
+// Releases the hold when the export is over, however it ends.
+class HeldVersion {
+ public:
+  HeldVersion(Session* session, int64_t step)
+      : session_(session), step_(step), holder_(absl::StrCat("orlop export ", getpid())) {}
+  ~HeldVersion() { session_->Hold(step_, client::Milliseconds(0), holder_).IgnoreError(); }
+  absl::Status Renew() { return session_->Hold(step_, kHold, holder_); }
+
+ private:
+  Session* const session_;
+  const int64_t step_;
+  const std::string holder_;
+};
+
+absl::Status WriteTensor(Session* session, uint32_t tensor, v1::DType dtype, int64_t step,
+                         HeldVersion* held, SafetensorsWriter* writer) {
+  const size_t element_bytes = ElementBytes(dtype);
+  std::vector<std::byte> bytes;
+  return ForEachRange(
+      session->manifest().element_count(tensor), [&](const Box& box, uint64_t, uint64_t count) {
+        if (absl::Status status = held->Renew(); !status.ok()) return status;
+        bytes.resize(count * element_bytes);
+        const client::PullPart part{
+            .tensor = tensor, .dtype = dtype, .box = box, .data = absl::MakeSpan(bytes)};
+        if (auto pulled = session->Pull({&part, 1}, {.version = step}); !pulled.ok())
+          return pulled.status();
+        return writer->Write({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+      });
+}
+
+absl::Status ExportTo(Session* session, const std::string& path, const std::string& dtype,
+                      uint64_t* bytes) {
+  const client::Manifest& manifest = session->manifest();
+  const int64_t step = session->state().committed_step;
+  if (step < 0)
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", session->job(), " has no weights yet (LOADING)"));
+  std::vector<SafetensorsEntry> entries;
+  for (const v1::TensorSpec& tensor : manifest.tensors())
+    entries.push_back(
+        {tensor.name(), ExportType(tensor, dtype), {tensor.shape().begin(), tensor.shape().end()}});
+  HeldVersion held(session, step);
+  if (absl::Status status = held.Renew(); !status.ok()) return status;
+  auto writer = SafetensorsWriter::Open(
+      path, entries,
+      {{"format", "pt"}, {"orlop.job", session->job()}, {"orlop.step", absl::StrCat(step)}});
+  if (!writer.ok()) return writer.status();
+  for (uint32_t i = 0; i < manifest.size(); ++i) {
+    if (absl::Status status = WriteTensor(session, i, entries[i].dtype, step, &held, &*writer);
+        !status.ok())
+      return status;
+    *bytes += manifest.element_count(i) * ElementBytes(entries[i].dtype);
+  }
+  return writer->Close();
+}
+
+// The entry's tensor, if shape and type fit.
+absl::StatusOr<uint32_t> MatchTensor(const SafetensorsEntry& entry,
+                                     const client::Manifest& manifest) {
+  const auto index = manifest.Find(entry.name);
+  if (!index.ok()) return index.status();
+  const v1::TensorSpec& tensor = manifest.tensor(*index);
+  if (entry.shape != std::vector<uint64_t>(tensor.shape().begin(), tensor.shape().end()))
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor ", entry.name, " has another shape in the file than in the manifest"));
+  const bool fits = tensor.kind() == v1::TENSOR_KIND_BUFFER ? entry.dtype == tensor.dtype()
+                                                            : IsFloat(entry.dtype);
+  if (!fits)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", entry.name, " is ", std::string(DTypeName(entry.dtype)), " in the file and ",
+        std::string(DTypeName(tensor.dtype())), " in the manifest"));
+  return *index;
+}
+
+absl::Status JoinAlone(Session* session) {
+  const auto generation = session->StartGeneration(1);
+  if (!generation.ok()) return generation.status();
+  client::JoinOptions join{.generation = *generation};
+  join.layout.set_mode(v1::ContributionLayout::EXACTLY_ONCE);
+  join.layout.set_preset(v1::ContributionLayout::WHOLE);
+  return session->Join(join).status();
+}
+
+absl::StatusOr<int64_t> ImportFrom(Session* session, const std::string& path, uint64_t* bytes) {
+  const auto reader = SafetensorsReader::Open(path);
+  if (!reader.ok()) return reader.status();
+  for (const SafetensorsEntry& entry : reader->entries())  // all, before anything is sent
+    if (auto tensor = MatchTensor(entry, session->manifest()); !tensor.ok()) return tensor.status();
+  if (absl::Status status = JoinAlone(session); !status.ok()) return status;
+  std::vector<char> buffer;
+  for (const SafetensorsEntry& entry : reader->entries()) {
+    const uint32_t tensor = *session->manifest().Find(entry.name);
+    const size_t element_bytes = ElementBytes(entry.dtype);
+    const absl::Status status =
+        ForEachRange(session->manifest().element_count(tensor),
+                     [&](const Box& box, uint64_t first, uint64_t count) {
+                       buffer.resize(count * element_bytes);
+                       if (absl::Status read =
+                               reader->Read(entry, first * element_bytes, absl::MakeSpan(buffer));
+                           !read.ok())
+                         return read;
+                       const client::PushPart part{
+                           .tensor = tensor,
+                           .slot = entry.dtype == v1::DTYPE_F32 ? "master" : "weight",
+                           .dtype = entry.dtype,
+                           .box = box,
+                           .data = absl::MakeConstSpan(reinterpret_cast<std::byte*>(buffer.data()),
+                                                       buffer.size())};
+                       return session->SetState({&part, 1}).status();
+                     });
+    if (!status.ok()) return status;
+    *bytes += entry.end - entry.begin;
+  }
+  const auto committed = session->Commit({.kind = v1::CommitStepRequest::LOAD});
+  if (!committed.ok()) return committed.status();
+  return committed->step();
+}
+
+}  // namespace
+
+int Rollback(const Context& context, const std::string& job, int64_t to_step) {
+  const auto client = context.Connect();
+  if (!client.ok()) return Fail(context, client.status());
+  const auto response = (*client)->AcceptRollback(job, to_step);
+  if (!response.ok()) return Fail(context, response.status());
+  if (context.json) return PrintJson(ToJson(*response)), kOk;
+  Print(absl::StrCat("job ", job, " stands at step ", response->committed_step(), " (epoch ",
+                     response->epoch(), ")\n"));
+  return kOk;
+}
+
+int Delete(const Context& context, const std::string& job) {
+  const auto client = context.Connect();
+  if (!client.ok()) return Fail(context, client.status());
+  const auto existed = (*client)->DeleteJob(job);
+  if (!existed.ok()) return Fail(context, existed.status());
+  if (context.json) return PrintJson({{"job", job}, {"existed", *existed}}), kOk;
+  Print(absl::StrCat("job ", job, *existed ? " deleted\n" : " did not exist\n"));
+  return kOk;
+}
+
+int Export(const Context& context, const std::string& job, const std::string& path,
+           const std::string& dtype) {
+  const auto client = context.Connect();
+  if (!client.ok()) return Fail(context, client.status());
+  const auto session = (*client)->AttachJob(job);
+  if (!session.ok()) return Fail(context, session.status());
+  uint64_t bytes = 0;
+  const absl::Status status = ExportTo(session->get(), path, dtype, &bytes);
+  if (!status.ok()) return Fail(context, status);
+  const int64_t step = (*session)->state().committed_step;
+  if (context.json)
+    return PrintJson({{"job", job}, {"step", step}, {"path", path}, {"bytes", bytes}}), kOk;
+  Print(absl::StrCat("step ", step, " of job ", job, " written to ", path, ": ",
+                     (*session)->manifest().size(), " tensors, ", HumanBytes(bytes), "\n"));
+  return kOk;
+}
+
+int Import(const Context& context, const std::string& job, const std::string& path) {
+  const auto client = context.Connect();
+  if (!client.ok()) return Fail(context, client.status());
+  const auto session = (*client)->AttachJob(job);
+  if (!session.ok()) return Fail(context, session.status());
+  uint64_t bytes = 0;
+  const auto step = ImportFrom(session->get(), path, &bytes);
+  if (!step.ok()) return Fail(context, step.status());
+  if (context.json)
+    return PrintJson({{"job", job}, {"step", *step}, {"path", path}, {"bytes", bytes}}), kOk;
+  Print(absl::StrCat(path, " loaded into job ", job, " as step ", *step, ": ", HumanBytes(bytes),
+                     "\n"));
+  return kOk;
+}
+
+}  // namespace orlop::cli
