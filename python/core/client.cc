@@ -1,0 +1,131 @@
+// Client: connecting, jobs, and what an operator can see.
+#include "client/client.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "python/core/message.h"
+#include "python/core/module.h"
+#include "python/core/status.h"
+
+namespace orlop::python {
+namespace nb = nanobind;
+using namespace nb::literals;
+using client::Client;
+using client::Session;
+
+namespace {
+
+client::Milliseconds MillisecondsOf(double seconds) {
+  return client::Milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+template <typename Message>
+nb::list ListOf(const std::vector<Message>& messages) {
+  nb::list list;
+  for (const auto& message : messages) list.append(ToPython(message));
+  return list;
+}
+
+std::unique_ptr<Client> Connect(const std::string& server, const std::string& certificate,
+                                const std::string& key, const std::string& authority,
+                                double timeout_seconds, double connect_timeout_seconds) {
+  client::ClientOptions options;
+  options.server = server;
+  options.tls = {certificate, key, authority};
+  options.control_timeout = MillisecondsOf(timeout_seconds);
+  options.data_timeout = MillisecondsOf(timeout_seconds);
+  options.connect_timeout = MillisecondsOf(connect_timeout_seconds);
+  return ValueOrThrow(WithoutGil([&] { return Client::Connect(std::move(options)); }));
+}
+
+v1::Durability DurabilityOf(const std::string& name) {
+  v1::Durability level = v1::DURABILITY_UNSPECIFIED;
+  if (!name.empty() && !v1::Durability_Parse("DURABILITY_" + name, &level))
+    throw nb::value_error(("unknown durability level " + name).c_str());
+  return level;
+}
+
+std::unique_ptr<Session> CreateJob(Client& self, const std::string& job, nb::list tensors,
+                                   uint64_t shard_elements, uint64_t seed,
+                                   const std::string& durability) {
+  client::JobSpec spec{.job = job,
+                       .shard_elements = shard_elements,
+                       .seed = seed,
+                       .durability = DurabilityOf(durability)};
+  for (nb::handle fields : tensors)
+    FromPython(nb::cast<nb::dict>(fields), &spec.tensors.emplace_back());
+  return ValueOrThrow(WithoutGil([&] { return self.CreateJob(spec); }));
+}
+
+}  // namespace
+
+void BindClient(nb::module_& module) {
+  nb::class_<Client>(module, "Client")
+      .def_static("connect", &Connect, "server"_a, "certificate"_a = "", "key"_a = "",
+                  "authority"_a = "", "timeout_seconds"_a = 60.0,
+                  "connect_timeout_seconds"_a = 10.0)
+      .def("create_job", &CreateJob, "job"_a, "tensors"_a, "shard_elements"_a = 0, "seed"_a = 0,
+           "durability"_a = "")
+      .def(
+          "attach_job",
+          [](Client& self, const std::string& job) {
+            return ValueOrThrow(WithoutGil([&] { return self.AttachJob(job); }));
+          },
+          "job"_a)
+      .def(
+          "delete_job",
+          [](Client& self, const std::string& job) {
+            return ValueOrThrow(WithoutGil([&] { return self.DeleteJob(job); }));
+          },
+          "job"_a)
+      .def(
+          "job_status",
+          [](Client& self, const std::string& job) {
+            return ToPython(ValueOrThrow(WithoutGil([&] { return self.JobStatus(job); })));
+          },
+          "job"_a)
+      .def(
+          "accept_rollback",
+          [](Client& self, const std::string& job, int64_t to_step) {
+            return ToPython(
+                ValueOrThrow(WithoutGil([&] { return self.AcceptRollback(job, to_step); })));
+          },
+          "job"_a, "to_step"_a)
+      .def("list_servers",
+           [](Client& self) {
+             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListServers(); })));
+           })
+      .def("list_jobs",
+           [](Client& self) {
+             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListJobs(); })));
+           })
+      .def(
+          "list_tensors",
+          [](Client& self, const std::string& job, const std::string& name_contains) {
+            return ListOf(
+                ValueOrThrow(WithoutGil([&] { return self.ListTensors(job, name_contains); })));
+          },
+          "job"_a, "name_contains"_a = "")
+      .def(
+          "describe_tensor",
+          [](Client& self, const std::string& job, const std::string& tensor) {
+            return ToPython(
+                ValueOrThrow(WithoutGil([&] { return self.DescribeTensor(job, tensor); })));
+          },
+          "job"_a, "tensor"_a)
+      .def(
+          "server_status",
+          [](Client& self, const std::string& server_name) {
+            return ToPython(
+                ValueOrThrow(WithoutGil([&] { return self.ServerStatus(server_name); })));
+          },
+          "server_name"_a = "");
+}
+
+}  // namespace orlop::python

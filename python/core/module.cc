@@ -1,0 +1,10 @@
+// orlop._core: client::Client and client::Session for Python. The package orlop is the public face;
+// this module follows the C++ headers, which hold the contracts. Every call that may wait releases
+// the GIL.
+#include "python/core/module.h"
+
+NB_MODULE(_core, module) {
+  module.doc() = "The C++ client of Orlop. Private: use the package orlop.";
+  orlop::python::BindSession(module);
+  orlop::python::BindClient(module);
+}

@@ -1,0 +1,10 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace orlop::python {
+
+void BindClient(nanobind::module_& module);
+void BindSession(nanobind::module_& module);
+
+}  // namespace orlop::python

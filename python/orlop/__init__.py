@@ -1,0 +1,27 @@
+"""Orlop keeps training state below the GPUs: weights, gradients and 8-bit optimizer states on servers.
+
+Examples
+--------
+>>> import torch, orlop
+>>> with orlop.local() as session:
+...     model = session.bind(torch.nn.Linear(4, 2))
+...     optimizer = orlop.AdamW(model.parameters(), lr=1e-3)
+...     model(torch.randn(8, 4)).square().mean().backward()
+...     optimizer.step()
+...     session.get("weight").equal(model.weight)
+True
+"""
+
+from . import errors
+from .amp import GradScaler
+from .errors import (Aborted, AlreadyExists, DataLoss, DeadlineExceeded, EditedWeights, Error, FailedPrecondition, InvalidArgument,
+                     NotFound, OutOfRange, PermissionDenied, ResourceExhausted, Superseded, Unavailable, Unimplemented)
+from .optimizer import SGD, AdamW, Optimizer
+from .session import Session, connect, local
+
+__version__ = "0.1.0"
+__all__ = [
+    "Aborted", "AdamW", "AlreadyExists", "DataLoss", "DeadlineExceeded", "EditedWeights", "Error", "FailedPrecondition", "GradScaler",
+    "InvalidArgument", "NotFound", "Optimizer", "OutOfRange", "PermissionDenied", "ResourceExhausted", "SGD", "Session", "Superseded",
+    "Unavailable", "Unimplemented", "connect", "errors", "local",
+]

@@ -1,0 +1,117 @@
+"""Private servers for one process (group): ``orlop.local()``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+from .errors import Unavailable
+from .workers import Workers
+
+STOP_SECONDS = 120.0  # a graceful stop writes all state to disk
+
+
+def find_binary(name: str) -> str:
+    """Path of ``orlopd`` or ``orlop``: ``$ORLOP_BIN_DIR``, then beside this Python, then ``$PATH``."""
+    places = [os.environ.get("ORLOP_BIN_DIR"), sysconfig.get_path("scripts")]
+    path = os.pathsep.join([place for place in places if place] + [os.environ.get("PATH", os.defpath)])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise FileNotFoundError(f"{name} is neither in $ORLOP_BIN_DIR, nor beside this Python ({places[1]}), nor in $PATH: "
+                                "pip install . puts it beside Python, make puts it in build/release/bin")
+    return found
+
+
+class LocalServers:
+    """``orlopd`` children on Unix sockets. They end, flushing, when :meth:`stop` is called or this process ends.
+
+    Parameters
+    ----------
+    directory : str or Path or None
+        Where their state is kept; None: a temporary directory, removed by :meth:`stop`.
+    servers : int
+        How many; the same number every time for one directory.
+    memory : str
+        Budget of each, e.g. ``"4GiB"``.
+    start_seconds : float
+        How long they may take to become ready; reading back a large job takes time.
+    """
+
+    def __init__(self, directory: str | Path | None, servers: int, memory: str, start_seconds: float) -> None:
+        if servers < 1:
+            raise ValueError(f"servers={servers}; at least 1")
+        self._sockets = tempfile.TemporaryDirectory(prefix="orlop-")  # short: a socket's path has 107 bytes at most
+        self._data = Path(directory).resolve() if directory is not None else Path(self._sockets.name) / "data"
+        self._data.mkdir(parents=True, exist_ok=True)
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._check_count(servers)
+        self.addresses = [f"unix:{self._sockets.name}/{index}.sock" for index in range(servers)]
+        peers = ",".join(f"s{index}={address}" for index, address in enumerate(self.addresses))
+        try:
+            for index, address in enumerate(self.addresses):
+                self._children.append(self._start(index, address, peers, memory))
+            self._wait_ready(time.monotonic() + start_seconds)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends the servers; their state is on disk afterwards."""
+        for child in self._children:
+            child.terminate()
+        for child in self._children:
+            try:
+                child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._children = []
+        self._sockets.cleanup()
+
+    def _check_count(self, servers: int) -> None:
+        there = len(list(self._data.glob("s[0-9]*/")))
+        if there not in (0, servers):
+            raise ValueError(f"{self._data} was written by {there} servers; servers={servers} cannot read it")
+
+    def _start(self, index: int, address: str, peers: str, memory: str) -> subprocess.Popen[bytes]:
+        data = self._data / f"s{index}"
+        data.mkdir(exist_ok=True)
+        command = [find_binary("orlopd"), "--listen", address, "--name", f"s{index}", "--peers", peers, "--memory", memory,
+                   "--data-dir", str(data), "--ready-file", f"{self._sockets.name}/{index}.ready",
+                   "--parent-pid", str(os.getpid()), "--log-level", "warning"]
+        with open(self._log(index), "ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def _log(self, index: int) -> Path:
+        return self._data / f"s{index}.log"  # beside the server's directory, which holds nothing foreign
+
+    def _wait_ready(self, deadline: float) -> None:
+        for index, child in enumerate(self._children):
+            ready = Path(self._sockets.name) / f"{index}.ready"
+            while not ready.exists():
+                if child.poll() is not None or time.monotonic() > deadline:
+                    log = self._log(index).read_text(errors="replace")[-2000:]
+                    how = "is not ready in time" if child.poll() is None else f"ended with status {child.returncode}"
+                    raise Unavailable(f"server s{index} {how}; the end of its log:\n{log}")
+                time.sleep(0.01)
+
+
+def start_for_group(directory: str | Path | None, servers: int, memory: str,
+                    start_seconds: float) -> tuple[LocalServers | None, str]:
+    """Starts the servers on rank 0; their first address on every rank."""
+    workers = Workers()
+    if workers.alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RuntimeError("call torch.distributed.init_process_group() before orlop.local(): every process would start its own servers")
+    running: list[LocalServers] = []
+
+    def start() -> str:
+        running.append(LocalServers(directory, servers, memory, start_seconds))
+        return running[0].addresses[0]
+
+    address = workers.run_first(start)
+    return (running[0] if running else None), address

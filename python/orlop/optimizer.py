@@ -1,0 +1,471 @@
+# One push, 1 of 8 (ARCHITECTURE.md); next: python/core/session.cc
+"""``torch.optim`` optimizers whose state and arithmetic live on the servers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from . import checkpoint, names
+from .errors import Superseded
+from .job import TrainingJob, part
+from .overlap import BackwardPusher
+from .session import Session, default_session
+
+Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """What :class:`AdamW` and :class:`SGD` share: a step is push, commit, pull.
+
+    Attributes
+    ----------
+    grad_norm : float
+        Global norm of the last step's gradient: averaged and unscaled, before clipping. NaN before the first step.
+    skipped : bool
+        Whether the last step was skipped, on every server and rank, because a gradient was not finite.
+    timings : dict of str to float
+        Seconds of the last step: ``between`` (since the step before: forward and backward), ``reduce``, ``push``, ``commit``,
+        ``pull`` (it waits for the apply), ``gather``, ``total``.
+    """
+
+    algorithm = ""             # as ConfigureOptimizer names it
+    slots: tuple[str, ...] = ()  # of the optimizer state, as torch names them
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the verdict to us
+
+    def __init__(self, params: Params, defaults: dict[str, Any], *, session: Session | None, state: str, max_norm: float | None,
+                 overlap: str | None, accumulation_steps: int | None) -> None:
+        if overlap not in (None, "backward"):
+            raise ValueError(f"overlap={overlap!r}; None or 'backward'")
+        if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
+            raise ValueError(f"max_norm={max_norm}; positive and finite, or None for no clipping")
+        if accumulation_steps is not None and overlap is None:
+            raise ValueError("accumulation_steps tells overlap='backward' when to push; without overlap step() reads what has accumulated")
+        self._session = session
+        self._job: TrainingJob | None = None
+        self._max_norm = max_norm
+        self._pusher = BackwardPusher(accumulation_steps) if overlap == "backward" else None
+        self._trained: dict[int, torch.Tensor] = {}     # by manifest index
+        self._group_order: list[int] = []               # param_groups that the servers know
+        self._frozen: dict[int, str] = {}               # id of a parameter -> name
+        self._reduced = False
+        self._pending_state: dict[str, Any] | None = None
+        self._last_end = time.perf_counter()
+        self.grad_norm = math.nan
+        self.skipped = False
+        self.timings: dict[str, float] = {}
+        super().__init__(params, defaults | {"state": state})
+        if self._session is None:
+            try:
+                self._session = default_session()
+            except RuntimeError:
+                pass  # one may be opened before the first step
+        if self._session is not None:
+            self._session.claim(self)
+
+    # What users call.
+
+    @property
+    def attached(self) -> bool:
+        """Whether the job is joined."""
+        return self._job is not None
+
+    @property
+    def session(self) -> Session:
+        """The session given, or the default one."""
+        if self._session is None:
+            self._session = default_session()
+            self._session.claim(self)
+        return self._session
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Pushes the gradients, commits the step, and returns with the new weights in the parameters.
+
+        Parameters without gradient are left alone, as in torch. A gradient that is not finite makes the whole job skip the step.
+
+        Raises
+        ------
+        orlop.EditedWeights
+            A parameter was changed by something else; ``session.store(model)`` keeps the edit. Edits through ``parameter.data`` are
+            hidden from torch's version counter, and so from this: the pull overwrites them unless they are stored.
+        """
+        if closure is not None:
+            raise NotImplementedError(f"{type(self).__name__}.step() takes no closure: the servers make one update per push; compute "
+                                      "the loss and call backward() before step()")
+        begin = time.perf_counter()
+        if not self.attached:
+            self.attach()
+            if self._stale_weights:
+                return
+        job = self._checked_job()
+        job.seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
+        loss_scale = self._loss_scale_of_step()
+        gradients = self._gradients()
+        present = job.present(gradients)
+        decision = self._commit(job, gradients, present, loss_scale)
+        self.grad_norm = decision["gradient_norm"]
+        self.skipped = decision["outcome"] == "SKIP"
+        if not self.skipped:
+            for index in present:
+                self.state[self._trained[index]]["step"] += 1
+            job.pull_tracked()
+        self._last_end = time.perf_counter()
+        self.timings = job.seconds | {"total": self._last_end - begin}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; gradients pushed during backward and not committed are taken back."""
+        self.take_back("zero_grad")
+        super().zero_grad(set_to_none)
+
+    def take_back(self, reason: str) -> None:
+        """Drops what was pushed during backward and not committed, if anything was. `reason` is for the servers' logs."""
+        if self._pusher is not None:
+            self._pusher.abort(reason)
+
+    def last_backward(self) -> AbstractContextManager[None]:
+        """Around the last backward of a step: with ``overlap="backward"`` its gradients are pushed as they arrive."""
+        return self._pusher.last_backward() if self._pusher is not None else nullcontext()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, before the first step."""
+        if getattr(self, "_job", None) is not None:
+            raise RuntimeError(f"job {self._job.core.job!r} has its parameters fixed: add_param_group comes before the first step")
+        super().add_param_group(param_group)
+        self._check_group(self.param_groups[-1])
+        for parameter in self.param_groups[-1]["params"]:
+            self.state[parameter]["step"] = torch.tensor(0.0)
+
+    def state_dict(self, full: bool = False) -> dict[str, Any]:
+        """The optimizer's state.
+
+        Parameters
+        ----------
+        full : bool
+            False: plain values only (job, step, arithmetic version, groups): the tensors stay on the servers, where the next run finds
+            them. True: torch's own format with the tensors, read from the servers one after another; ``torch.optim`` can load it,
+            and loaded here, with the same weights in the model, training goes on bit for bit, in 8 bit and half precision too.
+
+        Returns
+        -------
+        dict
+        """
+        return checkpoint.save(self, super().state_dict(), full)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes groups from a state_dict, and the tensors if it has them (:meth:`state_dict` in full, or a torch optimizer's).
+
+        Raises
+        ------
+        ValueError
+            A plain state_dict of another job or step than the servers hold; the message tells what they hold.
+        """
+        checkpoint.check_available(self, state_dict)
+        super().load_state_dict(checkpoint.without_tensors(self, state_dict))
+        for group in self.param_groups:
+            self._check_group(group)
+        if checkpoint.has_tensors(state_dict):
+            self._pending_state = checkpoint.copied(state_dict)
+            if self._job is not None:
+                self._load_pending([])
+
+    def attach(self, keep_weights: bool = False) -> None:
+        """Joins the job now, which the first forward of a bound model or the first step otherwise does.
+
+        A new job takes rank 0's weights. Of an existing job the servers' weights win and are put into the parameters, unless
+        `keep_weights` says that they are about to be replaced.
+        """
+        if self.attached:
+            return
+        session = self.session
+        if session.optimizer is not self:
+            raise Superseded(_SUPERSEDED)
+        entries = names.of_model(session.model) if session.model is not None else names.of_groups(self.param_groups)
+        self._check_named(entries)
+        job = session.training_job(entries)
+        self._match(job)
+        job.configure(self._configuration(job))
+        job.join(self._layout(job))
+        job.track(list(self._trained))
+        self._job = job
+        self._stale_weights = False
+        if job.loading:
+            self._load_pending([job._weight_part(entry) for entry in job.entries])
+            if not job.workers.alone:
+                job.pull(job.entries)
+        else:
+            self._resume(job, keep_weights)
+        if self._pusher is not None:
+            self._pusher.attach(job, self._trained, lambda: session.loss_scale)
+
+    def detach(self) -> None:
+        """A newer optimizer took over: nothing is pushed any more."""
+        if self._pusher is not None:
+            self._pusher.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: its state is on the servers; use state_dict()")
+
+    # Attaching.
+
+    _stale_weights = False  # the gradients in hand were computed with weights that the servers' have just replaced
+
+    def _resume(self, job: TrainingJob, keep_weights: bool) -> None:
+        if not keep_weights:
+            gradients_in_hand = any(p.grad is not None for p in self._trained.values())
+            before = [p.detach().clone() for p in self._trained.values()] if gradients_in_hand else []
+            job.pull(job.entries)
+            self._stale_weights = any(not torch.equal(old, new) for old, new in zip(before, self._trained.values()))
+            if job.workers.rank == 0:
+                print(f"orlop: job {job.core.job} exists: its weights of step {job.step} are in the model now"
+                      + ("; this first gradient belongs to other weights and is dropped (session.bind(model) avoids that)"
+                         if self._stale_weights else ""), flush=True)
+        counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.core.job)}
+        for index, parameter in self._trained.items():
+            self.state[parameter]["step"] = torch.tensor(float(counts.get(index, 0)))
+        if self._pending_state is not None:
+            self._load_pending([])
+
+    def _check_named(self, entries: list[names.Entry]) -> None:
+        known = {id(entry.tensor) for entry in entries}
+        for number, group in enumerate(self.param_groups):
+            for position, parameter in enumerate(group["params"]):
+                if parameter.numel() and id(parameter) not in known:
+                    raise ValueError(
+                        f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name: call session.bind(model) "
+                        "with the model it belongs to, or give the optimizer model.named_parameters()")
+
+    def _match(self, job: TrainingJob) -> None:
+        """Finds this optimizer's parameters among the job's tensors."""
+        for number, group in enumerate(self.param_groups):
+            for parameter in group["params"]:
+                if parameter.numel() == 0:
+                    continue
+                index = job.index_of[id(parameter)]
+                if parameter.requires_grad:
+                    self._trained[index] = parameter
+                else:
+                    self._frozen[id(parameter)] = job.entries[index].name
+            if any(p.requires_grad and p.numel() for p in group["params"]):
+                self._group_order.append(number)
+        self._trained = dict(sorted(self._trained.items()))
+
+    def _configuration(self, job: TrainingJob) -> dict[str, Any]:
+        groups = []
+        for number in self._group_order:
+            group = self.param_groups[number]
+            indexes = [job.index_of[id(p)] for p in group["params"] if p.requires_grad and p.numel()]
+            groups.append({"optimizer": self.algorithm, "state": group["state"], "tensors": indexes,
+                           "fp32_tensors": [index for index in indexes if job.entries[index].is_embedding]})
+        return {"groups": groups, "max_norm": self._max_norm or 0.0, "reduce": "mean"}
+
+    def _layout(self, job: TrainingJob) -> dict[str, Any]:
+        workers = job.workers
+        model = self.session.model
+        wrapped = (isinstance(model, torch.nn.parallel.DistributedDataParallel)
+                   or model is None and self.param_groups[0].get("param_names", [""])[0].startswith("module."))
+        self._reduced = wrapped and not workers.alone
+        if self._pusher is not None and self._reduced:
+            raise ValueError("overlap='backward' would read gradients before DDP has averaged them: use it without DDP (the servers "
+                             "average then), or leave overlap out")
+        if workers.alone:
+            return {"mode": "EXACTLY_ONCE", "preset": "WHOLE"}
+        if self._pusher is not None:
+            return {"mode": "SUM", "preset": "WHOLE"}
+        return {"mode": "EXACTLY_ONCE", "preset": "FLAT_SLICES", "reduced_from": workers.world_size}
+
+    def _load_pending(self, parts: list[Any]) -> None:
+        """A LOAD step of `parts` and of the optimizer state that load_state_dict was given."""
+        if self._pending_state is not None:
+            loaded = checkpoint.parts(self, self._job, self._pending_state)
+            masters = {index for index, slot, *_ in loaded if slot == "master"}
+            parts = [part for part in parts if part[0] not in masters] + loaded
+        self._job.load(parts)
+        if self._pending_state is not None:
+            checkpoint.set_counts(self, self._pending_state)
+            self._pending_state = None
+
+    # Stepping.
+
+    def _checked_job(self) -> TrainingJob:
+        if self.session.optimizer is not self:
+            raise Superseded(_SUPERSEDED)
+        self._job.check_unedited()
+        return self._job
+
+    def _loss_scale_of_step(self) -> float:
+        scale = getattr(self, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
+
+    def _gradients(self) -> dict[int, torch.Tensor]:
+        """Flat gradients by manifest index."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and id(parameter) in self._frozen:
+                    raise RuntimeError(f"parameter {self._frozen[id(parameter)]!r} was frozen when the job was joined, so the servers hold "
+                                       "no optimizer state for it; unfreeze before the first step")
+        gradients = {}
+        for index, parameter in self._trained.items():
+            if parameter.grad is not None:
+                if parameter.grad.is_sparse:
+                    raise ValueError(f"the gradient of {self._job.entries[index].name!r} is sparse; use sparse=False in the embedding")
+                gradients[index] = parameter.grad.detach()
+        return gradients
+
+    def _commit(self, job: TrainingJob, gradients: dict[int, torch.Tensor], present: set[int], loss_scale: float) -> dict[str, Any]:
+        flat = {index: gradient.reshape(-1) for index, gradient in gradients.items()}
+        groups = [self._values(self.param_groups[number]) for number in self._group_order]
+        if self._pusher is None:
+            parts, absent = job.reduce(flat, present, self._reduced)
+            return job.make_step(parts, [], groups, absent, loss_scale)
+        sent, pushes = self._pusher.finish(gradients, loss_scale)
+        parts = [part(index, gradient) for index, gradient in flat.items()]
+        rest = job.push([p for p in parts if p[0] not in sent], loss_scale)
+        absent = [index for index in self._trained if index not in gradients]
+        return job.make_step(parts, pushes + [rest] if rest is not None else pushes, groups, absent, loss_scale)
+
+    # What an algorithm adds.
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for flag in ("amsgrad", "maximize", "differentiable", "capturable"):
+            if group.get(flag):
+                raise ValueError(f"{flag}=True is not offered by orlop.{type(self).__name__}")
+        if group["state"] not in ("8bit", "fp32"):
+            raise ValueError(f"state={group['state']!r}; '8bit' or 'fp32'")
+        self._check_values(self._values(group))
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        raise NotImplementedError
+
+    def _check_values(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"Invalid {_WORDS.get(name, name)}: {value}; finite and at least 0")
+
+
+_WORDS = {"lr": "learning rate", "eps": "epsilon value", "weight_decay": "weight_decay value", "momentum": "momentum value"}
+_SUPERSEDED = ("a newer optimizer took over this session's job; a session trains one optimizer, give each its own: "
+               "orlop.connect(session.address, job='another name')")
+
+
+class AdamW(Optimizer):
+    """AdamW with torch's rule, its states on the servers in 8 bit (or fp32).
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, named parameters or groups, as torch takes them. A group may set its own ``state``.
+    lr, betas, eps, weight_decay
+        As ``torch.optim.AdamW``; read at every step, so schedulers work. ``lr`` may be a tensor.
+    amsgrad, maximize, capturable, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored: the servers do the arithmetic.
+    session : Session, optional
+        Default: the one opened last.
+    state : str
+        ``"8bit"`` (1 byte a moment; tensors under 4,096 elements, of one dimension, and embeddings of a bound model stay fp32) or
+        ``"fp32"``.
+    max_norm : float, optional
+        Clip the global norm of the averaged, unscaled gradient, as ``clip_grad_norm_``, on the servers.
+    overlap : str, optional
+        ``"backward"``: push gradients while backward runs, in the backward that :meth:`last_backward` or `accumulation_steps` names.
+    accumulation_steps : int, optional
+        Backwards per step, for `overlap`.
+
+    Notes
+    -----
+    The constructor does nothing remote. A new job takes the weights of rank 0; of an existing job the servers' weights win, and one
+    line says so.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = session.bind(torch.nn.Linear(3, 1))
+    ...     optimizer = orlop.AdamW(model.parameters(), lr=0.1, max_norm=1.0)
+    ...     for _ in range(3):
+    ...         optimizer.zero_grad()
+    ...         model(torch.ones(4, 3)).square().mean().backward()
+    ...         optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    algorithm = "adamw"
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+                 capturable: bool = False, differentiable: bool = False, fused: bool | None = None, session: Session | None = None,
+                 state: str = "8bit", max_norm: float | None = None, overlap: str | None = None,
+                 accumulation_steps: int | None = None) -> None:
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=None,
+                        capturable=capturable, differentiable=differentiable, fused=None, decoupled_weight_decay=True)
+        super().__init__(params, defaults, session=session, state=state, max_norm=max_norm, overlap=overlap,
+                         accumulation_steps=accumulation_steps)
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        beta1, beta2 = group["betas"]
+        return {"lr": float(group["lr"]), "beta1": float(beta1), "beta2": float(beta2), "eps": float(group["eps"]),
+                "weight_decay": float(group["weight_decay"])}
+
+    def _check_values(self, values: dict[str, float]) -> None:
+        super()._check_values(values)
+        for position, name in enumerate(("beta1", "beta2")):
+            if values[name] >= 1:
+                raise ValueError(f"Invalid beta parameter at index {position}: {values[name]}; below 1")
+
+
+class SGD(Optimizer):
+    """SGD with momentum and torch's rule, its momentum on the servers in 8 bit (or fp32).
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, momentum, dampening, weight_decay, nesterov
+        As ``torch.optim.SGD``.
+    maximize, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored.
+    session, state, max_norm, overlap, accumulation_steps
+        As for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.grad_norm > 0
+    True
+    """
+
+    algorithm = "sgd"
+    slots = ("momentum_buffer",)
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, momentum: float = 0, dampening: float = 0,
+                 weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+                 differentiable: bool = False, fused: bool | None = None, session: Session | None = None, state: str = "8bit",
+                 max_norm: float | None = None, overlap: str | None = None, accumulation_steps: int | None = None) -> None:
+        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
+                        foreach=None, differentiable=differentiable, fused=None)
+        super().__init__(params, defaults, session=session, state=state, max_norm=max_norm, overlap=overlap,
+                         accumulation_steps=accumulation_steps)
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov")}
+
+    def _check_values(self, values: dict[str, float]) -> None:
+        super()._check_values({name: value for name, value in values.items() if name != "dampening"})
+        if values["nesterov"] and (values["momentum"] <= 0 or values["dampening"] != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")

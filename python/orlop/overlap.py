@@ -1,0 +1,118 @@
+"""Pushing gradients while backward still runs (``overlap="backward"``)."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from . import _core
+    from .job import TrainingJob
+
+
+class BackwardPusher:
+    """Sends each gradient from its post-accumulate hook, and knows at the step whether what was sent still holds.
+
+    Parameters
+    ----------
+    accumulation_steps : int or None
+        Push in every so manieth backward of a parameter; None: only inside :meth:`last_backward`.
+    """
+
+    def __init__(self, accumulation_steps: int | None) -> None:
+        if accumulation_steps is not None and accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps={accumulation_steps}; at least 1")
+        self._accumulation_steps = accumulation_steps
+        self._inside_last = False
+        self._warned = False
+        self._job: TrainingJob | None = None
+        self._loss_scale = lambda: 1.0
+        self._scale_sent = 1.0
+        self._counts: dict[int, int] = {}
+        self._sent: dict[int, tuple[torch.Tensor, int]] = {}  # gradient and its version when sent
+        self._pushes: list[_core.Push] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def attach(self, job: TrainingJob, parameters: dict[int, torch.Tensor], loss_scale: Callable[[], float]) -> None:
+        """From now on hooks push to `job`. `loss_scale()` is what the loss of the running backward was multiplied by."""
+        self._job = job
+        self._loss_scale = loss_scale
+        reference = weakref.ref(self)  # hooks must not push for an optimizer that is gone
+        for index, parameter in parameters.items():
+            def hook(tensor: torch.Tensor, index: int = index) -> None:
+                pusher = reference()
+                if pusher is not None:
+                    pusher._arrived(index, tensor)
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))
+
+    def detach(self) -> None:
+        """Pushes no more."""
+        self._reset()
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+
+    @contextmanager
+    def last_backward(self) -> Iterator[None]:
+        """Around the backward whose gradients are final. An exception inside takes back what was sent."""
+        self._inside_last = True
+        try:
+            yield
+        except BaseException:
+            self.abort("exception in backward")
+            raise
+        finally:
+            self._inside_last = False
+
+    def _arrived(self, index: int, parameter: torch.Tensor) -> None:
+        self._counts[index] = self._counts.get(index, 0) + 1
+        if not self._inside_last and self._counts[index] != self._accumulation_steps:
+            return
+        if index in self._sent or parameter.grad is None:  # sent before: finish() finds that it changed
+            return
+        from .job import part
+        assert self._job is not None
+        if not self._sent:
+            self._scale_sent = self._loss_scale()
+        push = self._job.push([part(index, parameter.grad)], self._scale_sent)
+        assert push is not None
+        self._sent[index] = (parameter.grad, parameter.grad._version)
+        self._pushes.append(push)
+
+    def finish(self, gradients: dict[int, torch.Tensor], loss_scale: float) -> tuple[set[int], list[_core.Push]]:
+        """Which of these gradients are on their way already, and their pushes. None are, after an abort, if any changed since."""
+        stale = bool(self._sent) and self._scale_sent != loss_scale
+        for index, (sent, version) in self._sent.items():
+            now = gradients.get(index)
+            stale |= now is None or now.data_ptr() != sent.data_ptr() or now._version != version
+        if stale:
+            self._warn()
+            self.abort("a gradient changed after its push")
+        sent, pushes = set(self._sent), self._pushes
+        self._reset()
+        return sent, pushes
+
+    def abort(self, reason: str) -> None:
+        """Takes back what was sent for the open attempt, if anything was."""
+        if self._sent:
+            assert self._job is not None
+            for push in self._pushes:
+                push.cancel()
+            self._pushes = []  # waits until no gradient is read any more
+            self._job.core.abort(reason)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._counts, self._sent, self._pushes = {}, {}, []
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn("a gradient changed after it was pushed during backward (accumulation, clipping or unscale_ after the last "
+                          "backward): it is pushed again, which costs the overlap; use opt.last_backward() or accumulation_steps",
+                          stacklevel=4)

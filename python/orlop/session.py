@@ -1,0 +1,333 @@
+"""A connection to the servers and one job on them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import _core, names
+from .errors import NotFound
+from .job import TrainingJob
+from .local import LocalServers, find_binary, start_for_group
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+_opened: list[Session] = []  # the last one is the default
+
+_DTYPE_OF_SLOT = {"remainder": torch.int16}
+
+
+def default_session() -> Session:
+    """The session opened last and not closed yet."""
+    if not _opened:
+        raise RuntimeError("no session is open: use `with orlop.local() as session:` or orlop.connect('host:port', job='name')")
+    return _opened[-1]
+
+
+class Session:
+    """A job on a cluster of servers, as one worker sees it. Made by :func:`orlop.local` and :func:`orlop.connect`.
+
+    Attributes
+    ----------
+    job : str
+        Name of the job.
+    address : str
+        Server connected to; ``orlop --server ADDRESS`` takes it too.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = session.bind(torch.nn.Linear(2, 1))
+    ...     optimizer = orlop.AdamW(model.parameters())
+    ...     model(torch.ones(1, 2)).sum().backward()
+    ...     optimizer.step()
+    ...     session.step
+    1
+    """
+
+    def __init__(self, client: _core.Client, address: str, job: str, servers: LocalServers | None = None) -> None:
+        self.job = job
+        self.address = address
+        self.loss_scale = 1.0  # what orlop.GradScaler last multiplied a loss by
+        self._client: _core.Client | None = client
+        self._servers = servers
+        self._model: torch.nn.Module | None = None
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._owner: weakref.ref[Optimizer] | None = None
+        self._training: TrainingJob | None = None
+        _opened.append(self)
+
+    # What users call.
+
+    def bind(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Names the tensors of a job after a model's, and joins the job at the model's first forward.
+
+        Nothing remote happens here. Wrapped models (DDP, ``torch.compile``) may be bound: wrapper prefixes are taken off. Bind the
+        DDP wrapper itself, so that gradients are known to be averaged already.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+
+        Returns
+        -------
+        torch.nn.Module
+            The same model.
+        """
+        if self._training is not None:
+            raise RuntimeError(f"job {self.job!r} is joined already: bind the model before the first step")
+        if self._hook is not None:
+            self._hook.remove()
+        self._model = model
+        self._hook = model.register_forward_pre_hook(lambda module, inputs: self._before_forward())
+        return model
+
+    def store(self, model: torch.nn.Module) -> int:
+        """Makes the servers take this model's weights and buffers, as a step of its own. Optimizer states stay.
+
+        Call it after every edit of weights (``load_state_dict``, clamping). The next ``optimizer.step()`` finds a forgotten one, unless
+        the edit went through ``parameter.data``, which torch's version counter does not see: that one is lost in silence.
+
+        With several processes all of them call it; rank 0's values count.
+
+        Returns
+        -------
+        int
+            The step made.
+        """
+        if self._model is None:
+            self.bind(model)
+        optimizer = self.optimizer
+        if self._training is None and optimizer is not None:
+            optimizer.attach(keep_weights=True)
+        if optimizer is not None:
+            optimizer.take_back("store")
+        job = self.training_job(names.of_model(self._model))
+        if not job.joined:
+            job.join_frozen()
+        return job.store(job.matching(names.of_model(model)))
+
+    def get(self, name: str, slot: str = "weight") -> torch.Tensor:
+        """Reads one tensor or one of its states from the servers, without disturbing the job.
+
+        Parameters
+        ----------
+        name : str
+            Tensor, by any of its names.
+        slot : str
+            ``"weight"`` (the manifest's dtype), ``"master"``, ``"exp_avg"``, ``"exp_avg_sq"``, ``"momentum_buffer"`` (all fp32), or
+            ``"remainder"`` (int16).
+
+        Returns
+        -------
+        torch.Tensor
+            On the CPU, of the tensor's shape.
+
+        Raises
+        ------
+        orlop.NotFound
+            No such job or tensor.
+        orlop.InvalidArgument
+            The tensor has no such slot.
+        """
+        core = self._training.core if self._training is not None else self.client.attach_job(self.job)
+        for index, spec in enumerate(core.tensors):
+            if name == spec["name"] or name in spec["tied_names"]:
+                break
+        else:
+            raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
+        stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
+        dtype = stored if slot == "weight" else _DTYPE_OF_SLOT.get(slot, torch.float32)
+        out = torch.empty(spec["shape"], dtype=dtype)
+        core.pull([(index, slot, names.DTYPE_NAMES[dtype], None, out.view(-1), None)], latest=True)
+        return out
+
+    @property
+    def step(self) -> int:
+        """The job's committed step; 0 before there is a job. Stored weights and edits count as steps too."""
+        if self._training is not None:
+            return max(self._training.step, 0)
+        try:
+            return max(self.client.job_status(self.job)["committed_step"], 0)
+        except NotFound:
+            return 0
+
+    def recovered(self, timeout_seconds: float) -> int | None:
+        """The job's committed step, once servers that were just started have agreed on it; None if there is no job or no weights."""
+        deadline = time.monotonic() + timeout_seconds
+        while (status := self.status()["job"]) is not None:
+            if status["state"] not in ("RECOVERING", "WAITING") or time.monotonic() > deadline:
+                return status["committed_step"] if status["committed_step"] >= 0 else None
+            time.sleep(0.02)
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """The job (``"job"``, None before there is one) and every server (``"servers"``: budget, bytes by use, last step's times)."""
+        try:
+            job = self.client.job_status(self.job)
+        except NotFound:
+            job = None
+        servers = [self.client.server_status(server["name"]) for server in self.client.list_servers()]
+        return {"job": job, "servers": servers}
+
+    def export(self, path: str | Path, dtype: str = "fp32") -> None:
+        """Writes the job's weights and buffers as a safetensors file. Buffers of the bound model are stored first.
+
+        With several processes all of them call it; rank 0 writes.
+
+        Parameters
+        ----------
+        path : str or Path
+        dtype : str
+            ``"fp32"`` (the exact masters) or ``"bf16"``.
+        """
+        if self._training is not None and self._model is not None:
+            job = self._training
+            buffers = [entry for entry in job.matching(names.of_model(self._model)) if entry.is_buffer]
+            if buffers:
+                job.store(buffers)
+        Workers().run_first(lambda: subprocess.run(
+            [find_binary("orlop"), "--server", self.address, "export", self.job, "--to", str(path), "--dtype", dtype],
+            check=True, stdout=subprocess.DEVNULL))
+
+    def close(self) -> None:
+        """Ends the session, and its servers if they are its own: they write the job to disk first."""
+        if self in _opened:
+            _opened.remove(self)
+        if self._hook is not None:
+            self._hook.remove()
+        self._training = None
+        self._client = None
+        if self._servers is not None:
+            self._servers.stop()
+            self._servers = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # What the optimizer calls.
+
+    @property
+    def client(self) -> _core.Client:
+        if self._client is None:
+            raise RuntimeError("this session is closed")
+        return self._client
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        return self._model
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer made last for this session, if it still exists."""
+        return self._owner() if self._owner is not None else None
+
+    def claim(self, optimizer: Optimizer) -> None:
+        """The newest optimizer has the job; one before it is told when it steps."""
+        before = self.optimizer
+        if before is not None and before is not optimizer:
+            before.detach()
+        self._owner = weakref.ref(optimizer)
+
+    def training_job(self, entries: list[names.Entry]) -> TrainingJob:
+        """The job, created from these tensors on the first call."""
+        if self._training is None:
+            self._training = TrainingJob(self.client, self.job, entries)
+        return self._training
+
+    def _before_forward(self) -> None:
+        optimizer = self.optimizer
+        if optimizer is not None and not optimizer.attached:
+            optimizer.attach()
+
+
+def connect(address: str, *, job: str = "default", tls_cert: str = "", tls_key: str = "", tls_ca: str = "",
+            timeout_seconds: float = 60.0) -> Session:
+    """Opens a session with running servers.
+
+    Parameters
+    ----------
+    address : str
+        ``"host:port"`` or ``"unix:/path"`` of any server of the cluster.
+    job : str
+        Name of the training run.
+    tls_cert, tls_key, tls_ca : str
+        PEM files for mutual TLS; all or none.
+    timeout_seconds : float
+        How long one call may take, retries included, besides the time of its bytes.
+
+    Returns
+    -------
+    Session
+        Also a context manager; the default session of optimizers made afterwards.
+
+    Raises
+    ------
+    orlop.Unavailable, orlop.DeadlineExceeded
+        Nobody answers at `address`.
+
+    Examples
+    --------
+    >>> import orlop
+    >>> with orlop.local() as mine, orlop.connect(mine.address, job="other") as session:
+    ...     session.step
+    0
+    """
+    client = _core.Client.connect(address, certificate=tls_cert, key=tls_key, authority=tls_ca, timeout_seconds=timeout_seconds)
+    return Session(client, address, job)
+
+
+def local(directory: str | Path | None = None, servers: int = 1, memory: str = "4GiB", *, job: str = "default",
+          timeout_seconds: float = 60.0, start_seconds: float = 120.0) -> Session:
+    """Starts private servers for this process (or this ``torchrun`` group) and opens a session with them.
+
+    Parameters
+    ----------
+    directory : str or Path, optional
+        Where the state is kept: the next run with it resumes, and a line says so. None: nothing stays.
+    servers : int
+        How many servers.
+    memory : str
+        Budget of each, e.g. ``"4GiB"``.
+    job : str
+        Name of the training run.
+    timeout_seconds, start_seconds : float
+        How long one call, and the start, may take.
+
+    Returns
+    -------
+    Session
+        Also a context manager. Servers end with the session or, whatever happens to it, with this process.
+
+    Examples
+    --------
+    >>> import orlop
+    >>> with orlop.local() as session:
+    ...     session.status()["servers"][0]["ready"]
+    True
+    """
+    children, address = start_for_group(directory, servers, memory, start_seconds)
+    try:
+        client = _core.Client.connect(address, timeout_seconds=timeout_seconds)
+        session = Session(client, address, job, children)
+    except BaseException:
+        if children is not None:
+            children.stop()
+        raise
+    if children is not None and directory is not None:
+        step = session.recovered(start_seconds)
+        if step is not None:
+            print(f"resuming job {job} at step {step}", flush=True)
+    return session

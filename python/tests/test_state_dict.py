@@ -1,0 +1,121 @@
+"""Round trips that step the copy and compare it with one that never stopped."""
+
+import pytest
+import torch
+
+import orlop
+from conftest import train_step
+
+
+def trained(job, net, batches, make):
+    job.bind(net)
+    optimizer = make(net.parameters(), session=job)
+    for batch in batches:
+        train_step(net, optimizer, batch)
+    return optimizer
+
+
+SLOTS = {"adamw": ("master", "exp_avg", "exp_avg_sq"), "sgd": ("master", "momentum_buffer")}
+
+
+def stored(job, net, algorithm):
+    """Everything the servers hold of a model's parameters."""
+    return {(name, slot): job.get(name, slot) for name, _ in net.named_parameters() for slot in SLOTS[algorithm]}
+
+
+@pytest.mark.parametrize("algorithm, state, dtype", [
+    ("adamw", "fp32", torch.float32), ("adamw", "8bit", torch.float32), ("adamw", "8bit", torch.bfloat16),
+    ("adamw", "8bit", torch.float16), ("sgd", "8bit", torch.float32)], ids=str)
+def test_a_full_state_dict_steps_on_in_another_job_bit_for_bit(servers, tmp_path, make_net, batches, algorithm, state, dtype):
+    def make(params, session):
+        if algorithm == "sgd":
+            return orlop.SGD(params, lr=0.05, momentum=0.9, session=session, state=state)
+        return orlop.AdamW(params, session=session, state=state)
+
+    case = f"{algorithm}-{state}-{str(dtype).removeprefix('torch.')}"
+    with orlop.connect(servers.address, job=f"from-{case}") as first, orlop.connect(servers.address, job=f"to-{case}") as second:
+        net, copy = make_net(dtype=dtype), make_net(dtype=dtype)
+        optimizer = trained(first, net, batches[:5], make)
+        torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict(full=True)}, tmp_path / "saved.pt")
+        saved = torch.load(tmp_path / "saved.pt")
+        copy.load_state_dict(saved["model"])
+        second.bind(copy)
+        other = make(copy.parameters(), second)
+        other.load_state_dict(saved["optimizer"])
+        other.attach()
+        for (name, slot), values in stored(first, net, algorithm).items():
+            assert torch.equal(second.get(name, slot), values), (name, slot)
+        for batch in batches[5:10]:
+            train_step(net, optimizer, batch)
+            train_step(copy, other, batch)
+        for (name, slot), values in stored(first, net, algorithm).items():
+            assert torch.equal(second.get(name, slot), values), (name, slot)
+        for name, value in net.state_dict().items():
+            assert torch.equal(copy.state_dict()[name], value), name
+
+
+def test_masters_of_other_weights_are_not_taken(servers, make_net, batches):
+    with orlop.connect(servers.address, job="from-masters") as first, orlop.connect(servers.address, job="to-masters") as second:
+        saved = trained(first, make_net(dtype=torch.bfloat16), batches[:2], orlop.AdamW).state_dict(full=True)
+        other = make_net(seed=9, dtype=torch.bfloat16)
+        wanted = {name: value.clone() for name, value in other.state_dict().items()}
+        second.bind(other)
+        optimizer = orlop.AdamW(other.parameters(), session=second)
+        optimizer.load_state_dict(saved)
+        optimizer.attach()
+        for name, value in wanted.items():
+            assert torch.equal(second.get(name), value)
+
+
+def test_a_torch_state_dict_steps_on_here_and_back_there(job, make_net, batches):
+    net = make_net()
+    theirs = torch.optim.AdamW(net.parameters())
+    for batch in batches[:5]:
+        train_step(net, theirs, batch)
+    mine = make_net()
+    mine.load_state_dict(net.state_dict())
+    job.bind(mine)
+    ours = orlop.AdamW(mine.parameters(), state="fp32")
+    ours.load_state_dict(theirs.state_dict())
+    for batch in batches[5:10]:
+        train_step(net, theirs, batch)
+        train_step(mine, ours, batch)
+    for a, b in zip(net.parameters(), mine.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    back = make_net()
+    back.load_state_dict(mine.state_dict())
+    again = torch.optim.AdamW(back.parameters())
+    again.load_state_dict(ours.state_dict(full=True))
+    train_step(net, theirs, batches[10])
+    train_step(back, again, batches[10])
+    for a, b in zip(net.parameters(), back.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plain_state_dict_of_this_step_changes_nothing_and_of_another_is_refused(job, make_net, batches):
+    net = make_net()
+    optimizer = trained(job, net, batches[:2], orlop.AdamW)
+    saved = optimizer.state_dict()
+    assert saved["orlop"]["step"] == 2 and not any(isinstance(v, torch.Tensor) for v in saved["state"][0].values())
+    optimizer.load_state_dict(saved)
+    assert job.step == 2
+    train_step(net, optimizer, batches[2])
+    with pytest.raises(ValueError, match="at step 2 is not here: available is job .* at step 3"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_directory_resumes_bit_for_bit(tmp_path, capsys, make_net, batches):
+    with orlop.local(directory=tmp_path / "kept", servers=2, memory="256MiB") as session:
+        net = make_net()
+        optimizer = trained(session, net, batches[:3], orlop.AdamW)
+        for batch in batches[3:6]:
+            train_step(net, optimizer, batch)
+    with orlop.local(directory=tmp_path / "stopped", servers=2, memory="256MiB") as session:
+        trained(session, make_net(), batches[:3], orlop.AdamW)
+    with orlop.local(directory=tmp_path / "stopped", servers=2, memory="256MiB") as session:
+        assert "resuming job default at step 3" in capsys.readouterr().out
+        assert session.step == 3
+        other = make_net(seed=1)  # its weights lose
+        trained(session, other, batches[3:6], orlop.AdamW)
+    for ours, theirs in zip(net.parameters(), other.parameters()):
+        assert torch.equal(ours, theirs)

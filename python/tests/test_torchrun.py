@@ -1,0 +1,48 @@
+"""Two workers under torchrun: as one worker with the whole batch, and as if nobody had been killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import orlop
+
+HERE = Path(__file__).parent
+
+
+def torchrun(servers, job, out, *options, workers=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
+               str(HERE / "torchrun_script.py"), servers.address, job, str(out), *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if "--kill-at" in options:
+        assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr
+        return None
+    assert done.returncode == 0, done.stderr
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def alone(servers, tmp_path_factory):
+    """One worker with the whole batch."""
+    return torchrun(servers, "alone", tmp_path_factory.mktemp("alone") / "w.pt", workers=1)
+
+
+@pytest.mark.parametrize("options", [(), ("--ddp",), ("--overlap",), ("--overlap", "--second-thoughts")],
+                         ids=["averaged here", "ddp", "averaged by servers", "taken back by one"])
+def test_two_workers_are_one_with_the_whole_batch(servers, tmp_path, alone, options):
+    weights = torchrun(servers, "two" + "".join(options), tmp_path / "w.pt", *options)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+
+
+def test_killing_a_worker_in_mid_push_changes_no_bit(servers, tmp_path):
+    undisturbed = torchrun(servers, "undisturbed", tmp_path / "a.pt")
+    torchrun(servers, "disturbed", tmp_path / "b.pt", "--kill-at", "3")
+    with orlop.connect(servers.address, job="disturbed") as session:
+        assert session.step == 3
+    disturbed = torchrun(servers, "disturbed", tmp_path / "b.pt")  # rejoins and goes on
+    assert all(torch.equal(undisturbed[name], disturbed[name]) for name in undisturbed)

@@ -1,0 +1,49 @@
+"""Run by test_torchrun.py in every worker: trains, and rank 0 writes the weights."""
+
+import argparse
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+
+import orlop
+from conftest import Net, loss_of
+
+parser = argparse.ArgumentParser()
+parser.add_argument("address")
+parser.add_argument("job")
+parser.add_argument("out")
+parser.add_argument("--ddp", action="store_true")
+parser.add_argument("--overlap", action="store_true")
+parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push rank 1 kills itself")
+parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
+arguments = parser.parse_args()
+
+dist.init_process_group("gloo")
+rank, world_size = dist.get_rank(), dist.get_world_size()
+torch.manual_seed(rank)  # rank 0's weights count
+net = Net()
+model = torch.nn.parallel.DistributedDataParallel(net) if arguments.ddp else net
+generator = torch.Generator().manual_seed(7)
+batches = list(zip(torch.randn(6, 16, 64, generator=generator), torch.randn(6, 16, 8, generator=generator)))
+
+with orlop.connect(arguments.address, job=arguments.job) as session:
+    session.bind(model)
+    options = {"overlap": "backward", "accumulation_steps": 1} if arguments.overlap else {}
+    optimizer = orlop.AdamW(model.parameters(), lr=0.01, state="fp32", max_norm=1.0, **options)
+    optimizer.attach()
+    while session.step < len(batches):
+        if session.step == arguments.kill_at and rank == 1:
+            push = optimizer._job.push
+            optimizer._job.push = lambda parts, scale: (push(parts[:1], scale).wait(), os.kill(os.getpid(), signal.SIGKILL))
+        x, y = batches[session.step]
+        share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+        if arguments.second_thoughts and session.step % 2 == rank:
+            loss_of(model, (y @ x.new_ones(8, 64), y)).backward()
+        optimizer.zero_grad()
+        loss_of(model, (x[share], y[share])).backward()
+        optimizer.step()
+    if rank == 0:
+        torch.save(net.state_dict(), arguments.out)
+dist.destroy_process_group()
