@@ -1,0 +1,78 @@
+"""Fixtures of the whole-system tests: real orlopd processes in temporary directories.
+
+Slow tests (long forms of others) run with --slow, or when named: `pytest tests/test_memory.py::test_name` or `-k name`.
+"""
+import itertools
+import os
+import pathlib
+import random
+import tempfile
+
+import pytest
+
+from clusters import Cluster
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the long forms")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: long form of a test; runs with --slow or when named")
+
+
+def pytest_collection_modifyitems(config, items):
+    named = config.getoption("-k") or config.getoption("-m") or any("::" in argument for argument in config.args)
+    if config.getoption("--slow") or named:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(scope="session")
+def bin_dir():
+    """Where orlopd and orlop are."""
+    directory = pathlib.Path(os.environ.get("ORLOP_BIN_DIR", ROOT / "build" / "release" / "bin"))
+    for name in ("orlopd", "orlop"):
+        if not (directory / name).exists():
+            pytest.exit(f"{directory / name} does not exist: run `make` first, or set ORLOP_BIN_DIR", returncode=2)
+    return directory
+
+
+@pytest.fixture
+def seed(request):
+    """A seed that is printed with a failure; ORLOP_TEST_SEED repeats one."""
+    value = int(os.environ.get("ORLOP_TEST_SEED", random.SystemRandom().randrange(2**32)))
+    request.node.add_report_section("setup", "seed", f"ORLOP_TEST_SEED={value}")
+    return value
+
+
+def cluster_maker(bin_dir):
+    """make(count, ...) -> a started Cluster; all are closed at the end."""
+    made = []
+
+    def make(count=1, start=True, **options):
+        # Not pytest's tmp_path: a Unix socket's path holds at most 107 bytes.
+        made.append(Cluster(bin_dir / "orlopd", tempfile.mkdtemp(prefix="orlop-test-"), count, **options))
+        return made[-1].start() if start else made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+make_cluster = pytest.fixture(cluster_maker)
+make_module_cluster = pytest.fixture(cluster_maker, scope="module")
+
+
+_job_numbers = itertools.count()
+
+
+@pytest.fixture
+def job_name(request):
+    """A name that no other test uses."""
+    return f"{request.node.originalname}-{next(_job_numbers)}"

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Shows that the simulator can fail: plants each bug of tests/planted/ and finds a seed that catches it.
+
+For every patch, the step machine is copied to a temporary directory, patched and compiled with the
+simulator; schedules run from seed 1 until one fails. Prints the seed and what was seen. Exits with 1 if
+a patch no longer applies, does not compile, or is not caught; or if the unpatched code fails.
+
+    python3 tests/planted_bugs.py [NAME ...]
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PATCHES = ROOT / "tests" / "planted"
+SCHEDULES = 400_000  # a bug that survives four times the ordinary run is not caught
+UNPATCHED_SCHEDULES = 2_000
+CXX = (["ccache"] if shutil.which("ccache") else []) + [os.environ.get("CXX", "g++")]
+FLAGS = ["-std=c++20", "-O1", "-w", "-I."]
+LIBRARIES = [
+    "-labsl_statusor", "-labsl_status", "-labsl_cord", "-labsl_str_format_internal", "-labsl_strings",
+    "-labsl_throw_delegate", "-labsl_int128", "-labsl_base", "-labsl_raw_logging_internal",
+]
+
+
+def run(command, where):
+    """Run a command in a directory; return (exit status, output)."""
+    done = subprocess.run(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout.strip()
+
+
+def copy_sources(where):
+    """Copy the step machine and the simulator, without tests; return the .cc files to compile."""
+    step = where / "server" / "step"
+    tests = where / "tests"
+    step.mkdir(parents=True)
+    tests.mkdir()
+    for path in (ROOT / "server" / "step").iterdir():
+        if path.suffix in (".h", ".cc") and not path.stem.endswith("_test"):
+            shutil.copy(path, step)
+    for pattern in ("oracle*", "simulat*"):
+        for path in (ROOT / "tests").glob(pattern):
+            if path.suffix in (".h", ".cc") and not path.stem.endswith("_test"):
+                shutil.copy(path, tests)
+    return sorted(path.relative_to(where) for path in where.rglob("*.cc"))
+
+
+def object_of(source):
+    return pathlib.Path(source.stem + ".o")
+
+
+def compile_one(source, where):
+    return run([*CXX, *FLAGS, "-c", str(source), "-o", str(object_of(source))], where)
+
+
+def link_and_run(where, objects, schedules):
+    """Return (exit status, output) of the simulator, or of the linker if that fails."""
+    status, output = run([*CXX, *map(str, objects), *LIBRARIES, "-o", "simulator"], where)
+    if status != 0:
+        return 2, output
+    return run(["./simulator", "1", str(schedules)], where)
+
+
+def plant(patch, base, sources):
+    """Plant one bug; return (caught, line to print)."""
+    with tempfile.TemporaryDirectory(prefix="orlop-planted-") as name:
+        where = pathlib.Path(name)
+        copy_sources(where)
+        # One line of context on each side is enough: the code around a bug may change, the bug not.
+        status, output = run(["git", "apply", "-C1", str(patch)], where)
+        if status != 0:
+            return False, f"{patch.stem}: the patch no longer applies:\n{output}"
+        changed = [s for s in sources if (where / s).read_bytes() != (base / s).read_bytes()]
+        if not changed:
+            return False, f"{patch.stem}: the patch changes no source"
+        objects = []
+        for source in sources:
+            if source in changed:
+                status, output = compile_one(source, where)
+                if status != 0:
+                    return False, f"{patch.stem}: does not compile:\n{output}"
+                objects.append(object_of(source))
+            else:
+                objects.append(base / object_of(source))
+        status, output = link_and_run(where, objects, SCHEDULES)
+        if status == 1:
+            return True, f"{patch.stem}: caught by {output}"
+        return False, f"{patch.stem}: NOT CAUGHT: {output}"
+
+
+def main():
+    wanted = set(sys.argv[1:])
+    patches = [p for p in sorted(PATCHES.glob("*.patch")) if not wanted or p.stem in wanted]
+    if not patches:
+        print(f"no patch in {PATCHES} has such a name")
+        return 1
+    with tempfile.TemporaryDirectory(prefix="orlop-planted-") as name, \
+            concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        base = pathlib.Path(name)
+        sources = copy_sources(base)
+        for status, output in pool.map(lambda source: compile_one(source, base), sources):
+            if status != 0:
+                print(output)
+                return 1
+        status, output = link_and_run(base, [object_of(s) for s in sources], UNPATCHED_SCHEDULES)
+        print(f"without a bug: {output}", flush=True)
+        if status != 0:
+            return 1
+        caught = 0
+        for is_caught, line in pool.map(lambda patch: plant(patch, base, sources), patches):
+            print(line, flush=True)
+            caught += is_caught
+    print(f"{caught} of {len(patches)} planted bugs caught")
+    return 0 if caught == len(patches) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,352 @@
+// The shell around the step machines of a simulated server: carries out each action that they ask
+// for.
+#include <algorithm>
+#include <utility>
+
+#include "tests/simulation.h"
+
+namespace orlop::step {
+
+void Simulation::Perform(ServerId server, Actions* actions) {
+  for (Action& action : *actions) {
+    std::visit([&](auto& content) { Do(server, content); }, action);
+  }
+}
+
+void Simulation::Do(ServerId server, Send& action) {
+  auto message = std::make_shared<const Message>(std::move(action.message));
+  const ServerId to = action.to;
+  if (const Prepare* prepare = std::get_if<Prepare>(message.get())) {
+    OnPrepareSent(server, to, *prepare);
+  } else if (std::holds_alternative<Discard>(*message)) {
+    Meet(Met::kDiscard);
+  }
+  Carry([this, server, to, message] { Deliver(server, to, *message); });
+}
+
+void Simulation::OnPrepareSent(ServerId from, ServerId to, const Prepare& prepare) {
+  hosts_[from].decided_step = prepare.decision->step;
+  hosts_[from].decided_epoch = prepare.epoch;
+  if (prepare.decision->epoch < prepare.epoch) Meet(Met::kPreparedAgain);
+  CrashSoon(random_.OneIn(2) ? from : to, 1 + random_.Below(20));
+}
+
+// The moments that matter most are short: a crash is drawn for each.
+void Simulation::CrashSoon(ServerId server, int64_t delay_ms) {
+  if (!FaultsOn() || !random_.OneIn(30)) return;
+  OnHost(server, delay_ms, [this, server](Host&) {
+    if (MayLose(server)) Crash(server, false);
+  });
+}
+
+void Simulation::Deliver(ServerId from, ServerId to, const Message& message) {
+  Host& host = hosts_[to];
+  if (!host.is_up) return;
+  Actions actions;
+  if (ForLeader(message)) {
+    if (host.leader == nullptr) return;
+    host.leader->OnMessage(from, message, now_, &actions);
+  } else {
+    host.participant->OnMessage(from, message, now_, &actions);
+  }
+  Perform(to, &actions);
+}
+
+void Simulation::Do(ServerId server, Answer& action) {
+  Carry([this, answer = std::move(action)] {
+    const auto at = calls_.find(answer.request);
+    if (at == calls_.end()) return;
+    Call call = at->second;
+    calls_.erase(at);
+    OnAnswer(call, answer);
+  });
+}
+
+void Simulation::Do(ServerId server, PersistEpoch& action) {
+  const int64_t epoch = action.epoch;
+  Sync(
+      server, [epoch](Disk* disk) { disk->epoch = std::max(disk->epoch, epoch); },
+      [this, server, epoch](Host& host) {
+        Actions actions;
+        host.participant->OnEpochDurable(epoch, now_, &actions);
+        Perform(server, &actions);
+      });
+}
+
+void Simulation::Do(ServerId server, PersistDecision& action) {
+  const DecisionPtr decision = action.decision;
+  Disk::Entry entry;
+  entry.record.decision = decision;
+  entry.staged = hosts_[server].staged;
+  Sync(
+      server, [entry](Disk* disk) { disk->journal.push_back(entry); },
+      [this, server, decision](Host& host) {
+        Actions actions;
+        host.participant->OnDecisionDurable(decision->identity, now_, &actions);
+        Perform(server, &actions);
+      });
+}
+
+void Simulation::Do(ServerId server, PersistDiscard& action) {
+  const int64_t step = action.step, attempt = action.attempt;
+  Sync(
+      server,
+      [step, attempt](Disk* disk) {
+        disk->journal.push_back({{JournalRecord::Type::kDiscarded, nullptr, step, attempt}, {}});
+      },
+      [this, server, step, attempt](Host& host) {
+        Actions actions;
+        host.participant->OnDiscardDurable(step, attempt, now_, &actions);
+        Perform(server, &actions);
+      });
+}
+
+// Sums what the participant says is staged: the bytes follow from the keys of the pieces.
+Staged Simulation::Reduce(const Host& host, const StageShard& action, ShardStaged* result) const {
+  const ShardSpec& shard = spec_->shards[action.shard];
+  Staged staged{action.step, action.attempt, action.is_load, Values(shard.count, 0)};
+  DigestBuilder digest;
+  for (const StagedPiece& piece : host.participant->PiecesOf(action.shard)) {
+    const Workload::Try at{piece.key.generation, piece.key.step, piece.key.attempt};
+    for (int64_t i = 0; i < shard.count; ++i) {
+      const int64_t element = shard.begin + i;
+      if (action.is_load) {
+        staged.gradient[i] = workload_.LoadedValue(at, shard.tensor, element);
+      } else if (Oracle::Contributes(*spec_, WorldSize(at.generation), piece.key.rank, shard.tensor,
+                                     element)) {
+        staged.gradient[i] += workload_.Gradient(at, piece.key.rank, shard.tensor, element);
+      }
+    }
+    const bool is_bad = shard.tensor == 0 && piece.key.rank == 0 && shard.begin == 0;
+    if (is_bad && !action.is_load && workload_.IsNonFinite(at)) ++result->non_finite_count;
+  }
+  for (uint64_t value : staged.gradient) {
+    digest.Add(value);
+    if (!action.is_load) result->sum_of_squares += static_cast<double>(value) * value;
+  }
+  result->shard = action.shard;
+  result->digest = digest.Finish();
+  return staged;
+}
+
+void Simulation::Do(ServerId server, StageShard& action) {
+  OnHost(server, 1 + random_.Below(4), [this, server, action](Host& host) {
+    ShardStaged result;
+    Staged staged = Reduce(host, action, &result);
+    Staged& slot = host.staged[Local(host, action.shard)];
+    if (slot.step <= action.step) slot = std::move(staged);
+    Actions actions;
+    host.participant->OnShardStaged(action.step, action.attempt, result, now_, &actions);
+    Perform(server, &actions);
+  });
+}
+
+void Simulation::Do(ServerId server, DropStaged& action) {
+  for (Staged& staged : hosts_[server].staged) {
+    if (staged.step == action.step && staged.attempt <= action.attempt) staged = {};
+  }
+}
+
+void Simulation::ApplyTo(Values* values, ShardId id, const DecisionRecord& decision,
+                         const Staged& staged) {
+  const ShardSpec& shard = spec_->shards[id];
+  const bool is_here = staged.step == decision.step && staged.attempt == decision.attempt;
+  if (decision.kind == DecisionKind::kSkip || decision.untouched[shard.tensor]) return;
+  if (decision.kind == DecisionKind::kLoad) {
+    if (is_here) *values = staged.gradient;
+    return;
+  }
+  int64_t count = 0;
+  double sum_of_squares = 0;
+  std::copy_n(decision.scalars.data() + shard.tensor * sizeof(count), sizeof(count),
+              reinterpret_cast<char*>(&count));
+  std::copy_n(decision.scalars.data() + spec_->tensors.size() * sizeof(count),
+              sizeof(sum_of_squares), reinterpret_cast<char*>(&sum_of_squares));
+  for (int64_t i = 0; i < shard.count; ++i) {
+    (*values)[i] = Workload::Update((*values)[i], is_here ? staged.gradient[i] : 0, count,
+                                    sum_of_squares, decision.step);
+  }
+}
+
+void Simulation::Do(ServerId server, StartApply& action) {
+  oracle_->Observe(action.decision);
+  OnHost(server, 1 + random_.Below(10), [this, server, action](Host& host) {
+    const int local = Local(host, action.shard);
+    ApplyTo(&host.values[local], action.shard, *action.decision, host.staged[local]);
+    host.staged[local] = {};
+    Actions actions;
+    host.participant->OnShardApplied(action.shard, action.decision->step, now_, &actions);
+    const DecisionPtr last = host.participant->last_applied();
+    if (IsJournaled(spec_->level) && last != nullptr &&
+        last->identity == action.decision->identity) {
+      // A mark that nobody waits for.
+      Sync(
+          server,
+          [last](Disk* disk) {
+            disk->journal.push_back({{JournalRecord::Type::kApplied, last, 0, 0}, {}});
+          },
+          [](Host&) {});
+    }
+    Perform(server, &actions);
+  });
+}
+
+void Simulation::Do(ServerId server, ForwardBytes& action) {
+  Carry([this, server, to = action.to, forward = action.forward] {
+    DeliverForward(server, to, forward);
+  });
+}
+
+void Simulation::DeliverForward(ServerId from, ServerId to, Forward forward) {
+  if (!hosts_[to].is_up) return;
+  Actions actions;
+  bool keep = false;
+  hosts_[to].participant->OnForward(from, forward, !random_.OneIn(50), now_, &keep, &actions);
+  Perform(to, &actions);
+}
+
+void Simulation::Do(ServerId server, Serve& action) {
+  Host& host = hosts_[server];
+  int64_t step = 0;
+  Digest decision;
+  host.participant->AppliedOf(action.shard, &step, &decision).IgnoreError();
+  Meet(Met::kPull);
+  if (step != action.version) Fail("a pull was served another version than it asked for");
+  oracle_->CheckShard(action.shard, step, decision, host.values[Local(host, action.shard)], "pull");
+  OnHost(server, random_.Below(30), [this, server, request = action.request](Host& served) {
+    Actions actions;
+    served.participant->OnPullDone(request, now_, &actions);
+    Perform(server, &actions);
+  });
+}
+
+void Simulation::Do(ServerId server, FetchShard& action) {
+  OnHost(server, 5 + random_.Below(40), [this, server, action](Host& host) {
+    Host& source = hosts_[action.source];
+    int64_t step = 0;
+    Digest decision;
+    absl::Status status = absl::UnavailableError("the source is down");
+    if (source.is_up) {
+      status = source.participant->AppliedOf(action.shard, &step, &decision);
+      if (status.ok() && decision != action.decision->identity) {
+        status = absl::FailedPreconditionError("the source is at another step");
+      }
+    }
+    if (status.ok()) {
+      host.values[Local(host, action.shard)] = source.values[Local(source, action.shard)];
+    }
+    const auto report = [this, server, action, status](Host& later) {
+      Actions actions;
+      later.participant->OnShardFetched(action.shard, action.decision->identity, status, now_,
+                                        &actions);
+      Perform(server, &actions);
+    };
+    if (!status.ok() || !IsJournaled(spec_->level)) return report(host);
+    // The journal starts anew: from this shard, and others that are at the same step already.
+    std::vector<ShardReport> now = host.participant->Image().shards;
+    now[Local(host, action.shard)] = {action.shard, action.decision->step,
+                                      action.decision->identity};
+    Sync(
+        server,
+        [now, values = host.values, decision = action.decision](Disk* disk) {
+          disk->journal.clear();
+          disk->base_decision = decision;
+          disk->base.resize(now.size());
+          disk->base_values.resize(now.size());
+          for (size_t i = 0; i < now.size(); ++i) {
+            if (now[i].applied != decision->identity) continue;
+            disk->base[i] = now[i];
+            disk->base_values[i] = values[i];
+          }
+        },
+        report);
+  });
+}
+
+void Simulation::Do(ServerId server, LoadFlush& action) {
+  OnHost(server, 10, [this, server, action](Host& host) {
+    absl::Status status = absl::DataLossError("no such flush");
+    DecisionPtr decision;
+    for (const Disk::Flush& flush : host.disk.flushes) {
+      if (flush.id.decision != action.decision) continue;
+      host.values = flush.values;
+      decision = flush.decision;
+      status = absl::OkStatus();
+    }
+    Actions actions;
+    host.participant->OnFlushRestored(action.decision, decision, status, now_, &actions);
+    Perform(server, &actions);
+  });
+}
+
+void Simulation::Do(ServerId server, WriteFlush& action) {
+  Disk::CleanStop stop{hosts_[server].participant->Image(), hosts_[server].values,
+                       hosts_[server].staged};
+  Sync(
+      server,
+      [stop](Disk* disk) {
+        RecoverReport::Flush id;
+        if (FlushOf(stop.image, &id)) {
+          std::erase_if(disk->flushes, [&](const auto& f) { return f.id.decision == id.decision; });
+          disk->flushes.push_back({id, stop.image.last_applied, stop.values});
+          if (disk->flushes.size() > 2) disk->flushes.erase(disk->flushes.begin());
+        }
+        disk->clean_stop = stop;
+      },
+      [this, server](Host& host) {
+        Actions actions;
+        host.participant->OnFlushed(now_, &actions);
+        ++host.life;
+        host.is_up = false;
+        host.participant.reset();
+        host.leader.reset();
+        const int life = host.life;
+        At(20 + random_.Below(200), [this, server, life] {
+          if (hosts_[server].life == life) Start(server);
+        });
+      });
+}
+
+void Simulation::MeetRecord(const JobRecord& record) {
+  if (record.formed != store_.formed && store_.formed > 0) {
+    Meet(Met::kNewGeneration);
+    const bool same = record.layout->world_size() == store_.layout->world_size();
+    if (!same) Meet(Met::kOtherWorldSize);
+  }
+  if (record.formed != store_.formed && record.layout->world_size() >= 3) Meet(Met::kThreeWorkers);
+  size_t before = 0, after = 0;
+  for (const auto& copies : store_.in_sync) before += copies.size();
+  for (const auto& copies : record.in_sync) after += copies.size();
+  if (after < before) Meet(Met::kCopyLeftOut);
+  if (after > before && before > 0) Meet(Met::kCopyCameBack);
+}
+
+// The coordination store: it survives everything, and compares before it sets.
+void Simulation::Do(ServerId server, PersistRecord& action) {
+  const int life = hosts_[server].life;
+  CrashSoon(server, 1 + random_.Below(10));
+  At(2 + random_.Below(8), [this, server, life, record = std::move(action.record)] {
+    if (hosts_[server].life != life && random_.OneIn(2)) return Meet(Met::kRecordLost);
+    const bool ok = store_.version == record.version - 1;
+    if (ok) {
+      const bool is_new = !store_.rolling_back || record.rollback_digest != store_.rollback_digest;
+      if (record.rolling_back && is_new) {
+        Meet(Met::kRollback);
+        oracle_->RollBack(record.rollback_step, record.rollback_digest, record.epoch);
+      }
+      if (record.formed != store_.formed) {
+        oracle_->AddGeneration(record.formed, record.layout->world_size());
+      }
+      MeetRecord(record);
+      store_ = record;
+      result_.epochs = record.epoch;
+    }
+    Host& host = hosts_[server];
+    if (host.life != life || host.leader == nullptr) return;
+    Actions actions;
+    host.leader->OnRecordPersisted(record.version, ok, now_, &actions);
+    Perform(server, &actions);
+  });
+}
+
+}  // namespace orlop::step

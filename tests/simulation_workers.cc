@@ -1,0 +1,324 @@
+// Workers and the operator of the simulation: join, push, commit, abort, roll back.
+#include <algorithm>
+#include <utility>
+
+#include "tests/simulation.h"
+
+namespace orlop::step {
+
+int Simulation::WorldSize(int64_t generation) const {
+  return static_cast<int>(1 + MixBits(seed_, generation) % most_workers_);
+}
+
+void Simulation::Ask(ServerId server, Call call,
+                     std::function<void(RequestId, Host&, Actions*)> ask) {
+  const RequestId request = next_request_++;
+  if (call.worker >= 0) call.life = workers_[call.worker].life;
+  calls_[request] = call;
+  const auto deliver = [this, server, request, ask = std::move(ask)] {
+    Host& host = hosts_[server];
+    if (!host.is_up) return;
+    Actions actions;
+    ask(request, host, &actions);
+    Perform(server, &actions);
+  };
+  Carry(deliver, [this, asked = call.asked] {
+    if (asked == Asked::kCommit) Meet(Met::kCommitRepeated);
+  });
+}
+
+// Everybody has all of tensor 0; the rows of tensor 1 are dealt out.
+std::vector<Contribution> Simulation::ContributionsOf(Rank rank, int64_t generation) const {
+  const int64_t world_size = WorldSize(generation);
+  const int64_t begin = rank * int64_t{4} / world_size;
+  const int64_t end = (rank + 1) * int64_t{4} / world_size;
+  return {{0, Mode::kSum, {FlatBox(0, 3)}},
+          {1, Mode::kExactlyOnce, {Box{{begin, 0}, {end - begin, 2}}}}};
+}
+
+void Simulation::Rejoin(Worker* worker) {
+  worker->is_joined = false;
+  worker->commit_sent = false;
+  worker->retry_ms = now_ + 5 + random_.Below(20);
+}
+
+void Simulation::StartStep(Worker* worker, const Position& position) {
+  worker->is_joined = true;
+  worker->position = position;
+  worker->commit_sent = false;
+  worker->retry_ms = 0;
+  worker->pieces.clear();
+  const Workload::Try at{position.generation, position.committed_step + 1, position.attempt};
+  for (size_t id = 0; id < spec_->shards.size(); ++id) {
+    const ShardSpec& shard = spec_->shards[id];
+    if (workload_.IsLoad(at.step)) {
+      if (worker->rank == 0 && workload_.IsLoaded(at, shard.tensor)) {
+        worker->pieces.push_back({static_cast<ShardId>(id), 99});
+      }
+      continue;
+    }
+    if (workload_.IsAbsent(at, worker->rank, shard.tensor)) continue;
+    const std::vector<Contribution> own = ContributionsOf(worker->rank, at.generation);
+    const Box& box = own[shard.tensor].boxes[0];
+    const Shape& shape = spec_->tensors[shard.tensor].shape;
+    if (Intersect(shape, box, shard.begin, shard.count).count > 0) {
+      worker->pieces.push_back({static_cast<ShardId>(id), 0});
+    }
+  }
+}
+
+PushPiece Simulation::BuildPiece(const Worker& worker, const WorkPiece& piece) const {
+  const Position& position = worker.position;
+  PushPiece push;
+  push.key = {position.generation, position.committed_step + 1,
+              position.attempt,    piece.shard,
+              worker.rank,         piece.region};
+  push.epoch = position.epoch;
+  push.is_load = workload_.IsLoad(push.key.step);
+  const Workload::Try at{push.key.generation, push.key.step, push.key.attempt};
+  const TensorId tensor = spec_->shards[piece.shard].tensor;
+  if (push.is_load) push.applied_count = workload_.LoadedCount(at, tensor);
+  push.payload = {MixBits(workload_.Gradient(at, worker.rank, tensor, 0), piece.shard), 1};
+  return push;
+}
+
+void Simulation::SendJoin(Worker* worker) {
+  Call call{.worker = worker->rank, .asked = Asked::kJoin, .generation = generation_};
+  JoinRequest join{worker->rank, WorldSize(generation_), generation_,
+                   ContributionsOf(worker->rank, generation_), worker->max_committed};
+  worker->retry_ms = now_ + 300;
+  Ask(leader_, call, [this, join](RequestId request, Host& host, Actions* actions) {
+    if (host.leader != nullptr) host.leader->OnJoin(request, join, now_, actions);
+  });
+}
+
+void Simulation::SendPieces(Worker* worker) {
+  for (size_t i = 0; i < worker->pieces.size(); ++i) {
+    WorkPiece& piece = worker->pieces[i];
+    if (piece.acked || now_ < piece.retry_ms) continue;
+    piece.retry_ms = now_ + 80;
+    const auto& in_sync = store_.in_sync[piece.shard];
+    if (in_sync.empty()) continue;
+    const PushPiece push = BuildPiece(*worker, piece);
+    Call call{worker->rank, Asked::kPush, i, push.key.generation, push.key.step, push.key.attempt};
+    call.is_again = std::exchange(piece.is_sent, true);
+    Ask(in_sync.front().server, call,
+        [this, push](RequestId request, Host& host, Actions* actions) {
+          bool keep = false;
+          const bool has_room = !FaultsOn() || !random_.OneIn(50);
+          if (!has_room) Meet(Met::kNoRoom);
+          host.participant->OnPush(request, push, has_room, now_, &keep, actions);
+        });
+  }
+}
+
+void Simulation::SendCommit(Worker* worker) {
+  const Position& position = worker->position;
+  CommitRequest commit;
+  commit.rank = worker->rank;
+  commit.epoch = position.epoch;
+  commit.generation = position.generation;
+  commit.step = position.committed_step + 1;
+  commit.attempt = position.attempt;
+  commit.is_load = workload_.IsLoad(commit.step);
+  const Workload::Try at{commit.generation, commit.step, commit.attempt};
+  if (!commit.is_load) {
+    commit.groups = {{{{"lr", static_cast<uint64_t>(commit.step)}}}};
+    for (TensorId tensor = 0; tensor < 2; ++tensor) {
+      if (workload_.IsAbsent(at, worker->rank, tensor)) commit.absent.push_back(tensor);
+    }
+  }
+  Call call{worker->rank, Asked::kCommit, 0, commit.generation, commit.step, commit.attempt};
+  call.is_again = std::exchange(worker->commit_sent, true);
+  worker->retry_ms = now_ + 300;
+  Ask(leader_, call, [this, commit](RequestId request, Host& host, Actions* actions) {
+    if (host.leader != nullptr) host.leader->OnCommitStep(request, commit, now_, actions);
+  });
+}
+
+void Simulation::TickWorker(Worker* worker) {
+  if (is_ending_ || now_ < worker->down_until_ms || worker->rank >= WorldSize(generation_)) return;
+  if (worker->generation != generation_) {
+    worker->generation = generation_;
+    worker->is_joined = false;
+    worker->retry_ms = 0;
+  }
+  if (generation_ == 0) return;
+  if (!worker->is_joined) {
+    if (now_ >= worker->retry_ms) SendJoin(worker);
+    return;
+  }
+  if (std::exchange(worker->wants_abort, false)) {
+    const Position& position = worker->position;
+    const AbortRequest abort{position.epoch, position.generation, position.committed_step + 1,
+                             position.attempt};
+    const Call call{worker->rank, Asked::kAbort};
+    Ask(leader_, call, [this, abort](RequestId request, Host& host, Actions* actions) {
+      if (host.leader != nullptr) host.leader->OnAbortStep(request, abort, now_, actions);
+    });
+    return Rejoin(worker);
+  }
+  SendPieces(worker);
+  const bool is_load = workload_.IsLoad(worker->position.committed_step + 1);
+  const bool is_pushed = std::all_of(worker->pieces.begin(), worker->pieces.end(),
+                                     [](const WorkPiece& piece) { return piece.acked; });
+  if (is_load && !is_pushed) return;  // a LOAD is what has been acknowledged
+  if (!worker->commit_sent || now_ >= worker->retry_ms) SendCommit(worker);
+}
+
+void Simulation::OnAnswer(const Call& call, const Answer& answer) {
+  const absl::Status& status = answer.status;
+  if (absl::IsAlreadyExists(status) && call.asked != Asked::kJoin) {
+    Fail(absl::StrCat("a repeated call was refused: ", status.message()));
+  }
+  if (call.asked == Asked::kIssue) {
+    if (status.ok() && answer.generation_issued > generation_) {
+      generation_ = answer.generation_issued;
+      wants_generation_ = false;
+    }
+    return;
+  }
+  if (call.asked == Asked::kAbort && status.ok()) Meet(Met::kAbort);
+  if (call.asked == Asked::kHold && status.ok()) Meet(Met::kHold);
+  if (call.worker < 0) return;
+  Worker& worker = workers_[call.worker];
+  if (call.life != worker.life) return;
+  if (call.asked == Asked::kJoin) return OnJoined(call, answer, &worker);
+  if (call.asked == Asked::kPush) return OnPushed(call, answer, &worker);
+  if (call.asked == Asked::kCommit) return OnCommitted(call, answer, &worker);
+}
+
+// An answer of an older epoch says nothing about this one's staged bytes, whatever the attempt.
+bool Simulation::IsCurrent(const Call& call, const Answer& answer, const Worker& worker) const {
+  return worker.is_joined && answer.position.epoch >= worker.position.epoch &&
+         call.generation == worker.position.generation &&
+         call.step == worker.position.committed_step + 1 && call.attempt == worker.position.attempt;
+}
+
+void Simulation::OnJoined(const Call& call, const Answer& answer, Worker* worker) {
+  if (worker->is_joined || call.generation != generation_) return;
+  const absl::Status& status = answer.status;
+  const Position& before = worker->position;
+  if (status.ok()) {
+    worker->max_committed = answer.position.committed_step;
+    if (before.attempt == answer.position.attempt && before.epoch < answer.position.epoch &&
+        before.generation == answer.position.generation &&
+        before.committed_step == answer.position.committed_step) {
+      Meet(Met::kAttemptCarriedOn);
+    }
+    StartStep(worker, answer.position);
+  } else if (absl::IsFailedPrecondition(status)) {
+    wants_generation_ = true;
+    worker->retry_ms = now_ + 50;
+  } else if (absl::IsDataLoss(status) && spec_->level != Level::kMemory) {
+    Fail(std::string(status.message()));
+  } else {
+    worker->retry_ms = now_ + 20;
+  }
+}
+
+void Simulation::OnPushed(const Call& call, const Answer& answer, Worker* worker) {
+  if (!IsCurrent(call, answer, *worker) || call.piece >= worker->pieces.size()) return;
+  const absl::Status& status = answer.status;
+  if (status.ok()) {
+    if (call.is_again) Meet(Met::kPushRepeated);
+    worker->pieces[call.piece].acked = answer.position.epoch == worker->position.epoch;
+  } else if (absl::IsAborted(status) || absl::IsFailedPrecondition(status)) {
+    Rejoin(worker);
+  } else {
+    worker->pieces[call.piece].retry_ms = now_ + 10;
+  }
+}
+
+void Simulation::MeetDecision(const DecisionRecord& decision) {
+  if (decision.kind == DecisionKind::kApply) Meet(Met::kApply);
+  if (decision.kind == DecisionKind::kSkip) Meet(Met::kSkip);
+  if (decision.kind == DecisionKind::kLoad && decision.step > 0) Meet(Met::kLaterLoad);
+  const auto& untouched = decision.untouched;
+  const bool is_absent = std::find(untouched.begin(), untouched.end(), 1) != untouched.end();
+  if (decision.kind == DecisionKind::kApply && is_absent) Meet(Met::kAbsent);
+  if (decision.attempt > 1) Meet(Met::kLaterAttempt);
+}
+
+void Simulation::OnCommitted(const Call& call, const Answer& answer, Worker* worker) {
+  const bool is_current = IsCurrent(call, answer, *worker);
+  if (!answer.status.ok()) {
+    if (!is_current) return;
+    if (absl::IsAborted(answer.status) || absl::IsFailedPrecondition(answer.status)) {
+      return Rejoin(worker);
+    }
+    worker->retry_ms = now_ + 20;
+    return;
+  }
+  oracle_->Acknowledge(answer.decision, answer.position.epoch);
+  result_.acknowledged_steps = oracle_->acknowledged_step() + 1;
+  MeetDecision(*answer.decision);
+  if (call.is_again) Meet(Met::kCommitAskedAgain);
+  if (!is_current) return;
+  worker->max_committed = std::max(worker->max_committed, answer.decision->step);
+  if (answer.position.committed_step == answer.decision->step &&
+      answer.position.generation == worker->position.generation) {
+    StartStep(worker, answer.position);
+  } else {
+    Rejoin(worker);
+  }
+  if (random_.OneIn(3)) PullSome(answer.decision->step);
+  if (!FaultsOn() || !random_.OneIn(8)) return;
+  Ask(leader_, Call{-1, Asked::kHold},
+      [this, held = answer.decision->step](RequestId request, Host& host, Actions* actions) {
+        const std::string holder = std::to_string(request % 3);
+        if (host.leader != nullptr) {
+          host.leader->OnHold(request, holder, held, now_ + 60, now_, actions);
+        }
+      });
+}
+
+void Simulation::PullSome(int64_t version) {
+  const ShardId shard = static_cast<ShardId>(random_.Below(spec_->shards.size()));
+  if (store_.in_sync[shard].empty()) return;
+  Ask(store_.in_sync[shard].front().server, Call{-1, Asked::kPull},
+      [this, shard, version](RequestId request, Host& host, Actions* actions) {
+        host.participant->OnPull(request, shard, version, now_, actions);
+      });
+}
+
+void Simulation::TickOperator() {
+  if (wants_generation_ && now_ >= generation_retry_ms_) {
+    generation_retry_ms_ = now_ + 150;
+    const JoinRequest join{.rank = 0, .world_size = most_workers_};
+    Ask(leader_, Call{-1, Asked::kIssue},
+        [this, join](RequestId request, Host& host, Actions* actions) {
+          if (host.leader != nullptr) host.leader->OnJoin(request, join, now_, actions);
+        });
+  }
+  if (spec_->level == Level::kMemory && now_ >= rollback_retry_ms_) TickRollback();
+}
+
+// Level MEMORY: whoever finds the job lost takes the newest rollback it offers.
+void Simulation::TickRollback() {
+  const auto& leader = hosts_[leader_].leader;
+  if (leader == nullptr) return;
+  const JobStatusReport status = leader->Status();
+  const auto accept = [this](int64_t to_step) {
+    Ask(leader_, Call{-1, Asked::kRollback},
+        [this, to_step](RequestId request, Host& host, Actions* actions) {
+          if (host.leader != nullptr)
+            host.leader->OnAcceptRollback(request, to_step, now_, actions);
+        });
+  };
+  const bool all_up =
+      std::all_of(hosts_.begin(), hosts_.end(), [](const Host& host) { return host.is_up; });
+  if (status.serving || !all_up) {
+    stuck_since_ms_ = now_;
+    if (!status.serving || FaultsOn()) return;
+    // A worker may have seen steps of before a rollback that it was not there for.
+    accept(status.position.committed_step);
+    rollback_retry_ms_ = now_ + 500;
+    return;
+  }
+  rollback_retry_ms_ = now_ + 100;
+  if (!status.rollback_offers.empty()) return accept(status.rollback_offers.front().step);
+  if (now_ - stuck_since_ms_ > 3000 && !FaultsOn()) result_.is_lost = true;
+}
+
+}  // namespace orlop::step

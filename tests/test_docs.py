@@ -1,0 +1,116 @@
+"""The documents tell the truth: what the README prints runs as printed, and ARCHITECTURE.md leads through files that exist.
+
+A fenced `sh` or `python` block of the README runs here unless the line before it is `<!-- not run: reason -->`. Blocks share one
+directory and run from top to bottom, as a reader would run them from the root of the repository.
+"""
+import pathlib
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?^```(?P<language>sh|python)\n(?P<text>.*?)^```$", re.M | re.S)
+ROUTE_HEADING = "One push, file by file"
+MOST_FILES = 8
+BLOCK_SECONDS = 300
+WRITTEN = ("state", "readme-state", "readme.log", "demo-out")  # by a reader who was here before
+
+
+def readme_blocks():
+    return list(BLOCK.finditer((ROOT / "README.md").read_text()))
+
+
+@pytest.fixture
+def reader_directory(tmp_path):
+    """A directory that looks like the root of the built repository, where blocks may write."""
+    for made in (".venv", "build/release/bin/orlopd"):
+        if not (ROOT / made).exists():
+            pytest.skip(f"{made} is not there: the README begins with `make`")
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".git") and path.name not in WRITTEN:
+            (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def run_block(block, directory, environment, log):
+    """Runs one block in a session of its own; what it leaves in the background goes on. -> its process group."""
+    if block["language"] == "sh":
+        command = ["bash", "-euo", "pipefail", "-c", block["text"]]
+    else:
+        script = directory / "block.py"
+        script.write_text(block["text"])
+        command = [".venv/bin/python", str(script)]
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            status = process.wait(BLOCK_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = "no end in sight"
+    return process.pid, status
+
+
+def end_group(group):
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def test_commands_and_scripts_of_the_readme_run_as_printed(reader_directory, tmp_path_factory):
+    blocks = readme_blocks()
+    run = [block for block in blocks if block["reason"] is None]
+    assert {block["language"] for block in run} == {"sh", "python"}, "the README must show commands and a script that run"
+    environment = {name: value for name, value in os.environ.items() if name not in ("ORLOP_BIN_DIR", "ORLOP_SERVER", "PYTHONPATH")}
+    log, groups = tmp_path_factory.mktemp("readme") / "log", []
+    try:
+        for block in run:
+            group, status = run_block(block, reader_directory, environment, log)
+            groups.append(group)
+            assert status == 0, f"ended with {status}:\n{block['text']}\n--- printed:\n{log.read_text()}"
+    finally:
+        for group in groups:
+            end_group(group)
+
+
+def test_blocks_that_are_not_run_say_why():
+    for block in readme_blocks():
+        if block["reason"] is not None:
+            assert len(block["reason"].split()) >= 3, block["text"]
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {target for block in readme_blocks() for target in re.findall(r"^make ([a-z-]+)", block["text"], re.M)}
+    assert {"demo", "test"} <= named <= targets
+
+
+def route():
+    """Paths of the numbered list under ROUTE_HEADING."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    heading = re.search(rf"^#+ {re.escape(ROUTE_HEADING)}$(?P<section>.*?)(?=^#|\Z)", text, re.M | re.S)
+    assert heading, f"ARCHITECTURE.md has no heading '{ROUTE_HEADING}'"
+    return re.findall(r"^\d+\. `([^`]+)`", heading["section"], re.M)
+
+
+def test_one_push_is_followed_file_by_file():
+    """At most eight files from the Python optimizer to the kernel; each exists and names the next."""
+    files = route()
+    assert 2 <= len(files) <= MOST_FILES
+    assert files[0].startswith("python/orlop/") and files[-1].startswith("kernels/")
+    for here, following in zip(files, files[1:]):
+        assert following in (ROOT / here).read_text(), f"{here} does not name {following}"
+    assert (ROOT / files[-1]).is_file()
+
+
+def test_paths_that_the_documents_name_exist():
+    """Backticked paths with a folder of the repository in front."""
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"build"}
+    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"):
+        for path in re.findall(r"`([\w./-]+/[\w./-]*\w)`", (ROOT / document).read_text()):
+            if path.split("/")[0] in folders and "NAME" not in path:
+                assert (ROOT / path).exists(), f"{document} names {path}, which does not exist"

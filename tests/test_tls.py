@@ -1,0 +1,79 @@
+"""Mutual TLS: servers and clients with a certificate of the cluster's authority talk, everybody else stays outside."""
+import subprocess
+
+import grpc
+import numpy as np
+import pytest
+
+from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS
+from plain_client import ADAMW, Connections, stubs
+
+TENSORS = [tensor for tensor in SMALL_TENSORS if tensor.dtype == "F32"]
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+class Authority:
+    """A certificate authority of its own, in a directory."""
+
+    def __init__(self, directory, name):
+        self.directory, self.name = directory, name
+        self.certificate, self.key = directory / f"{name}.pem", directory / f"{name}.key"
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", self.key,
+                "-out", self.certificate)
+
+    def issue(self, name):
+        """(certificate, key) of a process on the loopback interface."""
+        certificate, key, request, extension = (self.directory / f"{self.name}-{name}.{end}" for end in ("pem", "key", "csr", "ext"))
+        extension.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
+        openssl("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key, "-CAcreateserial", "-days", "2",
+                "-extfile", extension, "-out", certificate)
+        return certificate, key
+
+
+def credentials(authority, identity=None):
+    certificate, key = (path.read_bytes() for path in identity) if identity else (None, None)
+    return grpc.ssl_channel_credentials(authority.certificate.read_bytes(), key, certificate)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls"), "cluster")
+
+
+@pytest.fixture(scope="module")
+def cluster(make_module_cluster, authority):
+    certificate, key = authority.issue("server")
+    return make_module_cluster(2, tcp=True, flags=("--tls-cert", certificate, "--tls-key", key, "--tls-ca", authority.certificate))
+
+
+def test_client_with_a_certificate_steps_through_servers_that_trust_each_other(cluster, authority):
+    known = credentials(authority, authority.issue("worker"))
+    job = cluster.job("trusted", TENSORS, shard_elements=SMALL_SHARD_ELEMENTS, credentials=known)
+    job.create()
+    job.configure()
+    job.join()
+    assert len(job.addresses()) == 2, "both servers must take part"
+    weights = {tensor.name: np.ones(tensor.shape, "<f4") for tensor in TENSORS}
+    job.load(weights)
+    assert job.step(weights, [ADAMW]).step == 1
+    assert all((array < 1).all() for array in job.pull_all().values())
+
+
+@pytest.mark.parametrize("who", ["without a certificate", "of another authority", "in plaintext"])
+def test_client_that_the_authority_does_not_know_stays_outside(cluster, authority, tmp_path, who):
+    others = {"without a certificate": lambda: credentials(authority),
+              "of another authority": lambda: credentials(authority, Authority(tmp_path, "other").issue("worker")),
+              "in plaintext": lambda: None}
+    connections = Connections(credentials=others[who]())
+    for server in cluster.servers:
+        for call, request in ((connections.admin(server.address).ListJobs, stubs().admin.ListJobsRequest()),
+                              (connections.job(server.address).JobStatus, stubs().job.JobStatusRequest(job="trusted"))):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request, timeout=60)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, caught.value
+        assert server.running()
+    connections.close()
