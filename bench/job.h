@@ -1,0 +1,45 @@
+// A job for benches: bf16 tensors of one size on private servers, loaded and joined by one worker.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "bench/processes.h"
+#include "client/client.h"
+
+namespace orlop::bench {
+
+class BenchJob {
+ public:
+  static constexpr uint64_t kTensorElements = uint64_t{1} << 22;
+
+  // Creates the job with AdamW and 8-bit state, loads weights as step 0. `bytes` of bf16, rounded
+  // up to whole tensors.
+  static absl::StatusOr<std::unique_ptr<BenchJob>> Create(int servers, uint64_t bytes,
+                                                          const std::string& memory);
+
+  absl::Status Push();  // all gradients, of the open attempt
+  absl::Status Pull();  // all weights, of the committed step
+  absl::StatusOr<v1::CommitStepResponse> Commit();
+
+  client::Session* session() { return session_.get(); }
+  client::Client* client() { return client_.get(); }
+  double ServersCpuSeconds() const { return servers_->CpuSeconds(); }
+  absl::Span<char> pushed() { return absl::MakeSpan(gradients_); }
+  absl::Span<char> pulled() { return absl::MakeSpan(weights_); }
+  uint64_t bytes() const { return gradients_.size(); }
+
+ private:
+  BenchJob() = default;
+  absl::Status Configure();
+  std::vector<client::PushPart> PushParts(const std::vector<char>& from) const;
+
+  std::unique_ptr<PrivateServers> servers_;
+  std::unique_ptr<client::Client> client_;
+  std::unique_ptr<client::Session> session_;
+  std::vector<char> gradients_, weights_;
+  std::vector<client::PullPart> pulls_;
+};
+
+}  // namespace orlop::bench

@@ -1,0 +1,89 @@
+// bench step: seconds of push, commit and pull of a 64 M-parameter job on two servers, beside bare
+// gRPC streams of the same bytes in the same rounds. `step.apply` is the servers' own time of the
+// update, which the pull waits for.
+#include <algorithm>
+#include <chrono>
+
+#include "bench/bench.h"
+#include "bench/job.h"
+#include "bench/peer.h"
+
+namespace orlop::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kServers = 2;
+constexpr uint64_t kBytes = uint64_t{2} << 26;  // 2^26 parameters of bf16
+
+// Runs `call` and tells how long it took.
+template <typename Call>
+absl::StatusOr<double> Timed(Call call) {
+  const Clock::time_point start = Clock::now();
+  if (absl::Status status = call(); !status.ok()) return status;
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+absl::StatusOr<double> SlowestApply(client::Client* client) {
+  const auto servers = client->ListServers();
+  if (!servers.ok()) return servers.status();
+  double slowest = 0;
+  for (const v1::ServerInfo& server : *servers) {
+    const auto status = client->ServerStatus(server.name());
+    if (!status.ok()) return status.status();
+    slowest = std::max(slowest, status->last_step().apply_seconds());
+  }
+  return slowest;
+}
+
+absl::Status CommitApplied(BenchJob* job) {
+  const auto committed = job->Commit();
+  if (!committed.ok()) return committed.status();
+  return committed->outcome() == v1::CommitStepResponse::APPLY
+             ? absl::OkStatus()
+             : absl::DataLossError("a step of finite gradients was not applied");
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Figure>> BenchStep(const Options& options) {
+  auto peers = BarePeers::Start(kServers);
+  if (!peers.ok()) return peers.status();
+  auto job = BenchJob::Create(kServers, kBytes, "4GiB");
+  if (!job.ok()) return job.status();
+  std::vector<double> push, commit, pull, apply, total, bare_push, bare_pull, bare_total;
+  for (int round = -1; round < options.repetitions; ++round) {
+    const absl::StatusOr<double> times[] = {
+        Timed([&] { return (*job)->Push(); }),
+        Timed([&] { return CommitApplied(job->get()); }),
+        Timed([&] { return (*job)->Pull(); }),
+        SlowestApply((*job)->client()),
+        Timed([&] { return (*peers)->Move(Wire::kGrpc, Direction::kPush, (*job)->pushed()); }),
+        Timed([&] { return (*peers)->Move(Wire::kGrpc, Direction::kPull, (*job)->pulled()); })};
+    for (const auto& time : times)
+      if (!time.ok()) return time.status();
+    if (round < 0) continue;
+    push.push_back(*times[0]);
+    commit.push_back(*times[1]);
+    pull.push_back(*times[2]);
+    apply.push_back(*times[3]);
+    total.push_back(*times[0] + *times[1] + *times[2]);
+    bare_push.push_back(*times[4]);
+    bare_pull.push_back(*times[5]);
+    bare_total.push_back(*times[4] + *times[5]);
+  }
+  const std::string both = "bare gRPC push and pull";
+  std::vector<Figure> figures = {{"step.total", "s", "lower", total, both, bare_total},
+                                 {"step.push", "s", "lower", push, "bare gRPC push", bare_push},
+                                 {"step.pull", "s", "lower", pull, "bare gRPC pull", bare_pull}};
+  const std::pair<const char*, const std::vector<double>*> parts[] = {
+      {"step.push.share", &push},
+      {"step.commit.share", &commit},
+      {"step.pull.share", &pull},
+      {"step.apply.share", &apply}};
+  for (const auto& [name, seconds] : parts)
+    figures.push_back({name, "s", "lower", *seconds, "step.total", total});
+  return figures;
+}
+
+}  // namespace orlop::bench
