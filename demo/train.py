@@ -17,6 +17,7 @@ import time
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before init_process_group, so that the end joins gloo's threads (python/orlop/workers.py says why)
 from tqdm import tqdm
 
 from demo import data, model, processes
@@ -166,9 +167,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         options.record.write_text(json.dumps(record))
     dist.barrier()  # nobody's connections end while another needs them
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # leaving torch's threads to a normal exit has ended in "terminate called without an active exception"
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its functions have the default group as default argument. Imported only by the first optimizer, after init_process_group, they keep
+    # that group and gloo's threads past destroy_process_group, and such a thread that frees a tensor while Python ends aborts the process.
+    import torch.distributed.nn.functional  # noqa: F401
+
 BUCKET_BYTES = 8 << 20  # gradients averaged and weights gathered at a time: a worker needs about three times this beside its tensors
 QUANT_BLOCK = 256
 
@@ -82,6 +87,7 @@ class Workers:
         together = dist.is_available() and dist.is_initialized()
         self.rank: int = dist.get_rank() if together else 0
         self.world_size: int = dist.get_world_size() if together else 1
+        self._gathered: list[dist.Work] = []  # kept until the next gather, so that not a thread of gloo but this one frees them
 
     @property
     def alone(self) -> bool:
@@ -149,6 +155,7 @@ class Workers:
             segments.append(segment)
         for work in pending:
             work.wait()
+        self._gathered = pending
         return segments
 
     def _device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 import signal
 
 import torch
@@ -47,3 +48,6 @@ with orlop.connect(arguments.address, job=arguments.job) as session:
     if rank == 0:
         torch.save(net.state_dict(), arguments.out)
 dist.destroy_process_group()
+threads = [task.joinpath("comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()]
+if not arguments.ddp:  # DistributedDataParallel holds the group as long as the model lives
+    assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/workers.py)
