@@ -174,6 +174,8 @@ class Optimizer(torch.optim.Optimizer):
             if self._job is not None:
                 self._load_pending([])
 
+    @torch.inference_mode(False)  # the first forward may be under it, and what is made here is written to at every step
+    @torch.no_grad()
     def attach(self, keep_weights: bool = False) -> None:
         """Joins the job now, which the first forward of a bound model or the first step otherwise does.
 
@@ -279,6 +281,8 @@ class Optimizer(torch.optim.Optimizer):
             return {"mode": "SUM", "preset": "WHOLE"}
         return {"mode": "EXACTLY_ONCE", "preset": "FLAT_SLICES", "reduced_from": workers.world_size}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _load_pending(self, parts: list[Any]) -> None:
         """A LOAD step of `parts` and of the optimizer state that load_state_dict was given."""
         if self._pending_state is not None:

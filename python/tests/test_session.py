@@ -138,3 +138,14 @@ def test_servers_end_with_a_parent_that_is_killed():
     import select
     assert select.select([descriptor], [], [], 30)[0], f"orlopd {child} outlived its parent"
     os.close(descriptor)
+
+
+def test_a_resume_whose_first_forward_is_under_inference_mode_steps_on(servers, make_net, batches):
+    for steps in (1, 2):
+        with orlop.connect(servers.address, job="inference") as session:
+            net = session.bind(make_net())
+            optimizer = orlop.AdamW(net.parameters())
+            with torch.inference_mode():
+                net(batches[0][0])
+            train_step(net, optimizer, batches[0])
+            assert session.step == steps and float(optimizer.state[net.first.weight]["step"]) == steps
