@@ -196,12 +196,16 @@ class Optimizer(torch.optim.Optimizer):
         job.track(list(self._trained))
         self._job = job
         self._stale_weights = False
-        if job.loading:
-            self._load_pending([job._weight_part(entry) for entry in job.entries])
-            if not job.workers.alone:
-                job.pull(job.entries)
-        else:
-            self._resume(job, keep_weights)
+        try:
+            if job.loading:
+                self._load_pending([job._weight_part(entry) for entry in job.entries])
+                if not job.workers.alone:
+                    job.pull(job.entries)
+            else:
+                self._resume(job, keep_weights)
+        except BaseException:
+            self._job = None  # so that the next forward or step joins again
+            raise
         if self._pusher is not None:
             self._pusher.attach(job, self._trained, lambda: session.loss_scale)
 
@@ -244,6 +248,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _match(self, job: TrainingJob) -> None:
         """Finds this optimizer's parameters among the job's tensors."""
+        self._trained, self._group_order, self._frozen = {}, [], {}  # of an attach that failed
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
                 if parameter.numel() == 0:

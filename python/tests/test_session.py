@@ -149,3 +149,19 @@ def test_a_resume_whose_first_forward_is_under_inference_mode_steps_on(servers, 
                 net(batches[0][0])
             train_step(net, optimizer, batches[0])
             assert session.step == steps and float(optimizer.state[net.first.weight]["step"]) == steps
+
+
+@pytest.mark.parametrize("method", ["join", "load"])
+def test_a_failed_attach_can_be_repeated(job, make_net, batches, monkeypatch, method):
+    net = job.bind(make_net())
+    optimizer = orlop.AdamW([{"params": net.first.parameters()}, {"params": net.second.parameters(), "lr": 0.1}])
+
+    def fail(*arguments):
+        raise orlop.Unavailable("planned")
+    with monkeypatch.context() as patch:
+        patch.setattr(orlop.job.TrainingJob, method, fail)
+        with pytest.raises(orlop.Unavailable):
+            net(batches[0][0])
+    assert not optimizer.attached
+    train_step(net, optimizer, batches[0])
+    assert job.step == 1 and torch.equal(job.get("first.weight"), net.first.weight)
