@@ -332,7 +332,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._pusher is None:
             parts, absent = job.reduce(flat, present, self._reduced)
             return job.make_step(parts, [], groups, absent, loss_scale)
-        sent, pushes = self._pusher.finish(gradients, loss_scale)
+        sent, pushes = self._pusher.finish(gradients, loss_scale, unscaled=getattr(self, "grad_scale", loss_scale) is None)
         parts = [part(index, gradient) for index, gradient in flat.items()]
         rest = job.push([p for p in parts if p[0] not in sent], loss_scale)
         absent = [index for index in self._trained if index not in gradients]

@@ -84,9 +84,13 @@ class BackwardPusher:
         self._sent[index] = (parameter.grad, parameter.grad._version)
         self._pushes.append(push)
 
-    def finish(self, gradients: dict[int, torch.Tensor], loss_scale: float) -> tuple[set[int], list[_core.Push]]:
-        """Which of these gradients are on their way already, and their pushes. None are, after an abort, if any changed since."""
-        stale = bool(self._sent) and self._scale_sent != loss_scale
+    def finish(self, gradients: dict[int, torch.Tensor], loss_scale: float,
+               unscaled: bool) -> tuple[set[int], list[_core.Push]]:
+        """Which of these gradients are on their way already, and their pushes. None are, after an abort, if any changed since.
+
+        `unscaled`: GradScaler.unscale_ changed them, which leaves their versions as they were.
+        """
+        stale = bool(self._sent) and (unscaled or self._scale_sent != loss_scale)
         for index, (sent, version) in self._sent.items():
             now = gradients.get(index)
             stale |= now is None or now.data_ptr() != sent.data_ptr() or now._version != version

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -50,6 +51,23 @@ def test_pushes_during_backward_carry_the_scale(job, make_net, batches):
         scaler.step(optimizer)  # a stale scale would warn, and warnings are errors below
         scaler.update()
         assert not optimizer.skipped
+
+
+def test_unscaled_gradients_that_were_pushed_during_backward_are_pushed_again(job, make_net, batches):
+    mine, other = make_net(), make_net()
+    job.bind(mine)
+    ours = orlop.SGD(mine.parameters(), lr=0.1, state="fp32", overlap="backward", accumulation_steps=1)
+    ours.attach()
+    for net, optimizer in ((mine, ours), (other, torch.optim.SGD(other.parameters(), lr=0.1))):
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        scaler.scale(loss_of(net, batches[0])).backward()
+        scaler.unscale_(optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the second push
+            scaler.step(optimizer)
+        scaler.update()
+    for ours, theirs in zip(mine.parameters(), other.parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 pytestmark = pytest.mark.filterwarnings("error:a gradient changed")
