@@ -4,7 +4,10 @@ import subprocess
 import grpc
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
+import orlop
 from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS
 from plain_client import ADAMW, Connections, stubs
 
@@ -77,3 +80,15 @@ def test_client_that_the_authority_does_not_know_stays_outside(cluster, authorit
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, caught.value
         assert server.running()
     connections.close()
+
+
+def test_python_session_exports(cluster, authority, tmp_path, monkeypatch, bin_dir):
+    monkeypatch.setenv("ORLOP_BIN_DIR", str(bin_dir))
+    certificate, key = authority.issue("trainer")
+    with orlop.connect(cluster.servers[0].address, job="exported", tls_cert=str(certificate), tls_key=str(key),
+                       tls_ca=str(authority.certificate)) as session:
+        net = session.bind(torch.nn.Linear(3, 2))
+        orlop.AdamW(net.parameters(), session=session).attach()
+        session.export(tmp_path / "model.safetensors")
+    exported = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert exported.keys() == net.state_dict().keys() and torch.equal(exported["weight"], net.weight)

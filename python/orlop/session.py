@@ -54,12 +54,14 @@ class Session:
     1
     """
 
-    def __init__(self, client: _core.Client, address: str, job: str, servers: LocalServers | None = None) -> None:
+    def __init__(self, client: _core.Client, address: str, job: str, servers: LocalServers | None = None,
+                 tls: tuple[str, str, str] = ("", "", "")) -> None:
         self.job = job
         self.address = address
         self.loss_scale = 1.0  # what orlop.GradScaler last multiplied a loss by
         self._client: _core.Client | None = client
         self._servers = servers
+        self._tls = tls  # certificate, key, authority
         self._model: torch.nn.Module | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._owner: weakref.ref[Optimizer] | None = None
@@ -195,8 +197,9 @@ class Session:
             buffers = [entry for entry in job.matching(names.of_model(self._model)) if entry.is_buffer]
             if buffers:
                 job.store(buffers)
+        tls = [word for flag, path in zip(("--tls-cert", "--tls-key", "--tls-ca"), self._tls) if path for word in (flag, path)]
         Workers().run_first(lambda: subprocess.run(
-            [find_binary("orlop"), "--server", self.address, "export", self.job, "--to", str(path), "--dtype", dtype],
+            [find_binary("orlop"), "--server", self.address, *tls, "export", self.job, "--to", str(path), "--dtype", dtype],
             check=True, stdout=subprocess.DEVNULL))
 
     def close(self) -> None:
@@ -286,7 +289,7 @@ def connect(address: str, *, job: str = "default", tls_cert: str = "", tls_key: 
     0
     """
     client = _core.Client.connect(address, certificate=tls_cert, key=tls_key, authority=tls_ca, timeout_seconds=timeout_seconds)
-    return Session(client, address, job)
+    return Session(client, address, job, tls=(tls_cert, tls_key, tls_ca))
 
 
 def local(directory: str | Path | None = None, servers: int = 1, memory: str = "4GiB", *, job: str = "default",
