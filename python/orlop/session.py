@@ -32,6 +32,20 @@ def default_session() -> Session:
     return _opened[-1]
 
 
+class _ForwardHook:
+    """Stays in a bound model. Copies and pickles of the model get one that does nothing."""
+
+    def __init__(self, session: Session | None) -> None:
+        self._session = session
+
+    def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
+        if self._session is not None:
+            self._session._before_forward()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ForwardHook, (None,)
+
+
 class Session:
     """A job on a cluster of servers, as one worker sees it. Made by :func:`orlop.local` and :func:`orlop.connect`.
 
@@ -90,7 +104,7 @@ class Session:
         if self._hook is not None:
             self._hook.remove()
         self._model = model
-        self._hook = model.register_forward_pre_hook(lambda module, inputs: self._before_forward())
+        self._hook = model.register_forward_pre_hook(_ForwardHook(self))
         return model
 
     def store(self, model: torch.nn.Module) -> int:

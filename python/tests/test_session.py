@@ -1,4 +1,5 @@
 import concurrent.futures
+import copy
 import os
 import subprocess
 import sys
@@ -165,3 +166,14 @@ def test_a_failed_attach_can_be_repeated(job, make_net, batches, monkeypatch, me
     assert not optimizer.attached
     train_step(net, optimizer, batches[0])
     assert job.step == 1 and torch.equal(job.get("first.weight"), net.first.weight)
+
+
+def test_a_bound_model_can_be_pickled_and_copied(job, make_net, batches, tmp_path):
+    net = job.bind(make_net())
+    optimizer = orlop.AdamW(net.parameters())
+    torch.save(net, tmp_path / "net.pt")
+    for other in (torch.load(tmp_path / "net.pt", weights_only=False), copy.deepcopy(net)):
+        other(batches[0][0])
+        assert not optimizer.attached
+    train_step(net, optimizer, batches[0])
+    torch.save(net, tmp_path / "net.pt")
