@@ -75,10 +75,16 @@ def check_available(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     except NotFound:
         raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: these servers have no job {session.job!r}; "
                          f"jobs here: {', '.join(job['job'] for job in session.client.list_jobs()) or 'none'}") from None
-    if (where["job"], where["step"]) != (session.job, status["committed_step"]):
+    later = status["committed_step"] > where["step"] and _count_of_updates(state_dict) == sum(
+        tensor["applied_count"] for tensor in session.client.list_tensors(session.job))  # steps that set buffers, as close() makes
+    if where["job"] != session.job or status["committed_step"] != where["step"] and not later:
         offer = f", and a rollback to step {status['rollback_step']}" if "rollback_step" in status else ""
         raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: available is job {session.job!r} at step "
                          f"{status['committed_step']}{offer}. state_dict(full=True) makes copies that can be loaded anywhere")
+
+
+def _count_of_updates(state_dict: dict[str, Any]) -> int:
+    return sum(int(state.get("step", 0)) for state in state_dict["state"].values())
 
 
 def parts(optimizer: Optimizer, job: TrainingJob, state_dict: dict[str, Any]) -> list[Part]:

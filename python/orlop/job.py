@@ -111,6 +111,22 @@ class TrainingJob:
         self.pull(entries)
         return self.step
 
+    def store_alone(self, entries: list[Entry]) -> None:
+        """A LOAD step of those that are not the servers', by this rank as the only contributor: the others may have left already.
+
+        Nothing happens if newer contributors have the job.
+        """
+        held = [torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype) for entry in entries]
+        self.core.pull([(self.index_of[id(entry.tensor)], "weight", DTYPE_NAMES[room.dtype], None, room.view(-1), None)
+                        for entry, room in zip(entries, held)], latest=True)
+        changed = [entry for entry, room in zip(entries, held) if not torch.equal(room, entry.tensor.detach().cpu())]
+        if not changed or self.core.status()["generation"] != self.core.state["generation"]:
+            return
+        generation = self.core.start_generation(1, self.step)
+        self.core.join(generation, 0, 1, {"mode": "EXACTLY_ONCE", "preset": "WHOLE"}, self.step)
+        self.core.set_state([self._weight_part(entry) for entry in changed])
+        self.core.commit(load=True)
+
     def load(self, parts: list[Part]) -> None:
         """A LOAD step of any slots, sent by rank 0. What it does not set keeps its bits."""
         self.workers.run_first(lambda: self.core.set_state(parts))

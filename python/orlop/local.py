@@ -60,6 +60,11 @@ class LocalServers:
             self.stop()
             raise
 
+    @property
+    def running(self) -> bool:
+        """Whether all of them run."""
+        return all(child.poll() is None for child in self._children)
+
     def stop(self) -> None:
         """Ends the servers; their state is on disk afterwards."""
         for child in self._children:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+import warnings
 import weakref
 from pathlib import Path
 from types import TracebackType
@@ -217,7 +218,30 @@ class Session:
             check=True, stdout=subprocess.DEVNULL))
 
     def close(self) -> None:
-        """Ends the session, and its servers if they are its own: they write the job to disk first."""
+        """Ends the session, and its servers if they are its own: they write the job to disk first.
+
+        Buffers of the bound model (BatchNorm's statistics) that are not the servers' are stored before, from rank 0, as a step of
+        their own, so that the next run gets them back with the weights. A ``with`` block left by an exception, and a process that is
+        killed, store none: the next run gets those of the last close, :meth:`store` or :meth:`export`.
+        """
+        try:
+            self._store_buffers()
+        except Exception as error:  # the weights are safe, and closing goes on
+            warnings.warn(f"the model's buffers could not be stored: {error}", stacklevel=2)
+        finally:
+            self._end()
+
+    def _store_buffers(self) -> None:
+        job = self._training
+        if job is None or self._model is None or not job.joined or job.loading:
+            return
+        if self._servers is not None and not self._servers.running:
+            return
+        buffers = [entry for entry in names.of_model(self._model) if entry.is_buffer]
+        if buffers and job.workers.rank == 0:
+            job.store_alone(job.matching(buffers))
+
+    def _end(self) -> None:
         if self in _opened:
             _opened.remove(self)
         if self._hook is not None:
@@ -232,7 +256,10 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            self._end()
 
     # What the optimizer calls.
 

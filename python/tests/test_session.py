@@ -177,3 +177,41 @@ def test_a_bound_model_can_be_pickled_and_copied(job, make_net, batches, tmp_pat
         assert not optimizer.attached
     train_step(net, optimizer, batches[0])
     torch.save(net, tmp_path / "net.pt")
+
+
+def batch_norm_step(net, optimizer):
+    optimizer.zero_grad()
+    net(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+
+
+def batch_norm_net():
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+
+
+def test_buffers_of_a_clean_close_come_back_and_a_plain_state_dict_still_fits(tmp_path):
+    net = batch_norm_net()
+    with orlop.local(directory=tmp_path, memory="256MiB") as session:
+        session.bind(net)
+        optimizer = orlop.AdamW(net.parameters())
+        for _ in range(3):
+            batch_norm_step(net, optimizer)
+        saved = optimizer.state_dict()
+    for _ in range(2):  # the second time nothing has changed, and no step is made
+        with orlop.local(directory=tmp_path, memory="256MiB") as session:
+            other = session.bind(batch_norm_net()).eval()
+            optimizer = orlop.AdamW(other.parameters())
+            optimizer.load_state_dict(saved)
+            other(torch.randn(8, 4))
+            assert session.step == 4
+            for name, value in net.state_dict().items():
+                assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_an_exception_stores_no_buffers(servers):
+    with pytest.raises(ArithmeticError), orlop.connect(servers.address, job="left") as session:
+        net = session.bind(batch_norm_net())
+        batch_norm_step(net, orlop.AdamW(net.parameters()))
+        raise ArithmeticError
+    with orlop.connect(servers.address, job="left") as session:
+        assert session.step == 1 and session.get("1.num_batches_tracked").item() == 0
