@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from . import _core
-from .errors import Aborted, EditedWeights, FailedPrecondition
+from .errors import Aborted, EditedWeights, FailedPrecondition, Unavailable
 from .names import DTYPE_NAMES, Entry
 from .workers import Bucket, Workers
 
 Part = tuple[int, str, str, "tuple[int, int] | None", torch.Tensor, "int | None"]
 
 STEP_TRIES = 8  # attempts of one step that servers may give up (restarts) before the error is the caller's
+SETTLE_SECONDS = 60.0  # how long a decision under way, or a recovery, may keep us from knowing what became of a step
 
 
 def part(index: int, tensor: torch.Tensor, slot: str = "", flat: tuple[int, int] | None = None,
@@ -22,6 +24,15 @@ def part(index: int, tensor: torch.Tensor, slot: str = "", flat: tuple[int, int]
     """What the client sends or fills: `tensor` must be contiguous host memory for a pull; for a push it is made so."""
     host = tensor.detach().contiguous().cpu().view(-1)
     return index, slot, DTYPE_NAMES[tensor.dtype], flat, host, applied_count
+
+
+@dataclass
+class Begun:
+    """A step that began and whose weights are not known to be here."""
+
+    gradients: dict[int, tuple[torch.Tensor, int]] | None  # with their versions; None: others have taken their place
+    decision: dict[str, Any] | None = None                 # once known to be committed
+    pulled: bool = False
 
 
 class TrainingJob:
@@ -53,6 +64,8 @@ class TrainingJob:
         self._layout: dict[str, Any] = {}
         self._seen_versions: dict[int, tuple[int, int]] = {}
         self._buckets: list[Bucket] = []
+        self._open: int | None = None  # step or load whose commit was not seen: something may be staged, or it may be committed
+        self._begun: Begun | None = None
 
     @property
     def step(self) -> int:
@@ -129,8 +142,12 @@ class TrainingJob:
 
     def load(self, parts: list[Part]) -> None:
         """A LOAD step of any slots, sent by rank 0. What it does not set keeps its bits."""
+        if self.workers.any_of([self._open is not None])[0]:
+            self._settle()
+        self._open = self.step + 1
         self.workers.run_first(lambda: self.core.set_state(parts))
-        self.core.commit(load=True)
+        self.workers.together(lambda: self.core.commit(load=True))
+        self._open = None
 
     def _weight_part(self, entry: Entry) -> Part:
         index, tensor = self.index_of[id(entry.tensor)], entry.tensor
@@ -149,10 +166,87 @@ class TrainingJob:
                     f"parameter {entry.name!r} was changed outside the optimizer, and the servers do not know: call "
                     "session.store(model) after an edit (load_state_dict, clamping) to keep it", {"tensor": entry.name})
 
-    def present(self, gradients: dict[int, torch.Tensor]) -> set[int]:
-        """Tensors that some rank has a gradient for, as manifest indexes."""
+    def survey(self, gradients: dict[int, torch.Tensor]) -> tuple[set[int], bool, bool]:
+        """What the ranks have together: tensors with a gradient on some, as manifest indexes; whether some rank has a call before to
+        :meth:`catch_up` with; whether gradients of some rank are others than those of the step begun last."""
         tracked = list(self._seen_versions)
-        return {index for index, some in zip(tracked, self.workers.any_of([index in gradients for index in tracked])) if some}
+        changed, stopped, *some = self.workers.any_of(
+            [not self._tried(gradients), self._open is not None or self._begun is not None, *(index in gradients for index in tracked)])
+        return {index for index, there in zip(tracked, some) if there}, stopped, changed
+
+    # After a call that raised. Every rank is in the same place: make_step, load and pull_tracked raise on all ranks or on none. Ctrl-C
+    # in a collective is another matter: then the process group is out of step, and the processes start again.
+
+    def begin(self, gradients: dict[int, torch.Tensor]) -> None:
+        """From here to :meth:`finish` a step may be left half made."""
+        self._open = self.step + 1
+        self._begun = Begun({index: (gradient, gradient._version) for index, gradient in gradients.items()})
+
+    def finish(self) -> None:
+        self._begun = None
+
+    def forget_gradients(self) -> None:
+        """The gradients of a step that raised are wanted no more; those that come are new."""
+        if self._begun is not None:
+            self._begun.gradients = None
+
+    def _tried(self, gradients: dict[int, torch.Tensor]) -> bool:
+        """Whether these are the gradients of the step begun last."""
+        tried = self._begun.gradients if self._begun is not None else None
+        return tried is not None and tried.keys() == gradients.keys() and all(
+            gradient.data_ptr() == tried[index][0].data_ptr() and gradient._version == tried[index][1]
+            for index, gradient in gradients.items())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a call raised before it knew of its commit: :meth:`catch_up` or the next load ends the attempt."""
+        return self._open is not None
+
+    @property
+    def behind(self) -> bool:
+        """Whether the weights here may not be those of the last step."""
+        return self._open is not None or self._begun is not None and not self._begun.pulled
+
+    def catch_up(self) -> dict[str, Any] | None:
+        """Ends what a call that raised left half made, on all ranks at once. The decision of the step begun last, if it was committed;
+        its weights are here then. If not, nothing of it is left."""
+        self._settle()
+        if self._begun is None:
+            return None
+        if not self._begun.pulled:
+            self.pull_tracked()
+            self._begun.pulled = True
+        return self._begun.decision
+
+    def _settle(self) -> None:
+        decision = self.workers.run_first(self._end_open)
+        if not self.workers.alone:
+            self.workers.together(self.core.refresh)
+        self._open = None
+        if self._begun is not None and self._begun.decision is None:
+            self._begun.decision = decision
+            if decision is None:
+                self._begun = None
+
+    def _end_open(self) -> dict[str, Any] | None:
+        """The decision of the open step, if it was committed after all; else the attempt is aborted."""
+        if self._open is None:
+            return self._begun.decision if self._begun is not None else None
+        until = time.monotonic() + SETTLE_SECONDS
+        while True:
+            self.core.refresh()
+            if self.step >= self._open:
+                return self.core.status()["last_decision"]
+            error = Unavailable("the job is recovering, and what became of the last step is not known yet")
+            if self.core.state["attempt"] != 0:  # 0: recovering
+                try:
+                    self.core.abort("a call before raised")
+                    return None
+                except FailedPrecondition as refused:  # decided: the commit is about to come
+                    error = refused
+            if time.monotonic() > until:
+                raise error
+            time.sleep(0.02)
 
     def reduce(self, gradients: dict[int, torch.Tensor], present: set[int], reduced: bool) -> tuple[list[Part], list[int]]:
         """What this rank pushes, and which of its tensors nobody has a gradient for, as manifest indexes.
@@ -187,8 +281,16 @@ class TrainingJob:
                   loss_scale: float) -> dict[str, Any]:
         """Pushes (what `pushes` did not bring already), commits, and answers the decision. Redoes attempts that servers gave up.
 
-        `parts` is everything this rank contributes, for the redo.
+        `parts` is everything this rank contributes, for the redo. Raises on every rank if it does on one.
         """
+        decision = self.workers.together(lambda: self._make_step(parts, pushes, groups, absent, loss_scale))
+        if self._begun is not None:
+            self._begun.decision = decision
+        self._open = None
+        return decision
+
+    def _make_step(self, parts: list[Part], pushes: list[_core.Push], groups: list[dict[str, float]], absent: list[int],
+                   loss_scale: float) -> dict[str, Any]:
         target = self.step + 1
         for tries in range(STEP_TRIES):
             try:
@@ -227,11 +329,13 @@ class TrainingJob:
             inside.append((self.index_of[id(entry.tensor)], "weight", DTYPE_NAMES[room.dtype], None, room.view(-1), None))
             if room is not tensor:
                 copies.append((tensor, room))
-        if inside:
-            self.core.pull(inside)
-        for tensor, room in copies:
-            tensor.copy_(room)
-        self._written([entry.tensor for entry in entries])
+        try:
+            if inside:
+                self.core.pull(inside)
+            for tensor, room in copies:
+                tensor.copy_(room)
+        finally:  # a pull that fails may have written some
+            self._written([entry.tensor for entry in entries])
 
     def pull_tracked(self) -> None:
         """The committed weights of the trained parameters: each rank fetches its slices, the group passes them round."""
@@ -241,18 +345,32 @@ class TrainingJob:
             self.seconds["pull"] = time.perf_counter() - start
             return
         self.seconds |= {"pull": 0.0, "gather": 0.0}
+        errors: list[Exception] = []
         for bucket in self._buckets:
-            self._pull_bucket(bucket)
+            self._pull_bucket(bucket, errors)
         self._written([self.entries[index].tensor for index in self._seen_versions])
 
-    def _pull_bucket(self, bucket: Bucket) -> None:
+        def check() -> None:
+            if errors:
+                raise errors[0]
+        self.workers.together(check)
+
+    def _pull_bucket(self, bucket: Bucket, errors: list[Exception]) -> None:
+        """A pull that fails goes to `errors`, and the slices here stay what they are: the other ranks wait in the gather."""
         start = time.perf_counter()
         rank = self.workers.rank
         own = torch.empty(bucket.sizes[rank], dtype=bucket.dtype)
         parts = [(piece.index, "weight", DTYPE_NAMES[bucket.dtype], (piece.begin, piece.end - piece.begin),
                   own[piece.offset:piece.offset + piece.end - piece.begin], None) for piece in bucket.segments[rank]]
-        if parts:
-            self.core.pull(parts)
+        try:
+            if parts and not errors:
+                self.core.pull(parts)
+        except Exception as error:
+            errors.append(error)
+        if errors:
+            for piece in bucket.segments[rank]:
+                flat = self.entries[piece.index].tensor.detach().reshape(-1)
+                own[piece.offset:piece.offset + piece.end - piece.begin].copy_(flat[piece.begin:piece.end])
         pulled = time.perf_counter()
         for pieces, segment in zip(bucket.segments, self.workers.gather(bucket, own)):
             for piece in pieces:

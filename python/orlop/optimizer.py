@@ -89,6 +89,11 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters without gradient are left alone, as in torch. A gradient that is not finite makes the whole job skip the step.
 
+        It can be called again after it raised, with several processes on all of them (Ctrl-C excepted: it can part the processes). The
+        call first brings the weights of the last committed step. If the step that raised was committed after all and the gradients are
+        the same still, it is done; otherwise a step with the gradients of now is made. So a step that is repeated counts once, and new
+        gradients always count. A bound model's forward brings the weights, too (with several processes: one that records gradients).
+
         Raises
         ------
         orlop.EditedWeights
@@ -107,26 +112,40 @@ class Optimizer(torch.optim.Optimizer):
         job.seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
         loss_scale = self._loss_scale_of_step()
         gradients = self._gradients()
-        present = job.present(gradients)
-        decision = self._commit(job, gradients, present, loss_scale)
-        self.grad_norm = decision["gradient_norm"]
-        self.skipped = decision["outcome"] == "SKIP"
+        present, stopped, changed = job.survey(gradients)
+        if stopped and self._catch_up(job) and not changed:
+            job.finish()
+            return
+        job.begin(gradients)
+        self._note(self._commit(job, gradients, present, loss_scale))
         if not self.skipped:
             for index in present:
                 self.state[self._trained[index]]["step"] += 1
             job.pull_tracked()
+        job.finish()
         self._last_end = time.perf_counter()
         self.timings = job.seconds | {"total": self._last_end - begin}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; gradients pushed during backward and not committed are taken back."""
         self.take_back("zero_grad")
+        if self._job is not None:
+            self._job.forget_gradients()
         super().zero_grad(set_to_none)
 
     def take_back(self, reason: str) -> None:
         """Drops what was pushed during backward and not committed, if anything was. `reason` is for the servers' logs."""
-        if self._pusher is not None:
+        if self._pusher is not None and self._job is not None and self._job.is_open:
+            self._pusher.drop()  # the attempt ends anyway
+        elif self._pusher is not None:
             self._pusher.abort(reason)
+
+    def before_forward(self) -> None:
+        """Joins, or brings the weights that a step which raised did not."""
+        if not self.attached:
+            self.attach()
+        elif self._job.behind and (self._job.workers.alone or torch.is_grad_enabled()):  # one rank may evaluate by itself
+            self._catch_up(self._job)
 
     def last_backward(self) -> AbstractContextManager[None]:
         """Around the last backward of a step: with ``overlap="backward"`` its gradients are pushed as they arrive."""
@@ -231,11 +250,14 @@ class Optimizer(torch.optim.Optimizer):
                 print(f"orlop: job {job.core.job} exists: its weights of step {job.step} are in the model now"
                       + ("; this first gradient belongs to other weights and is dropped (session.bind(model) avoids that)"
                          if self._stale_weights else ""), flush=True)
+        self._read_counts(job)
+        if self._pending_state is not None:
+            self._load_pending([])
+
+    def _read_counts(self, job: TrainingJob) -> None:
         counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.core.job)}
         for index, parameter in self._trained.items():
             self.state[parameter]["step"] = torch.tensor(float(counts.get(index, 0)))
-        if self._pending_state is not None:
-            self._load_pending([])
 
     def _check_named(self, entries: list[names.Entry]) -> None:
         known = {id(entry.tensor) for entry in entries}
@@ -306,6 +328,21 @@ class Optimizer(torch.optim.Optimizer):
             raise Superseded(_SUPERSEDED)
         self._job.check_unedited()
         return self._job
+
+    @torch.no_grad()
+    def _catch_up(self, job: TrainingJob) -> bool:
+        """Ends what a call that raised left half made; whether that was a step which is committed."""
+        if job.behind:
+            self.take_back("a call before raised")
+        decision = job.catch_up()
+        if decision is not None:
+            self._note(decision)
+            self._read_counts(job)
+        return decision is not None
+
+    def _note(self, decision: dict[str, Any]) -> None:
+        self.grad_norm = decision["gradient_norm"]
+        self.skipped = decision["outcome"] == "SKIP"
 
     def _loss_scale_of_step(self) -> float:
         scale = getattr(self, "grad_scale", None)

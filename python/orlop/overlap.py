@@ -103,13 +103,17 @@ class BackwardPusher:
 
     def abort(self, reason: str) -> None:
         """Takes back what was sent for the open attempt, if anything was."""
-        if self._sent:
+        was_sent = bool(self._sent)
+        self.drop()
+        if was_sent:
             assert self._job is not None
-            for push in self._pushes:
-                push.cancel()
-            self._pushes = []  # waits until no gradient is read any more
             self._job.core.abort(reason)
-        self._reset()
+
+    def drop(self) -> None:
+        """Forgets what was sent, where somebody else aborts the attempt."""
+        for push in self._pushes:
+            push.cancel()
+        self._reset()  # waits until no gradient is read any more
 
     def _reset(self) -> None:
         self._counts, self._sent, self._pushes = {}, {}, []

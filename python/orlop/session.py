@@ -293,8 +293,8 @@ class Session:
 
     def _before_forward(self) -> None:
         optimizer = self.optimizer
-        if optimizer is not None and not optimizer.attached:
-            optimizer.attach()
+        if optimizer is not None:
+            optimizer.before_forward()
 
 
 def connect(address: str, *, job: str = "default", tls_cert: str = "", tls_key: str = "", tls_ca: str = "",

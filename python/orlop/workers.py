@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .errors import Aborted
+
 if dist.is_available():
     # Its functions have the default group as default argument. Imported only by the first optimizer, after init_process_group, they keep
     # that group and gloo's threads past destroy_process_group, and such a thread that frees a tensor while Python ends aborts the process.
@@ -114,6 +116,22 @@ class Workers:
         result, error = self.agree(outcome)
         if error is not None:
             raise error
+        return result
+
+    def together(self, action: Any) -> Any:
+        """`action()`'s result, once it succeeded on every rank. If it raised on some, every rank raises: none is left in a collective."""
+        if self.alone:
+            return action()
+        result, error = None, None
+        try:
+            result = action()
+        except Exception as raised:
+            error = raised
+        (failed,) = self.any_of([error is not None])
+        if error is not None:
+            raise error
+        if failed:
+            raise Aborted("another rank could not do its part; its error says why")
         return result
 
     def any_of(self, flags: list[bool]) -> list[bool]:

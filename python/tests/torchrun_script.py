@@ -19,6 +19,7 @@ parser.add_argument("--ddp", action="store_true")
 parser.add_argument("--overlap", action="store_true")
 parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push rank 1 kills itself")
 parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
+parser.add_argument("--fault", help="call of rank 1 that fails once, in step 3: push, commit, answer (of a commit made) or pull")
 arguments = parser.parse_args()
 
 dist.init_process_group("gloo")
@@ -29,7 +30,26 @@ model = torch.nn.parallel.DistributedDataParallel(net) if arguments.ddp else net
 generator = torch.Generator().manual_seed(7)
 batches = list(zip(torch.randn(6, 16, 64, generator=generator), torch.randn(6, 16, 8, generator=generator)))
 
-with orlop.connect(arguments.address, job=arguments.job) as session:
+
+class Faulty:
+    """A core whose next call of the kind that --fault names fails."""
+
+    def __init__(self, core):
+        self.core, self.failed = core, False
+
+    def __getattr__(self, name):
+        if self.failed or name != {"push": "push_async", "answer": "commit"}.get(arguments.fault, arguments.fault):
+            return getattr(self.core, name)
+
+        def fail(*args, **kwargs):
+            self.failed = True
+            if arguments.fault == "answer":
+                self.core.commit(*args, **kwargs)
+            raise orlop.Unavailable("injected")
+        return fail
+
+
+with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if arguments.fault else 60) as session:
     session.bind(model)
     options = {"overlap": "backward", "accumulation_steps": 1} if arguments.overlap else {}
     optimizer = orlop.AdamW(model.parameters(), lr=0.01, state="fp32", max_norm=1.0, **options)
@@ -44,7 +64,15 @@ with orlop.connect(arguments.address, job=arguments.job) as session:
             loss_of(model, (y @ x.new_ones(8, 64), y)).backward()
         optimizer.zero_grad()
         loss_of(model, (x[share], y[share])).backward()
-        optimizer.step()
+        if arguments.fault and session.step == 3 and rank == 1:
+            optimizer._job.core = Faulty(optimizer._job.core)
+        step = session.step
+        try:
+            optimizer.step()
+            assert not (arguments.fault and step == 3), "the fault went unnoticed on this rank"
+        except orlop.Error:
+            assert arguments.fault and step == 3
+            optimizer.step()
     if rank == 0:
         torch.save(net.state_dict(), arguments.out)
 dist.destroy_process_group()
