@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -13,7 +15,8 @@ from pathlib import Path
 from .errors import Unavailable
 from .workers import Workers
 
-STOP_SECONDS = 120.0  # a graceful stop writes all state to disk
+STOP_SECONDS = 120.0  # for servers whose state nobody wants any more
+QUIET_SECONDS = 2.0  # a longer wait for servers that write their state says so
 
 
 def find_binary(name: str) -> str:
@@ -39,7 +42,8 @@ class LocalServers:
     memory : str
         Budget of each, e.g. ``"4GiB"``.
     start_seconds : float
-        How long they may take to become ready; reading back a large job takes time.
+        How long servers of a run before may take to leave the directory, and then these to become ready; reading back a large job
+        takes time.
     """
 
     def __init__(self, directory: str | Path | None, servers: int, memory: str, start_seconds: float) -> None:
@@ -48,11 +52,15 @@ class LocalServers:
         self._sockets = tempfile.TemporaryDirectory(prefix="orlop-")  # short: a socket's path has 107 bytes at most
         self._data = Path(directory).resolve() if directory is not None else Path(self._sockets.name) / "data"
         self._data.mkdir(parents=True, exist_ok=True)
+        self._keeps = directory is not None
         self._children: list[subprocess.Popen[bytes]] = []
         self._check_count(servers)
         self.addresses = [f"unix:{self._sockets.name}/{index}.sock" for index in range(servers)]
         peers = ",".join(f"s{index}={address}" for index, address in enumerate(self.addresses))
+        deadline = time.monotonic() + start_seconds
         try:
+            for index in range(servers):
+                self._wait_unlocked(index, deadline)
             for index, address in enumerate(self.addresses):
                 self._children.append(self._start(index, address, peers, memory))
             self._wait_ready(time.monotonic() + start_seconds)
@@ -66,14 +74,18 @@ class LocalServers:
         return all(child.poll() is None for child in self._children)
 
     def stop(self) -> None:
-        """Ends the servers; their state is on disk afterwards."""
+        """Ends the servers; the state in a given directory is on disk afterwards, however long that takes. Ctrl-C leaves them to it."""
         for child in self._children:
             child.terminate()
-        for child in self._children:
+        for index, child in enumerate(self._children):
             try:
-                child.wait(STOP_SECONDS)
+                child.wait(QUIET_SECONDS if self._keeps else STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                child.kill()
+                if self._keeps:
+                    print(f"orlop: server s{index} (process {child.pid}) is writing its state to {self._data / f's{index}'}; "
+                          "waiting until it has", file=sys.stderr, flush=True)
+                else:
+                    child.kill()
                 child.wait()
         self._children = []
         self._sockets.cleanup()
@@ -82,6 +94,24 @@ class LocalServers:
         there = len(list(self._data.glob("s[0-9]*/")))
         if there not in (0, servers):
             raise ValueError(f"{self._data} was written by {there} servers; servers={servers} cannot read it")
+
+    def _wait_unlocked(self, index: int, deadline: float) -> None:
+        """Waits for a server of a run before, which may still be writing its state. Past `deadline` the new server says who has it."""
+        lock = self._data / f"s{index}" / "LOCK"
+        if not lock.exists():
+            return
+        quiet_until = time.monotonic() + QUIET_SECONDS
+        with open(lock) as file:
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return  # closing it unlocks
+                except BlockingIOError:
+                    if time.monotonic() > quiet_until:
+                        print(f"orlop: waiting for process {lock.read_text().strip()}, which still has {lock.parent} (a server that is "
+                              "writing its state, or another run)", file=sys.stderr, flush=True)
+                        quiet_until = deadline
+                    time.sleep(0.02)
 
     def _start(self, index: int, address: str, peers: str, memory: str) -> subprocess.Popen[bytes]:
         data = self._data / f"s{index}"
