@@ -31,6 +31,15 @@ v1::ErrorDetail::Reason ReasonOf(const absl::Status& status, const step::Positio
   }
 }
 
+bool IsUnexplained(const absl::Status& status) {
+  return status.code() == absl::StatusCode::kFailedPrecondition &&
+         DetailOf(status).reason() == v1::ErrorDetail::REASON_UNSPECIFIED;
+}
+
+bool HasNotFormed(uint64_t generation, const step::Position& position) {
+  return generation > static_cast<uint64_t>(position.generation);
+}
+
 }  // namespace
 
 absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Position& position) {
@@ -46,6 +55,27 @@ absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Posi
         v1::ErrorDetail::STALE_GENERATION);
   }
   return absl::OkStatus();
+}
+
+absl::Status ExplainCommit(absl::Status status, const v1::CommitStepRequest& request,
+                           const step::Position& position) {
+  if (!IsUnexplained(status) || !HasNotFormed(request.generation(), position)) return status;
+  return MakeError(status.code(), std::string(status.message()), v1::ErrorDetail::STALE_GENERATION);
+}
+
+absl::Status ExplainAbort(absl::Status status, const v1::AbortStepRequest& request,
+                          const step::Position& position) {
+  if (!IsUnexplained(status)) return status;
+  const bool is_open = request.generation() == static_cast<uint64_t>(position.generation) &&
+                       request.step() == position.committed_step + 1 &&
+                       request.attempt() == static_cast<uint64_t>(position.attempt);
+  v1::ErrorDetail::Reason reason = v1::ErrorDetail::WRONG_STEP;
+  if (HasNotFormed(request.generation(), position)) {
+    reason = v1::ErrorDetail::STALE_GENERATION;
+  } else if (request.step() == position.committed_step || is_open) {
+    reason = v1::ErrorDetail::DECIDED;
+  }
+  return MakeError(status.code(), std::string(status.message()), reason);
 }
 
 absl::Status WithPosition(absl::Status status, const step::Position& position,

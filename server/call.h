@@ -17,11 +17,21 @@ inline Wait WaitOf(grpc::ServerContext* context) {
           [context] { return context->IsCancelled(); }};
 }
 
-// Adds where the job stands and a reason to the machine's error, so that callers branch on fields.
 // FailedPrecondition (STALE_EPOCH, STALE_GENERATION) if the caller speaks of an epoch or generation
 // that is over; 0: not checked.
 absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Position& position);
 
+// The reasons that a step's own numbers give a FailedPrecondition of the machine; other errors, and
+// those with a reason, stay as they are.
+//   CommitStep  STALE_GENERATION: one that has not formed
+//   AbortStep   STALE_GENERATION; DECIDED: the last committed step, or the open attempt, which can
+//               only have been refused for that; WRONG_STEP: any other step or attempt
+absl::Status ExplainCommit(absl::Status status, const v1::CommitStepRequest& request,
+                           const step::Position& position);
+absl::Status ExplainAbort(absl::Status status, const v1::AbortStepRequest& request,
+                          const step::Position& position);
+
+// Adds where the job stands and a reason to the machine's error, so that callers branch on fields.
 absl::Status WithPosition(absl::Status status, const step::Position& position,
                           const std::string& job);
 

@@ -454,7 +454,9 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
                              std::string(answer.status().message()),
                              v1::ErrorDetail::HYPER_PARAMETERS));
   }
-  if (!answer.ok()) return explain(answer.status());
+  if (!answer.ok()) {
+    return explain(ExplainCommit(answer.status(), *request, (*job)->Status().position));
+  }
   if (answer->decision != nullptr) FillCommitted(*answer->decision, response);
   response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
   response->set_reached(v1::DURABILITY_MEMORY);
@@ -478,8 +480,11 @@ grpc::Status JobService::AbortStep(grpc::ServerContext* context,
   abort.step = request->step();
   abort.attempt = static_cast<int64_t>(request->attempt());
   absl::StatusOr<step::Answer> answer = (*job)->Abort(abort, WaitOf(context));
-  if (!answer.ok())
-    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
+  if (!answer.ok()) {
+    const step::Position position = (*job)->Status().position;
+    return ToGrpc(
+        WithPosition(ExplainAbort(answer.status(), *request, position), position, request->job()));
+  }
   {
     MutexLock lock(&mutex_);
     abort_reasons_[request->job()] = request->reason();

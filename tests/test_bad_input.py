@@ -294,6 +294,27 @@ def test_push_of_another_attempt_generation_or_epoch_is_refused(job):
         send(job, wide_messages(job, rank=5))
 
 
+def test_commit_and_abort_of_another_attempt_generation_or_step_are_refused(job):
+    with refused("ABORTED", "STALE_ATTEMPT", job.attempt + 1, job.attempt) as caught:
+        job.job().CommitStep(job.commit_request(0, [ADAMW], attempt=job.attempt + 1), timeout=60)
+    assert detail_of(caught.value).attempt == job.attempt
+    with refused("FAILED_PRECONDITION", "STALE_GENERATION", job.generation + 1):
+        job.job().CommitStep(job.commit_request(0, [ADAMW], generation=job.generation + 1), timeout=60)
+
+    def abort(step=2, attempt=job.attempt, generation=job.generation):
+        request = stubs().job.AbortStepRequest(job=job.name, generation=generation, step=step, attempt=attempt)
+        return job.job().AbortStep(request, timeout=60)
+
+    with refused("FAILED_PRECONDITION", "DECIDED", 1):
+        abort(step=1)
+    with refused("FAILED_PRECONDITION", "STALE_GENERATION"):
+        abort(generation=job.generation + 1)
+    with refused("FAILED_PRECONDITION", "WRONG_STEP", 3):
+        abort(step=3)
+    with refused("FAILED_PRECONDITION", "WRONG_STEP", job.attempt + 1):
+        abort(attempt=job.attempt + 1)
+
+
 def test_same_push_key_with_other_bytes_is_refused_and_the_first_is_kept(job):
     assert send(job, wide_messages(job)).piece_count == 1
     assert send(job, wide_messages(job)).repeated_count == 1

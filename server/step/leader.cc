@@ -143,7 +143,9 @@ void Leader::OnAbortStep(RequestId request, const AbortRequest& abort, int64_t n
   }
   const bool is_over = abort.step <= step() && (abort.generation < record_.formed ||
                                                 (abort.step == step() && abort.attempt < attempt_));
-  if (abort.step == committed_step() || decision_ != nullptr) {
+  const bool is_open =
+      abort.step == step() && abort.generation == record_.formed && abort.attempt == attempt_;
+  if (abort.step == committed_step() || (is_open && decision_ != nullptr)) {
     return Reply(request,
                  absl::FailedPreconditionError(absl::StrCat("step ", abort.step, " is decided")),
                  actions);
@@ -151,7 +153,7 @@ void Leader::OnAbortStep(RequestId request, const AbortRequest& abort, int64_t n
   if (is_over || (abort.epoch != 0 && abort.epoch < record_.epoch)) {
     return Reply(request, absl::OkStatus(), actions);
   }
-  if (abort.step != step() || abort.generation != record_.formed || abort.attempt != attempt_) {
+  if (!is_open) {
     return Reply(request,
                  absl::FailedPreconditionError(absl::StrCat("attempt ", abort.attempt, " of step ",
                                                             abort.step, " is not open")),
@@ -364,8 +366,8 @@ absl::Status Leader::CheckCommit(const CommitRequest& commit) const {
                                            " is over, ", attempt_, " is open"));
   }
   if (commit.attempt > attempt_) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("attempt ", commit.attempt, " of step ", step(), " is not open yet"));
+    return absl::AbortedError(absl::StrCat("attempt ", commit.attempt, " of step ", step(),
+                                           " is not open yet, ", attempt_, " is open"));
   }
   if (!commit.is_load && committed_ == nullptr) {
     return absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD");

@@ -141,14 +141,16 @@ class Leader {
   //                       another contributor's (named)
   //   AlreadyExists       the rank's own earlier CommitStep of this attempt differs, or it pushed a
   //                       tensor it calls absent
-  //   Aborted             an older epoch, generation or attempt; position names the open one
-  //   FailedPrecondition  another step; LOADING and not a LOAD
+  //   Aborted             an older epoch or generation, or another attempt; position names the open
+  //                       one
+  //   FailedPrecondition  another step; a generation that has not formed; LOADING and not a LOAD
   //   Unavailable         recovering
   void OnCommitStep(RequestId request, const CommitRequest& commit, int64_t now_ms,
                     Actions* actions);
 
   // Drops what is staged for (step, attempt) and opens the next attempt; OK when every server has.
-  // An attempt already over: OK at once. FailedPrecondition: it is decided, or another step.
+  // An attempt already over: OK at once. FailedPrecondition: it is decided, another step, or an
+  // attempt or generation that is still to come.
   void OnAbortStep(RequestId request, const AbortRequest& abort, int64_t now_ms, Actions* actions);
 
   // Delays the apply of step + 1 until `deadline_ms` (on now_ms' clock; in the past: releases).

@@ -42,6 +42,7 @@ class Job : public ::testing::Test {
       queue.pop_front();
       Actions next;
       if (auto* send = std::get_if<Send>(&action)) {
+        if (hold_prepares_ && std::holds_alternative<Prepare>(send->message)) continue;
         if (ForLeader(send->message)) {
           leader_->OnMessage(0, send->message, kNow, &next);
         } else {
@@ -162,6 +163,7 @@ class Job : public ::testing::Test {
   int64_t served_ = -2;
   uint64_t non_finite_ = 0;
   bool hold_applies_ = false;
+  bool hold_prepares_ = false;
   std::vector<int64_t> counts_;
   double norm_ = 0;
 };
@@ -289,6 +291,27 @@ TEST_F(Job, AbortOpensTheNextAttemptAndIsRefusedOnceDecided) {
   Commit(0, 1, 2);
   Commit(1, 1, 2);
   EXPECT_TRUE(absl::IsFailedPrecondition(Abort(1, 2)));
+}
+
+TEST_F(Job, ACommitOfALaterAttemptIsAbortedAndOfALaterGenerationRefused) {
+  Load();
+  const Answer later = answers_[Commit(0, 1, 2)];
+  EXPECT_TRUE(absl::IsAborted(later.status)) << later.status;
+  EXPECT_EQ(later.position.attempt, 1);
+  ++generation_;
+  EXPECT_TRUE(absl::IsFailedPrecondition(answers_[Commit(0, 1)].status));
+}
+
+TEST_F(Job, WhileAStepIsDecidedOnlyItsOwnAttemptIsTooLateToAbort) {
+  Load();
+  ASSERT_TRUE(Abort(1, 1).ok());
+  PushAll(1, 2);
+  hold_prepares_ = true;
+  Commit(0, 1, 2);
+  Commit(1, 1, 2);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Abort(1, 2)));
+  EXPECT_TRUE(Abort(1, 1).ok());  // already over
+  EXPECT_TRUE(absl::IsFailedPrecondition(Abort(2, 1)));
 }
 
 TEST_F(Job, PullsServeExactVersions) {
