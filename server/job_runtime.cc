@@ -265,7 +265,7 @@ bool JobRuntime::HasLostMemory() const {
 
 bool JobRuntime::HasLostMemoryLocked() const {
   const step::JobStatusReport report = leader_->Status();
-  if (report.serving || memory_.size() < environment_.server_names.size()) return false;
+  if (!report.is_stuck || memory_.size() < environment_.server_names.size()) return false;
   bool lost = false;
   for (const auto& [server, memory] : memory_) {
     if (memory.epoch != report.position.epoch) return false;

@@ -198,6 +198,26 @@ def test_killed_server_without_any_flush_is_data_loss(make_cluster):
         job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=0), timeout=60)
 
 
+@pytest.mark.parametrize("victim", [0, 1], ids=["leader", "other"])
+def test_job_whose_server_is_killed_before_the_first_load_can_be_loaded(make_cluster, victim):
+    """Nothing was committed, so nothing is lost: the workers of before go on, with another attempt."""
+    cluster = make_cluster(2)
+    expected = snapshots_of_undisturbed_run(cluster, 1)
+    job = cluster.job("unloaded", TENSORS, shard_elements=SHARD_ELEMENTS)
+    job.create()
+    job.configure(job.groups(state="8bit"))
+    job.join()
+    job.set_state(random_arrays(0))
+    kill_and_restart(cluster, victim)
+    assert recovered(job).committed_step == -1
+    assert state_of(job) == "LOADING"
+    job.join()
+    job.load(random_arrays(0))
+    assert job.snapshot() == expected[0]
+    step_all(job, 1)
+    assert job.snapshot() == expected[1]
+
+
 def test_job_is_not_served_while_a_server_is_down(make_cluster):
     cluster = make_cluster(2)
     job = start_job(cluster)

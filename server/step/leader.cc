@@ -74,6 +74,7 @@ JobStatusReport Leader::Status() const {
     for (ServerId server = 0; server < spec_->server_count; ++server) {
       if (!reports_[server].has_value()) absl::StrAppend(&report.waiting_for, " ", server);
     }
+    report.is_stuck = HaveAllReported();
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -283,9 +284,7 @@ void Leader::MaybeInstallGeneration(int64_t now_ms, Actions* actions) {
 
 void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms,
                               Actions* actions) {
-  const bool all_reported = phase_ == Phase::kCollect &&
-                            std::all_of(reports_.begin(), reports_.end(),
-                                        [](const auto& report) { return report.has_value(); });
+  const bool all_reported = phase_ == Phase::kCollect && HaveAllReported();
   // A state that was accepted may be lost before every server is back at it.
   const bool is_rollback_lost = record_.rolling_back && all_reported && !HoldsRollback();
   if (record_.rolling_back && record_.rollback_step == to_step && !is_rollback_lost && !deposed_) {

@@ -97,6 +97,7 @@ struct JobStatusReport {
   Position position;
   bool serving = false;
   std::string waiting_for;  // when not serving: what, in words ("shard 3: no in-sync copy ...")
+  bool is_stuck = false;    // every server has told what it holds, and it is not enough
   // Flushes common to all shards, newest first: what AcceptRollback may take.
   std::vector<RecoverReport::Flush> rollback_offers;
   DecisionPtr last_decision;
@@ -225,6 +226,8 @@ class Leader {
   void EnterCollect(int64_t now_ms, Actions* actions);
   void Collect(int64_t now_ms, Actions* actions);
   bool IsSettled(const Copy& copy, int64_t now_ms) const;
+  bool HaveAllReported() const;
+  void AdoptPresentCopies();
   bool HoldsRollback() const;
   void StartRollBack(int64_t now_ms, Actions* actions);
   void CheckRollBack(int64_t now_ms, Actions* actions);

@@ -101,18 +101,27 @@ bool Leader::IsSettled(const Copy& copy, int64_t now_ms) const {
   return reports_[copy.server].has_value() || now_ms - phase_ms_ >= options_.copy_timeout_ms;
 }
 
+bool Leader::HaveAllReported() const {
+  return std::all_of(reports_.begin(), reports_.end(),
+                     [](const auto& report) { return report.has_value(); });
+}
+
+// Every copy is in sync, in the incarnation that has reported.
+void Leader::AdoptPresentCopies() {
+  record_.in_sync.assign(spec_->shards.size(), {});
+  for (size_t shard = 0; shard < spec_->shards.size(); ++shard) {
+    for (ServerId server : spec_->shards[shard].copies) {
+      record_.in_sync[shard].push_back({server, reports_[server]->incarnation});
+    }
+  }
+}
+
 void Leader::Collect(int64_t now_ms, Actions* actions) {
   if (persisting_) return;
   if (record_.rolling_back) return StartRollBack(now_ms, actions);
   if (!record_.opened) {
-    if (!std::all_of(reports_.begin(), reports_.end(), [](auto& r) { return r.has_value(); }))
-      return;
-    record_.in_sync.assign(spec_->shards.size(), {});
-    for (size_t shard = 0; shard < spec_->shards.size(); ++shard) {
-      for (ServerId server : spec_->shards[shard].copies) {
-        record_.in_sync[shard].push_back({server, reports_[server]->incarnation});
-      }
-    }
+    if (!HaveAllReported()) return;
+    AdoptPresentCopies();
     record_.opened = true;
   } else {
     for (const std::vector<Copy>& copies : record_.in_sync) {
@@ -122,6 +131,10 @@ void Leader::Collect(int64_t now_ms, Actions* actions) {
     }
   }
   verdict_ = Resolve(*spec_, record_.in_sync, reports_);
+  if (verdict_.outcome == Verdict::Outcome::kNoVoter && IsStillLoading(record_, reports_)) {
+    AdoptPresentCopies();  // there was nothing to lose: the job can still be loaded
+    verdict_ = Resolve(*spec_, record_.in_sync, reports_);
+  }
   if (verdict_.outcome != Verdict::Outcome::kFound) return;
   record_.in_sync = verdict_.in_sync;
   phase_ = Phase::kNarrow;

@@ -128,6 +128,21 @@ Verdict Resolve(const JobSpec& spec, const Placement& in_sync, const Reports& re
   return verdict;
 }
 
+bool IsStillLoading(const JobRecord& record, const Reports& reports) {
+  for (const auto& report : reports) {
+    if (!report.has_value()) return false;
+    if (report->last_applied != nullptr || !report->flushes.empty()) return false;
+  }
+  if (record.formed == 0) return true;
+  for (const std::vector<Copy>& copies : record.in_sync) {
+    for (const Copy& copy : copies) {
+      const RecoverReport* report = ReportOf(copy, reports);
+      if (report != nullptr && report->prepared == nullptr) return true;
+    }
+  }
+  return false;
+}
+
 bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target) {
   const bool live = !report.shards.empty() && report.last_applied != nullptr &&
                     report.last_applied->identity == target.decision &&

@@ -32,6 +32,11 @@ struct Verdict {
 // numbers.
 Verdict Resolve(const JobSpec& spec, const Placement& in_sync, const Reports& reports);
 
+// True if the first LOAD cannot have been committed, whatever the copies that are lost have held:
+// no generation has ever formed, or an in-sync copy holds nothing, although each must prepare a
+// LOAD before it commits and is given what has committed before it joins.
+bool IsStillLoading(const JobRecord& record, const Reports& reports);
+
 // The flushes (and live states of in-sync copies) that some server holds for every shard, newest
 // first: what an operator may roll back to.
 std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Placement& in_sync,

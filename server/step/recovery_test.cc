@@ -102,6 +102,32 @@ TEST(Recovery, ACopyThatCannotCarryTheStepOnLeavesTheList) {
   EXPECT_EQ(Resolve(TwoShards(), kBoth, reports).in_sync, kBoth);
 }
 
+RecoverReport Empty(int64_t incarnation) {
+  RecoverReport report;
+  report.incarnation = incarnation;
+  report.shards = {{0, kLoading, {}}, {1, kLoading, {}}};
+  return report;
+}
+
+TEST(Recovery, AnInSyncCopyThatHoldsNothingShowsThatNothingWasCommitted) {
+  const DecisionPtr load = Decide(0, 1, nullptr);
+  JobRecord record;
+  record.in_sync = kApart;
+  record.formed = 1;
+  EXPECT_TRUE(IsStillLoading(record, {Empty(10), Empty(99)}));
+  EXPECT_FALSE(IsStillLoading(record, {Empty(98), Empty(99)})) << "nobody knows";
+  EXPECT_FALSE(IsStillLoading(record, {Empty(10), std::nullopt}));
+  RecoverReport prepared = Empty(10);
+  prepared.prepared = load;
+  EXPECT_FALSE(IsStillLoading(record, {prepared, Empty(99)})) << "the other one may have too";
+  EXPECT_FALSE(IsStillLoading(record, {Report(10, load, nullptr), Empty(99)}));
+  RecoverReport flushed = Empty(99);
+  flushed.flushes = {{0, load->identity}};
+  EXPECT_FALSE(IsStillLoading(record, {Empty(10), flushed}));
+  record.formed = 0;  // no worker has ever been let in
+  EXPECT_TRUE(IsStillLoading(record, {Empty(98), Empty(99)}));
+}
+
 TEST(Recovery, OffersOnlyFlushesOfOneDecisionThatCoverEveryShard) {
   const DecisionPtr three = Decide(3, 1, nullptr), five = Decide(5, 1, three);
   const DecisionPtr other_five = Decide(5, 2, three);
