@@ -155,8 +155,9 @@ class Leader {
   void OnAbortStep(RequestId request, const AbortRequest& abort, int64_t now_ms, Actions* actions);
 
   // Delays the apply of step + 1 until `deadline_ms` (on now_ms' clock; in the past: releases).
-  // Each holder has one hold, its latest; the apply waits for all. OutOfRange: a later step may
-  // already be applied. ResourceExhausted: over kMaxHolders.
+  // Each holder has one hold, its latest; the apply waits for all. A recovery applies what is
+  // committed, held or not. OutOfRange: a later step may already be applied. ResourceExhausted:
+  // over kMaxHolders.
   void OnHold(RequestId request, const std::string& holder, int64_t step, int64_t deadline_ms,
               int64_t now_ms, Actions* actions);
 

@@ -247,6 +247,8 @@ void Leader::EnterPrepare(int64_t now_ms, Actions* actions) {
 void Leader::EnterFinish(int64_t now_ms, Actions* actions) {
   phase_ = Phase::kFinish;
   phase_ms_ = now_ms;
+  // A recovery applies what is committed: the versions before it are gone.
+  std::erase_if(holds_, [&](const auto& entry) { return entry.second.step < committed_step(); });
   for (Server& server : servers_) server.sent_ms = INT64_MIN / 2;
   Advance(now_ms, actions);
 }
@@ -537,12 +539,16 @@ void Leader::FindSilentCopies(int64_t now_ms, Actions* actions) {
     const int64_t silent_ms = now_ms - std::max(servers_[server].heard_ms, phase_ms_);
     if (silent_ms >= options_.copy_timeout_ms) return BeginEpoch(now_ms, actions);
     if (phase_ == Phase::kServing && !installing_ && silent_ms >= options_.copy_timeout_ms / 2) {
-      // Nothing to ask: a repeated OpenJob serves as "are you there?".
+      // Nothing to ask: something repeated serves as "are you there?". A server whose apply is held
+      // back knows nothing of the next step yet, but has the committed one prepared.
       if (now_ms - servers_[server].sent_ms < options_.resend_ms) continue;
       servers_[server].sent_ms = now_ms;
-      actions->push_back(
-          Send{server, OpenJob{record_.epoch, record_.formed, committed_step(), attempt_,
-                               spec_->manifest_digest, record_.layout, placement_}});
+      Message message = Prepare{record_.epoch, committed_};
+      if (servers_[server].applied) {
+        message = OpenJob{record_.epoch,          record_.formed, committed_step(), attempt_,
+                          spec_->manifest_digest, record_.layout, placement_};
+      }
+      actions->push_back(Send{server, std::move(message)});
     }
   }
 }

@@ -411,6 +411,165 @@ TEST_F(Job, RollbackOfAHealthyJobIsRefused) {
   EXPECT_TRUE(absl::IsFailedPrecondition(answers_[request_].status));
 }
 
+// A shard with copies on two servers, of which server 0 leads; nothing is lost.
+class TwoCopies : public ::testing::Test {
+ protected:
+  TwoCopies() {
+    spec_ = std::make_shared<JobSpec>();
+    spec_->manifest_digest = {1, 2};
+    spec_->level = Level::kReplicated;
+    spec_->server_count = 2;
+    spec_->tensors = {{"w", {4}, true}};
+    spec_->shards = {{0, 0, 4, {0, 1}}};
+    leader_ = std::make_unique<Leader>(
+        spec_, 0, JobRecord{},
+        [](const ScalarInputs&) -> absl::StatusOr<std::string> { return std::string(); },
+        LeaderOptions{});
+    for (ServerId server : {0, 1}) Start(server, 7 + server);
+    Tick(0);
+  }
+
+  void Start(ServerId server, int64_t incarnation) {
+    ParticipantImage image;
+    image.epoch = leader_->Status().position.epoch;
+    participants_[server] = std::make_unique<Participant>(spec_, server, 0, image, incarnation,
+                                                          ParticipantOptions{});
+  }
+
+  void Tick(int64_t by_ms) {
+    now_ms_ += by_ms;
+    Actions actions;
+    leader_->OnTick(now_ms_, &actions);
+    Run(0, std::move(actions));
+    for (ServerId server : {0, 1}) {
+      Actions own;
+      participants_[server]->OnTick(now_ms_, &own);
+      Run(server, std::move(own));
+    }
+  }
+
+  void Run(ServerId server, Actions actions) {
+    std::deque<std::pair<ServerId, Action>> queue;
+    for (Action& action : actions) queue.emplace_back(server, std::move(action));
+    while (!queue.empty()) {
+      auto [at, action] = std::move(queue.front());
+      queue.pop_front();
+      Actions next;
+      ServerId to = at;
+      if (auto* send = std::get_if<Send>(&action)) {
+        to = send->to;
+        if (ForLeader(send->message)) {
+          leader_->OnMessage(at, send->message, now_ms_, &next);
+        } else {
+          participants_[to]->OnMessage(at, send->message, now_ms_, &next);
+        }
+      } else if (auto* answer = std::get_if<Answer>(&action)) {
+        answers_[answer->request] = *answer;
+      } else if (auto* record = std::get_if<PersistRecord>(&action)) {
+        leader_->OnRecordPersisted(record->record.version, true, now_ms_, &next);
+      } else if (auto* epoch = std::get_if<PersistEpoch>(&action)) {
+        participants_[at]->OnEpochDurable(epoch->epoch, now_ms_, &next);
+      } else if (auto* apply = std::get_if<StartApply>(&action)) {
+        participants_[at]->OnShardApplied(apply->shard, apply->decision->step, now_ms_, &next);
+      } else if (auto* fetch = std::get_if<FetchShard>(&action)) {
+        participants_[at]->OnShardFetched(fetch->shard, fetch->decision->identity, absl::OkStatus(),
+                                          now_ms_, &next);
+      }
+      for (Action& more : next) queue.emplace_back(to, std::move(more));
+    }
+  }
+
+  Answer Join(int64_t generation) {
+    Actions actions;
+    leader_->OnJoin(++request_,
+                    {0, 1, generation, {{0, Mode::kExactlyOnce, {FlatBox(0, 4)}}}, kLoading},
+                    now_ms_, &actions);
+    Run(0, std::move(actions));
+    return answers_[request_];
+  }
+
+  // A LOAD that sets nothing.
+  absl::Status CommitLoad() {
+    const Position position = leader_->Status().position;
+    CommitRequest commit;
+    commit.generation = position.generation;
+    commit.step = position.committed_step + 1;
+    commit.attempt = position.attempt;
+    commit.is_load = true;
+    Actions actions;
+    leader_->OnCommitStep(++request_, commit, now_ms_, &actions);
+    Run(0, std::move(actions));
+    return answers_.contains(request_) ? answers_[request_].status
+                                       : absl::UnavailableError("no answer");
+  }
+
+  absl::Status Hold(int64_t step, int64_t for_ms) {
+    Actions actions;
+    leader_->OnHold(++request_, "export", step, now_ms_ + for_ms, now_ms_, &actions);
+    Run(0, std::move(actions));
+    return answers_[request_].status;
+  }
+
+  int64_t AppliedBy(ServerId server) {
+    int64_t step = -2;
+    Digest decision;
+    EXPECT_TRUE(participants_[server]->AppliedOf(0, &step, &decision).ok());
+    return step;
+  }
+
+  std::shared_ptr<JobSpec> spec_;
+  std::unique_ptr<Leader> leader_;
+  std::unique_ptr<Participant> participants_[2];
+  std::map<RequestId, Answer> answers_;
+  RequestId request_ = 0;
+  int64_t now_ms_ = kNow;
+};
+
+TEST_F(TwoCopies, AHoldLongerThanTheTimeoutOfACopyLeavesNoneOut) {
+  ASSERT_TRUE(Join(Join(0).generation_issued).status.ok());
+  ASSERT_TRUE(CommitLoad().ok());
+  ASSERT_TRUE(Hold(0, 30'000).ok());
+  ASSERT_TRUE(CommitLoad().ok());
+  const int64_t epoch = leader_->Status().position.epoch;
+  for (int second = 0; second < 29; ++second) Tick(1000);
+  EXPECT_EQ(leader_->Status().position.epoch, epoch);
+  EXPECT_EQ(AppliedBy(0), 0);
+  EXPECT_EQ(AppliedBy(1), 0);
+  for (int second = 0; second < 3; ++second) Tick(1000);
+  EXPECT_EQ(leader_->Status().position.epoch, epoch);
+  EXPECT_EQ(AppliedBy(0), 1);
+  EXPECT_EQ(AppliedBy(1), 1);
+}
+
+TEST_F(TwoCopies, ARecoveryEndsTheHoldOfAVersionThatIsAppliedOver) {
+  ASSERT_TRUE(Join(Join(0).generation_issued).status.ok());
+  ASSERT_TRUE(CommitLoad().ok());
+  ASSERT_TRUE(Hold(0, 30'000).ok());
+  ASSERT_TRUE(CommitLoad().ok());
+  Start(1, 90);
+  for (int second = 0; second < 3; ++second) Tick(1000);
+  ASSERT_TRUE(leader_->Status().serving) << leader_->Status().waiting_for;
+  EXPECT_EQ(AppliedBy(0), 1);
+  EXPECT_TRUE(absl::IsOutOfRange(Hold(0, 30'000)));
+}
+
+TEST_F(TwoCopies, AJobThatLosesEveryCopyBeforeAnybodyJoinsCanStillBeLoaded) {
+  Join(0);
+  for (ServerId server : {0, 1}) Start(server, 90 + server);
+  for (int second = 0; second < 3; ++second) Tick(1000);
+  ASSERT_TRUE(leader_->Status().serving) << leader_->Status().waiting_for;
+  ASSERT_TRUE(Join(Join(0).generation_issued).status.ok());
+  EXPECT_TRUE(CommitLoad().ok());
+}
+
+TEST_F(TwoCopies, AJobThatLosesEveryCopyOfAShardOnceItMayBeLoadedIsStuck) {
+  ASSERT_TRUE(Join(Join(0).generation_issued).status.ok());
+  for (ServerId server : {0, 1}) Start(server, 90 + server);
+  for (int second = 0; second < 3; ++second) Tick(1000);
+  EXPECT_FALSE(leader_->Status().serving);
+  EXPECT_TRUE(leader_->Status().is_stuck);
+}
+
 TEST(ReplayJournal, TheLastPreparedRecordIsNotKnownToBeCommitted) {
   const auto decide = [](int64_t step) {
     auto decision = std::make_shared<DecisionRecord>();
