@@ -92,6 +92,7 @@ struct Call {
   Asked asked = Asked::kJoin;
   size_t piece = 0;
   int64_t generation = 0, step = 0, attempt = 0;
+  int64_t until_ms = 0;   // a Hold's
   bool is_again = false;  // asked before, the answer was lost or late
   int life = 0;           // of the worker
 };
@@ -189,6 +190,7 @@ class Simulation {
   void TickWorker(Worker* worker);
   void TickOperator();
   void TickRollback();
+  void FindLost();
   void Fault();
   void LosePower();
   void StopAll();
@@ -240,6 +242,10 @@ class Simulation {
   int64_t loss_percent_ = 0;
   int64_t rollback_retry_ms_ = 0;
   int64_t stuck_since_ms_ = 0;
+  struct Held {
+    int64_t step, epoch, until_ms;
+  };
+  std::vector<Held> holds_;  // that were granted
   std::map<RequestId, Call> calls_;
   RequestId next_request_ = 1;
 };

@@ -170,6 +170,12 @@ void Simulation::ApplyTo(Values* values, ShardId id, const DecisionRecord& decis
 
 void Simulation::Do(ServerId server, StartApply& action) {
   oracle_->Observe(action.decision);
+  for (const Held& held : holds_) {  // only a recovery ends a hold before its time
+    if (held.step == action.decision->step - 1 && now_ < held.until_ms &&
+        held.epoch == hosts_[server].participant->epoch()) {
+      Fail("a step was applied while the version before it was held");
+    }
+  }
   OnHost(server, 1 + random_.Below(10), [this, server, action](Host& host) {
     const int local = Local(host, action.shard);
     ApplyTo(&host.values[local], action.shard, *action.decision, host.staged[local]);

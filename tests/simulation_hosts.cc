@@ -163,7 +163,7 @@ void Simulation::StartLeader(ServerId server) {
         scalars.append(reinterpret_cast<const char*>(&inputs.sum_of_squares), sizeof(double));
         return scalars;
       },
-      LeaderOptions{60, 250, 100});
+      LeaderOptions{60, 250, 500});
 }
 
 void Simulation::Crash(ServerId server, bool lose_disk) {

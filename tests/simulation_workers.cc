@@ -179,7 +179,10 @@ void Simulation::OnAnswer(const Call& call, const Answer& answer) {
     return;
   }
   if (call.asked == Asked::kAbort && status.ok()) Meet(Met::kAbort);
-  if (call.asked == Asked::kHold && status.ok()) Meet(Met::kHold);
+  if (call.asked == Asked::kHold && status.ok()) {
+    Meet(Met::kHold);
+    holds_.push_back({call.step, answer.position.epoch, call.until_ms});
+  }
   if (call.worker < 0) return;
   Worker& worker = workers_[call.worker];
   if (call.life != worker.life) return;
@@ -264,13 +267,12 @@ void Simulation::OnCommitted(const Call& call, const Answer& answer, Worker* wor
   }
   if (random_.OneIn(3)) PullSome(answer.decision->step);
   if (!FaultsOn() || !random_.OneIn(8)) return;
-  Ask(leader_, Call{-1, Asked::kHold},
-      [this, held = answer.decision->step](RequestId request, Host& host, Actions* actions) {
-        const std::string holder = std::to_string(request % 3);
-        if (host.leader != nullptr) {
-          host.leader->OnHold(request, holder, held, now_ + 60, now_, actions);
-        }
-      });
+  const int64_t until_ms = now_ + (random_.OneIn(3) ? 400 : 60);  // a copy's timeout is between
+  Call hold{.asked = Asked::kHold, .step = answer.decision->step, .until_ms = until_ms};
+  Ask(leader_, hold, [this, hold](RequestId request, Host& host, Actions* actions) {
+    if (host.leader == nullptr) return;
+    host.leader->OnHold(request, std::to_string(request), hold.step, hold.until_ms, now_, actions);
+  });
 }
 
 void Simulation::PullSome(int64_t version) {
@@ -318,7 +320,30 @@ void Simulation::TickRollback() {
   }
   rollback_retry_ms_ = now_ + 100;
   if (!status.rollback_offers.empty()) return accept(status.rollback_offers.front().step);
-  if (now_ - stuck_since_ms_ > 3000 && !FaultsOn()) result_.is_lost = true;
+  if (now_ - stuck_since_ms_ > 3000 && !FaultsOn()) FindLost();
+}
+
+// The job stands still for good: right only if something may be lost and nothing can be restored.
+void Simulation::FindLost() {
+  result_.is_lost = true;
+  if (store_.formed == 0) return Fail("a job that nobody has joined is lost");
+  for (const auto& copies : store_.in_sync) {
+    for (const Copy& copy : copies) {
+      const Host& host = hosts_[copy.server];
+      if (host.participant->incarnation() != copy.incarnation) continue;
+      if (host.participant->prepared() == nullptr && host.participant->last_applied() == nullptr) {
+        return Fail("a job is lost that was never loaded");
+      }
+    }
+  }
+  for (const Disk::Flush& flush : hosts_[0].disk.flushes) {
+    const bool is_common = std::all_of(hosts_.begin(), hosts_.end(), [&](const Host& host) {
+      return std::any_of(
+          host.disk.flushes.begin(), host.disk.flushes.end(),
+          [&](const Disk::Flush& other) { return other.id.decision == flush.id.decision; });
+    });
+    if (is_common) return Fail("a job is lost of which every server has a flush");
+  }
 }
 
 }  // namespace orlop::step

@@ -71,8 +71,10 @@ void Simulation::Fault() {
     case 1:
     case 2:
       if (spec_->level == Level::kMemory && !random_.OneIn(4)) return StopAll();
-      if (spec_->level == Level::kMemory ? store_.epoch > 2 && hosts_[server].is_up
-                                         : MayLose(server)) {
+      // Also while the job is LOADING, but seldom: a single server may then be lost for good.
+      if (spec_->level == Level::kMemory
+              ? hosts_[server].is_up && (store_.epoch > 2 || (store_.opened && random_.OneIn(4)))
+              : MayLose(server)) {
         Crash(server, false);
       }
       return;
