@@ -46,8 +46,6 @@ absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what)
   const std::string message = absl::StrCat(what, ": ", status.ToString());
   if (status.IsNotFound()) return absl::NotFoundError(message);
   if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
-  if (status.IsIOError() && message.find("lock") != std::string::npos)
-    return absl::UnavailableError(message);
   if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
   return absl::DataLossError(message);
 }
@@ -233,6 +231,8 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
       options, directory,
       {{rocksdb::kDefaultColumnFamilyName, values_options}, {kBulkFamily, bulk_options}}, &handles,
       &db);
+  if (status.IsIOError() && status.ToString().find("LOCK") != std::string::npos)
+    return absl::UnavailableError(absl::StrCat("store in ", directory, ": ", status.ToString()));
   if (!status.ok()) return FromRocksDb(status, absl::StrCat("open store in ", directory));
   return std::unique_ptr<Store>(std::make_unique<RocksDbStore>(db, handles[0], handles[1], cache));
 }

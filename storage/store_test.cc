@@ -108,6 +108,21 @@ TEST_P(StoreContract, WritesAKeyAgainAfterItsErasure) {
 INSTANTIATE_TEST_SUITE_P(All, StoreContract, testing::Values("memory", "rocksdb"),
                          [](const auto& info) { return std::string(info.param); });
 
+TEST(RocksDbStore, MissingFileIsDataLossWhateverItsPath) {
+  TemporaryDirectory directory;
+  auto store = OpenRocksDbStore(directory.path() + "/blockstorage", 16 << 20).value();
+  const auto bytes = Bytes(9 << 20, 7);
+  ASSERT_TRUE(store->WriteBulk("lock", bytes).ok());
+  ASSERT_TRUE(store->Sync().ok());
+  int removed = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path() + "/blockstorage"))
+    if (entry.path().extension() == ".blob") removed += std::filesystem::remove(entry);
+  ASSERT_GT(removed, 0);
+  std::vector<uint8_t> read(bytes.size());
+  const absl::Status status = store->ReadBulk("lock", absl::MakeSpan(read));
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+}
+
 TEST(RocksDbStore, KeepsSyncedValuesWhenReopened) {
   TemporaryDirectory directory;
   const auto bytes = Bytes(9 << 20, 7);
