@@ -28,6 +28,7 @@ inline constexpr size_t kMaxJobs = 1024;
 inline constexpr uint64_t kDefaultShardElements = uint64_t{1} << 22;
 inline constexpr uint64_t kMinShardElements = 256;
 inline constexpr uint64_t kMaxShardElements = uint64_t{1} << 26;
+inline constexpr size_t kMaxShards = 1 << 20;  // of one job; every server knows them all
 
 inline constexpr size_t kMaxGroups = 1024;
 inline constexpr size_t kMaxBoxesPerTensor = 4096;  // of one contributor
@@ -42,6 +43,8 @@ inline constexpr size_t kMaxShardsPerPage = 1024;   // DescribeTensor
 inline constexpr uint64_t kMaxAppliedCount = uint64_t{1} << 53;
 inline constexpr uint32_t kMaxHoldMs = 600'000;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
+inline constexpr size_t kMaxUnfinishedLists =
+    kMaxWorldSize;                              // manifests, layouts: paged, not whole
 inline constexpr int kMaxPullPinMs = 1000;      // how long a pull may delay the apply of its shard
 inline constexpr int kMaxServerThreads = 1024;  // one per RPC in progress
 inline constexpr size_t kMaxServers = 4096;

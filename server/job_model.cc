@@ -150,8 +150,12 @@ absl::Status JobModel::Build() {
     spec->tensors.push_back(std::move(step_tensor));
     first_shard_.push_back(static_cast<int32_t>(spec->shards.size()));
     const uint64_t shards = ShardCount(tensor.element_count, shard_elements());
-    if (spec->shards.size() + shards > (1u << 30))
-      return BadRequest("tensors", "", "", "the job has more than 2^30 shards");
+    if (shards > kMaxShards - spec->shards.size()) {
+      return BadRequest(
+          "shard_elements", absl::StrCat(shard_elements()), "",
+          absl::StrCat("the job has more than ", kMaxShards, " shards of ", shard_elements(),
+                       " elements, counted to tensor '", wire.name(), "': make them larger"));
+    }
     for (uint64_t s = 0; s < shards; ++s) {
       const Range range = ShardRange(s, tensor.element_count, shard_elements());
       spec->shards.push_back({static_cast<step::TensorId>(t),

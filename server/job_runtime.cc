@@ -178,8 +178,15 @@ std::shared_ptr<const JobModel> JobRuntime::model() const {
 absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
   absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
   if (!model.ok()) return model.status();
+  MutexLock lock(&mutex_);  // no step begins meanwhile
+  const bool has_stepped =
+      participant_->position().committed_step > 0 || participant_->prepared() != nullptr;
+  if (has_stepped && !shards_->IsConfiguredAs((*model)->Optimizers())) {
+    return MakeError(absl::StatusCode::kFailedPrecondition,
+                     absl::StrCat("job '", job_, "' steps with another optimizer configuration"),
+                     v1::ErrorDetail::CONFLICT);
+  }
   if (absl::Status status = shards_->Configure((*model)->Optimizers()); !status.ok()) return status;
-  MutexLock lock(&mutex_);
   model_ = *std::move(model);
   return absl::OkStatus();
 }

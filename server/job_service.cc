@@ -18,6 +18,7 @@ using std::chrono::steady_clock;
 
 constexpr size_t kMaxManifestBytes = kMaxPeerMessageBytes - (1 << 20);
 constexpr size_t kManifestPageBytes = 1 << 20;
+constexpr int kConfigureTries = 40;  // 50 ms apart
 
 absl::Status Refuse(absl::StatusCode code, const std::string& message,
                     v1::ErrorDetail::Reason reason) {
@@ -78,6 +79,13 @@ absl::StatusOr<std::optional<Page>> Collect(const Page& page, const typename Map
                   absl::StrCat("`first` is ", page.first(), "; the pages before have brought ",
                                before, " tensors"),
                   v1::ErrorDetail::BAD_REQUEST);
+  }
+  if (found == collected->end() && collected->size() >= kMaxUnfinishedLists) {
+    return Refuse(absl::StatusCode::kResourceExhausted,
+                  absl::StrCat(collected->size(), " other lists are under way; the limit is ",
+                               kMaxUnfinishedLists, "; an abandoned one ends after ",
+                               kMaxManifestPageAgeSeconds, " seconds"),
+                  v1::ErrorDetail::BUDGET);
   }
   auto& [joined, last] = (*collected)[key];
   last = now;
@@ -194,7 +202,6 @@ absl::Status CheckMemory(JobRuntime* job, const Wait& wait) {
 absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
                                 v1::CreateJobResponse* response) {
   if (absl::Status status = CompleteManifest(&manifest); !status.ok()) return status;
-  MutexLock lock(&definition_mutex_);
   v1::JobDefinition definition;
   ToWire(ToStep(ManifestDigest(manifest)), definition.mutable_manifest_digest());
   const std::string name = manifest.job();
@@ -202,15 +209,19 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   definition.set_server_count(static_cast<uint32_t>(jobs_->environment().server_names.size()));
   definition.set_revision(1);
   absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->Find(name);
-  if (found.status().code() == absl::StatusCode::kNotFound) {
-    absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
-    if (!model.ok()) return model.status();
-    if (absl::Status status = Place(jobs_->environment(), **model, &definition); !status.ok())
-      return status;
-    if (absl::Status status = jobs_->PutEverywhere(definition); !status.ok()) return status;
-    found = jobs_->Find(name);
-  } else {
-    response->set_existed(true);
+  response->set_existed(found.ok());
+  if (absl::IsNotFound(found.status())) {
+    MutexLock lock(&definition_mutex_);
+    found = jobs_->Find(name);  // by another call, meanwhile
+    response->set_existed(found.ok());
+    if (absl::IsNotFound(found.status())) {
+      absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
+      if (!model.ok()) return model.status();
+      if (absl::Status status = Place(jobs_->environment(), **model, &definition); !status.ok())
+        return status;
+      if (absl::Status status = jobs_->PutEverywhere(definition); !status.ok()) return status;
+      found = jobs_->Find(name);
+    }
   }
   if (!found.ok()) return found.status();
   const std::shared_ptr<const JobModel> model = (*found)->model();
@@ -292,7 +303,7 @@ grpc::Status JobService::GetPlacement(grpc::ServerContext*, const v1::GetPlaceme
 // ---- Optimizer ---------------------------------------------------------------------------------
 
 absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
-                                   bool* changed) {
+                                   const Wait& wait, bool* changed) {
   MutexLock lock(&definition_mutex_);
   const std::shared_ptr<const JobModel> model = job->model();
   if (absl::Status status = ValidateOptimizer(*model, request); !status.ok()) return status;
@@ -308,17 +319,29 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
   }
   v1::JobDefinition definition = model->definition();
   *definition.mutable_optimizer() = request;
-  definition.set_revision(definition.revision() + 2);  // leaves room to go back
-  return jobs_->PutEverywhere(definition);
+  for (int tries = 0;; ++tries) {
+    definition.set_revision(definition.revision() + 2);  // leaves room to go back
+    const absl::Status status = jobs_->PutEverywhere(definition);
+    if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
+    // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
+    const step::Position open = job->Status().position;
+    job->Abort({.generation = open.generation,
+                .step = open.committed_step + 1,
+                .attempt = open.attempt},
+               wait)
+        .status()
+        .IgnoreError();
+    absl::SleepFor(absl::Milliseconds(50));
+  }
 }
 
-grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext*,
+grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
                                             const v1::ConfigureOptimizerRequest* request,
                                             v1::ConfigureOptimizerResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
   bool changed = false;
-  const absl::Status status = Configure(job->get(), *request, &changed);
+  const absl::Status status = Configure(job->get(), *request, WaitOf(context), &changed);
   response->set_changed(changed);
   return ToGrpc(status);
 }

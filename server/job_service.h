@@ -51,7 +51,7 @@ class JobService : public v1::Job::Service {
   absl::Status Create(v1::CreateJobRequest manifest, const Wait& wait,
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
-                         bool* changed);
+                         const Wait& wait, bool* changed);
   absl::Status CheckClient(const v1::JoinRequest& request);
 
   JobTable* const jobs_;

@@ -72,9 +72,11 @@ class LoadSink : public PieceSink {
     BufferPtr data;
     SlotFormat format;
   };
-  LoadSink(const Shard& shard, Slot slot, v1::DType dtype, const Box& box, Conversion conversion,
-           kernels::Rounding rounding, Plane first, Plane second)
+  LoadSink(const Shard& shard, std::shared_ptr<LoadStage> stage, Slot slot, v1::DType dtype,
+           const Box& box, Conversion conversion, kernels::Rounding rounding, Plane first,
+           Plane second)
       : shard_(shard),
+        stage_(std::move(stage)),
         slot_(slot),
         dtype_(dtype),
         conversion_(conversion),
@@ -84,6 +86,9 @@ class LoadSink : public PieceSink {
         cursor_(shard, box) {}
 
   absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) override {
+    // A stream that its client gave up may still write; what is filled for a commit is final.
+    MutexLock lock(&stage_->mutex);
+    if (stage_->dropped || stage_->result) return AttemptDropped(shard_);
     const uint64_t size = ElementBytes(dtype_);
     if (first_.format.per_block) {  // one element per block of a flat box of whole blocks
       if (!started_)
@@ -143,6 +148,7 @@ class LoadSink : public PieceSink {
   }
 
   const Shard& shard_;
+  const std::shared_ptr<LoadStage> stage_;
   const Slot slot_;
   const v1::DType dtype_;
   const Conversion conversion_;
@@ -237,8 +243,9 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
     return ShardError(absl::StatusCode::kInvalidArgument, shard,
                       absl::StrCat("box ", ToString(box), " does not touch it"));
   MutexLock lock(&shard.mutex);
-  if (shard.busy)
-    return ShardError(absl::StatusCode::kUnavailable, shard, "is being applied",
+  if (shard.busy || configuring_)
+    return ShardError(absl::StatusCode::kUnavailable, shard,
+                      configuring_ ? "is being configured" : "is being applied",
                       v1::ErrorDetail::STOPPING);
   auto recipe = RecipeOf(shard, shard.slots, slot, dtype);
   if (!recipe.ok()) return recipe.status();
@@ -267,9 +274,16 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
   for (size_t i = 0; i < stage->pieces.size(); ++i) {
     const LoadPiece& piece = stage->pieces[i];
     const bool same = piece.slot == slot && piece.dtype == dtype && piece.box == simple;
-    if (same && piece.stored)
-      return std::make_unique<PieceWriter>(options, std::make_unique<PieceSink>(), nullptr,
+    if (same && piece.stored) {
+      auto keep = [&shard, digest = piece.digest](const PieceResult& result) -> absl::Status {
+        if (result.digest == digest) return absl::OkStatus();
+        return ShardError(absl::StatusCode::kAlreadyExists, shard,
+                          "another rank has set this box to other bytes",
+                          v1::ErrorDetail::CONFLICT);
+      };
+      return std::make_unique<PieceWriter>(options, std::make_unique<PieceSink>(), std::move(keep),
                                            nullptr);
+    }
     if (same && piece.claimed)
       return ShardError(absl::StatusCode::kUnavailable, shard,
                         "another stream is sending this piece", v1::ErrorDetail::STOPPING);
@@ -309,7 +323,7 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
     return plane == kNone ? LoadSink::Plane{}
                           : LoadSink::Plane{stage->planes[plane].data, shard.slots[plane].format};
   };
-  auto sink = std::make_unique<LoadSink>(shard, slot, dtype, simple, recipe->conversion,
+  auto sink = std::make_unique<LoadSink>(shard, stage, slot, dtype, simple, recipe->conversion,
                                          optimizers_[shard.info.tensor].rounding,
                                          plane_of(recipe->first), plane_of(recipe->second));
   if (index == stage->pieces.size()) stage->pieces.push_back({slot, dtype, simple});
@@ -321,7 +335,7 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
       to_disk.push_back(plane);
   auto keep = [this, &shard, stage, index, to_disk](const PieceResult& result) -> absl::Status {
     MutexLock lock(&stage->mutex);
-    if (stage->dropped) return AttemptDropped(shard);
+    if (stage->dropped || stage->result) return AttemptDropped(shard);
     stage->pieces[index].stored = true;
     stage->pieces[index].digest = result.digest;
     for (size_t i : to_disk) {

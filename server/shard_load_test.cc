@@ -92,6 +92,70 @@ TEST(Load, QuantisesMomentsAndReadsThemBack) {
       store->BeginLoad(0, Slot::kMomentumBuffer, v1::DTYPE_F32, Flat(0, 256)).status()));
 }
 
+TEST(Load, AnotherRankMayRepeatABoxButNotChangeIt) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {512})}, 1 << 20));
+  const auto values = AsBytes(Normal(512, 1));
+  ASSERT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 512)), values).ok());
+  EXPECT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 512)), values).ok());
+  EXPECT_TRUE(absl::IsAlreadyExists(Send(
+      store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 512)), AsBytes(Normal(512, 2)))));
+  CommitLoad(store.get(), 0);
+  EXPECT_EQ(Read(store.get(), {0, Slot::kMaster, v1::DTYPE_F32, Flat(0, 512), 0}), values);
+}
+
+TEST(Load, AStreamLeftOpenWritesNothingIntoWhatIsCommitted) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {512})}, 1 << 20));
+  LoadTensor(store.get(), 0, Normal(512, 1));
+  CommitLoad(store.get(), 0);
+  const auto half = AsBytes(Normal(256, 2));
+  ASSERT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 256)), half).ok());
+  auto open = store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(256, 256)).value();
+  CommitLoad(store.get(), 1);
+  const auto before = AllBytes(store.get(), 1);
+  EXPECT_TRUE(absl::IsAborted(Send(open.get(), AsBytes(Normal(256, 3)))));
+  EXPECT_EQ(AllBytes(store.get(), 1), before);
+}
+
+TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 100})}, 2560));
+  auto wanted = AllAdamW(store->layout());
+  ASSERT_TRUE(store->Configure(wanted).ok());
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  auto open = store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 2560)).value();
+  EXPECT_TRUE(store->Configure(wanted).ok());  // the same
+  wanted[0].eight_bit = !wanted[0].eight_bit;
+  EXPECT_TRUE(absl::IsFailedPrecondition(store->Configure(wanted)));
+  ASSERT_TRUE(Send(open.get(), AsBytes(Normal(2560, 2))).ok());
+  CommitLoad(store.get(), 0);
+  EXPECT_TRUE(store->Configure(wanted).ok());
+}
+
+TEST(Load, ARefusedConfigurationKeepsLoadedMoments) {
+  World world(2 * kMiB);
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 1600})}, 25600));
+  auto small = AllAdamW(store->layout());
+  small[0].eight_bit = true;
+  ASSERT_TRUE(store->Configure(small).ok());
+  LoadTensor(store.get(), 0, Normal(102400, 1));
+  LoadTensor(store.get(), 0, Normal(102400, 2, 1e-3f), Slot::kExpAvg);
+  CommitLoad(store.get(), 0);
+  const auto before = AllBytes(store.get(), 0);
+  auto large = small;
+  large[0].eight_bit = false;
+  auto filler = world.accountant.Reserve({Tier::kDram, "other", "state"}, kMiB);
+  ASSERT_TRUE(filler.ok()) << filler.status();
+  EXPECT_TRUE(absl::IsResourceExhausted(store->Configure(large)));
+  EXPECT_EQ(AllBytes(store.get(), 0), before);
+  filler = Reservation();
+  auto rounding = small;
+  rounding[0].rounding = kernels::Rounding::kNearest;
+  EXPECT_TRUE(store->Configure(rounding).ok());
+  EXPECT_EQ(AllBytes(store.get(), 0), before);
+}
+
 TEST(Load, BuffersKeepTheirDType) {
   World world;
   auto store = NewStore(&world, Layout({{"counter", false, {3}, v1::DTYPE_I64}}, 256));

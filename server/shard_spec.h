@@ -80,6 +80,7 @@ struct SlotFormat {
   bool exists() const { return dtype != v1::DTYPE_UNSPECIFIED; }
   uint64_t ElementCount(uint64_t shard_elements) const;
   uint64_t Bytes(uint64_t shard_elements) const;
+  friend bool operator==(const SlotFormat&, const SlotFormat&) = default;
 };
 // A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder: its master is exact.
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot);

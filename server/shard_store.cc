@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "proto/status.h"
 #include "server/shard.h"
 
@@ -198,6 +199,12 @@ absl::Status ShardStore::WithSmallestBudget(const absl::Status& status) const {
                    detail);
 }
 
+struct ShardStore::ReplacedSlot {
+  Shard* shard;
+  Slot slot;
+  SlotState state;
+};
+
 absl::Status ShardStore::Configure(const std::vector<TensorOptimizer>& optimizers) {
   if (optimizers.size() != layout_.tensors.size())
     return absl::InvalidArgumentError(
@@ -206,47 +213,81 @@ absl::Status ShardStore::Configure(const std::vector<TensorOptimizer>& optimizer
     if (!layout_.tensors[i].is_parameter && optimizers[i].optimizer != OptimizerKind::kFrozen)
       return absl::InvalidArgumentError(absl::StrCat("tensor '", layout_.tensors[i].name,
                                                      "' is a buffer: it takes no optimizer"));
-  if (configured_ && optimizers == optimizers_) return absl::OkStatus();
+  if (IsConfiguredAs(optimizers)) return absl::OkStatus();
+  configuring_ = true;  // from here on nothing new is staged
+  const absl::Cleanup finished = [this] { configuring_ = false; };
+  for (const auto& shard : shards_)
+    if (HasStaged(*shard))
+      return ShardError(absl::StatusCode::kFailedPrecondition, *shard,
+                        "holds staged pieces of the other optimizer configuration",
+                        v1::ErrorDetail::CONFLICT);
   const std::vector<TensorOptimizer> before = std::exchange(optimizers_, optimizers);
-  absl::Status placed = PlaceOptimizerSlots();
+  std::vector<ReplacedSlot> replaced;
+  absl::Status placed = PlaceOptimizerSlots(&replaced);
   if (!placed.ok()) {
     placed = WithSmallestBudget(placed);
     optimizers_ = before;
+    for (ReplacedSlot& old : replaced) {
+      (void)TakeSlot(old.shard, old.slot);
+      MutexLock lock(&old.shard->mutex);
+      old.shard->slots[static_cast<size_t>(old.slot)] = std::move(old.state);
+    }
     // What fitted before fits again, as the new slots are gone by then.
-    if (absl::Status again = PlaceOptimizerSlots(); !again.ok()) return again;
+    std::vector<ReplacedSlot> none;
+    if (absl::Status again = PlaceOptimizerSlots(&none); !again.ok()) return again;
     return placed;
   }
   configured_ = true;
+  for (const ReplacedSlot& old : replaced)
+    if (old.state.spilled)  // a failed erase leaves bytes that the next start removes
+      (void)tiers_->Erase(old.shard->Key(layout_.job, old.slot), *old.state.spilled);
   return absl::OkStatus();
 }
 
-absl::Status ShardStore::PlaceOptimizerSlots() {
-  for (auto& shard : shards_)
-    for (size_t i = static_cast<size_t>(kFirstOptimizerSlot); i < kStoredSlotCount; ++i)
-      if (absl::Status cleared = ClearSlot(shard.get(), static_cast<Slot>(i)); !cleared.ok())
-        return cleared;
-  for (auto& shard : shards_) {
-    const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
-    const bool keeps_remainder = FormatOf(*shard->tensor, optimizer, Slot::kRemainder).exists();
-    bool has_remainder;
-    {
-      MutexLock lock(&shard->mutex);
-      has_remainder = shard->slots[static_cast<size_t>(Slot::kRemainder)].format.exists();
-    }
-    if (has_remainder && !keeps_remainder)
-      if (absl::Status cleared = ClearSlot(shard.get(), Slot::kRemainder); !cleared.ok())
-        return cleared;
-    for (size_t i = static_cast<size_t>(has_remainder ? kFirstOptimizerSlot : Slot::kRemainder);
-         i < kStoredSlotCount; ++i) {
-      const Slot slot = static_cast<Slot>(i);
-      absl::Status placed = PlaceSlot(shard.get(), slot, FormatOf(*shard->tensor, optimizer, slot));
-      if (!placed.ok()) return placed;
-    }
+bool ShardStore::IsConfiguredAs(const std::vector<TensorOptimizer>& optimizers) const {
+  return configured_ && optimizers == optimizers_;
+}
+
+bool ShardStore::HasStaged(const Shard& shard) {
+  auto begun = [](const auto& piece) { return piece.claimed || piece.stored; };
+  MutexLock lock(&shard.mutex);
+  if (shard.gradient) {
+    MutexLock stage_lock(&shard.gradient->mutex);
+    if (std::ranges::any_of(shard.gradient->pieces, begun)) return true;
   }
+  if (shard.load) {
+    MutexLock stage_lock(&shard.load->mutex);
+    if (std::ranges::any_of(shard.load->pieces, begun)) return true;
+  }
+  return false;
+}
+
+// Slots whose format stays keep room and contents. `replaced` gets what had contents.
+absl::Status ShardStore::PlaceOptimizerSlots(std::vector<ReplacedSlot>* replaced) {
+  auto changes = [&](Shard* shard, Slot slot) {
+    MutexLock lock(&shard->mutex);
+    return shard->slots[static_cast<size_t>(slot)].format !=
+           FormatOf(*shard->tensor, optimizers_[shard->info.tensor], slot);
+  };
+  std::vector<std::pair<Shard*, Slot>> empty;
+  for (auto& shard : shards_)
+    for (size_t i = static_cast<size_t>(Slot::kRemainder); i < kStoredSlotCount; ++i) {
+      const Slot slot = static_cast<Slot>(i);
+      if (!changes(shard.get(), slot)) continue;
+      SlotState old = TakeSlot(shard.get(), slot);
+      if (old.data || old.spilled) replaced->push_back({shard.get(), slot, std::move(old)});
+      empty.emplace_back(shard.get(), slot);
+    }
+  for (const auto& [shard, slot] : empty)
+    if (absl::Status placed =
+            PlaceSlot(shard, slot, FormatOf(*shard->tensor, optimizers_[shard->info.tensor], slot));
+        !placed.ok())
+      return placed;
   return absl::OkStatus();
 }
 
-absl::Status ShardStore::ClearSlot(Shard* shard, Slot slot) {
+// Leaves a slot that does not exist.
+SlotState ShardStore::TakeSlot(Shard* shard, Slot slot) {
   shard->Acquire();
   SlotState old;
   {
@@ -254,8 +295,7 @@ absl::Status ShardStore::ClearSlot(Shard* shard, Slot slot) {
     std::swap(old, shard->slots[static_cast<size_t>(slot)]);
   }
   shard->Release();
-  return old.spilled ? tiers_->Erase(shard->Key(layout_.job, slot), *old.spilled)
-                     : absl::OkStatus();
+  return old;
 }
 
 // ---- Spilling ----

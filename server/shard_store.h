@@ -92,10 +92,11 @@ class ShardStore : public Spillable {
   const JobLayout& layout() const { return layout_; }
 
   // Reserves optimizer slots and the room of an apply; slots begin as zero. One entry per tensor.
-  // The same again: no effect. Another one replaces all optimizer slots.
-  //   Status  InvalidArgument (a buffer with an optimizer), ResourceExhausted (as Create; the old
-  //   configuration stays).
+  // The same again: no effect. Another one replaces the slots whose format it changes.
+  //   Status  InvalidArgument (a buffer with an optimizer), FailedPrecondition (pieces are staged),
+  //   ResourceExhausted (as Create; the old configuration stays, with its contents).
   absl::Status Configure(const std::vector<TensorOptimizer>& optimizers);
+  bool IsConfiguredAs(const std::vector<TensorOptimizer>& optimizers) const;
 
   // ---- Staging ----
   // Replaces the contribution layout: drops what is staged and reserves room for the pieces of
@@ -173,8 +174,10 @@ class ShardStore : public Spillable {
   absl::StatusOr<Shard*> Find(int32_t id) const;
 
   absl::Status PlaceSlot(Shard* shard, Slot slot, SlotFormat format);
-  absl::Status PlaceOptimizerSlots();
-  absl::Status ClearSlot(Shard* shard, Slot slot);
+  struct ReplacedSlot;
+  absl::Status PlaceOptimizerSlots(std::vector<ReplacedSlot>* replaced);
+  static SlotState TakeSlot(Shard* shard, Slot slot);
+  static bool HasStaged(const Shard& shard);
   absl::StatusOr<Reservation> ReserveWithoutOwn(const Use& use, uint64_t bytes);
   absl::Status WithSmallestBudget(const absl::Status& status) const;
 
@@ -204,6 +207,7 @@ class ShardStore : public Spillable {
   std::vector<TensorOptimizer>
       optimizers_;  // per tensor; written by Configure alone, which nothing may run beside
   bool configured_ = false;
+  std::atomic<bool> configuring_ = false;    // nothing new is staged
   std::atomic<bool> keep_resident_ = false;  // SpillCold moves nothing of this job
   mutable Mutex mutex_;                      // configuration, reservations, order of use
   CondVar window_free_;

@@ -111,6 +111,13 @@ def test_unknown_tensor_is_refused(job):
         job.describe("layers.9.weight")
 
 
+def test_more_shards_than_the_limit_are_refused_before_anything_is_reserved(job, cluster):
+    other = PlainJob(cluster.address, "too-many-shards", [Tensor("huge", (1 << 38,))], shard_elements=256)
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "huge", 1 << 20, 256):
+        other.create()
+    other.connections.close()
+
+
 def test_unknown_job_is_refused(job, cluster):
     other = PlainJob(cluster.address, "no-such-job", SMALL_TENSORS)
     with refused("NOT_FOUND", "UNKNOWN_JOB", "no-such-job"):

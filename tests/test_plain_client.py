@@ -268,3 +268,20 @@ def test_job_is_deleted_with_all_its_state(make_cluster, job_name):
     for address in job.addresses():
         status = job.admin(address).ServerStatus(stubs().admin.ServerStatusRequest(), timeout=60)
         assert [use for use in status.uses if use.job == job_name and use.bytes] == []
+
+
+def test_another_configuration_drops_a_load_left_half_way(make_cluster, job_name):
+    cluster = make_cluster(2)
+    weights = {"w": np.random.default_rng(1).standard_normal((128, 64)).astype("<f4")}
+    job = cluster.job(job_name, [Tensor("w", (128, 64))], shard_elements=2048)
+    job.create(seed=7)
+    job.configure(job.groups(state="8bit"))
+    job.join()
+    job.set_state(weights)
+    job.set_state({"w": np.ones((128, 64), "<f4")}, slot="exp_avg")
+    assert job.configure(job.groups(state="fp32")).changed
+    job.join()
+    job.load(weights)
+    assert np.array_equal(job.pull("w", "exp_avg"), np.zeros((128, 64), "<f4"))
+    job.step(weights, [ADAMW])
+    assert np.array_equal(job.pull("w", "exp_avg").astype("<f4"), np.float32(0.1) * weights["w"])
