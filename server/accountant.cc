@@ -203,7 +203,16 @@ Accountant::Accountant(Limits limits) : account_(std::make_shared<internal::Acco
 Accountant::~Accountant() = default;
 
 absl::StatusOr<Reservation> Accountant::Reserve(const Use& use, uint64_t bytes) {
+  Reservation reservation;
+  absl::Status status = Grow(&reservation, use, bytes);
+  if (!status.ok()) return status;
+  return reservation;
+}
+
+absl::Status Accountant::Grow(Reservation* reservation, const Use& use, uint64_t wanted_bytes) {
   MutexLock lock(&account_->mutex);
+  const uint64_t held = reservation->pool_ ? reservation->pool_->reserved : 0;
+  const uint64_t bytes = wanted_bytes - std::min(held, wanted_bytes);
   internal::Counts& total = account_->total[static_cast<size_t>(use.tier)];
   const uint64_t limit = account_->limit[static_cast<size_t>(use.tier)];
   const uint64_t free = limit - total.reserved;
@@ -222,12 +231,12 @@ absl::StatusOr<Reservation> Accountant::Reserve(const Use& use, uint64_t bytes) 
         detail);
   }
   internal::Counts& counts = account_->uses[use];
-  Reservation reservation;
-  reservation.pool_ = std::make_shared<internal::Pool>(account_, use, &counts);
-  reservation.pool_->reserved = bytes;
+  if (!reservation->pool_)
+    reservation->pool_ = std::make_shared<internal::Pool>(account_, use, &counts);
+  reservation->pool_->reserved += bytes;
   counts.reserved += bytes;
   total.reserved += bytes;
-  return reservation;
+  return absl::OkStatus();
 }
 
 uint64_t Accountant::limit_bytes(Tier tier) const {

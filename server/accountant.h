@@ -117,6 +117,10 @@ class Accountant {
   // nothing is promised then.
   absl::StatusOr<Reservation> Reserve(const Use& use, uint64_t bytes);
 
+  // Promises what is missing of `bytes` to a reservation, which keeps what it has if that is
+  // refused; an empty one is made as by Reserve. Enough already: no effect.
+  absl::Status Grow(Reservation* reservation, const Use& use, uint64_t bytes);
+
   uint64_t limit_bytes(Tier tier) const;
   uint64_t free_bytes(Tier tier) const;  // not reserved
   uint64_t reserved_bytes(Tier tier) const;

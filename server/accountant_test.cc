@@ -33,6 +33,20 @@ TEST(Accountant, RefusesBeyondTheLimitNamingUseAndBytes) {
   EXPECT_TRUE(accountant.Reserve({Tier::kDram, "gpt", "staging"}, 2 * kMiB).ok());
 }
 
+TEST(Accountant, GrowsAReservationOrLeavesIt) {
+  Accountant accountant({10 * kMiB, 0});
+  const Use use{Tier::kDram, "gpt", "apply"};
+  Reservation room;
+  ASSERT_TRUE(accountant.Grow(&room, use, 2 * kMiB).ok());
+  const BufferPtr held = room.Allocate(2 * kMiB).value();
+  ASSERT_TRUE(accountant.Grow(&room, use, 6 * kMiB).ok());
+  ASSERT_TRUE(accountant.Grow(&room, use, 3 * kMiB).ok());
+  EXPECT_EQ(room.reserved_bytes(), 6 * kMiB);
+  EXPECT_TRUE(absl::IsResourceExhausted(accountant.Grow(&room, use, 11 * kMiB)));
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 6 * kMiB);
+  EXPECT_TRUE(room.Allocate(4 * kMiB).ok());
+}
+
 TEST(Accountant, CountsUseAndPeakOfBuffers) {
   Accountant accountant({10 * kMiB, 0});
   auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 4 * kMiB).value();

@@ -133,6 +133,19 @@ class WindowLease {
   bool* const busy_;
 };
 
+// A spill that could not be finished owes the window to the next apply.
+absl::Status ShardStore::EnsureWindow(uint64_t bytes) {
+  {
+    MutexLock lock(&mutex_);
+    if (window_.reserved_bytes() >= bytes) return absl::OkStatus();
+  }
+  if (OpenWindow().ok()) return absl::OkStatus();
+  // Other jobs' cold slots make room; what somebody else takes first is asked for again with the
+  // next try.
+  (void)tiers_->Reserve({Tier::kDram, layout_.job, "apply"}, WindowBytes());
+  return OpenWindow();
+}
+
 // While `busy`, slots change by this thread alone, so that they are read without the lock.
 absl::Status ShardStore::ApplyGradient(Shard* shard,
                                        const ShardUpdate& update) NO_THREAD_SAFETY_ANALYSIS {
@@ -140,11 +153,16 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
   if (!stage || !stage->result)
     return ShardError(absl::StatusCode::kFailedPrecondition, *shard, "no gradient is staged");
   if (stage->result->absent) return absl::OkStatus();
-  const bool streams = std::any_of(
-      shard->slots.begin(), shard->slots.end(),
-      [](const SlotState& slot) { return slot.format.exists() && slot.tier == Tier::kNvme; });
+  uint64_t streamed_bytes = 0;
+  for (const SlotState& slot : shard->slots)
+    if (slot.format.exists() && slot.tier == Tier::kNvme)
+      streamed_bytes += Buffer::Footprint(slot.format.Bytes(shard->count()));
   std::optional<WindowLease> lease;
-  if (streams) lease.emplace(&mutex_, &window_free_, &window_busy_);
+  if (streamed_bytes > 0) {
+    lease.emplace(&mutex_, &window_free_, &window_busy_);
+    if (absl::Status room = EnsureWindow(streamed_bytes); !room.ok())
+      return Annotated(room, shard->Name());
+  }
 
   WorkingSlots slots;
   for (size_t i = 0; i < kStoredSlotCount; ++i) {

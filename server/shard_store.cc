@@ -147,29 +147,22 @@ uint64_t ShardStore::WindowBytes() const {
   return largest;
 }
 
+// Where it lies, so that an apply may be using what is there already.
+absl::Status ShardStore::GrowWindow(uint64_t bytes) {
+  Accountant& accountant = tiers_->accountant();
+  MutexLock lock(&mutex_);
+  absl::Status disk = accountant.Grow(&spill_window_, {Tier::kNvme, layout_.job, "apply"}, bytes);
+  if (!disk.ok()) return disk;
+  return accountant.Grow(&window_, {Tier::kDram, layout_.job, "apply"}, bytes);
+}
+
 // Reserves the window in memory and on disk, moving own cold slots out if it does not fit beside
 // them.
 absl::Status ShardStore::OpenWindow() {
   const uint64_t bytes = WindowBytes();
-  {
-    MutexLock lock(&mutex_);
-    if (window_.reserved_bytes() >= bytes) return absl::OkStatus();
-    if (window_busy_) return absl::UnavailableError("an apply is using the window");
-    window_ = Reservation();
-    spill_window_ = Reservation();
-    auto disk = tiers_->accountant().Reserve({Tier::kNvme, layout_.job, "apply"}, bytes);
-    if (!disk.ok()) return disk.status();
-    spill_window_ = *std::move(disk);
-  }
-  auto reserved = tiers_->accountant().Reserve({Tier::kDram, layout_.job, "apply"}, bytes);
-  if (!reserved.ok()) {
-    SpillSome(bytes);
-    reserved = tiers_->accountant().Reserve({Tier::kDram, layout_.job, "apply"}, bytes);
-  }
-  if (!reserved.ok()) return reserved.status();
-  MutexLock lock(&mutex_);
-  window_ = *std::move(reserved);
-  return absl::OkStatus();
+  if (GrowWindow(bytes).ok()) return absl::OkStatus();
+  SpillSome(bytes);
+  return GrowWindow(bytes);
 }
 
 // Without a disk: all slots must fit; with one: the largest shard at least.
@@ -302,36 +295,38 @@ SlotState ShardStore::TakeSlot(Shard* shard, Slot slot) {
 
 uint64_t ShardStore::SpillCold(uint64_t wanted_bytes) {
   if (keep_resident_) return 0;
-  uint64_t freed = 0;
-  if (!window_open()) {  // the first spill of a job pays for its window too
-    const uint64_t window = WindowBytes();
-    if (ColdBytes() <= window) return 0;
-    {
-      MutexLock lock(&mutex_);
-      if (spill_window_.reserved_bytes() == 0) {
-        auto disk = tiers_->accountant().Reserve({Tier::kNvme, layout_.job, "apply"}, window);
-        if (!disk.ok()) return 0;
-        spill_window_ = *std::move(disk);
-      }
-    }
-    freed = SpillSome(wanted_bytes + window);
-    auto reserved = tiers_->accountant().Reserve({Tier::kDram, layout_.job, "apply"}, window);
-    if (!reserved.ok()) return freed;
+  const uint64_t window = WindowBytes();
+  uint64_t missing;
+  {
     MutexLock lock(&mutex_);
-    window_ = *std::move(reserved);
-    return freed - std::min(freed, window);
+    missing = window - std::min(window, window_.reserved_bytes());
   }
-  return SpillSome(wanted_bytes);
+  if (missing == 0) return SpillSome(wanted_bytes);
+  if (!SpillPays(missing)) return 0;
+  {
+    MutexLock lock(&mutex_);
+    absl::Status disk =
+        tiers_->accountant().Grow(&spill_window_, {Tier::kNvme, layout_.job, "apply"}, window);
+    if (!disk.ok()) return 0;
+  }
+  // The first spill of a job pays for its window too. Where that does not come free, the next spill
+  // or apply asks again.
+  const uint64_t freed = SpillSome(wanted_bytes + missing);
+  return GrowWindow(window).ok() ? freed - std::min(freed, missing) : freed;
 }
 
-uint64_t ShardStore::ColdBytes() const {
-  uint64_t bytes = 0;
+// A spill is worth its window if more than that lies in memory; where one was made, the window is
+// owed.
+bool ShardStore::SpillPays(uint64_t window_bytes) const {
+  uint64_t resident_bytes = 0;
   for (const auto& shard : shards_) {
     MutexLock lock(&shard->mutex);
-    for (const SlotState& slot : shard->slots)
-      if (slot.tier == Tier::kDram) bytes += slot.room.reserved_bytes();
+    for (const SlotState& slot : shard->slots) {
+      if (slot.tier == Tier::kNvme) return true;
+      resident_bytes += slot.room.reserved_bytes();
+    }
   }
-  return bytes;
+  return resident_bytes > window_bytes;
 }
 
 // Access is cyclic, so any fixed resident set hits alike: the last used shards go, which leaves the

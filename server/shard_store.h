@@ -183,8 +183,10 @@ class ShardStore : public Spillable {
 
   bool window_open() const;
   uint64_t WindowBytes() const;
-  uint64_t ColdBytes() const;
+  bool SpillPays(uint64_t window_bytes) const;
+  absl::Status GrowWindow(uint64_t bytes);
   absl::Status OpenWindow();
+  absl::Status EnsureWindow(uint64_t bytes);
   uint64_t SpillSome(uint64_t wanted_bytes);
   absl::StatusOr<uint64_t> SpillSlot(Shard* shard, Slot slot);
 
@@ -212,9 +214,8 @@ class ShardStore : public Spillable {
   mutable Mutex mutex_;                      // configuration, reservations, order of use
   CondVar window_free_;
   bool window_busy_ GUARDED_BY(mutex_) = false;
-  Reservation window_ GUARDED_BY(mutex_);  // one apply's slots
-  Reservation spill_window_
-      GUARDED_BY(mutex_);  // the same on disk: a new value before the old one goes
+  // One apply's slots, and the same on disk: a new value before the old one goes. They only grow.
+  Reservation window_ GUARDED_BY(mutex_), spill_window_ GUARDED_BY(mutex_);
   std::shared_ptr<Reservation> staging_ GUARDED_BY(mutex_);
   // First pulls of weights, in order: of the newest version pulled, and of the one before it.
   int64_t pulled_version_ GUARDED_BY(mutex_) = -1;

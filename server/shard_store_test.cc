@@ -326,6 +326,33 @@ TEST(Spill, FlippedByteIsDataLossByName) {
   EXPECT_GT(lost, 0);
 }
 
+// Another job's need moves slots out, and the disk fails before there is room for the window.
+TEST(Spill, ApplyReservesTheWindowThatASpillOwes) {
+  World world(7 * kMiB / 2, 64 * kMiB), easy;
+  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
+  for (ShardStore* each : {store.get(), other.get()}) {
+    ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
+    ASSERT_TRUE(each->SetLayout(WholeLayout(layout)).ok());
+    LoadTensor(each, 0, Normal(300'000, 1));
+    CommitLoad(each, 0);
+    ASSERT_NO_FATAL_FAILURE(AdamWStep(each, 1, 3));
+  }
+  ASSERT_EQ(world.accountant.reserved_bytes(Tier::kNvme), 0u);
+  const Use others{Tier::kDram, "other", "weight"};
+  const auto rest = world.accountant.Reserve(others, world.accountant.free_bytes(Tier::kDram));
+  ASSERT_TRUE(rest.ok());
+  world.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
+  EXPECT_TRUE(absl::IsResourceExhausted(world.tiers->Reserve(others, kMiB / 8).status()));
+  world.disk.Heal();
+  ASSERT_GT(world.accountant.used_bytes(Tier::kNvme), 0u);
+  const auto freed = world.accountant.Reserve(others, world.accountant.free_bytes(Tier::kDram));
+  ASSERT_TRUE(freed.ok());
+  for (ShardStore* each : {store.get(), other.get()})
+    for (int step = 2; step < 4; ++step) ASSERT_NO_FATAL_FAILURE(AdamWStep(each, step, 3 * step));
+  EXPECT_EQ(AllBytes(store.get(), 3), AllBytes(other.get(), 3));
+}
+
 TEST(Spill, FullDiskInAnApplyLosesNothing) {
   World world(7 * kMiB / 4, 64 * kMiB), easy(64 * kMiB);
   const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
