@@ -30,6 +30,8 @@ absl::Status JobGone(const std::string& job) {
 
 }  // namespace
 
+std::string CleanKey(const std::string& job) { return absl::StrCat("clean/", job); }
+
 JobRuntime::JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model)
     : environment_(environment), job_(model->job()), model_(std::move(model)) {}
 
@@ -119,7 +121,9 @@ absl::StatusOr<step::ParticipantImage> JobRuntime::LoadImage(bool is_new) {
   if (!epoch.ok()) return epoch.status();
   absl::StatusOr<std::vector<FlushInfo>> flushes = ListFlushes(environment_.data->store(), job_);
   if (!flushes.ok()) return flushes.status();
-  if (!is_new && environment_.data->was_clean() && !flushes->empty()) {
+  const absl::StatusOr<std::string> clean = environment_.data->GetValue(CleanKey(job_));
+  if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
+  if (!is_new && clean.ok() && !flushes->empty()) {
     absl::StatusOr<step::ParticipantImage> flushed = LoadFlushedImage(flushes->front());
     if (flushed.ok()) {
       image = *std::move(flushed);
@@ -168,7 +172,12 @@ absl::Status JobRuntime::StartLeader() {
   return absl::OkStatus();
 }
 
-void JobRuntime::Start() { Tick(); }
+absl::Status JobRuntime::Start() {
+  if (absl::Status status = environment_.data->EraseValue(CleanKey(job_)); !status.ok())
+    return status;
+  Tick();
+  return absl::OkStatus();
+}
 
 std::shared_ptr<const JobModel> JobRuntime::model() const {
   MutexLock lock(&mutex_);
@@ -479,16 +488,23 @@ void JobRuntime::Complete(const std::function<void(int64_t, step::Actions*)>& ev
   Perform(std::move(actions));
 }
 
+void JobRuntime::BeginStop() {
+  Complete([this](int64_t now, step::Actions* actions)
+               NO_THREAD_SAFETY_ANALYSIS { participant_->OnStop(now, actions); });
+}
+
 absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
+  BeginStop();
   MutexLock lock(&mutex_);
-  if (closed_) return absl::OkStatus();
-  step::Actions actions;
-  participant_->OnStop(now_ms(), &actions);
-  Perform(std::move(actions));
   while (!participant_->stopped()) {
+    if (closed_) return absl::OkStatus();
     if (!flush_status_.ok()) return flush_status_;
     if (!damaged_.empty())
       return damaged_.begin()->second;  // no version is whole: the flushes before stay
+    if (flushing_) {
+      changed_.Wait(&mutex_);
+      continue;
+    }
     if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
       if (!waiting_for_room_.empty()) return room_status_;
       return absl::DeadlineExceededError(
@@ -759,6 +775,7 @@ void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
 }
 
 void JobRuntime::Do(const step::WriteFlush&, step::Actions*) {
+  flushing_ = true;
   environment_.pool->Submit([self = shared_from_this()] {
     FlushHeader header;
     {
@@ -773,8 +790,9 @@ void JobRuntime::Do(const step::WriteFlush&, step::Actions*) {
     const absl::Status status =
         WriteFlush(&self->environment_.data->store(), header, self->shards_.get());
     self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-      self->flush_status_ = status;
-      if (status.ok()) self->participant_->OnFlushed(now, actions);
+      self->flush_status_ =
+          status.ok() ? self->environment_.data->PutValue(CleanKey(self->job_), "") : status;
+      if (self->flush_status_.ok()) self->participant_->OnFlushed(now, actions);
     });
   });
 }

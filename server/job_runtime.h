@@ -44,6 +44,10 @@ struct Environment {
   bool is_leader() const { return self == 0; }
 };
 
+// Where a job's clean stop is noted: there only while its newest flush is all that it has, from the
+// end of the flush until the job is started again.
+std::string CleanKey(const std::string& job);
+
 // How long a caller waits, and how it says that it has gone away.
 struct Wait {
   std::chrono::steady_clock::time_point deadline;
@@ -63,8 +67,9 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   static absl::StatusOr<std::shared_ptr<JobRuntime>> Open(const Environment& environment,
                                                           v1::JobDefinition definition,
                                                           bool is_new);
-  // Starts the machines: recovery begins here.
-  void Start();
+  // Starts the machines: recovery begins here, and what the last clean stop left is no longer all.
+  //   Status  ResourceExhausted, DataLoss: the disk cannot note it, nothing has started.
+  absl::Status Start();
 
   std::shared_ptr<const JobModel> model() const;
   ShardStore& shards() { return *shards_; }
@@ -115,8 +120,10 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   // ---- Life ----
   void OnPeer(int from, const step::Message& message);
   void Tick();
-  // Clean stop: refuses new work, finishes what is decided, flushes. Waits until done or
-  // `deadline`; OK only when all is on disk.
+  // Clean stop: refuses new work, finishes what is decided, flushes. BeginStop does not wait.
+  void BeginStop();
+  // Waits until that is done: for other servers and for room on the disk until `deadline`, for the
+  // flush as long as it takes. OK only when all is on disk, and noted under CleanKey.
   absl::Status Stop(std::chrono::steady_clock::time_point deadline);
   // The job was deleted: callers are answered NotFound, late completions ignored.
   void Close();
@@ -190,6 +197,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   std::vector<Update> waiting_for_room_
       GUARDED_BY(mutex_);                        // applies to try again with the next tick
   absl::Status room_status_ GUARDED_BY(mutex_);  // why the newest of them waits
+  bool flushing_ GUARDED_BY(mutex_) = false;
   absl::Status flush_status_ GUARDED_BY(mutex_);
   struct MemoryReport {
     int64_t epoch = 0;

@@ -3,8 +3,11 @@
 #include <bit>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "grpcpp/grpcpp.h"
+#include "server/job_table.h"
 #include "server/shard_fixture.h"
 
 namespace orlop::server {
@@ -21,7 +24,7 @@ class JobOnAFaultyDisk : public testing::Test {
   void SetUp() override {
     char pattern[] = "/tmp/orlop-job-XXXXXX";
     directory_ = mkdtemp(pattern);
-    data_ = storage::DataDirectory::Open({directory_, "self"}).value();
+    OpenData();
     pool_ = std::make_unique<WorkPool>(2);
     Options options;
     options.peers = {{"self", "127.0.0.1:1"}};
@@ -29,33 +32,65 @@ class JobOnAFaultyDisk : public testing::Test {
     environment_ = {{"self"}, 0, data_.get(), world_.tiers.get(), pool_.get(), peers_.get(), [] {
                       return v1::ServerInfo();
                     }};
-    Open(/*is_new=*/true);
+    OpenTable();
+    Create(Definition());
   }
   void TearDown() override {
-    job_->Close();
+    for (const auto& job : table_->List()) job->Close();
     pool_->Stop();
     job_.reset();
+    table_.reset();
     peers_.reset();
     data_.reset();
     std::filesystem::remove_all(directory_);
   }
 
-  void Open(bool is_new) {
-    job_ = JobRuntime::Open(environment_, Definition(), is_new).value();
-    job_->Start();
+  void OpenData() {
+    const auto wrap = [this](std::unique_ptr<storage::Store> store) {
+      auto faulty = std::make_unique<storage::FaultyStore>(std::move(store));
+      data_disk_ = faulty.get();
+      return faulty;
+    };
+    data_ = storage::DataDirectory::Open({directory_, "self", 32 << 20, wrap}).value();
+    environment_.data = data_.get();
+  }
+  void OpenTable() {
+    table_ = std::make_unique<JobTable>(environment_);
+    const absl::Status opened = table_->OpenAll();
+    ASSERT_TRUE(opened.ok()) << opened;
+  }
+  // Creates a job, which the calls below go to from now on.
+  void Create(const v1::JobDefinition& definition) {
+    const absl::Status put = table_->Put(definition);
+    ASSERT_TRUE(put.ok()) << put;
+    Use(definition.manifest().job());
+  }
+  void Use(const std::string& job) {
+    job_ = table_->Find(job).value();
     job_->AwaitRecovery(Soon());
   }
+  // What the next process finds.
+  void Restart() {
+    for (const auto& job : table_->List()) job->Close();
+    job_.reset();
+    table_.reset();
+    pool_ = std::make_unique<WorkPool>(2);
+    environment_.pool = pool_.get();
+    data_.reset();
+    OpenData();
+    OpenTable();
+  }
 
-  static v1::JobDefinition Definition() {
+  static v1::JobDefinition Definition(const std::string& job = "job", uint64_t rows = kRows) {
     v1::JobDefinition definition;
     v1::CreateJobRequest& manifest = *definition.mutable_manifest();
-    manifest.set_job("job");
+    manifest.set_job(job);
     manifest.set_shard_elements(kShardElements);
     v1::TensorSpec& tensor = *manifest.add_tensors();
     tensor.set_name("layer.w");
     tensor.set_kind(v1::TENSOR_KIND_PARAMETER);
     tensor.set_dtype(v1::DTYPE_F32);
-    tensor.add_shape(kRows);
+    tensor.add_shape(rows);
     tensor.add_shape(kColumns);
     EXPECT_TRUE(CompleteManifest(&manifest).ok());
     const Digest128 digest = ManifestDigest(manifest);
@@ -63,7 +98,7 @@ class JobOnAFaultyDisk : public testing::Test {
     definition.mutable_manifest_digest()->set_low(digest.low);
     definition.set_server_count(1);
     v1::PlacementRun& run = *definition.add_runs();
-    run.set_shard_count(ShardCount(kRows * kColumns, kShardElements));
+    run.set_shard_count(ShardCount(rows * kColumns, kShardElements));
     run.add_servers(0);
     v1::OptimizerGroup& group = *definition.mutable_optimizer()->add_groups();
     group.set_optimizer("adamw");
@@ -76,7 +111,10 @@ class JobOnAFaultyDisk : public testing::Test {
   static Wait Soon() {
     return {std::chrono::steady_clock::now() + std::chrono::seconds(30), nullptr};
   }
-  static Box Whole() { return {{0, 0}, {kRows, kColumns}, false}; }
+  Box Whole() const {
+    const uint64_t rows = job_->shards().layout().tensors[0].element_count / kColumns;
+    return {{0, 0}, {rows, kColumns}, false};
+  }
 
   void Join() {
     step::JoinRequest join;
@@ -143,11 +181,14 @@ class JobOnAFaultyDisk : public testing::Test {
     return job_->Commit(commit, Soon()).status();
   }
 
-  void LoadAndStep() {
-    Join();
+  void Load() {
+    ASSERT_NO_FATAL_FAILURE(Join());
     for (const OwnedShard& shard : job_->shards().layout().shards)
       ASSERT_TRUE(Push(shard, true, Normal(kRows * kColumns, 1)).ok());
     ASSERT_TRUE(Commit(/*is_load=*/true).ok());
+  }
+  void LoadAndStep() {
+    ASSERT_NO_FATAL_FAILURE(Load());
     ASSERT_NO_FATAL_FAILURE(Step(2));
     for (const OwnedShard& shard : job_->shards().layout().shards)
       ASSERT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok());
@@ -169,6 +210,8 @@ class JobOnAFaultyDisk : public testing::Test {
   std::unique_ptr<WorkPool> pool_;
   std::unique_ptr<PeerLinks> peers_;
   Environment environment_;
+  storage::FaultyStore* data_disk_ = nullptr;  // under data_
+  std::unique_ptr<JobTable> table_;
   std::shared_ptr<JobRuntime> job_;
   int64_t generation_ = 0;
 };
@@ -225,18 +268,84 @@ TEST_F(JobOnAFaultyDisk, FullDiskDelaysACommittedStepAndLosesNothing) {
 TEST_F(JobOnAFaultyDisk, DamagedFlushIsLostMemory) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   ASSERT_TRUE(job_->Stop(Soon().deadline).ok());
-  job_->Close();
-  job_.reset();
   const auto [key, head] = data_->store().Scan("flush/job:").value().back();
   ASSERT_TRUE(data_->store().Commit({{{key, head.substr(1)}}}).ok());
-  ASSERT_TRUE(data_->MarkClean().ok());
-  data_.reset();
-  data_ = storage::DataDirectory::Open({directory_, "self"}).value();
-  environment_.data = data_.get();
-  Open(/*is_new=*/false);
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
   EXPECT_TRUE(job_->HasLostMemory());
   EXPECT_FALSE(job_->Status().serving);
   EXPECT_TRUE(absl::IsDataLoss(job_->AwaitVersion(0, 1, Soon())));
+}
+
+// The deadline is for what a flush waits for, not for the flush.
+TEST_F(JobOnAFaultyDisk, FlushMayTakeLongerThanTheDeadline) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const absl::Status stopped = table_->Stop(std::chrono::steady_clock::now());
+  ASSERT_TRUE(stopped.ok()) << stopped;
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_TRUE(job_->AwaitVersion(0, 1, Soon()).ok());
+}
+
+// A job is clean from its flush until it starts again, and no longer.
+TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  ASSERT_TRUE(table_->Stop(Soon().deadline).ok());
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_FALSE(job_->HasLostMemory());
+  ASSERT_NO_FATAL_FAILURE(Restart());  // without a stop: as killed
+  Use("job");
+  EXPECT_TRUE(job_->HasLostMemory());
+}
+
+// One job whose state is damaged: the stop fails, the other jobs have lost nothing.
+TEST_F(JobOnAFaultyDisk, JobThatCannotBeFlushedCostsNoOtherItsState) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  world_.disk.FailReadsOf("/exp_avg/");
+  ASSERT_NO_FATAL_FAILURE(Step(3));
+  ASSERT_NO_FATAL_FAILURE(Create(Definition("other", 1)));
+  ASSERT_NO_FATAL_FAILURE(Load());
+  EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
+  EXPECT_TRUE(absl::IsDataLoss(table_->Stop(Soon().deadline)));
+  world_.disk.FailReadsOf("");
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("other");
+  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
+  Use("job");
+  EXPECT_TRUE(job_->HasLostMemory());
+}
+
+// A job that waits keeps no other from its flush.
+TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const std::shared_ptr<JobRuntime> waiting = job_;
+  const int64_t generation = generation_;
+  ASSERT_NO_FATAL_FAILURE(Create(Definition("other", 1)));
+  ASSERT_NO_FATAL_FAILURE(Load());
+  EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
+  job_ = waiting;
+  generation_ = generation;
+  for (const OwnedShard& shard : job_->shards().layout().shards)
+    ASSERT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok());
+  world_.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
+  ASSERT_TRUE(Commit().ok());
+  absl::Status stopped;
+  std::thread stop([&] { stopped = table_->Stop(Soon().deadline); });
+  const auto end = Soon().deadline;
+  while (ListFlushes(data_->store(), "other").value().empty() &&
+         std::chrono::steady_clock::now() < end)
+    std::this_thread::yield();
+  EXPECT_TRUE(ListFlushes(data_->store(), "job").value().empty());
+  world_.disk.Heal();
+  for (;
+       ListFlushes(data_->store(), "job").value().empty() && std::chrono::steady_clock::now() < end;
+       job_->Tick())
+    std::this_thread::yield();
+  stop.join();
+  EXPECT_TRUE(stopped.ok()) << stopped;
 }
 
 }  // namespace

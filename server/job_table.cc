@@ -28,6 +28,9 @@ absl::Status JobTable::OpenAll() {
     }
     if (absl::Status status = Insert(definition, /*is_new=*/false); !status.ok()) return status;
   }
+  // Not before all could be opened: a start that fails leaves every job as it was.
+  for (const std::shared_ptr<JobRuntime>& job : List())
+    if (absl::Status status = job->Start(); !status.ok()) return status;
   MutexLock lock(&mutex_);
   serving_ = true;
   return absl::OkStatus();
@@ -47,8 +50,7 @@ absl::Status JobTable::Insert(const v1::JobDefinition& definition, bool is_new) 
     MutexLock lock(&mutex_);
     jobs_[definition.manifest().job()] = *job;
   }
-  (*job)->Start();
-  return absl::OkStatus();
+  return is_new ? (*job)->Start() : absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<JobRuntime>> JobTable::Find(const std::string& job) const {
@@ -156,6 +158,9 @@ absl::Status JobTable::Drop(const std::string& name, bool* existed) {
     jobs_.erase(it);
   }
   job->Close();
+  // Before the job itself, so that a later one of this name never takes its flushes for its own.
+  if (absl::Status status = environment_.data->EraseValue(CleanKey(name)); !status.ok())
+    return status;
   storage::Batch batch;
   batch.erase = {kPrefix + name};
   if (absl::Status status = environment_.data->store().Commit(batch); !status.ok()) return status;
@@ -174,6 +179,7 @@ absl::Status JobTable::Stop(std::chrono::steady_clock::time_point deadline) {
     serving_ = false;
   }
   absl::Status first;
+  for (const std::shared_ptr<JobRuntime>& job : List()) job->BeginStop();
   for (const std::shared_ptr<JobRuntime>& job : List()) {
     const absl::Status status = job->Stop(deadline);
     if (!status.ok())

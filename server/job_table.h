@@ -42,7 +42,9 @@ class JobTable {
   absl::Status Drop(const std::string& job, bool* existed);
 
   void Tick();
-  // Refuses calls from now on, brings every job to rest and flushes it. OK only if all is on disk.
+  // Refuses calls from now on, brings every job to rest and flushes it, side by side; `deadline` is
+  // JobRuntime::Stop's. OK only if all is on disk; a job that cannot be flushed costs no other its
+  // state.
   absl::Status Stop(std::chrono::steady_clock::time_point deadline);
 
  private:

@@ -28,7 +28,8 @@ namespace {
 constexpr auto kTick = std::chrono::milliseconds(250);
 constexpr int kRestTicks =
     8;  // without a message of the data plane: longer than most steps of training
-constexpr auto kStopTimeout = std::chrono::seconds(60);
+constexpr auto kStopTimeout =
+    std::chrono::seconds(60);  // for other servers; a flush may take longer
 constexpr auto kReadinessPoll = std::chrono::milliseconds(50);
 constexpr auto kReadinessReport = std::chrono::seconds(10);
 constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
@@ -105,8 +106,7 @@ class Running : public OrlopServer {
     health_->SetServingStatus(false);
     const absl::Status flushed = jobs_->Stop(std::chrono::steady_clock::now() + kStopTimeout);
     Halt();
-    if (!flushed.ok()) return flushed;
-    return data_->MarkClean();
+    return flushed;
   }
 
  private:

@@ -86,8 +86,8 @@ absl::StatusOr<int> Lock(const std::string& directory) {
   return fd;
 }
 
-// Says whether the directory is new. FailedPrecondition if it is somebody else's.
-absl::StatusOr<bool> CheckIdentity(const std::string& directory, const std::string& server_name) {
+// FailedPrecondition if the directory is somebody else's; a new one becomes `server_name`'s.
+absl::Status CheckIdentity(const std::string& directory, const std::string& server_name) {
   absl::StatusOr<std::string> identity = ReadFile(directory + "/IDENTITY");
   if (absl::IsNotFound(identity.status())) {
     for (const auto& entry : std::filesystem::directory_iterator(directory)) {
@@ -96,10 +96,7 @@ absl::StatusOr<bool> CheckIdentity(const std::string& directory, const std::stri
         return absl::FailedPreconditionError(absl::StrCat(
             directory, " is not an orlop data directory: it holds '", name, "' and no IDENTITY"));
     }
-    absl::Status written =
-        WriteFile(directory, "IDENTITY", absl::StrCat(kIdentityHead, server_name, "\n"));
-    if (!written.ok()) return written;
-    return true;
+    return WriteFile(directory, "IDENTITY", absl::StrCat(kIdentityHead, server_name, "\n"));
   }
   if (!identity.ok()) return identity.status();
   absl::string_view name = *identity;
@@ -109,7 +106,7 @@ absl::StatusOr<bool> CheckIdentity(const std::string& directory, const std::stri
     return absl::FailedPreconditionError(absl::StrCat("data directory ", directory,
                                                       " belongs to server '", name, "', not to '",
                                                       server_name, "'"));
-  return false;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -128,16 +125,11 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
   auto directory = std::unique_ptr<DataDirectory>(new DataDirectory());
   directory->path_ = options.path;
   directory->lock_fd_ = *lock;
-  auto is_new = CheckIdentity(options.path, options.server_name);
-  if (!is_new.ok()) return is_new.status();
+  if (absl::Status own = CheckIdentity(options.path, options.server_name); !own.ok()) return own;
   auto store = OpenRocksDbStore(options.path + "/store", options.store_memory_bytes);
   if (!store.ok()) return store.status();
-  directory->store_ = *std::move(store);
-
-  const std::string marker = options.path + "/CLEAN";
-  directory->was_clean_ = *is_new || access(marker.c_str(), F_OK) == 0;
-  if (unlink(marker.c_str()) != 0 && errno != ENOENT) return SystemError("remove", marker, errno);
-  if (absl::Status synced = SyncDirectory(options.path); !synced.ok()) return synced;
+  directory->store_ =
+      options.wrap_store ? options.wrap_store(*std::move(store)) : *std::move(store);
 
   auto incarnation = directory->store_->Get(kIncarnationKey);
   if (incarnation.ok() && !absl::SimpleAtoi(*incarnation, &directory->incarnation_))
@@ -186,8 +178,6 @@ absl::StatusOr<std::string> DataDirectory::GetValue(const std::string& key) cons
 absl::Status DataDirectory::EraseValue(const std::string& key) {
   return store_->Commit({{}, {absl::StrCat("value/", key)}});
 }
-
-absl::Status DataDirectory::MarkClean() { return WriteFile(path_, "CLEAN", "clean\n"); }
 
 absl::StatusOr<uint64_t> DataDirectory::FreeBytes() const {
   struct statvfs system;

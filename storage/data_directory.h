@@ -3,11 +3,11 @@
 //
 //   DIR/LOCK      held with flock by the running process; holds its pid
 //   DIR/IDENTITY  "orlop data directory 1\nserver NAME\n"
-//   DIR/CLEAN     present only after a clean stop; removed when the next process opens the
-//   directory DIR/store/    RocksDB (storage/store.h)
+//   DIR/store/    RocksDB (storage/store.h)
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,22 +21,21 @@ struct DataDirectoryOptions {
   std::string path;
   std::string server_name;                 // 1 to 256 bytes, one line
   uint64_t store_memory_bytes = 32 << 20;  // RocksDB's own memory
+  // Tests put a store that fails before the real one.
+  std::function<std::unique_ptr<Store>(std::unique_ptr<Store>)> wrap_store;
 };
 
 // Threads: all methods are safe from any thread.
 class DataDirectory {
  public:
-  // Creates the directory where it is missing, locks it, checks whose it is, and removes the clean
-  // marker.
+  // Creates the directory where it is missing, locks it and checks whose it is.
   //   Status  Unavailable (in use: names directory and pid), FailedPrecondition (of another server,
   //   by name; or a directory
   //           that holds something else), InvalidArgument, DataLoss, ResourceExhausted.
   static absl::StatusOr<std::unique_ptr<DataDirectory>> Open(const DataDirectoryOptions& options);
-  ~DataDirectory();  // unlocks; writes no marker
+  ~DataDirectory();  // unlocks
 
   const std::string& path() const { return path_; }
-  // Whether the process before stopped cleanly; true for a new directory.
-  bool was_clean() const { return was_clean_; }
   // A number that no earlier process of this directory had, from 1; synced before Open returned.
   uint64_t incarnation() const { return incarnation_; }
   Store& store() { return *store_; }
@@ -51,8 +50,6 @@ class DataDirectory {
   absl::StatusOr<std::string> GetValue(const std::string& key) const;  // NotFound
   absl::Status EraseValue(const std::string& key);
 
-  // Writes and syncs the clean marker: the last act of a clean stop.
-  absl::Status MarkClean();
   // Free bytes of the file system, as an ordinary user may use them.
   absl::StatusOr<uint64_t> FreeBytes() const;
 
@@ -61,7 +58,6 @@ class DataDirectory {
 
   std::string path_;
   int lock_fd_ = -1;
-  bool was_clean_ = false;
   uint64_t incarnation_ = 0;
   std::unique_ptr<Store> store_;
 };

@@ -209,7 +209,6 @@ TEST(DataDirectory, IsOfOneServerAndOneProcess) {
   {
     auto directory = DataDirectory::Open({path, "alpha"});
     ASSERT_TRUE(directory.ok()) << directory.status();
-    EXPECT_TRUE((*directory)->was_clean());
     EXPECT_EQ((*directory)->incarnation(), 1u);
     EXPECT_GT((*directory)->FreeBytes().value(), 0u);
     const absl::Status second = DataDirectory::Open({path, "alpha"}).status();
@@ -224,16 +223,10 @@ TEST(DataDirectory, IsOfOneServerAndOneProcess) {
               testing::AllOf(testing::HasSubstr("'alpha'"), testing::HasSubstr("'beta'")));
 }
 
-TEST(DataDirectory, TellsACleanStopFromAKill) {
+TEST(DataDirectory, NumbersItsProcesses) {
   TemporaryDirectory root;
-  DataDirectory::Open({root.path(), "alpha"}).value().reset();  // no marker: as killed
-  auto killed = DataDirectory::Open({root.path(), "alpha"}).value();
-  EXPECT_FALSE(killed->was_clean());
-  EXPECT_EQ(killed->incarnation(), 2u);
-  ASSERT_TRUE(killed->MarkClean().ok());
-  killed.reset();
-  EXPECT_TRUE(DataDirectory::Open({root.path(), "alpha"}).value()->was_clean());
-  EXPECT_FALSE(DataDirectory::Open({root.path(), "alpha"}).value()->was_clean());
+  for (uint64_t process = 1; process < 4; ++process)
+    EXPECT_EQ(DataDirectory::Open({root.path(), "alpha"}).value()->incarnation(), process);
 }
 
 TEST(DataDirectory, KeepsEpochsAndValues) {
