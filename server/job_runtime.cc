@@ -227,7 +227,8 @@ absl::StatusOr<step::Answer> JobRuntime::Ask(const Wait& wait, const Event& even
       Perform(std::move(late));
       if (now < wait.deadline) return absl::CancelledError("the caller went away");
       return absl::DeadlineExceededError(
-          absl::StrCat("job '", job_, "': the deadline passed while waiting"));
+          absl::StrCat("job '", job_, "': the deadline passed while waiting",
+                       unsynced_status_.ok() ? "" : " for the disk: ", unsynced_status_.message()));
     }
     changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
   }
@@ -475,6 +476,7 @@ void JobRuntime::OnPeer(int from, const step::Message& message) {
 void JobRuntime::Tick() {
   Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
     for (Update& update : std::exchange(waiting_for_room_, {})) SubmitUpdate(std::move(update));
+    *actions = std::exchange(unsynced_, {});
     participant_->OnTick(now, actions);
     if (leader_ != nullptr) leader_->OnTick(now, actions);
   });
@@ -507,6 +509,7 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
     }
     if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
       if (!waiting_for_room_.empty()) return room_status_;
+      if (!unsynced_status_.ok()) return unsynced_status_;
       return absl::DeadlineExceededError(
           absl::StrCat("job '", job_, "' did not come to rest: it waits for another server"));
     }
@@ -638,27 +641,36 @@ void JobRuntime::Do(const step::Serve& action, step::Actions*) {
   it->second->serve = it->second->done = true;
 }
 
+// The machines wait for their epoch and record without asking again, so a disk that refuses them is
+// asked again with every tick, as for an apply that waits for room.
+bool JobRuntime::IsSynced(const absl::Status& status, step::Action action) {
+  if (!status.ok()) {
+    if (unsynced_status_.ok())
+      spdlog::error("job {}: waits for the disk: {}", job_, std::string(status.message()));
+    unsynced_.push_back(std::move(action));
+  }
+  unsynced_status_ = status;
+  return status.ok();
+}
+
 void JobRuntime::Do(const step::PersistEpoch& action, step::Actions* more) {
+  if (action.epoch < participant_->epoch()) return;  // a higher one is on its way
   const absl::Status status =
       environment_.data->PersistEpoch(job_, static_cast<uint64_t>(action.epoch));
-  if (!status.ok())
-    return spdlog::error("job {}: epoch {} cannot be synced: {}", job_, action.epoch,
-                         std::string(status.message()));
+  if (!IsSynced(status, action)) return;
   environment_.tiers->set_epoch(static_cast<uint64_t>(action.epoch));
   participant_->OnEpochDurable(action.epoch, now_ms(), more);
 }
 
 void JobRuntime::Do(const step::PersistRecord& action, step::Actions* more) {
-  bool ok = action.record.version == record_version_ + 1;
-  if (ok) {
+  const bool follows = action.record.version == record_version_ + 1;
+  if (follows) {
     const absl::Status status =
         environment_.data->PutValue(RecordKey(job_), Serialize(action.record));
-    if (!status.ok())
-      spdlog::error("job {}: the record cannot be synced: {}", job_, std::string(status.message()));
-    ok = status.ok();
+    if (!IsSynced(status, action)) return;
+    record_version_ = action.record.version;
   }
-  if (ok) record_version_ = action.record.version;
-  leader_->OnRecordPersisted(action.record.version, ok, now_ms(), more);
+  leader_->OnRecordPersisted(action.record.version, follows, now_ms(), more);
 }
 
 void JobRuntime::Do(const step::DropStaged& action, step::Actions*) {

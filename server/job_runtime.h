@@ -168,6 +168,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void Do(const step::LoadFlush& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::WriteFlush& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::PersistRecord& action, step::Actions* more) REQUIRES(mutex_);
+  bool IsSynced(const absl::Status& status, step::Action action) REQUIRES(mutex_);
   template <typename Other>
   void Do(const Other& action, step::Actions* more) REQUIRES(mutex_);
   void SubmitApplies(std::vector<step::StartApply> applies) REQUIRES(mutex_);
@@ -197,6 +198,9 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   std::vector<Update> waiting_for_room_
       GUARDED_BY(mutex_);                        // applies to try again with the next tick
   absl::Status room_status_ GUARDED_BY(mutex_);  // why the newest of them waits
+  // Small values that the disk refused, to be written with the next tick, and why.
+  std::vector<step::Action> unsynced_ GUARDED_BY(mutex_);
+  absl::Status unsynced_status_ GUARDED_BY(mutex_);
   bool flushing_ GUARDED_BY(mutex_) = false;
   absl::Status flush_status_ GUARDED_BY(mutex_);
   struct MemoryReport {

@@ -347,6 +347,36 @@ TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
   stop.join();
   EXPECT_TRUE(stopped.ok()) << stopped;
 }
+// The leader's record meets a full disk: callers wait, and the job goes on where there is room.
+TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
+  data_disk_->FailWritesAfter(0, absl::ResourceExhaustedError("no space left on device"));
+  const absl::Status late =
+      job_->Join(step::JoinRequest(), {std::chrono::steady_clock::now(), nullptr}).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(late)) << late;
+  EXPECT_THAT(std::string(late.message()), HasSubstr("no space left on device"));
+  job_->Tick();  // in vain
+  data_disk_->Heal();
+  job_->Tick();
+  ASSERT_NO_FATAL_FAILURE(Load());
+}
+
+// Whichever small write of a recovery fails, once or more often, is made again.
+TEST_F(JobOnAFaultyDisk, RecoveryOutlastsAFailedWrite) {
+  for (int writes = 1; writes < 6; ++writes) {
+    SCOPED_TRACE(writes);
+    const auto job = JobRuntime::Open(environment_, Definition(absl::StrCat("new", writes), 1),
+                                      /*is_new=*/true)
+                         .value();
+    data_disk_->FailWritesAfter(writes, absl::DataLossError("input/output error"));
+    ASSERT_TRUE(job->Start().ok());
+    job->Tick();
+    data_disk_->Heal();
+    job->Tick();
+    job->AwaitRecovery({std::chrono::steady_clock::now() + std::chrono::seconds(5), nullptr});
+    EXPECT_TRUE(job->Status().serving);
+    job->Close();
+  }
+}
 
 }  // namespace
 }  // namespace orlop::server
