@@ -330,6 +330,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._job
 
     @torch.no_grad()
+    @torch.inference_mode(False)  # as _load_pending
     def _catch_up(self, job: TrainingJob) -> bool:
         """Ends what a call that raised left half made; whether that was a step which is committed."""
         if job.behind:

@@ -432,8 +432,8 @@ class TwoCopies : public ::testing::Test {
   void Start(ServerId server, int64_t incarnation) {
     ParticipantImage image;
     image.epoch = leader_->Status().position.epoch;
-    participants_[server] = std::make_unique<Participant>(spec_, server, 0, image, incarnation,
-                                                          ParticipantOptions{});
+    participants_[server] =
+        std::make_unique<Participant>(spec_, server, 0, image, incarnation, ParticipantOptions{});
   }
 
   void Tick(int64_t by_ms) {
