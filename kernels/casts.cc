@@ -1,5 +1,7 @@
 #include "kernels/casts.h"
 
+#include <bit>
+
 #include "kernels/checks.h"
 #include "kernels/reference.h"
 #include "kernels/simd_targets.h"
@@ -152,6 +154,27 @@ absl::Status JoinMasterToF16(absl::Span<const uint16_t> weight, absl::Span<const
       weight.size(), {{"remainder", remainder.size()}, {"destination", destination.size()}});
   if (status.ok()) {
     HWY_DYNAMIC_DISPATCH(JoinMasterToF16)(weight, remainder, destination, overflow);
+  }
+  return status;
+}
+
+absl::Status SplitMaster24(absl::Span<const float> master, absl::Span<uint16_t> weight,
+                           absl::Span<int8_t> remainder) {
+  absl::Status status =
+      CheckCounts(master.size(), {{"weight", weight.size()}, {"remainder", remainder.size()}});
+  for (size_t i = 0; i < master.size() && status.ok(); ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(Canonical(master[i]));
+    const uint32_t kept = (bits + 0x80) >> 8;
+    weight[i] = static_cast<uint16_t>((kept + 0x80) >> 8);
+    remainder[i] = static_cast<int8_t>(kept);
+  }
+  return status;
+}
+
+absl::Status RoundToBF16Away(absl::Span<const float> master, absl::Span<uint16_t> weight) {
+  absl::Status status = CheckCounts(master.size(), {{"weight", weight.size()}});
+  for (size_t i = 0; i < master.size() && status.ok(); ++i) {
+    weight[i] = reference::Split(master[i]).weight;
   }
   return status;
 }

@@ -34,6 +34,13 @@ absl::Status RoundToF16(absl::Span<const float> source, absl::Span<uint16_t> des
 absl::Status SplitMaster(absl::Span<const float> master, absl::Span<uint16_t> weight,
                          absl::Span<int16_t> remainder);
 
+// What a LOAD stores of other masters (optimizer.h, MasterFormat): the nearest, ties away from zero.
+//   24 bit   bits32 = (weight << 16) + (remainder << 8)
+//   bf16     the weight that SplitMaster gives
+absl::Status SplitMaster24(absl::Span<const float> master, absl::Span<uint16_t> weight,
+                           absl::Span<int8_t> remainder);
+absl::Status RoundToBF16Away(absl::Span<const float> master, absl::Span<uint16_t> weight);
+
 // The exact master, for fp32 workers and exports. A bf16 worker is served the weight plane itself.
 absl::Status JoinMaster(absl::Span<const uint16_t> weight, absl::Span<const int16_t> remainder,
                         absl::Span<float> master);

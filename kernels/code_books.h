@@ -121,12 +121,13 @@ constexpr SlotTables MakeSlotTables(bool is_signed) {
 }
 
 // Small tables for vector encoding, indexed by decade 0..6, and 7 for 1.0; repeated for 16 lanes.
-// Within a decade k is magnitude * scale + bias, rounded, from first to 2 first - 1.
+// Within a decade k is magnitude * scale + bias, rounded, up to `last`. It needs no lower limit: a
+// decade's range of rounding begins 0.3 below its first k.
 struct DecadeTables {
   alignas(64) std::array<float, 16> lower_bound{};  // entry 0 is 0: there is no decade below
   alignas(64) std::array<float, 16> scale{};
   alignas(64) std::array<float, 16> bias{};
-  alignas(64) std::array<float, 16> first{};
+  alignas(64) std::array<float, 16> last{};
 };
 
 constexpr DecadeTables MakeDecadeTables(bool is_signed) {
@@ -135,19 +136,100 @@ constexpr DecadeTables MakeDecadeTables(bool is_signed) {
   for (int i = 0; i < 16; ++i) {
     const int decade = i % 8;
     const bool is_one = decade == kDecades;
-    tables.first[i] = static_cast<float>(DecadeSize(is_signed, decade));
+    const float first = static_cast<float>(DecadeSize(is_signed, decade));
+    tables.last[i] = is_one ? first : 2 * first - 1;
     tables.lower_bound[i] = decade == 0 ? 0 : lower_bounds[decade];
     tables.scale[i] = is_one ? 0 : static_cast<float>(Denominator(is_signed, decade) / 18.0);
     tables.bias[i] =
-        is_one ? tables.first[i] : static_cast<float>(-Offset(is_signed, decade) / 18.0);
+        is_one ? first : static_cast<float>(-Offset(is_signed, decade) / 18.0);
   }
   return tables;
+}
+
+// Segments for vectors of 32 entries: what has no code of its own (0), decades 0..6 (1..7), 1.0 (8). The
+// exponent of a magnitude, its low five bits, tells the segment where its binade begins, and where in
+// the binade the next one does, if any. Magnitudes below 2^-31 must be raised to it.
+struct SegmentTables {
+  alignas(64) std::array<int32_t, 32> segment{};
+  alignas(64) std::array<float, 32> next{};
+  // By segment: the code (unsigned) or k (signed) is magnitude * scale + bias, rounded, up to `last`.
+  alignas(64) std::array<float, 16> scale{}, bias{}, last{};
+};
+
+// zero_k: what a magnitude below the first range of rounding counts as.
+constexpr SegmentTables MakeSegmentTables(bool is_signed, float zero_k) {
+  const std::array<float, 8> begins = MakeLowerBounds(is_signed);
+  const DecadeTables decades = MakeDecadeTables(is_signed);
+  const float code_of_k = is_signed ? 0 : -1;
+  SegmentTables tables;
+  for (int exponent = 0; exponent < 32; ++exponent) {
+    const float binade = std::bit_cast<float>(static_cast<uint32_t>(96 + exponent) << 23);
+    tables.next[exponent] = 4;
+    for (const float begin : begins) {
+      if (begin <= binade) ++tables.segment[exponent];
+      if (begin > binade && begin < 2 * binade) tables.next[exponent] = begin;
+    }
+  }
+  tables.bias[0] = tables.last[0] = zero_k + code_of_k;
+  for (int i = 0; i <= kDecades; ++i) {
+    tables.scale[i + 1] = decades.scale[i];
+    tables.bias[i + 1] = decades.bias[i] + code_of_k;
+    tables.last[i + 1] = decades.last[i] + code_of_k;
+  }
+  return tables;
+}
+
+// Stochastic rounding goes up from one entry to the next with a probability linear in between. k runs
+// through a decade as above; between its last entry and the first of the next the gap is another:
+// `beyond` gaps of this decade make 1 there.
+struct StochasticTables {
+  alignas(64) std::array<float, 16> first_value{};  // where a decade begins; entry 0 is 0
+  alignas(64) std::array<float, 16> beyond{};
+  float inverse_smallest = 0;  // 1 / the smallest positive entry
+};
+
+constexpr StochasticTables MakeStochasticTables(bool is_signed) {
+  const std::array<float, 256> book = MakeCodeBook(is_signed);
+  StochasticTables tables;
+  for (int i = 0; i < 16; ++i) {
+    const int decade = i % 8;
+    const int n = DecadeSize(is_signed, decade);
+    tables.first_value[i] =
+        decade == 0 ? 0 : decade == kDecades ? 1 : book[is_signed ? kSignedZeroCode + n : n - 1];
+    tables.beyond[i] = decade == kDecades - 1 ? 2 : 1 / 3.0f;
+  }
+  tables.inverse_smallest = 1 / book[is_signed ? kSignedZeroCode + 1 : 1];
+  return tables;
+}
+
+// The four bytes of every entry, for byte permutes.
+struct BytePlanes {
+  alignas(64) std::array<std::array<uint8_t, 256>, 4> plane{};
+};
+
+constexpr BytePlanes MakeBytePlanes(bool is_signed) {
+  const std::array<float, 256> book = MakeCodeBook(is_signed);
+  BytePlanes planes;
+  for (int code = 0; code < 256; ++code) {
+    for (int byte = 0; byte < 4; ++byte) {
+      planes.plane[byte][code] =
+          static_cast<uint8_t>(std::bit_cast<uint32_t>(book[code]) >> (8 * byte));
+    }
+  }
+  return planes;
 }
 
 inline constexpr SlotTables kSignedSlots = MakeSlotTables(true);
 inline constexpr SlotTables kUnsignedSlots = MakeSlotTables(false);
 inline constexpr DecadeTables kSignedDecades = MakeDecadeTables(true);
 inline constexpr DecadeTables kUnsignedDecades = MakeDecadeTables(false);
+inline constexpr StochasticTables kSignedStochastic = MakeStochasticTables(true);
+inline constexpr StochasticTables kUnsignedStochastic = MakeStochasticTables(false);
+inline constexpr SegmentTables kSignedSegments = MakeSegmentTables(true, 0);
+inline constexpr SegmentTables kUnsignedSegments = MakeSegmentTables(false, 1);
+inline constexpr SegmentTables kNoZeroSegments = MakeSegmentTables(false, 2);
+inline constexpr BytePlanes kSignedPlanes = MakeBytePlanes(true);
+inline constexpr BytePlanes kUnsignedPlanes = MakeBytePlanes(false);
 // Magnitudes below are nearest to zero.
 inline constexpr float kSignedSmallest = MakeLowerBounds(true)[0];
 inline constexpr float kUnsignedSmallest = MakeLowerBounds(false)[0];

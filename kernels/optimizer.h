@@ -1,29 +1,82 @@
-// Optimizer steps in one fused pass: unscale and clip the gradient, update the state, requantise
-// it, update the exact master, write the bf16 weight.
-//   Shapes    every span [count], absmax [BlockCount(count)], contiguous, not overlapping, except
-//             that new_weight may be the very span of weight. A range starts on a block boundary of
-//             its tensor and holds whole blocks, except a tensor's last.
-//   Units     scalars are fp32, computed once in fp64 by Prepare* on the step leader and shipped as
-//             bits: pow differs between libraries.
-//   Error     bit-identical to the reference (reference.h) on every instruction set. The master
-//             after 50 steps of AdamW is within 1.5 times torch.optim.AdamW's error against fp64.
-//   NaN, Inf  follow IEEE into the fp32 state and the master (NaN canonical). 8-bit state follows
+// Optimizer steps in one fused pass: unscale and clip the gradient, decode the state, update,
+// requantise, update the master, write the bf16 weight. Every optimizer is one file in
+// kernels/optimizers/, named in kernels/optimizers.cmake; this is what they share.
+//   Units     scalars are fp32, computed once in fp64 by Optimizer::Prepare on the step leader and
+//             shipped as bits: pow differs between libraries.
+//   Error     bit-identical to the reference (reference.h) on every instruction set.
+//   NaN, Inf  follow IEEE into fp32 state and the master (NaN canonical). Quantised state follows
 //             quantize.h. An infinite master becomes NaN: infinity - infinity.
-//   Status    InvalidArgument if counts differ; then nothing was written.
-//   Threads   no shared state; disjoint ranges may run at once.
-//   Source    torch.optim.AdamW and torch.optim.SGD; Loshchilov and Hutter, Decoupled Weight Decay
-//             Regularization, 2019, algorithm 2.
+//   Threads   no shared state; disjoint ranges may run at once. No memory is allocated.
 #pragma once
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/code_books4.h"
 #include "kernels/quantize.h"
+#include "kernels/random.h"
 #include "kernels/types.h"
 
 namespace orlop::kernels {
 
-// ---- What the step leader computes, once, in double ----
+// ---- What an optimizer is ----
+
+struct HyperParameter {
+  const char* name;
+  double default_value;
+  double least = 0;
+  double limit = 1e30;        // what fp32 scalars can carry
+  bool limit_allowed = true;
+  bool whole = false;  // 0 or 1
+};
+
+// One kind of state, an element per parameter, zero at first.
+struct StateSpec {
+  const char* name;  // torch's
+  CodeBook code_book;
+  // The hyper-parameter that says how slowly it changes; null: none does. From kFreezesFrom on,
+  // Rounding::kNoZero rounds this state stochastically: nearest rounding would freeze it.
+  const char* beta;
+};
+inline constexpr double kFreezesFrom = 0.9995;
+inline constexpr size_t kMaxStates = 3;
+
+// What one step of a tensor needs beside its bytes, as fp32 bits on the wire: gradient_scale, the
+// states to round stochastically (bit i of a small number), then the optimizer's own.
+inline constexpr size_t kMaxScalars = 16;
+struct StepScalars {
+  float values[kMaxScalars] = {};
+  size_t count = 0;
+  absl::Span<const float> span() const { return {values, count}; }
+};
+
+struct Optimizer {
+  const char* name;  // as ConfigureOptimizer names it
+  absl::Span<const HyperParameter> hyper_parameters;
+  absl::Span<const StateSpec> states;
+  size_t scalar_count;  // as StepScalars::count
+
+  // InvalidArgument names the first value out of range and its limit, or the count if not one per
+  // hyper-parameter.
+  absl::Status Validate(absl::Span<const double> values) const;
+  // `values` must be valid. applied_count: updates this tensor has had before this one.
+  StepScalars Prepare(absl::Span<const double> values, int64_t applied_count,
+                      float gradient_scale) const;
+  // False: this step neither reads nor writes the states (SGD without momentum).
+  bool KeepsState(absl::Span<const float> scalars) const { return keeps_state(scalars.data()); }
+
+  absl::Status (*validate)(const double* values);
+  void (*prepare)(const double* values, double t, float* scalars);
+  bool (*keeps_state)(const float* scalars);
+};
+
+// The optimizer of a name; null if there is none. All names, for messages.
+const Optimizer* FindOptimizer(absl::string_view name);
+std::string OptimizerNames();
+
+// ---- What the step leader computes beside the scalars, once, in double ----
 
 // Norm of the averaged, unscaled gradient and the one factor that turns a raw sum into what the
 // optimizer consumes.
@@ -38,105 +91,51 @@ struct GradientScale {
 GradientScale PrepareGradientScale(double sum_squares, double inverse_scale,
                                    int64_t contributor_count, double max_norm);
 
-// torch.optim.AdamW's arguments and defaults.
-struct AdamWConfig {
-  double learning_rate = 1e-3;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 1e-2;
-};
-
-// torch.optim.SGD's arguments and defaults.
-struct SgdConfig {
-  double learning_rate = 1e-3;
-  double momentum = 0;  // 0 = no momentum_buffer is kept
-  double dampening = 0;
-  double weight_decay = 0;  // L2: added to the gradient
-  bool nesterov = false;
-};
-
-// InvalidArgument names the first field out of torch's range, its value and the limit.
-absl::Status Validate(const AdamWConfig& config);
-absl::Status Validate(const SgdConfig& config);
-
-// Shipped in the decision record as fp32 bits, one set per parameter group and applied_count.
-struct AdamWScalars {
-  float gradient_scale = 1;  // GradientScale::factor
-  float beta1 = 0;
-  float beta2 = 0;
-  float one_minus_beta1 = 0;  // rounded from fp64: not 1 - (fp32)beta1
-  float one_minus_beta2 = 0;
-  float eps = 0;
-  float step_size = 0;                      // learning_rate / (1 - beta1^t)
-  float inverse_sqrt_bias_correction2 = 0;  // 1 / sqrt(1 - beta2^t)
-  float decay = 0;                          // learning_rate * weight_decay
-};
-
-struct SgdScalars {
-  float gradient_scale = 1;
-  float learning_rate = 0;
-  float momentum = 0;
-  float one_minus_dampening = 0;
-  float weight_decay = 0;
-  bool nesterov = false;
-  bool first_step = false;  // the momentum buffer becomes the gradient, dampening not applied
-};
-
-// applied_count: updates this tensor has had before this one, so t = applied_count + 1.
-// Config must be valid (Validate).
-AdamWScalars PrepareAdamW(const AdamWConfig& config, int64_t applied_count, float gradient_scale);
-SgdScalars PrepareSgd(const SgdConfig& config, int64_t applied_count, float gradient_scale);
-
 // ---- What every owner of a shard runs ----
 
-// The master before and after. new_weight may be another buffer, so that readers of the old version
-// go on undisturbed, or the same span.
-struct MasterSpans {
-  absl::Span<const uint16_t> weight;
-  absl::Span<int16_t> remainder;  // in place
-  absl::Span<uint16_t> new_weight;
+enum class StateFormat : uint8_t { kFp32, k8Bit, k4Bit };
+
+// How the fp32 master is kept beside the bf16 weight.
+enum class MasterFormat : uint8_t {
+  kExact,     // int16 remainder: casts.h
+  k24Bit,     // int8 remainder: bits32 = (weight << 16) + (remainder << 8), rounded stochastically
+  kBF16Only,  // no remainder: the weight alone, rounded stochastically
 };
 
-struct AdamWFp32State {
-  absl::Span<float> exp_avg;
-  absl::Span<float> exp_avg_sq;
+// The bytes of one state of a range.
+//   kFp32  values: fp32 [count]; absmax null
+//   k8Bit  values: codes [count]; absmax [BlockCount(count)]
+//   k4Bit  values: codes [(count + 1) / 2], the even element in the low half; absmax
+//          [FourBitBlockCount(count)]
+struct StateSpan {
+  void* values = nullptr;
+  float* absmax = nullptr;
 };
 
-struct AdamW8BitState {
-  absl::Span<uint8_t> exp_avg;  // signed codes; fresh state: code 127, absmax 0
-  absl::Span<float> exp_avg_absmax;
-  absl::Span<uint8_t> exp_avg_sq;  // unsigned codes; fresh state: code 0, absmax 0
-  absl::Span<float> exp_avg_sq_absmax;
-  Rounding exp_avg_sq_rounding = Rounding::kNoZero;
+// One step of one range. A range starts on a block boundary of its tensor and holds whole blocks,
+// except a tensor's last. Arrays are contiguous, aligned to their elements, and do not overlap, but
+// for new_weight, which may be the very array of weight.
+struct RangeStep {
+  const Optimizer* optimizer = nullptr;
+  absl::Span<const float> scalars;  // of Optimizer::Prepare
+  TypedSpan gradient;               // the raw sum, at any alignment
+  const uint16_t* weight = nullptr;
+  uint16_t* new_weight = nullptr;  // another array: readers of the old version go on undisturbed
+  void* remainder = nullptr;       // int16_t, int8_t or (kBF16Only) nothing; in place
+  MasterFormat master = MasterFormat::kExact;
+  StateFormat format = StateFormat::kFp32;
+  Rounding rounding = Rounding::kNoZero;
+  StateSpan states[kMaxStates];  // of the optimizer's states, in order
+  RandomKey random;              // of the tensor and step; read by stochastic rounding alone
+  uint64_t first_block = 0;      // of the tensor's blocks, the range's first
 };
 
-// Empty when momentum is 0.
-struct SgdFp32State {
-  absl::Span<float> momentum_buffer;
-};
+// The step of elements begin .. begin + count of a range, or as many of them as there are. `begin` is
+// on a block boundary.
+RangeStep PartOf(const RangeStep& step, size_t begin, size_t count);
 
-struct Sgd8BitState {
-  absl::Span<uint8_t> momentum_buffer;  // signed codes
-  absl::Span<float> momentum_buffer_absmax;
-};
-
-// With g = gradient * gradient_scale, p the master, m = exp_avg, v = exp_avg_sq:
-//   m = lerp(m, g, 1 - beta1); v = lerp(v, g * g, 1 - beta2)
-//   p = p - (decay * p + step_size * (m / (sqrt(v) * inverse_sqrt_bias_correction2 + eps)))
-// which is torch's rule: decay first, eps after bias correction; one rounding of p. The update uses
-// m and v before they are requantised.
-absl::Status AdamWFp32(const AdamWScalars& scalars, TypedSpan gradient, MasterSpans master,
-                       AdamWFp32State state);
-absl::Status AdamW8Bit(const AdamWScalars& scalars, TypedSpan gradient, MasterSpans master,
-                       AdamW8BitState state);
-
-// With g = gradient * gradient_scale + weight_decay * p and b = momentum_buffer:
-//   b = first_step ? g : momentum * b + (1 - dampening) * g
-//   p = p - learning_rate * (momentum == 0 ? g : nesterov ? g + momentum * b : b)
-absl::Status SgdFp32(const SgdScalars& scalars, TypedSpan gradient, MasterSpans master,
-                     SgdFp32State state);
-absl::Status Sgd8Bit(const SgdScalars& scalars, TypedSpan gradient, MasterSpans master,
-                     Sgd8BitState state);
+// InvalidArgument (an unknown optimizer, a null, misaligned or overlapping array, scalars of another
+// count, none of them a number): then nothing was written.
+absl::Status Step(const RangeStep& step);
 
 }  // namespace orlop::kernels

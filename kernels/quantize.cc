@@ -8,7 +8,7 @@
 #define HWY_TARGET_INCLUDE "kernels/quantize.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
-#include "kernels/simd-inl.h"
+#include "kernels/codec-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orlop::kernels {
@@ -19,14 +19,14 @@ template <CodeBook kBook>
 HWY_INLINE void Quantize(Rounding rounding, const float* values, size_t count, uint8_t* codes,
                          float* absmax) {
   for (; count >= kQuantBlock; count -= kQuantBlock) {
-    *absmax++ = EncodeBlock<kBook>(rounding, values, codes);
+    *absmax++ = EncodeBlock<kBook>(rounding, values, {}, codes);
     values += kQuantBlock;
     codes += kQuantBlock;
   }
   if (count == 0) return;
   PaddedBlock<float> tail(values, count, 0);
   PaddedBlock<uint8_t> tail_codes(0);
-  *absmax = EncodeBlock<kBook>(rounding, tail.get(), tail_codes.get());
+  *absmax = EncodeBlock<kBook>(rounding, tail.get(), {}, tail_codes.get());
   tail_codes.CopyTo(codes, count);
 }
 
@@ -83,7 +83,8 @@ absl::Status QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<co
   absl::Status status = CheckCounts(values.size(), {{"codes", codes.size()}});
   status.Update(CheckCounts(BlockCount(values.size()), {{"absmax", absmax.size()}}));
   if (status.ok()) {
-    HWY_DYNAMIC_DISPATCH(QuantizeBlocks)(code_book, rounding, values, codes, absmax);
+    HWY_DYNAMIC_DISPATCH(QuantizeBlocks)
+    (code_book, Deterministic(rounding), values, codes, absmax);
   }
   return status;
 }

@@ -4,9 +4,10 @@
 //   Block     256 consecutive elements (the last block: what is left) share absmax, their largest
 //             magnitude, fp32.
 //   Decode    value = code_book[code] * absmax, one fp32 product. absmax must be finite and >= 0.
-//   Encode    code of the code-book value nearest to r = x / absmax (one IEEE fp32 division),
-//             measured exactly; an exact tie goes to the even code. A block of zeros has absmax 0
-//             and the code of 0 everywhere.
+//   Encode    code of the code-book value nearest to r = x * (1 / absmax) (one IEEE fp32 division per
+//             block, one product per element), measured exactly; an exact tie goes to the even code.
+//             Where absmax is outside 2^-64 .. 2^64, x and absmax are first multiplied by 2^64 or
+//             2^-64. A block of zeros has absmax 0 and the code of 0 everywhere.
 //   Special   an infinity saturates to +-FLT_MAX; a NaN gets the code of 0 and does not touch
 //             absmax, so one bad element leaves its neighbours alone. Unsigned: a negative x is
 //             coded as 0.
@@ -28,13 +29,31 @@ enum class CodeBook : uint8_t {
 };
 
 enum class Rounding : uint8_t {
-  // A positive x is never coded as 0: below the middle of 0 and code 1 it gets code 1. The default
-  // for exp_avg_sq: losing sqrt(v) of a small element divides its update by almost nothing.
+  // Nearest, but a positive unsigned x is never coded as 0: below the middle of 0 and code 1 it gets
+  // code 1. The default: losing sqrt(v) of a small element divides its update by almost nothing.
   kNoZero,
-  kNearest,  // Plain nearest: the codes of bitsandbytes but for exact ties and the sign of tiny m.
+  // The codes of bitsandbytes' CUDA kernels: nearest, and a signed x keeps its sign: a negative one
+  // (-0 too) that is nearest to 0 gets the code below it.
+  kNearest,
+  // Up or down with a probability linear between neighbouring entries (random.h), so that a change
+  // smaller than half a gap is not lost on average. A positive unsigned x is never coded as 0.
+  // QuantizeBlocks, which sets state from outside, takes it for kNoZero.
+  kStochastic,
 };
 
-// codes: [count]; absmax: [BlockCount(count)]. The signed code book is always rounded to nearest.
+namespace quantize_internal {
+// What a block is multiplied by before it is coded, so that 1 / absmax is neither infinite nor inexact.
+constexpr float ScaleOf(float absmax) {
+  return absmax < 0x1p-64f ? 0x1p64f : absmax > 0x1p64f ? 0x1p-64f : 1.0f;
+}
+}  // namespace quantize_internal
+
+// What QuantizeBlocks makes of a rounding.
+constexpr Rounding Deterministic(Rounding rounding) {
+  return rounding == Rounding::kStochastic ? Rounding::kNoZero : rounding;
+}
+
+// codes: [count]; absmax: [BlockCount(count)].
 absl::Status QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const float> values,
                             absl::Span<uint8_t> codes, absl::Span<float> absmax);
 
@@ -47,5 +66,13 @@ absl::Status RequantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<
 
 absl::Status DequantizeBlocks(CodeBook code_book, absl::Span<const uint8_t> codes,
                               absl::Span<const float> absmax, absl::Span<float> values);
+
+// The 4-bit maps (code_books4.h): 128-element blocks, two codes to a byte, the even element in the low
+// half. codes: [(count + 1) / 2]; absmax: [FourBitBlockCount(count)]. The rest as above.
+absl::Status RequantizeBlocks4(CodeBook code_book, Rounding rounding,
+                               absl::Span<const float> values, absl::Span<uint8_t> codes,
+                               absl::Span<float> absmax);
+absl::Status DequantizeBlocks4(CodeBook code_book, absl::Span<const uint8_t> codes,
+                               absl::Span<const float> absmax, absl::Span<float> values);
 
 }  // namespace orlop::kernels

@@ -146,7 +146,10 @@ TEST(Quantize, FindsTheNearestCodeEvenBesideTies) {
     std::vector<uint8_t> expected;
     for (const float value : values) expected.push_back(BruteForceCode(book, value));
     ForEachTarget([&] {
-      const Quantized quantized = Quantize(book, Rounding::kNearest, values);
+      // Of the signed book, kNearest keeps the sign of what is nearest to 0.
+      const Rounding rounding =
+          book == CodeBook::kSigned ? Rounding::kNoZero : Rounding::kNearest;
+      const Quantized quantized = Quantize(book, rounding, values);
       for (size_t i = 0; i < values.size(); ++i) {
         ASSERT_EQ(+quantized.codes[i], +expected[i]) << "r = " << values[i] << ", seed 41";
       }
@@ -183,6 +186,16 @@ TEST(Quantize, NoZeroNeverCodesAPositiveValueAsZero) {
     EXPECT_EQ(nearest.codes[3], 0);
     // A ratio that underflows to 0 does not hide that the value is positive.
     EXPECT_EQ(Quantize(CodeBook::kUnsigned, Rounding::kNoZero, {3e38f, 1e-45f}).codes[1], 1);
+  });
+}
+
+TEST(Quantize, NearestKeepsTheSignAsBitsandbytesDoes) {
+  ForEachTarget([] {
+    const std::vector<float> values = {1.0f, -1e-9f, 1e-9f, 0.0f, -0.0f, -2.7e-7f, -2.8e-7f};
+    EXPECT_EQ(Quantize(CodeBook::kSigned, Rounding::kNearest, values).codes,
+              (std::vector<uint8_t>{255, 126, 127, 127, 126, 126, 126}));
+    EXPECT_EQ(Quantize(CodeBook::kSigned, Rounding::kNoZero, values).codes,
+              (std::vector<uint8_t>{255, 127, 127, 127, 127, 127, 126}));
   });
 }
 

@@ -6,15 +6,10 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/code_books4.h"
+
 namespace orlop::kernels::reference {
 namespace {
-
-constexpr uint32_t kCanonicalNaN = 0x7FC00000;
-constexpr uint32_t kInfinity = 0x7F800000;
-
-float CanonicalNaN() { return std::bit_cast<float>(kCanonicalNaN); }
-
-float Canonical(float value) { return std::isnan(value) ? CanonicalNaN() : value; }
 
 // What is coded for x: see quantize.h, Special.
 float Codable(CodeBook code_book, float x) {
@@ -43,60 +38,126 @@ uint8_t NearestCode(const std::array<float, 256>& table, float r) {
   return upper % 2 == 0 ? upper : upper - 1;
 }
 
+// The code of r by the rule of kStochastic; k counts magnitudes as in code_books.h.
+uint8_t StochasticCode(CodeBook code_book, float r, float unit) {
+  using namespace code_book_internal;
+  const bool is_signed = code_book == CodeBook::kSigned;
+  const StochasticTables& tables = is_signed ? kSignedStochastic : kUnsignedStochastic;
+  const DecadeTables& decades = is_signed ? kSignedDecades : kUnsignedDecades;
+  const float zero_k = is_signed ? 0 : 1;
+  const float a = std::fabs(r);
+  int decade = kDecades;
+  while (decade > 0 && a < tables.first_value[decade]) --decade;
+  float p = std::fma(a, decades.scale[decade], decades.bias[decade]);
+  const float last = decades.last[decade];
+  if (p > last) p = std::min(std::fma(p - last, tables.beyond[decade], last), last + 1);
+  const float smallest = TableOf(code_book)[is_signed ? kSignedZeroCode + 1 : 1];
+  if (a < smallest) p = std::fma(a, tables.inverse_smallest, zero_k);
+  const float k = std::floor(p + unit);
+  if (!is_signed) return static_cast<uint8_t>(std::max(k, 2.0f) - 1);
+  const float code = static_cast<float>(kSignedZeroCode) + std::copysign(k, r);
+  return static_cast<uint8_t>(std::max(code, 0.0f));
+}
+
+// What scales x and absmax, and 1 / absmax: quantize.h, Encode.
+struct Scale {
+  explicit Scale(float absmax)
+      : before(quantize_internal::ScaleOf(absmax)),
+        inverse(absmax == 0 ? 0 : 1 / (absmax * before)) {}
+  float before, inverse;
+};
+
 void QuantizeBlock(CodeBook code_book, Rounding rounding, const float* values, size_t count,
-                   uint8_t* codes, float* absmax) {
-  *absmax = 0;
+                   BlockRandom random, uint8_t* codes, float* absmax) {
+  *absmax = AbsmaxOf(code_book, {values, count});
   for (size_t i = 0; i < count; ++i) {
-    *absmax = std::max(*absmax, std::fabs(Codable(code_book, values[i])));
+    const float unit = RandomUnit(random, static_cast<uint32_t>(i));
+    codes[i] = Encode(code_book, rounding, values[i], *absmax, unit);
   }
-  for (size_t i = 0; i < count; ++i) codes[i] = Encode(code_book, rounding, values[i], *absmax);
 }
 
-// from + (to - from) * (1 - beta), in the form whose error vanishes where the result is near `from`
-// or near `to`; beta = 0 gives exactly `to`. This is torch.lerp.
-float Lerp(float from, float to, float beta, float one_minus_beta) {
-  const float difference = to - from;
-  return one_minus_beta < 0.5f ? std::fma(one_minus_beta, difference, from)
-                               : std::fma(-beta, difference, to);
-}
-
-// One element; returns the new master and updates the moments.
-float AdamWElement(const AdamWScalars& s, float gradient, float master, float* exp_avg,
-                   float* exp_avg_sq) {
-  const float g = gradient * s.gradient_scale;
-  const float m = Lerp(*exp_avg, g, s.beta1, s.one_minus_beta1);
-  const float v = Lerp(*exp_avg_sq, g * g, s.beta2, s.one_minus_beta2);
-  const float denominator = std::fma(std::sqrt(v), s.inverse_sqrt_bias_correction2, s.eps);
-  const float change = std::fma(s.decay, master, s.step_size * (m / denominator));
-  *exp_avg = Canonical(m);
-  *exp_avg_sq = Canonical(v);
-  return master - change;
-}
-
-// One element; returns the new master and updates the momentum.
-float SgdElement(const SgdScalars& s, float gradient, float master, float* momentum_buffer) {
-  const float g = std::fma(s.weight_decay, master, gradient * s.gradient_scale);
-  float direction = g;
-  if (s.momentum != 0) {
-    const float b =
-        s.first_step ? g : std::fma(s.momentum, *momentum_buffer, s.one_minus_dampening * g);
-    direction = s.nesterov ? std::fma(s.momentum, b, g) : b;
-    *momentum_buffer = Canonical(b);
+void EncodeBlock4(CodeBook code_book, Rounding rounding, const float* values, BlockRandom random,
+                  uint8_t* codes, float* absmax) {
+  for (size_t i = 0; i < kQuantBlock; i += kFourBitBlock) {
+    absmax[i / kFourBitBlock] = AbsmaxOf(code_book, {values + i, kFourBitBlock});
   }
-  return std::fma(-s.learning_rate, direction, master);
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    const float unit = RandomUnit(random, static_cast<uint32_t>(i));
+    const uint8_t code = Encode4(code_book, rounding, values[i], absmax[i / kFourBitBlock], unit);
+    codes[i / 2] = static_cast<uint8_t>(i % 2 == 0 ? code : codes[i / 2] | code << 4);
+  }
 }
 
-void StoreMaster(float value, const MasterSpans& master, size_t i) {
-  const SplitValue split = Split(value);
-  master.new_weight[i] = split.weight;
-  master.remainder[i] = split.remainder;
+// ---- Masters ----
+
+// fp32 bits to which the low `bit_count` random bits are added, so that cutting them off rounds up
+// with the probability of what is cut.
+uint32_t Dithered(float master, int bit_count, BlockRandom random, size_t i) {
+  const uint32_t bits = std::bit_cast<uint32_t>(Canonical(master));
+  if (!std::isfinite(master)) return bits;
+  return bits + (RandomBits(random, static_cast<uint32_t>(i)) >> (32 - bit_count));
 }
 
-float LoadMaster(const MasterSpans& master, size_t i) {
-  return Join(master.weight[i], master.remainder[i]);
+// ---- blocks.h ----
+
+void WidenOfBlock(DType dtype, const void* from, float* to) {
+  for (size_t i = 0; i < kQuantBlock; ++i) to[i] = Load({dtype, from, kQuantBlock}, i);
+}
+
+void JoinOfBlock(MasterFormat format, const uint16_t* weight, const void* remainder,
+                 float* master) {
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    int16_t low = 0;
+    if (format == MasterFormat::kExact) {
+      low = static_cast<const int16_t*>(remainder)[i];
+    } else if (format == MasterFormat::k24Bit) {
+      low = static_cast<int16_t>(static_cast<const int8_t*>(remainder)[i] * 256);
+    }
+    master[i] = Join(weight[i], low);
+  }
+}
+
+void SplitOfBlock(MasterFormat format, const float* master, BlockRandom random, uint16_t* weight,
+                  void* remainder) {
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    if (format == MasterFormat::kExact) {
+      const SplitValue split = Split(master[i]);
+      weight[i] = split.weight;
+      static_cast<int16_t*>(remainder)[i] = split.remainder;
+    } else if (format == MasterFormat::k24Bit) {
+      const uint32_t bits = Dithered(master[i], 8, random, i);
+      weight[i] = static_cast<uint16_t>((bits + 0x8000) >> 16);
+      static_cast<int8_t*>(remainder)[i] = static_cast<int8_t>(bits >> 8);
+    } else {
+      weight[i] = static_cast<uint16_t>(Dithered(master[i], 16, random, i) >> 16);
+    }
+  }
+}
+
+void DecodeOfBlock(StateFormat format, CodeBook code_book, StateSpan from, float* to) {
+  const auto* codes = static_cast<const uint8_t*>(from.values);
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    if (format == StateFormat::k8Bit) {
+      to[i] = Decode(code_book, codes[i], *from.absmax);
+      continue;
+    }
+    const uint8_t code = i % 2 == 0 ? codes[i / 2] & 15 : codes[i / 2] >> 4;
+    to[i] = Decode4(code_book, code, from.absmax[i / kFourBitBlock]);
+  }
+}
+
+void EncodeOfBlock(StateFormat format, CodeBook code_book, Rounding rounding, const float* from,
+                   BlockRandom random, StateSpan to) {
+  auto* codes = static_cast<uint8_t*>(to.values);
+  if (format == StateFormat::k4Bit)
+    return EncodeBlock4(code_book, rounding, from, random, codes, to.absmax);
+  QuantizeBlock(code_book, rounding, from, kQuantBlock, random, codes, to.absmax);
 }
 
 }  // namespace
+
+const BlockKernels kBlockKernels = {WidenOfBlock, JoinOfBlock, SplitOfBlock, DecodeOfBlock,
+                                    EncodeOfBlock, nullptr};
 
 float BF16ToF32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
@@ -156,12 +217,46 @@ float Load(TypedSpan span, size_t i) {
   return span.dtype == DType::kBF16 ? BF16ToF32(bits) : F16ToF32(bits);
 }
 
-uint8_t Encode(CodeBook code_book, Rounding rounding, float x, float absmax) {
+uint8_t Encode(CodeBook code_book, Rounding rounding, float x, float absmax, float unit) {
+  const Scale scale(absmax);
   x = Codable(code_book, x);
-  if (x == 0 || absmax == 0) return ZeroCode(code_book);
-  const uint8_t code = NearestCode(TableOf(code_book), x / absmax);
-  const bool lost = code_book == CodeBook::kUnsigned && code == kUnsignedZeroCode;
-  return lost && rounding == Rounding::kNoZero ? 1 : code;
+  const bool is_signed = code_book == CodeBook::kSigned;
+  if (absmax == 0 || (x == 0 && !is_signed)) return ZeroCode(code_book);
+  const float r = x * scale.before * scale.inverse;
+  if (rounding == Rounding::kStochastic) return StochasticCode(code_book, r, unit);
+  const uint8_t code = NearestCode(TableOf(code_book), r);
+  if (code != ZeroCode(code_book)) return code;
+  if (is_signed) return rounding == Rounding::kNearest && std::signbit(x) ? code - 1 : code;
+  return rounding == Rounding::kNoZero ? 1 : code;
+}
+
+uint8_t Encode4(CodeBook code_book, Rounding rounding, float x, float absmax, float unit) {
+  const Scale scale(absmax);
+  const float r = Codable(code_book, x) * scale.before * scale.inverse;
+  const bool stochastic = rounding == Rounding::kStochastic;
+  if (code_book == CodeBook::kUnsigned) {
+    const float position = r * 16;
+    const float k = stochastic ? std::floor(position + unit) : std::nearbyint(position);
+    return static_cast<uint8_t>(std::max(k - 1, 0.0f));
+  }
+  int code = 15;
+  if (!stochastic) {
+    while (r < kSigned4Thresholds[code]) --code;
+    return static_cast<uint8_t>(code);
+  }
+  while (code > 0 && r < kSigned4CodeBook[code]) --code;
+  const bool up = unit < (r - kSigned4CodeBook[code]) * kSigned4InverseGaps[code];
+  return static_cast<uint8_t>(code + up);
+}
+
+float Decode4(CodeBook code_book, uint8_t code, float absmax) {
+  return (code_book == CodeBook::kSigned ? kSigned4CodeBook : kUnsigned4CodeBook)[code] * absmax;
+}
+
+float AbsmaxOf(CodeBook code_book, absl::Span<const float> values) {
+  float absmax = 0;
+  for (const float value : values) absmax = std::max(absmax, std::fabs(Codable(code_book, value)));
+  return absmax;
 }
 
 float Decode(CodeBook code_book, uint8_t code, float absmax) {
@@ -208,7 +303,7 @@ void QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const floa
                     absl::Span<uint8_t> codes, absl::Span<float> absmax) {
   for (size_t begin = 0; begin < values.size(); begin += kQuantBlock) {
     const size_t count = std::min(kQuantBlock, values.size() - begin);
-    QuantizeBlock(code_book, rounding, &values[begin], count, &codes[begin],
+    QuantizeBlock(code_book, Deterministic(rounding), &values[begin], count, {}, &codes[begin],
                   &absmax[begin / kQuantBlock]);
   }
 }
@@ -256,64 +351,6 @@ void CopyAndReduce(void* destination, TypedSpan gradient, BlockSums* sums) {
 void AccumulateToF32(TypedSpan contribution, absl::Span<float> accumulator) {
   for (size_t i = 0; i < contribution.count; ++i) {
     accumulator[i] = Canonical(accumulator[i] + Load(contribution, i));
-  }
-}
-
-void AdamWFp32(const AdamWScalars& scalars, TypedSpan gradient, MasterSpans master,
-               AdamWFp32State state) {
-  for (size_t i = 0; i < gradient.count; ++i) {
-    StoreMaster(AdamWElement(scalars, Load(gradient, i), LoadMaster(master, i), &state.exp_avg[i],
-                             &state.exp_avg_sq[i]),
-                master, i);
-  }
-}
-
-void AdamW8Bit(const AdamWScalars& scalars, TypedSpan gradient, MasterSpans master,
-               AdamW8BitState state) {
-  float exp_avg[kQuantBlock], exp_avg_sq[kQuantBlock];
-  for (size_t begin = 0; begin < gradient.count; begin += kQuantBlock) {
-    const size_t block = begin / kQuantBlock;
-    const size_t count = std::min(kQuantBlock, gradient.count - begin);
-    for (size_t i = 0; i < count; ++i) {
-      const size_t at = begin + i;
-      exp_avg[i] = Decode(CodeBook::kSigned, state.exp_avg[at], state.exp_avg_absmax[block]);
-      exp_avg_sq[i] =
-          Decode(CodeBook::kUnsigned, state.exp_avg_sq[at], state.exp_avg_sq_absmax[block]);
-      StoreMaster(AdamWElement(scalars, Load(gradient, at), LoadMaster(master, at), &exp_avg[i],
-                               &exp_avg_sq[i]),
-                  master, at);
-    }
-    QuantizeBlock(CodeBook::kSigned, Rounding::kNearest, exp_avg, count, &state.exp_avg[begin],
-                  &state.exp_avg_absmax[block]);
-    QuantizeBlock(CodeBook::kUnsigned, state.exp_avg_sq_rounding, exp_avg_sq, count,
-                  &state.exp_avg_sq[begin], &state.exp_avg_sq_absmax[block]);
-  }
-}
-
-void SgdFp32(const SgdScalars& scalars, TypedSpan gradient, MasterSpans master,
-             SgdFp32State state) {
-  for (size_t i = 0; i < gradient.count; ++i) {
-    float* buffer = scalars.momentum != 0 ? &state.momentum_buffer[i] : nullptr;
-    StoreMaster(SgdElement(scalars, Load(gradient, i), LoadMaster(master, i), buffer), master, i);
-  }
-}
-
-void Sgd8Bit(const SgdScalars& scalars, TypedSpan gradient, MasterSpans master,
-             Sgd8BitState state) {
-  if (scalars.momentum == 0) return reference::SgdFp32(scalars, gradient, master, {});
-  float buffer[kQuantBlock];
-  for (size_t begin = 0; begin < gradient.count; begin += kQuantBlock) {
-    const size_t block = begin / kQuantBlock;
-    const size_t count = std::min(kQuantBlock, gradient.count - begin);
-    for (size_t i = 0; i < count; ++i) {
-      const size_t at = begin + i;
-      buffer[i] =
-          Decode(CodeBook::kSigned, state.momentum_buffer[at], state.momentum_buffer_absmax[block]);
-      StoreMaster(SgdElement(scalars, Load(gradient, at), LoadMaster(master, at), &buffer[i]),
-                  master, at);
-    }
-    QuantizeBlock(CodeBook::kSigned, Rounding::kNearest, buffer, count,
-                  &state.momentum_buffer[begin], &state.momentum_buffer_absmax[block]);
   }
 }
 

@@ -2,6 +2,7 @@
 // public functions of the same name, but inputs are not checked. Tests compare bits against these;
 // machines without fused multiply-add run them.
 #pragma once
+#include "kernels/blocks.h"
 #include "kernels/casts.h"
 #include "kernels/optimizer.h"
 #include "kernels/quantize.h"
@@ -24,9 +25,14 @@ float Join(uint16_t weight, int16_t remainder);
 // Element i of a typed span, widened.
 float Load(TypedSpan span, size_t i);
 
-// The code for r = x / absmax. `x` decides what kNoZero does where r underflows.
-uint8_t Encode(CodeBook code_book, Rounding rounding, float x, float absmax);
+// The code of x. `unit` (0..1) is what kStochastic rounds by.
+uint8_t Encode(CodeBook code_book, Rounding rounding, float x, float absmax, float unit);
 float Decode(CodeBook code_book, uint8_t code, float absmax);
+// The same of the 4-bit maps.
+uint8_t Encode4(CodeBook code_book, Rounding rounding, float x, float absmax, float unit);
+float Decode4(CodeBook code_book, uint8_t code, float absmax);
+// Largest magnitude of what is coded for these values.
+float AbsmaxOf(CodeBook code_book, absl::Span<const float> values);
 
 void WidenToF32(TypedSpan source, absl::Span<float> destination);
 void RoundToBF16(absl::Span<const float> source, absl::Span<uint16_t> destination);
@@ -49,11 +55,7 @@ void ReduceGradient(TypedSpan gradient, BlockSums* sums);
 void CopyAndReduce(void* destination, TypedSpan gradient, BlockSums* sums);
 void AccumulateToF32(TypedSpan contribution, absl::Span<float> accumulator);
 
-void AdamWFp32(const AdamWScalars& scalars, TypedSpan gradient, MasterSpans master,
-               AdamWFp32State state);
-void AdamW8Bit(const AdamWScalars& scalars, TypedSpan gradient, MasterSpans master,
-               AdamW8BitState state);
-void SgdFp32(const SgdScalars& scalars, TypedSpan gradient, MasterSpans master, SgdFp32State state);
-void Sgd8Bit(const SgdScalars& scalars, TypedSpan gradient, MasterSpans master, Sgd8BitState state);
+// As kernels::Step.
+void Step(const RangeStep& step);
 
 }  // namespace orlop::kernels::reference

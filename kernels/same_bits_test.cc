@@ -6,82 +6,70 @@
 #include "gtest/gtest.h"
 #include "kernels/reference.h"
 #include "kernels/test_data.h"
+#include "kernels/test_range.h"
 
 namespace orlop::kernels {
 namespace {
 
+using testing::AllFormats;
 using testing::ForEachTarget;
+using testing::Formats;
 using testing::Hostility;
 using testing::kAllHostilities;
 using testing::kAllTypes;
 using testing::OddlyAligned;
+using testing::NameOf;
+using testing::Range;
 using testing::SameBits;
 using testing::Source;
 using testing::Tails;
+using testing::Values;
 
-// A shard range: two equal copies of everything, one per implementation.
-struct Shard {
-  Shard(Source& source, size_t count, Hostility hostility)
-      : weight(source.Integers<uint16_t>(count)),
-        remainder(source.Integers<int16_t>(count)),
-        new_weight(count),
-        moment1(source.Floats(count, hostility)),
-        moment2(source.Absmax(count, hostility)),
-        codes1(source.Integers<uint8_t>(count)),
-        codes2(source.Integers<uint8_t>(count)),
-        absmax1(source.Absmax(BlockCount(count), hostility)),
-        absmax2(source.Absmax(BlockCount(count), hostility)) {
-    if (hostility == Hostility::kAnyBits) return;
-    const std::vector<float> master = source.Floats(count, hostility);
-    reference::SplitMaster(master, absl::MakeSpan(weight), absl::MakeSpan(remainder));
+// A range full of `hostility`: what a damaged server could hold, too.
+Range HostileRange(Source& source, const Optimizer* optimizer, Formats formats, size_t count,
+                   Hostility hostility) {
+  Range range(optimizer, formats, source.Floats(count, hostility));
+  if (hostility == Hostility::kAnyBits) {
+    range.weight = source.Integers<uint16_t>(count);
+    range.remainder = source.Integers<int16_t>(count);
   }
-  MasterSpans master() { return {weight, absl::MakeSpan(remainder), absl::MakeSpan(new_weight)}; }
-  AdamWFp32State adamw() { return {absl::MakeSpan(moment1), absl::MakeSpan(moment2)}; }
-  AdamW8BitState adamw_8bit(Rounding rounding) {
-    return {absl::MakeSpan(codes1), absl::MakeSpan(absmax1), absl::MakeSpan(codes2),
-            absl::MakeSpan(absmax2), rounding};
+  for (size_t s = 0; s < optimizer->states.size(); ++s) {
+    const bool is_signed = optimizer->states[s].code_book == CodeBook::kSigned;
+    range.fp32[s] = is_signed ? source.Floats(count, hostility) : source.Absmax(count, hostility);
+    range.codes[s] = source.Integers<uint8_t>(count);
+    range.absmax[s] = source.Absmax(FourBitBlockCount(count), hostility);
   }
-  SgdFp32State sgd() { return {absl::MakeSpan(moment1)}; }
-  Sgd8BitState sgd_8bit() { return {absl::MakeSpan(codes1), absl::MakeSpan(absmax1)}; }
+  return range;
+}
 
-  void ExpectSameBits(const Shard& expected) const {
-    EXPECT_TRUE(SameBits(weight, expected.weight));
-    EXPECT_TRUE(SameBits(remainder, expected.remainder));
-    EXPECT_TRUE(SameBits(new_weight, expected.new_weight));
-    EXPECT_TRUE(SameBits(moment1, expected.moment1));
-    EXPECT_TRUE(SameBits(moment2, expected.moment2));
-    EXPECT_TRUE(SameBits(codes1, expected.codes1));
-    EXPECT_TRUE(SameBits(codes2, expected.codes2));
-    EXPECT_TRUE(SameBits(absmax1, expected.absmax1));
-    EXPECT_TRUE(SameBits(absmax2, expected.absmax2));
-  }
-
-  std::vector<uint16_t> weight;
-  std::vector<int16_t> remainder;
-  std::vector<uint16_t> new_weight;
-  std::vector<float> moment1, moment2;
-  std::vector<uint8_t> codes1, codes2;
-  std::vector<float> absmax1, absmax2;
-};
-
-// Runs `kernel` and `reference` on equal shards of every count, type and hostility.
-template <class Kernel, class Reference>
-void CompareOptimizers(uint64_t seed, Kernel kernel, Reference reference) {
+// Runs Step and the reference on equal ranges of every count and hostility. Returns the elements.
+size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
+                            const std::vector<double>& values, uint64_t seed) {
+  size_t elements = 0;
   ForEachTarget([&] {
     Source source(seed);
     for (const size_t count : Tails()) {
-      for (const Hostility hostility : kAllHostilities) {
-        const DType dtype = kAllTypes[count % 3];
-        const OddlyAligned gradient(source, dtype, count, hostility);
-        Shard actual(source, count, hostility);
-        Shard expected = actual;
-        ASSERT_TRUE(kernel(gradient.span(), actual).ok());
-        reference(gradient.span(), expected);
-        actual.ExpectSameBits(expected);
-        if (::testing::Test::HasFailure()) FAIL() << "count " << count << ", seed " << seed;
-      }
+      const Hostility hostility = kAllHostilities[count % 3];
+      const DType dtype = kAllTypes[count / 3 % 3];
+      const OddlyAligned gradient(source, dtype, count, hostility);
+      Range actual = HostileRange(source, optimizer, formats, count, hostility);
+      Range expected = actual;
+      const StepScalars scalars = optimizer->Prepare(values, static_cast<int64_t>(count % 5), 0.37f);
+      const bool in_place = count % 2 == 0;
+      const auto step = [&](Range& range) {
+        return range.StepOf(scalars, gradient.span(), seed, 0, count, in_place);
+      };
+      const absl::Status status = Step(step(actual));
+      ASSERT_TRUE(status.ok()) << status;
+      if (count > 0) reference::Step(step(expected));
+      actual.ExpectSameBits(expected);
+      elements += count;
+      if (::testing::Test::HasFailure())
+        FAIL() << optimizer->name << " " << NameOf(formats) << ", count " << count << ", seed "
+               << seed;
     }
   });
+  return elements;
 }
 
 // Tells what the other tests compared, and that the fall-back is always there.
@@ -92,45 +80,38 @@ TEST(SameBits, TheScalarReferenceIsAlwaysATarget) {
   EXPECT_TRUE(names.ends_with("SCALAR ")) << names;
 }
 
-TEST(SameBits, AdamWFp32) {
-  for (const double beta2 : {0.999, 0.3, 0.0}) {  // both forms of Lerp
-    const AdamWScalars scalars = PrepareAdamW({1e-3, 0.9 - beta2 / 2, beta2, 1e-8, 0.1}, 6, 0.37f);
-    CompareOptimizers(
-        11, [&](TypedSpan g, Shard& s) { return AdamWFp32(scalars, g, s.master(), s.adamw()); },
-        [&](TypedSpan g, Shard& s) { reference::AdamWFp32(scalars, g, s.master(), s.adamw()); });
+// Every optimizer with hyper-parameters that take every branch of its rule.
+std::vector<std::vector<double>> Variants(const Optimizer& optimizer) {
+  std::vector<std::vector<double>> variants = {Values(optimizer, {{"weight_decay", 0.1}})};
+  const absl::string_view name = optimizer.name;
+  if (name == "adamw") {  // both forms of Lerp, and frozen averages
+    variants.push_back(Values(optimizer, {{"beta1", 0.3}, {"beta2", 0.0}}));
+    variants.push_back(Values(optimizer, {{"beta2", 0.9999}, {"eps", 0.0}}));
+  } else if (name == "sgd") {
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"dampening", 0.2}}));
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"nesterov", 1}}));
+  } else if (name == "rmsprop_full") {
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"centered", 1}}));
+  } else if (name == "adagrad") {
+    variants.push_back(Values(optimizer, {{"initial_accumulator_value", 0.1}, {"lr_decay", 0.1}}));
+  } else if (name == "ademamix") {
+    variants.push_back(Values(optimizer, {{"warmup", 100}}));
   }
+  return variants;
 }
 
-TEST(SameBits, AdamW8Bit) {
-  for (const Rounding rounding : {Rounding::kNoZero, Rounding::kNearest}) {
-    const AdamWScalars scalars = PrepareAdamW({1e-3, 0.9, 0.999, 1e-8, 0.1}, 3, 0.37f);
-    CompareOptimizers(
-        12,
-        [&](TypedSpan g, Shard& s) {
-          return AdamW8Bit(scalars, g, s.master(), s.adamw_8bit(rounding));
-        },
-        [&](TypedSpan g, Shard& s) {
-          reference::AdamW8Bit(scalars, g, s.master(), s.adamw_8bit(rounding));
-        });
-  }
-}
-
-TEST(SameBits, Sgd) {
-  for (const SgdConfig& config : {SgdConfig{0.1, 0.9, 0.2, 1e-2, false},
-                                  SgdConfig{0.1, 0.9, 0, 0, true}, SgdConfig{0.1, 0, 0, 1e-2}}) {
-    for (const int64_t applied_count : {0, 1}) {
-      const SgdScalars scalars = PrepareSgd(config, applied_count, 0.37f);
-      const bool kept = config.momentum != 0;
-      const auto fp32 = [&](Shard& s) { return kept ? s.sgd() : SgdFp32State{}; };
-      const auto codes = [&](Shard& s) { return kept ? s.sgd_8bit() : Sgd8BitState{}; };
-      CompareOptimizers(
-          13, [&](TypedSpan g, Shard& s) { return SgdFp32(scalars, g, s.master(), fp32(s)); },
-          [&](TypedSpan g, Shard& s) { reference::SgdFp32(scalars, g, s.master(), fp32(s)); });
-      CompareOptimizers(
-          14, [&](TypedSpan g, Shard& s) { return Sgd8Bit(scalars, g, s.master(), codes(s)); },
-          [&](TypedSpan g, Shard& s) { reference::Sgd8Bit(scalars, g, s.master(), codes(s)); });
+TEST(SameBits, EveryOptimizerInEveryFormat) {
+  size_t elements = 0;
+  uint64_t seed = 100;
+  for (const OptimizerUnit& unit : OptimizerUnits()) {
+    for (const std::vector<double>& values : Variants(unit.optimizer)) {
+      for (const Formats& formats : AllFormats()) {
+        elements += CompareWithReference(&unit.optimizer, formats, values, ++seed);
+        if (HasFailure()) return;
+      }
     }
   }
+  std::printf("%zu elements compared, seeds 101 to %zu\n", elements, static_cast<size_t>(seed));
 }
 
 TEST(SameBits, CastsAndMasters) {

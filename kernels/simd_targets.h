@@ -4,5 +4,6 @@
 // vector version: it runs the scalar reference. SVE machines run the NEON version, since reduce.cc
 // keeps its sixteen lanes in an array of vectors, whose length the compiler must know.
 #pragma once
+#define HWY_WANT_AVX3_DL  // byte permutes of whole vectors: Ice Lake, Zen 4 and later
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)

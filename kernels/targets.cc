@@ -1,7 +1,7 @@
-#include "kernels/targets.h"
+#include "kernels/simd_targets.h"  // before Highway
 
 #include "hwy/highway.h"
-#include "kernels/simd_targets.h"
+#include "kernels/targets.h"
 
 namespace orlop::kernels {
 namespace {

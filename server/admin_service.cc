@@ -42,9 +42,9 @@ v1::TensorSummary Summary(JobRuntime* job, const JobModel& model,
   out.set_shard_count(model.ShardCountOf(t));
   out.set_rest_bytes(RestBytes(model.tensors()[t], optimizers[t]));
   out.set_applied_count(static_cast<uint64_t>(std::max<int64_t>(0, job->AppliedCount(t))));
-  if (optimizers[t].optimizer == OptimizerKind::kFrozen) return out;
-  out.set_optimizer(optimizers[t].optimizer == OptimizerKind::kSgd ? "sgd" : "adamw");
-  out.set_state(optimizers[t].eight_bit ? "8bit" : "fp32");
+  if (optimizers[t].frozen()) return out;
+  out.set_optimizer(optimizers[t].optimizer->name);
+  out.set_state(StateName(optimizers[t].state));
   out.set_group(static_cast<uint32_t>(model.GroupOf(t)));
   return out;
 }

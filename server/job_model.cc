@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/types.h"
 #include "proto/checksum.h"
 #include "proto/dtype.h"
@@ -30,7 +31,40 @@ std::vector<uint64_t> ShapeOf(const v1::TensorSpec& tensor) {
   return {tensor.shape().begin(), tensor.shape().end()};
 }
 
+// Words of a group's configuration, the default first.
+constexpr absl::string_view kStateNames[] = {"8bit", "fp32", "4bit"};
+constexpr kernels::StateFormat kStateFormats[] = {
+    kernels::StateFormat::k8Bit, kernels::StateFormat::kFp32, kernels::StateFormat::k4Bit};
+constexpr absl::string_view kMasterNames[] = {"exact", "24bit", "bf16"};
+constexpr kernels::MasterFormat kMasterFormats[] = {kernels::MasterFormat::kExact,
+                                                    kernels::MasterFormat::k24Bit,
+                                                    kernels::MasterFormat::kBF16Only};
+constexpr absl::string_view kRoundingNames[] = {"no_zero", "nearest", "stochastic"};
+constexpr kernels::Rounding kRoundings[] = {
+    kernels::Rounding::kNoZero, kernels::Rounding::kNearest, kernels::Rounding::kStochastic};
+
+// The place of a word among `known`; empty means the first; known.size() if it is none of them.
+size_t IndexOf(absl::Span<const absl::string_view> known, absl::string_view word) {
+  if (word.empty()) return 0;
+  return static_cast<size_t>(std::find(known.begin(), known.end(), word) - known.begin());
+}
+
+// InvalidArgument naming the field, its value and the words it may have.
+absl::Status CheckWord(int group, absl::string_view field, absl::string_view word,
+                       absl::Span<const absl::string_view> known) {
+  if (IndexOf(known, word) < known.size()) return absl::OkStatus();
+  const std::string words = absl::StrJoin(known, " or ");
+  return BadRequest(field, word, words,
+                    absl::StrCat("group ", group, ": ", field, " '", word, "' is not ", words));
+}
+
 }  // namespace
+
+const char* StateName(kernels::StateFormat format) {
+  for (size_t i = 0; i < std::size(kStateFormats); ++i)
+    if (kStateFormats[i] == format) return kStateNames[i].data();
+  return "";
+}
 
 absl::Status ValidateName(absl::string_view what, absl::string_view name) {
   const std::string quoted = absl::StrCat(what, " '", name.substr(0, 300), "'");
@@ -226,14 +260,14 @@ std::vector<TensorOptimizer> JobModel::Optimizers() const {
   std::vector<TensorOptimizer> optimizers(tensors_.size());
   for (const v1::OptimizerGroup& group : definition_.optimizer().groups()) {
     const std::set<uint32_t> fp32(group.fp32_tensors().begin(), group.fp32_tensors().end());
+    TensorOptimizer wanted;
+    wanted.optimizer = kernels::FindOptimizer(group.optimizer());
+    wanted.state = kStateFormats[IndexOf(kStateNames, group.state())];
+    wanted.master = kMasterFormats[IndexOf(kMasterNames, group.master())];
+    wanted.rounding = kRoundings[IndexOf(kRoundingNames, group.rounding())];
     for (uint32_t t : group.tensors()) {
-      TensorOptimizer& optimizer = optimizers[t];
-      optimizer.optimizer =
-          group.optimizer() == "sgd" ? OptimizerKind::kSgd : OptimizerKind::kAdamW;
-      optimizer.eight_bit =
-          group.state() != "fp32" && EightBitState(tensors_[t], fp32.count(t) > 0);
-      optimizer.rounding =
-          group.rounding() == "nearest" ? kernels::Rounding::kNearest : kernels::Rounding::kNoZero;
+      optimizers[t] = wanted;
+      optimizers[t].state = StateFormatOf(tensors_[t], wanted.state, fp32.count(t) > 0);
     }
   }
   return optimizers;
@@ -260,17 +294,16 @@ absl::Status ValidateOptimizer(const JobModel& model,
   for (int g = 0; g < optimizer.groups_size(); ++g) {
     const v1::OptimizerGroup& group = optimizer.groups(g);
     const std::string what = absl::StrCat("group ", g, ": ");
-    if (!one_of(group.optimizer(), {"adamw", "sgd"}))
+    if (kernels::FindOptimizer(group.optimizer()) == nullptr) {
+      const std::string known = kernels::OptimizerNames();
       return BadRequest(
-          "optimizer", group.optimizer(), "adamw or sgd",
-          absl::StrCat(what, "optimizer '", group.optimizer(), "' is not adamw or sgd"));
-    if (!one_of(group.state(), {"", "8bit", "fp32"}))
-      return BadRequest("state", group.state(), "8bit or fp32",
-                        absl::StrCat(what, "state '", group.state(), "' is not 8bit or fp32"));
-    if (!one_of(group.rounding(), {"", "no_zero", "nearest"}))
-      return BadRequest(
-          "rounding", group.rounding(), "no_zero or nearest",
-          absl::StrCat(what, "rounding '", group.rounding(), "' is not no_zero or nearest"));
+          "optimizer", group.optimizer(), known,
+          absl::StrCat(what, "optimizer '", group.optimizer(), "' is none of ", known));
+    }
+    absl::Status words = CheckWord(g, "state", group.state(), kStateNames);
+    words.Update(CheckWord(g, "master", group.master(), kMasterNames));
+    words.Update(CheckWord(g, "rounding", group.rounding(), kRoundingNames));
+    if (!words.ok()) return words;
     for (uint32_t t : group.tensors()) {
       if (t >= model.tensors().size())
         return BadRequest(

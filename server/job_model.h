@@ -21,6 +21,9 @@ namespace orlop::server {
 // InvalidArgument naming tensor, field, value and limit. `tensor` is checked alone; Model::Make
 // checks names against one another.
 absl::Status ValidateTensorSpec(const v1::TensorSpec& tensor);
+// "8bit", "fp32" or "4bit".
+const char* StateName(kernels::StateFormat format);
+
 absl::Status ValidateName(absl::string_view what, absl::string_view name);
 
 // Whole request, pages joined. Sets shard_elements and durability where they were left to the

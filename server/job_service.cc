@@ -29,8 +29,9 @@ absl::Status Refuse(absl::StatusCode code, const std::string& message,
 double BytesPerElement(const Tensor& tensor) {
   if (!tensor.is_parameter)
     return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight).Bytes(256)) / 256;
-  TensorOptimizer optimizer{OptimizerKind::kAdamW, EightBitState(tensor, false),
-                            kernels::Rounding::kNoZero};
+  TensorOptimizer optimizer;
+  optimizer.optimizer = kernels::FindOptimizer("adamw");
+  optimizer.state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
   double bytes = 4;  // gradient
   for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
     const SlotFormat format = FormatOf(tensor, optimizer, static_cast<Slot>(slot));

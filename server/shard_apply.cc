@@ -1,4 +1,4 @@
-// One push, 7 of 8 (ARCHITECTURE.md); next: kernels/adamw.cc
+// One push, 7 of 8 (ARCHITECTURE.md); next: kernels/step.cc
 // The apply: version s+1 of a shard from version s and what is staged, as one unit.
 #include <algorithm>
 #include <chrono>
@@ -37,36 +37,26 @@ struct WorkingSlots {
 };
 
 absl::Status RunKernel(const ShardUpdate& update, const TensorOptimizer& optimizer,
-                       kernels::TypedSpan gradient, WorkingSlots* slots) {
-  const absl::Span<uint16_t> new_weight = slots->as<uint16_t>(Slot::kWeight);
-  const absl::Span<const uint16_t> weight =
-      slots->old_weight ? std::as_const(*slots->old_weight).as<uint16_t>() : new_weight;
-  const kernels::MasterSpans master{weight, slots->as<int16_t>(Slot::kRemainder), new_weight};
-  if (const auto* adamw = std::get_if<kernels::AdamWScalars>(&update.scalars);
-      adamw && optimizer.optimizer == OptimizerKind::kAdamW) {
-    if (!optimizer.eight_bit)
-      return kernels::AdamWFp32(
-          *adamw, gradient, master,
-          {slots->as<float>(Slot::kExpAvg), slots->as<float>(Slot::kExpAvgSq)});
-    return kernels::AdamW8Bit(
-        *adamw, gradient, master,
-        {slots->as<uint8_t>(Slot::kExpAvg), slots->as<float>(Slot::kExpAvgAbsmax),
-         slots->as<uint8_t>(Slot::kExpAvgSq), slots->as<float>(Slot::kExpAvgSqAbsmax),
-         optimizer.rounding});
+                       const OwnedShard& shard, kernels::TypedSpan gradient, WorkingSlots* slots) {
+  kernels::RangeStep step;
+  step.optimizer = optimizer.optimizer;
+  step.scalars = update.scalars.span();
+  step.gradient = gradient;
+  step.new_weight = slots->as<uint16_t>(Slot::kWeight).data();
+  step.weight = slots->old_weight ? std::as_const(*slots->old_weight).as<uint16_t>().data()
+                                  : step.new_weight;
+  step.remainder = slots->as<uint8_t>(Slot::kRemainder).data();
+  step.master = optimizer.master;
+  step.format = optimizer.state;
+  step.rounding = optimizer.rounding;
+  for (size_t i = 0; i < optimizer.optimizer->states.size(); ++i) {
+    const Slot values = StateSlot(optimizer.optimizer->states[i].name);
+    step.states[i] = {slots->as<uint8_t>(values).data(),
+                      slots->as<float>(static_cast<Slot>(static_cast<size_t>(values) + 1)).data()};
   }
-  if (const auto* sgd = std::get_if<kernels::SgdScalars>(&update.scalars);
-      sgd && optimizer.optimizer == OptimizerKind::kSgd) {
-    const bool momentum = sgd->momentum != 0;
-    if (!optimizer.eight_bit)
-      return kernels::SgdFp32(
-          *sgd, gradient, master,
-          {momentum ? slots->as<float>(Slot::kMomentumBuffer) : absl::Span<float>()});
-    if (!momentum) return kernels::Sgd8Bit(*sgd, gradient, master, {});
-    return kernels::Sgd8Bit(
-        *sgd, gradient, master,
-        {slots->as<uint8_t>(Slot::kMomentumBuffer), slots->as<float>(Slot::kMomentumBufferAbsmax)});
-  }
-  return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
+  step.random = update.random;
+  step.first_block = shard.range.begin / kernels::kQuantBlock;
+  return kernels::Step(step);
 }
 
 }  // namespace
@@ -153,6 +143,9 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
   if (!stage || !stage->result)
     return ShardError(absl::StatusCode::kFailedPrecondition, *shard, "no gradient is staged");
   if (stage->result->absent) return absl::OkStatus();
+  const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
+  if (optimizer.frozen() || update.scalars.count != optimizer.optimizer->scalar_count)
+    return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
   uint64_t streamed_bytes = 0;
   for (const SlotState& slot : shard->slots)
     if (slot.format.exists() && slot.tier == Tier::kNvme)
@@ -169,10 +162,7 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
     SlotState& state = shard->slots[i];
     const Slot slot = static_cast<Slot>(i);
     if (!state.format.exists()) continue;
-    if (slot >= Slot::kMomentumBuffer)
-      if (const auto* sgd = std::get_if<kernels::SgdScalars>(&update.scalars);
-          sgd && sgd->momentum == 0)
-        continue;
+    if (slot >= kFirstState && !optimizer.optimizer->KeepsState(update.scalars.span())) continue;
     const uint64_t bytes = state.format.Bytes(shard->count());
     const bool held = state.data && state.data.use_count() > 1;
     if (state.data && !held) {
@@ -229,7 +219,7 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
 
   const kernels::TypedSpan gradient{KernelDType(stage->dtype), stage->whole->data(),
                                     shard->count()};
-  if (absl::Status run = RunKernel(update, optimizers_[shard->info.tensor], gradient, &slots);
+  if (absl::Status run = RunKernel(update, optimizer, shard->info, gradient, &slots);
       !run.ok())
     return Annotated(run, shard->Name());
 

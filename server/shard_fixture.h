@@ -187,8 +187,9 @@ inline void PushTensor(ShardStore* store, uint32_t tensor, uint32_t rank,
   }
 }
 
-inline kernels::AdamWScalars AdamW(int64_t applied_count) {
-  return kernels::PrepareAdamW({}, applied_count, 0.5f);
+inline kernels::StepScalars AdamW(int64_t applied_count) {
+  return kernels::FindOptimizer("adamw")->Prepare({{1e-3, 0.9, 0.999, 1e-8, 1e-2}}, applied_count,
+                                                  0.5f);
 }
 
 // Pushes one gradient per tensor and applies it as step `step` (updates before: step - 1).
@@ -205,9 +206,12 @@ inline void AdamWStep(ShardStore* store, int64_t step, uint32_t seed) {
 
 inline std::vector<TensorOptimizer> AllAdamW(const JobLayout& layout) {
   std::vector<TensorOptimizer> optimizers;
-  for (const Tensor& tensor : layout.tensors)
-    optimizers.push_back({tensor.is_parameter ? OptimizerKind::kAdamW : OptimizerKind::kFrozen,
-                          tensor.is_parameter && EightBitState(tensor, false)});
+  for (const Tensor& tensor : layout.tensors) {
+    optimizers.emplace_back();
+    if (!tensor.is_parameter) continue;
+    optimizers.back().optimizer = kernels::FindOptimizer("adamw");
+    optimizers.back().state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
+  }
   return optimizers;
 }
 

@@ -19,10 +19,6 @@ size_t Index(Slot slot) { return static_cast<size_t>(slot); }
 
 // The scales beside a slot of codes, and back.
 Slot AbsmaxOf(Slot codes) { return static_cast<Slot>(Index(codes) + 1); }
-kernels::CodeBook CodeBookOf(Slot codes) {
-  return codes == Slot::kExpAvgSq ? kernels::CodeBook::kUnsigned : kernels::CodeBook::kSigned;
-}
-
 kernels::DType KernelDType(v1::DType dtype) {
   return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
          : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16
@@ -90,10 +86,10 @@ class LoadSink : public PieceSink {
     MutexLock lock(&stage_->mutex);
     if (stage_->dropped || stage_->result) return AttemptDropped(shard_);
     const uint64_t size = ElementBytes(dtype_);
-    if (first_.format.per_block) {  // one element per block of a flat box of whole blocks
+    if (first_.format.elements_per > 1) {  // one element per block of a flat box of whole blocks
       if (!started_)
         (void)cursor_.Advance(1, [&](uint64_t local, uint64_t, uint64_t) {
-          base_ = local / kernels::kQuantBlock;
+          base_ = local / first_.format.elements_per;
           return absl::OkStatus();
         });
       started_ = true;
@@ -114,30 +110,30 @@ class LoadSink : public PieceSink {
         return absl::OkStatus();
       case Conversion::kSplit: {
         if (absl::Status widened = Widen(bytes, count); !widened.ok()) return widened;
-        absl::Span<int16_t> remainder;
-        if (second_.data) {
-          remainder = second_.data->as<int16_t>().subspan(local, count);
-        } else {  // frozen in bf16: the weight is all there is
-          dropped_.resize(count);
-          remainder = absl::MakeSpan(dropped_);
-        }
-        return kernels::SplitMaster(values_, first_.data->as<uint16_t>().subspan(local, count),
-                                    remainder);
+        const absl::Span<uint16_t> weight = first_.data->as<uint16_t>().subspan(local, count);
+        if (!second_.data) return kernels::RoundToBF16Away(values_, weight);
+        if (second_.format.dtype == v1::DTYPE_I8)
+          return kernels::SplitMaster24(values_, weight,
+                                        second_.data->as<int8_t>().subspan(local, count));
+        return kernels::SplitMaster(values_, weight,
+                                    second_.data->as<int16_t>().subspan(local, count));
       }
       case Conversion::kQuantise: {
         if (local % kernels::kQuantBlock != 0 ||
             (count % kernels::kQuantBlock != 0 && local + count != shard_.count()))
           return ShardError(absl::StatusCode::kInvalidArgument, shard_,
                             absl::StrCat(SlotName(slot_),
-                                         ": fp32 contents of an 8-bit slot cover whole blocks of ",
+                                         ": fp32 contents of a quantised slot cover whole blocks "
+                                         "of ",
                                          kernels::kQuantBlock));
         if (absl::Status widened = Widen(bytes, count); !widened.ok()) return widened;
-        const bool is_signed = CodeBookOf(slot_) == kernels::CodeBook::kSigned;
-        return kernels::RequantizeBlocks(
-            CodeBookOf(slot_), is_signed ? kernels::Rounding::kNearest : rounding_, values_,
-            first_.data->as<uint8_t>().subspan(local, count),
-            second_.data->as<float>().subspan(local / kernels::kQuantBlock,
-                                              kernels::BlockCount(count)));
+        const bool four_bit = first_.format.elements_per == 2;
+        const auto quantise = four_bit ? kernels::RequantizeBlocks4 : kernels::RequantizeBlocks;
+        return quantise(CodeBookOf(slot_), rounding_, values_,
+                        first_.data->as<uint8_t>().subspan(local / first_.format.elements_per,
+                                                           first_.format.ElementCount(count)),
+                        second_.data->as<float>().subspan(local / second_.format.elements_per,
+                                                          second_.format.ElementCount(count)));
       }
     }
     return absl::InternalError("conversion");
@@ -158,7 +154,6 @@ class LoadSink : public PieceSink {
   bool started_ = false;
   uint64_t base_ = 0;  // first block
   std::vector<float> values_;
-  std::vector<int16_t> dropped_;
 };
 
 bool Overlap(const Shard& shard, const Box& a, const Box& b) {
@@ -184,10 +179,8 @@ void Cover(const Shard& shard, const SlotFormat& format, const Box& box,
            std::vector<bool>* covered) {
   ForEachRun(box, shard.tensor->shape, shard.info.range, [&](Range run) {
     uint64_t begin = run.begin - shard.info.range.begin, end = run.end - shard.info.range.begin;
-    if (format.per_block) {
-      begin /= kernels::kQuantBlock;
-      end = kernels::BlockCount(end);
-    }
+    begin /= format.elements_per;
+    end = format.ElementCount(end);
     std::fill(covered->begin() + begin, covered->begin() + end, true);
   });
 }
@@ -251,7 +244,7 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
   if (!recipe.ok()) return recipe.status();
   const SlotFormat format = shard.slots[recipe->first].format;
   uint64_t elements = part.count();
-  if (format.per_block || recipe->conversion == Conversion::kQuantise) {
+  if (format.elements_per > 1 || recipe->conversion == Conversion::kQuantise) {
     if (simple.flat) {
       const Range flat = {std::max(simple.offset[0], shard.info.range.begin),
                           std::min(simple.offset[0] + simple.extent[0], shard.info.range.end)};
@@ -259,8 +252,8 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
         return ShardError(absl::StatusCode::kInvalidArgument, shard,
                           absl::StrCat(SlotName(slot), ": box ", ToString(box),
                                        " is not whole blocks of ", kernels::kQuantBlock));
-      if (format.per_block) elements = kernels::BlockCount(flat.count());
-    } else if (format.per_block) {
+      if (recipe->conversion == Conversion::kCopy) elements = format.ElementCount(flat.count());
+    } else if (recipe->conversion == Conversion::kCopy) {
       return ShardError(absl::StatusCode::kInvalidArgument, shard,
                         absl::StrCat(SlotName(slot), " is set by flat boxes"));
     }

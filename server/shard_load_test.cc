@@ -126,7 +126,9 @@ TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
   LoadTensor(store.get(), 0, Normal(6400, 1));
   auto open = store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 2560)).value();
   EXPECT_TRUE(store->Configure(wanted).ok());  // the same
-  wanted[0].eight_bit = !wanted[0].eight_bit;
+  wanted[0].state = wanted[0].state == kernels::StateFormat::kFp32
+                        ? kernels::StateFormat::k8Bit
+                        : kernels::StateFormat::kFp32;
   EXPECT_TRUE(absl::IsFailedPrecondition(store->Configure(wanted)));
   ASSERT_TRUE(Send(open.get(), AsBytes(Normal(2560, 2))).ok());
   CommitLoad(store.get(), 0);
@@ -137,14 +139,14 @@ TEST(Load, ARefusedConfigurationKeepsLoadedMoments) {
   World world(2 * kMiB);
   auto store = NewStore(&world, Layout({Parameter("w", {64, 1600})}, 25600));
   auto small = AllAdamW(store->layout());
-  small[0].eight_bit = true;
+  small[0].state = kernels::StateFormat::k8Bit;
   ASSERT_TRUE(store->Configure(small).ok());
   LoadTensor(store.get(), 0, Normal(102400, 1));
   LoadTensor(store.get(), 0, Normal(102400, 2, 1e-3f), Slot::kExpAvg);
   CommitLoad(store.get(), 0);
   const auto before = AllBytes(store.get(), 0);
   auto large = small;
-  large[0].eight_bit = false;
+  large[0].state = kernels::StateFormat::kFp32;
   auto filler = world.accountant.Reserve({Tier::kDram, "other", "state"}, kMiB);
   ASSERT_TRUE(filler.ok()) << filler.status();
   EXPECT_TRUE(absl::IsResourceExhausted(store->Configure(large)));

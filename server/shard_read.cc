@@ -17,9 +17,6 @@ bool IsMaster(const ReadRequest& request, const SlotFormat& format) {
   return (request.slot == Slot::kWeight || request.slot == Slot::kMaster) &&
          format.dtype != request.dtype;
 }
-kernels::CodeBook CodeBookOf(Slot slot) {
-  return slot == Slot::kExpAvgSq ? kernels::CodeBook::kUnsigned : kernels::CodeBook::kSigned;
-}
 
 }  // namespace
 
@@ -79,6 +76,7 @@ absl::StatusOr<std::unique_ptr<ShardReader>> ShardStore::OpenRead(const ReadRequ
     first_view.data = shard.slots[index].data;
     first_view.spilled = shard.slots[index].spilled;
     if (second) {
+      second_view.format = second->format;
       second_view.data = second->data;
       second_view.spilled = second->spilled;
     }
@@ -87,7 +85,8 @@ absl::StatusOr<std::unique_ptr<ShardReader>> ShardStore::OpenRead(const ReadRequ
   if (part.empty())
     return ShardError(absl::StatusCode::kInvalidArgument, shard,
                       absl::StrCat("box ", ToString(wanted.box), " does not touch it"));
-  if (format.per_block && (!request.box.flat || request.box.offset[0] % kernels::kQuantBlock != 0))
+  const bool raw_blocks = format.elements_per > 1 && request.dtype == format.dtype;
+  if (raw_blocks && (!request.box.flat || request.box.offset[0] % kernels::kQuantBlock != 0))
     return ShardError(
         absl::StatusCode::kInvalidArgument, shard,
         absl::StrCat(SlotName(request.slot), " is read by flat boxes of whole blocks"));
@@ -108,6 +107,7 @@ absl::StatusOr<std::unique_ptr<ShardReader>> ShardStore::OpenRead(const ReadRequ
     auto secondary = Contents(shard, slot, second_view);
     if (!secondary.ok()) return failed(secondary.status());
     source.secondary = *std::move(secondary);
+    source.remainder_dtype = second_view.format.dtype;
     source.has_secondary = true;
   }
   if (stored == Slot::kWeight) {
@@ -137,9 +137,9 @@ ShardReader::ShardReader(const Tensor* tensor, OwnedShard shard, SlotFormat form
       element_bytes_(ElementBytes(request_.dtype)) {
   if (request_.box.flat) {
     uint64_t first = std::max(request_.box.offset[0], shard.range.begin) - shard.range.begin;
-    if (format_.per_block) {
-      part_ = {0, kernels::BlockCount(part_.count())};
-      first /= kernels::kQuantBlock;
+    if (format_.elements_per > 1 && request_.dtype == format_.dtype) {
+      part_ = {0, format_.ElementCount(part_.count())};
+      first /= format_.elements_per;
     }
     if (source_.values && request_.dtype == format_.dtype)
       direct_offset_bytes_ = first * element_bytes_;
@@ -184,9 +184,9 @@ absl::StatusOr<BufferPtr> ShardReader::FreeBuffer() {
 
 // Elements [part) of the box's own buffer, run by run.
 absl::Status ShardReader::Build(Range part, uint8_t* out) const {
-  if (format_.per_block) {
+  if (format_.elements_per > 1 && request_.dtype == format_.dtype) {
     std::memset(out, format_.initial_byte,
-                part.count() * element_bytes_);  // scales of a slot that was never written
+                part.count() * element_bytes_);  // a slot that was never written
     return absl::OkStatus();
   }
   step::RunIterator runs(ToStepShape(tensor_->shape), ToStepBox(request_.box), shard_.range.begin,
@@ -216,13 +216,17 @@ absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out)
   if (IsMaster(request_, format_)) {
     const absl::Span<const uint16_t> weight =
         std::as_const(*source_.values).as<uint16_t>().subspan(first, count);
-    std::vector<int16_t> none;  // a master that is its weight
+    std::vector<int16_t> built;  // where the remainder is not stored as int16
     absl::Span<const int16_t> remainder;
-    if (source_.secondary) {
+    if (source_.secondary && source_.remainder_dtype == v1::DTYPE_I16) {
       remainder = std::as_const(*source_.secondary).as<int16_t>().subspan(first, count);
     } else {
-      none.resize(count);
-      remainder = none;
+      built.resize(count);
+      if (source_.secondary)
+        for (uint64_t i = 0; i < count; ++i)
+          built[i] = static_cast<int16_t>(
+              256 * std::as_const(*source_.secondary).as<int8_t>()[first + i]);
+      remainder = built;
     }
     if (request_.dtype == v1::DTYPE_F32)
       return kernels::JoinMaster(weight, remainder, {reinterpret_cast<float*>(out), count});
@@ -247,13 +251,20 @@ absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out)
   for (uint64_t done = 0; done < count;) {
     const uint64_t index = (first + done) / kernels::kQuantBlock,
                    begin = index * kernels::kQuantBlock;
-    const uint64_t size = std::min<uint64_t>(kernels::kQuantBlock, codes.size() - begin);
-    const float zero = 0;
+    const uint64_t size = std::min<uint64_t>(kernels::kQuantBlock, shard_.range.count() - begin);
+    const bool four_bit = format_.elements_per == 2;
+    const uint64_t scales = four_bit ? kernels::FourBitBlockCount(size) : 1;
+    constexpr float kZeros[2] = {};
     const absl::Span<const float> absmax =
-        source_.secondary ? std::as_const(*source_.secondary).as<float>().subspan(index, 1)
-                          : absl::Span<const float>(&zero, 1);
-    absl::Status status = kernels::DequantizeBlocks(
-        CodeBookOf(request_.slot), codes.subspan(begin, size), absmax, {block.data(), size});
+        source_.secondary ? std::as_const(*source_.secondary)
+                                .as<float>()
+                                .subspan(four_bit ? 2 * index : index, scales)
+                          : absl::MakeConstSpan(kZeros).first(scales);
+    const auto dequantise = four_bit ? kernels::DequantizeBlocks4 : kernels::DequantizeBlocks;
+    absl::Status status = dequantise(
+        CodeBookOf(request_.slot),
+        codes.subspan(begin / format_.elements_per, format_.ElementCount(size)), absmax,
+        {block.data(), size});
     if (!status.ok()) return status;
     const uint64_t skip = first + done - begin, take = std::min(count - done, size - skip);
     std::memcpy(out + done * sizeof(float), block.data() + skip, take * sizeof(float));

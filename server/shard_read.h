@@ -44,6 +44,7 @@ class ShardReader {
     BufferPtr values;     // null: every byte is the slot's initial byte
     BufferPtr secondary;  // remainder of a weight, absmax of codes; null: none, or zero
     bool has_secondary = false;
+    v1::DType remainder_dtype = v1::DTYPE_UNSPECIFIED;  // of `secondary`, if it is one
   };
   ShardReader(const Tensor* tensor, OwnedShard shard, SlotFormat format, ReadRequest request,
               Source source, Tiers* tiers, std::string job);

@@ -1,43 +1,136 @@
 #include "server/shard_spec.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "kernels/blocks.h"
 #include "kernels/types.h"
 #include "proto/dtype.h"
 
 namespace orlop::server {
 namespace {
 
-constexpr const char* kNames[] = {
-    "weight",     "remainder",         "exp_avg",         "exp_avg_absmax",
-    "exp_avg_sq", "exp_avg_sq_absmax", "momentum_buffer", "momentum_buffer_absmax",
-    "master"};
-constexpr uint64_t kLeast8BitElements = 4096;
+constexpr uint64_t kLeastQuantisedElements = 4096;
+constexpr char kAbsmaxSuffix[] = "_absmax";
 
-SlotFormat Moment(const TensorOptimizer& optimizer, uint8_t zero_code) {
-  if (optimizer.eight_bit) return {v1::DTYPE_U8, false, zero_code};
-  return {v1::DTYPE_F32};
+struct State {
+  std::string name, absmax_name;
+  kernels::CodeBook code_book;
+};
+
+// Names of states, the common ones first, each once.
+const std::vector<State>& States() {
+  static const auto* const states = [] {
+    auto* list = new std::vector<State>;
+    const auto add = [&](const char* name, kernels::CodeBook code_book) {
+      for (const State& state : *list)
+        if (state.name == name) return;
+      list->push_back({name, absl::StrCat(name, kAbsmaxSuffix), code_book});
+    };
+    add("exp_avg", kernels::CodeBook::kSigned);
+    add("exp_avg_sq", kernels::CodeBook::kUnsigned);
+    add("momentum_buffer", kernels::CodeBook::kSigned);
+    for (const kernels::OptimizerUnit& unit : kernels::OptimizerUnits())
+      for (const kernels::StateSpec& state : unit.optimizer.states)
+        add(state.name, state.code_book);
+    return list;
+  }();
+  return *states;
 }
-SlotFormat Scales(const TensorOptimizer& optimizer) {
-  return optimizer.eight_bit ? SlotFormat{v1::DTYPE_F32, true} : SlotFormat{};
+
+size_t StateIndex(Slot slot) {
+  return (static_cast<size_t>(slot) - static_cast<size_t>(kFirstState)) / 2;
+}
+bool IsAbsmax(Slot slot) { return static_cast<size_t>(slot) % 2 == 1; }
+static_assert(static_cast<size_t>(kFirstState) % 2 == 0);
+
+// What `slot` is of this optimizer; null if it has no such state.
+const kernels::StateSpec* StateOf(const TensorOptimizer& optimizer, Slot slot) {
+  if (optimizer.frozen() || StateIndex(slot) >= States().size()) return nullptr;
+  for (const kernels::StateSpec& state : optimizer.optimizer->states)
+    if (States()[StateIndex(slot)].name == state.name) return &state;
+  return nullptr;
+}
+
+SlotFormat ValuesOf(kernels::StateFormat state, kernels::CodeBook code_book) {
+  const bool is_signed = code_book == kernels::CodeBook::kSigned;
+  switch (state) {
+    case kernels::StateFormat::kFp32:
+      return {v1::DTYPE_F32};
+    case kernels::StateFormat::k8Bit:
+      return {v1::DTYPE_U8, 1, is_signed ? kernels::kSignedZeroCode : kernels::kUnsignedZeroCode};
+    case kernels::StateFormat::k4Bit:
+      return {v1::DTYPE_U8, 2,
+              static_cast<uint8_t>(is_signed ? kernels::kSigned4ZeroCode * 0x11 : 0)};
+  }
+  return {};
+}
+SlotFormat AbsmaxOf(kernels::StateFormat state) {
+  switch (state) {
+    case kernels::StateFormat::kFp32:
+      return {};
+    case kernels::StateFormat::k8Bit:
+      return {v1::DTYPE_F32, kernels::kQuantBlock};
+    case kernels::StateFormat::k4Bit:
+      return {v1::DTYPE_F32, kernels::kFourBitBlock};
+  }
+  return {};
+}
+
+SlotFormat RemainderOf(const Tensor& tensor, const TensorOptimizer& optimizer) {
+  if (optimizer.frozen())
+    return tensor.dtype == v1::DTYPE_BF16 ? SlotFormat{} : SlotFormat{v1::DTYPE_I16};
+  switch (optimizer.master) {
+    case kernels::MasterFormat::kExact:
+      return {v1::DTYPE_I16};
+    case kernels::MasterFormat::k24Bit:
+      return {v1::DTYPE_I8};
+    case kernels::MasterFormat::kBF16Only:
+      return {};
+  }
+  return {};
 }
 
 }  // namespace
 
-const char* SlotName(Slot slot) { return kNames[static_cast<size_t>(slot)]; }
+const char* SlotName(Slot slot) {
+  if (slot == Slot::kWeight) return "weight";
+  if (slot == Slot::kRemainder) return "remainder";
+  if (slot == Slot::kMaster) return "master";
+  if (StateIndex(slot) >= States().size()) return "unused";
+  const State& state = States()[StateIndex(slot)];
+  return IsAbsmax(slot) ? state.absmax_name.c_str() : state.name.c_str();
+}
+
+Slot StateSlot(absl::string_view name) {
+  for (size_t i = 0; i < States().size(); ++i)
+    if (States()[i].name == name)
+      return static_cast<Slot>(static_cast<size_t>(kFirstState) + 2 * i);
+  return Slot::kMaster;
+}
 
 absl::StatusOr<Slot> ParseSlot(absl::string_view name) {
   if (name.empty()) return Slot::kWeight;
-  for (size_t i = 0; i < std::size(kNames); ++i)
-    if (name == kNames[i]) return static_cast<Slot>(i);
-  return absl::InvalidArgumentError(absl::StrCat("unknown slot '", name, "'"));
+  for (const Slot slot : {Slot::kWeight, Slot::kRemainder, Slot::kMaster})
+    if (name == SlotName(slot)) return slot;
+  absl::string_view state = name;
+  const bool absmax = absl::ConsumeSuffix(&state, kAbsmaxSuffix);
+  const Slot slot = StateSlot(state);
+  if (slot == Slot::kMaster)
+    return absl::InvalidArgumentError(absl::StrCat("unknown slot '", name, "'"));
+  return absmax ? static_cast<Slot>(static_cast<size_t>(slot) + 1) : slot;
 }
 
-bool EightBitState(const Tensor& tensor, bool listed_as_fp32) {
-  return !listed_as_fp32 && tensor.element_count >= kLeast8BitElements && tensor.shape.size() > 1;
+kernels::CodeBook CodeBookOf(Slot state) { return States()[StateIndex(state)].code_book; }
+
+kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wanted,
+                                   bool listed_as_fp32) {
+  const bool quantised = !listed_as_fp32 && tensor.element_count >= kLeastQuantisedElements &&
+                         tensor.shape.size() > 1;
+  return quantised ? wanted : kernels::StateFormat::kFp32;
 }
 
 uint64_t SlotFormat::ElementCount(uint64_t shard_elements) const {
-  return per_block ? kernels::BlockCount(shard_elements) : shard_elements;
+  return (shard_elements + elements_per - 1) / elements_per;
 }
 uint64_t SlotFormat::Bytes(uint64_t shard_elements) const {
   return exists() ? ElementCount(shard_elements) * ElementBytes(dtype) : 0;
@@ -45,29 +138,12 @@ uint64_t SlotFormat::Bytes(uint64_t shard_elements) const {
 
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot) {
   if (!tensor.is_parameter) return slot == Slot::kWeight ? SlotFormat{tensor.dtype} : SlotFormat{};
-  const bool adamw = optimizer.optimizer == OptimizerKind::kAdamW;
-  const bool sgd = optimizer.optimizer == OptimizerKind::kSgd;
-  switch (slot) {
-    case Slot::kWeight:
-      return {v1::DTYPE_BF16};
-    case Slot::kRemainder:
-      return adamw || sgd || tensor.dtype != v1::DTYPE_BF16 ? SlotFormat{v1::DTYPE_I16}
-                                                            : SlotFormat{};
-    case Slot::kExpAvg:
-      return adamw ? Moment(optimizer, kernels::kSignedZeroCode) : SlotFormat{};
-    case Slot::kExpAvgSq:
-      return adamw ? Moment(optimizer, kernels::kUnsignedZeroCode) : SlotFormat{};
-    case Slot::kMomentumBuffer:
-      return sgd ? Moment(optimizer, kernels::kSignedZeroCode) : SlotFormat{};
-    case Slot::kExpAvgAbsmax:
-    case Slot::kExpAvgSqAbsmax:
-      return adamw ? Scales(optimizer) : SlotFormat{};
-    case Slot::kMomentumBufferAbsmax:
-      return sgd ? Scales(optimizer) : SlotFormat{};
-    case Slot::kMaster:
-      break;
-  }
-  return {};
+  if (slot == Slot::kWeight) return {v1::DTYPE_BF16};
+  if (slot == Slot::kRemainder) return RemainderOf(tensor, optimizer);
+  if (slot == Slot::kMaster) return {};
+  const kernels::StateSpec* state = StateOf(optimizer, slot);
+  if (state == nullptr) return {};
+  return IsAbsmax(slot) ? AbsmaxOf(optimizer.state) : ValuesOf(optimizer.state, state->code_book);
 }
 
 }  // namespace orlop::server

@@ -10,14 +10,15 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "kernels/quantize.h"
+#include "kernels/optimizer.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/box.h"
 
 namespace orlop::server {
 
 // Kinds of state of a shard that are stored, in the order in which they stay in memory: the last is
-// spilled first.
+// spilled first. Every state of every optimizer (kernels/optimizers.cmake) has two: its values, and
+// the absmax of its blocks. These are the common ones; StateSlot names the others.
 enum class Slot : uint8_t {
   kWeight,
   kRemainder,
@@ -27,20 +28,26 @@ enum class Slot : uint8_t {
   kExpAvgSqAbsmax,
   kMomentumBuffer,
   kMomentumBufferAbsmax,
-  kMaster,  // a view: weight and remainder joined, fp32; never stored
+  kMaster = 255,  // a view: weight and remainder joined, fp32; never stored
 };
-inline constexpr size_t kStoredSlotCount = 8;
+inline constexpr Slot kFirstState = Slot::kExpAvg;
+inline constexpr size_t kStoredSlotCount = 26;  // room for twelve names of states
 const char* SlotName(Slot slot);  // "weight", "exp_avg_absmax", ...
 // Empty means "weight". InvalidArgument naming an unknown slot.
 absl::StatusOr<Slot> ParseSlot(absl::string_view name);
+// The values of an optimizer's state; their absmax is the next slot. `name` is one of
+// kernels::StateSpec.
+Slot StateSlot(absl::string_view name);
+// Of a state's values.
+kernels::CodeBook CodeBookOf(Slot state);
 
-enum class OptimizerKind : uint8_t { kFrozen, kAdamW, kSgd };
-
-// Of one tensor, as configured. Buffers and parameters in no group are frozen.
+// Of one tensor, as configured. Buffers and parameters in no group are frozen: no optimizer.
 struct TensorOptimizer {
-  OptimizerKind optimizer = OptimizerKind::kFrozen;
-  bool eight_bit = false;  // use EightBitState
+  const kernels::Optimizer* optimizer = nullptr;
+  kernels::StateFormat state = kernels::StateFormat::kFp32;
+  kernels::MasterFormat master = kernels::MasterFormat::kExact;
   kernels::Rounding rounding = kernels::Rounding::kNoZero;
+  bool frozen() const { return optimizer == nullptr; }
   friend bool operator==(const TensorOptimizer&, const TensorOptimizer&) = default;
 };
 
@@ -52,9 +59,10 @@ struct Tensor {
   uint64_t element_count = 0;
 };
 
-// Whether a tensor that asks for 8-bit state gets it: decided per global tensor, so that sharding
-// changes no number.
-bool EightBitState(const Tensor& tensor, bool listed_as_fp32);
+// The state format of a tensor that asks for `wanted`: fp32 if it is small, has one dimension, or is
+// listed. Decided per global tensor, so that sharding changes no number.
+kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wanted,
+                                   bool listed_as_fp32);
 
 // A shard of which this server holds a copy. `id` is its place in manifest order among all shards
 // of the job.
@@ -74,7 +82,8 @@ struct JobLayout {
 // How one slot of a tensor is stored.
 struct SlotFormat {
   v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // UNSPECIFIED: the tensor has no such slot
-  bool per_block = false;                   // one element per 256-block, not per element
+  // Elements of the tensor to one stored element: 1, 2 (4-bit codes), or a block (absmax).
+  uint32_t elements_per = 1;
   uint8_t initial_byte = 0;  // every byte of a fresh slot (127: the signed code of zero)
 
   bool exists() const { return dtype != v1::DTYPE_UNSPECIFIED; }
@@ -82,7 +91,8 @@ struct SlotFormat {
   uint64_t Bytes(uint64_t shard_elements) const;
   friend bool operator==(const SlotFormat&, const SlotFormat&) = default;
 };
-// A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder: its master is exact.
+// A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder, unless its optimizer has
+// another master.
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot);
 
 }  // namespace orlop::server

@@ -14,7 +14,7 @@
 namespace orlop::server {
 namespace {
 
-constexpr Slot kFirstOptimizerSlot = Slot::kExpAvg;
+constexpr Slot kFirstOptimizerSlot = kFirstState;
 
 uint64_t SlotFootprint(const SlotState& slot, uint64_t count) {
   return slot.format.exists() ? Buffer::Footprint(slot.format.Bytes(count)) : 0;
@@ -84,9 +84,9 @@ absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(JobLayout layout,
   auto store = std::unique_ptr<ShardStore>(new ShardStore(std::move(layout), tiers));
   for (Slot slot : {Slot::kWeight, Slot::kRemainder})
     for (auto& shard : store->shards_) {
+      // Until it is known to be frozen, a parameter keeps its exact master.
       TensorOptimizer any;
-      any.optimizer = OptimizerKind::kAdamW;  // until it is known to be frozen, a parameter keeps
-                                              // its exact master
+      any.optimizer = kernels::FindOptimizer("adamw");
       absl::Status placed =
           store->PlaceSlot(shard.get(), slot, FormatOf(*shard->tensor, any, slot));
       if (!placed.ok()) return store->WithSmallestBudget(placed);
@@ -203,7 +203,7 @@ absl::Status ShardStore::Configure(const std::vector<TensorOptimizer>& optimizer
     return absl::InvalidArgumentError(
         absl::StrCat(optimizers.size(), " optimizers for ", layout_.tensors.size(), " tensors"));
   for (size_t i = 0; i < optimizers.size(); ++i)
-    if (!layout_.tensors[i].is_parameter && optimizers[i].optimizer != OptimizerKind::kFrozen)
+    if (!layout_.tensors[i].is_parameter && !optimizers[i].frozen())
       return absl::InvalidArgumentError(absl::StrCat("tensor '", layout_.tensors[i].name,
                                                      "' is a buffer: it takes no optimizer"));
   if (IsConfiguredAs(optimizers)) return absl::OkStatus();

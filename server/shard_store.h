@@ -25,7 +25,6 @@
 #include <optional>
 #include <set>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -66,7 +65,8 @@ struct ShardUpdate {
   Kind kind = Kind::kApply;
   int64_t step = 0;        // the version it makes
   bool untouched = false;  // the tensor was absent from all contributors
-  std::variant<std::monostate, kernels::AdamWScalars, kernels::SgdScalars> scalars;
+  kernels::StepScalars scalars;
+  kernels::RandomKey random;
 };
 
 struct SlotStatus {

@@ -24,11 +24,17 @@ std::vector<uint8_t> ReferenceMaster(const std::vector<float>& start, uint64_t c
   EXPECT_TRUE(kernels::SplitMaster(start, absl::MakeSpan(weight), absl::MakeSpan(remainder)).ok());
   for (int step = 1; step <= steps; ++step) {
     const auto gradient = Normal(count, seed * step);
-    EXPECT_TRUE(kernels::AdamW8Bit(AdamW(step - 1), {kernels::DType::kF32, gradient.data(), count},
-                                   {weight, absl::MakeSpan(remainder), absl::MakeSpan(weight)},
-                                   {absl::MakeSpan(m), absl::MakeSpan(m_scale), absl::MakeSpan(v),
-                                    absl::MakeSpan(v_scale)})
-                    .ok());
+    const kernels::StepScalars scalars = AdamW(step - 1);
+    kernels::RangeStep range;
+    range.optimizer = kernels::FindOptimizer("adamw");
+    range.scalars = scalars.span();
+    range.gradient = {kernels::DType::kF32, gradient.data(), count};
+    range.weight = range.new_weight = weight.data();
+    range.remainder = remainder.data();
+    range.format = kernels::StateFormat::k8Bit;
+    range.states[0] = {m.data(), m_scale.data()};
+    range.states[1] = {v.data(), v_scale.data()};
+    EXPECT_TRUE(kernels::Step(range).ok());
   }
   EXPECT_TRUE(kernels::JoinMaster(weight, remainder, absl::MakeSpan(master)).ok());
   return AsBytes(master);

@@ -14,27 +14,16 @@
 namespace orlop::server {
 namespace {
 
-const std::vector<std::string>& ValueNames(bool sgd) {
-  static const auto* adamw =
-      new std::vector<std::string>{"lr", "beta1", "beta2", "eps", "weight_decay"};
-  static const auto* sgd_names =
-      new std::vector<std::string>{"lr", "momentum", "dampening", "weight_decay", "nesterov"};
-  return sgd ? *sgd_names : *adamw;
+// The optimizer of a group; the configuration was validated.
+const kernels::Optimizer& OptimizerOf(const JobModel& model, int group) {
+  return *kernels::FindOptimizer(model.definition().optimizer().groups(group).optimizer());
 }
 
-double Value(const step::ParameterGroup& group, size_t i) {
-  return std::bit_cast<double>(group.values[i].bits);
-}
-
-kernels::AdamWConfig AdamWOf(const step::ParameterGroup& group) {
-  return {Value(group, 0), Value(group, 1), Value(group, 2), Value(group, 3), Value(group, 4)};
-}
-kernels::SgdConfig SgdOf(const step::ParameterGroup& group) {
-  return {Value(group, 0), Value(group, 1), Value(group, 2), Value(group, 3), Value(group, 4) != 0};
-}
-
-bool IsSgd(const JobModel& model, int group) {
-  return model.definition().optimizer().groups(group).optimizer() == "sgd";
+std::vector<double> ValuesOf(const step::ParameterGroup& group) {
+  std::vector<double> values;
+  for (const step::HyperParameter& value : group.values)
+    values.push_back(std::bit_cast<double>(value.bits));
+  return values;
 }
 
 absl::Status BadValue(int group, const std::string& name, const std::string& what) {
@@ -43,32 +32,6 @@ absl::Status BadValue(int group, const std::string& name, const std::string& wha
   detail.set_field(absl::StrCat("groups[", group, "].", name));
   return MakeError(absl::StatusCode::kInvalidArgument, absl::StrCat(detail.field(), ": ", what),
                    detail);
-}
-
-uint32_t Bits(float value) { return std::bit_cast<uint32_t>(value); }
-float Float(uint32_t bits) { return std::bit_cast<float>(bits); }
-
-void Fill(const kernels::AdamWScalars& s, v1::StepScalars::Set* out) {
-  for (float value : {s.gradient_scale, s.beta1, s.beta2, s.one_minus_beta1, s.one_minus_beta2,
-                      s.eps, s.step_size, s.inverse_sqrt_bias_correction2, s.decay}) {
-    out->add_bits(Bits(value));
-  }
-}
-
-void Fill(const kernels::SgdScalars& s, v1::StepScalars::Set* out) {
-  for (float value : {s.gradient_scale, s.learning_rate, s.momentum, s.one_minus_dampening,
-                      s.weight_decay, s.nesterov ? 1.0f : 0.0f, s.first_step ? 1.0f : 0.0f}) {
-    out->add_bits(Bits(value));
-  }
-}
-
-kernels::AdamWScalars ReadAdamW(const v1::StepScalars::Set& in) {
-  const auto f = [&](int i) { return Float(in.bits(i)); };
-  return {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8)};
-}
-kernels::SgdScalars ReadSgd(const v1::StepScalars::Set& in) {
-  const auto f = [&](int i) { return Float(in.bits(i)); };
-  return {f(0), f(1), f(2), f(3), f(4), f(5) != 0, f(6) != 0};
 }
 
 }  // namespace
@@ -111,19 +74,20 @@ absl::StatusOr<std::vector<step::ParameterGroup>> ParseGroups(
   }
   std::vector<step::ParameterGroup> parsed(expected);
   for (int g = 0; g < expected; ++g) {
-    const std::vector<std::string>& names = ValueNames(IsSgd(model, g));
-    for (const std::string& name : names) {
-      const auto it = groups[g].values().find(name);
-      if (it == groups[g].values().end()) return BadValue(g, name, "missing");
-      parsed[g].values.push_back(
-          {absl::StrCat("groups[", g, "].", name), std::bit_cast<uint64_t>(it->second)});
+    const kernels::Optimizer& optimizer = OptimizerOf(model, g);
+    for (const kernels::HyperParameter& parameter : optimizer.hyper_parameters) {
+      const auto it = groups[g].values().find(parameter.name);
+      if (it == groups[g].values().end()) return BadValue(g, parameter.name, "missing");
+      parsed[g].values.push_back({absl::StrCat("groups[", g, "].", parameter.name),
+                                  std::bit_cast<uint64_t>(it->second)});
     }
     for (const auto& [name, value] : groups[g].values()) {
-      if (std::find(names.begin(), names.end(), name) == names.end())
-        return BadValue(g, name, "unknown for this optimizer");
+      const bool known = std::any_of(
+          optimizer.hyper_parameters.begin(), optimizer.hyper_parameters.end(),
+          [&](const kernels::HyperParameter& parameter) { return parameter.name == name; });
+      if (!known) return BadValue(g, name, "unknown for this optimizer");
     }
-    const absl::Status valid = IsSgd(model, g) ? kernels::Validate(SgdOf(parsed[g]))
-                                               : kernels::Validate(AdamWOf(parsed[g]));
+    const absl::Status valid = optimizer.Validate(ValuesOf(parsed[g]));
     if (!valid.ok()) return BadValue(g, "values", std::string(valid.message()));
   }
   return parsed;
@@ -152,12 +116,9 @@ absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contribu
     v1::StepScalars::Set* set = out.add_sets();
     set->set_group(static_cast<uint32_t>(group));
     set->set_applied_count(applied);
-    const step::ParameterGroup& values = (*inputs.groups)[group];
-    if (IsSgd(model, group)) {
-      Fill(kernels::PrepareSgd(SgdOf(values), applied - 1, scale.factor), set);
-    } else {
-      Fill(kernels::PrepareAdamW(AdamWOf(values), applied - 1, scale.factor), set);
-    }
+    const kernels::StepScalars scalars = OptimizerOf(model, group).Prepare(
+        ValuesOf((*inputs.groups)[group]), applied - 1, scale.factor);
+    for (const float value : scalars.span()) set->add_bits(std::bit_cast<uint32_t>(value));
   }
   return out.SerializeAsString();
 }
@@ -182,16 +143,16 @@ absl::StatusOr<DecisionScalars> DecisionScalars::Parse(const JobModel& model,
       update.untouched = group < 0 || (t < decision.untouched.size() && decision.untouched[t] != 0);
       if (!update.untouched) {
         const auto it = sets.find({group, decision.applied_count[t]});
-        const bool sgd = IsSgd(model, group);
-        if (it == sets.end() || it->second->bits_size() != (sgd ? 7 : 9)) {
+        const size_t count = OptimizerOf(model, group).scalar_count;
+        if (it == sets.end() || it->second->bits_size() != static_cast<int>(count)) {
           return absl::DataLossError(
               absl::StrCat("a decision has no scalars for '", model.tensors()[t].name, "'"));
         }
-        if (sgd) {
-          update.scalars = ReadSgd(*it->second);
-        } else {
-          update.scalars = ReadAdamW(*it->second);
-        }
+        update.scalars.count = count;
+        for (size_t i = 0; i < count; ++i)
+          update.scalars.values[i] = std::bit_cast<float>(it->second->bits(static_cast<int>(i)));
+        update.random = kernels::RandomKey::Of(model.definition().manifest().seed(), t,
+                                               static_cast<uint64_t>(decision.step));
       }
     }
     out.updates_.push_back(update);

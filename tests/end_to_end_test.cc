@@ -262,17 +262,22 @@ std::vector<float> StepByKernels(const std::vector<float>& weights,
     sum_squares += sums.sum_squares;
   }
   const float scale = kernels::PrepareGradientScale(sum_squares, 1, 1, 1.0).factor;
-  const kernels::AdamWScalars scalars =
-      kernels::PrepareAdamW({0.01, 0.9, 0.999, 1e-8, 0.01}, 0, scale);
+  const kernels::Optimizer* adamw = kernels::FindOptimizer("adamw");
+  const kernels::StepScalars scalars = adamw->Prepare({{0.01, 0.9, 0.999, 1e-8, 0.01}}, 0, scale);
   std::vector<uint16_t> weight(kElements);
   std::vector<int16_t> remainder(kElements);
   std::vector<float> exp_avg(kElements), exp_avg_sq(kElements), master(kElements);
   EXPECT_TRUE(
       kernels::SplitMaster(weights, absl::MakeSpan(weight), absl::MakeSpan(remainder)).ok());
-  EXPECT_TRUE(kernels::AdamWFp32(scalars, {kernels::DType::kF32, gradient.data(), kElements},
-                                 {weight, absl::MakeSpan(remainder), absl::MakeSpan(weight)},
-                                 {absl::MakeSpan(exp_avg), absl::MakeSpan(exp_avg_sq)})
-                  .ok());
+  kernels::RangeStep range;
+  range.optimizer = adamw;
+  range.scalars = scalars.span();
+  range.gradient = {kernels::DType::kF32, gradient.data(), kElements};
+  range.weight = range.new_weight = weight.data();
+  range.remainder = remainder.data();
+  range.states[0] = {exp_avg.data()};
+  range.states[1] = {exp_avg_sq.data()};
+  EXPECT_TRUE(kernels::Step(range).ok());
   EXPECT_TRUE(kernels::JoinMaster(weight, remainder, absl::MakeSpan(master)).ok());
   return master;
 }

@@ -1,0 +1,68 @@
+// What a fused step does to one 256-element block, each piece for every instruction set: the table of
+// the reference (reference.cc) and those of Highway's targets (blocks.cc, optimizer_unit-inl.h).
+// step.cc strings them together. All arrays are whole blocks at any alignment; none overlap, but for
+// the weight of Split, which may be that of Join.
+#pragma once
+#include <cstdint>
+
+#include "kernels/optimizer.h"
+
+namespace orlop::kernels {
+
+struct BlockKernels {
+  // 256 elements as fp32.
+  void (*widen)(DType dtype, const void* from, float* to);
+  // The fp32 master from weight and remainder (of kBF16Only: null), and back.
+  void (*join)(MasterFormat format, const uint16_t* weight, const void* remainder, float* master);
+  void (*split)(MasterFormat format, const float* master, BlockRandom random, uint16_t* weight,
+                void* remainder);
+  // k8Bit and k4Bit states; absmax: one or two values.
+  void (*decode)(StateFormat format, CodeBook code_book, StateSpan from, float* to);
+  void (*encode)(StateFormat format, CodeBook code_book, Rounding rounding, const float* from,
+                 BlockRandom random, StateSpan to);
+  // k8Bit, given what Fused found; null: not fused here.
+  void (*encode_found)(CodeBook code_book, Rounding rounding, const float* from,
+                       uint32_t largest_bits, BlockRandom random, StateSpan to);
+};
+
+// Kernels of the instruction set in use, and of the reference.
+const BlockKernels& ActiveBlockKernels();
+namespace reference {
+extern const BlockKernels kBlockKernels;
+}
+
+// One optimizer's rule over 256 elements, in place: the raw gradient, the master and the states in
+// fp32. `scalars` as StepScalars.
+using BlockUpdate = void (*)(const float* scalars, const float* gradient, float* master,
+                             float* const* states);
+
+// The same with everything around it but the encoding, for 8-bit state and the exact master: divisions
+// and square roots then overlap with the work of decoding, joining and splitting.
+struct FusedBlock {
+  const void* gradient;
+  DType dtype;  // kBF16 or kF32
+  const uint16_t* weight;
+  uint16_t* new_weight;
+  int16_t* remainder;
+  const StateSpan* states;
+  float* values[kMaxStates];           // out: the new states
+  uint32_t largest_bits[kMaxStates];   // out: of their magnitudes, as fp32 bits
+};
+using FusedUpdate = void (*)(const float* scalars, FusedBlock* block);
+
+// What an optimizer's file compiles to.
+struct Updates {
+  BlockUpdate update;
+  FusedUpdate fused;  // null: none for this instruction set
+};
+struct OptimizerUnit {
+  Optimizer optimizer;
+  Updates reference;
+  Updates (*active)();  // of the instruction set in use
+};
+absl::Span<const OptimizerUnit> OptimizerUnits();
+
+// Step with the given kernels; inputs are not checked.
+void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates);
+
+}  // namespace orlop::kernels

@@ -1,0 +1,100 @@
+// Vector forms of the 4-bit maps (quantize.h): one 256-element block is two 128-element ones, two codes
+// to a byte. Compiled once per instruction set.
+#if defined(ORLOP_KERNELS_CODEC4_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ORLOP_KERNELS_CODEC4_INL_H_
+#undef ORLOP_KERNELS_CODEC4_INL_H_
+#else
+#define ORLOP_KERNELS_CODEC4_INL_H_
+#endif
+
+#include "kernels/code_books4.h"
+#include "kernels/codec-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace orlop::kernels {
+namespace HWY_NAMESPACE {
+#if HWY_NATIVE_FMA
+
+// Sixteen table entries, chosen per lane by `index` (0..15).
+HWY_INLINE VF Lookup16(const std::array<float, 16>& table, VI index) {
+  const DF df;
+#if HWY_MAX_BYTES >= 64
+  return hn::TableLookupLanes(hn::Load(df, table.data()), hn::IndicesFromVec(df, index));
+#else
+  return hn::GatherIndex(df, table.data(), index);
+#endif
+}
+
+HWY_INLINE void Decode4(bool is_signed, const uint8_t* codes, const float* absmax, float* values) {
+  const auto& book = is_signed ? kSigned4CodeBook : kUnsigned4CodeBook;
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    const uint8_t pair = codes[i / 2];
+    values[i] = book[i % 2 == 0 ? pair & 15 : pair >> 4] * absmax[i / kFourBitBlock];
+  }
+}
+
+// The signed code of r: how many of the ascending thresholds it has reached, by halving.
+HWY_INLINE VI SignedCode4(VF r, const std::array<float, 16>& thresholds) {
+  const DI di;
+  VI code = hn::Zero(di);
+  for (int half = 8; half > 0; half /= 2) {
+    const VI tried = hn::Add(code, hn::Set(di, half));
+    const MF reached = hn::Ge(r, Lookup16(thresholds, tried));
+    code = hn::IfThenElse(hn::RebindMask(di, reached), tried, code);
+  }
+  return code;
+}
+
+HWY_INLINE VI Code4(bool is_signed, bool stochastic, VF r, BlockRandom random, size_t at) {
+  const DF df;
+  const DI di;
+  const VF unit = stochastic ? RandomUnits(random, at) : hn::Zero(df);
+  if (!is_signed) {  // entry k / 16, k from 1
+    const VF position = hn::Mul(r, hn::Set(df, 16));
+    const VF k = stochastic ? hn::Floor(hn::Add(position, unit)) : hn::Round(position);
+    return hn::ConvertTo(di, hn::Max(hn::Sub(k, hn::Set(df, 1)), hn::Zero(df)));
+  }
+  if (!stochastic) return SignedCode4(r, kSigned4Thresholds);
+  const VI low = SignedCode4(r, kSigned4CodeBook);
+  const VF part = hn::Mul(hn::Sub(r, Lookup16(kSigned4CodeBook, low)),
+                          Lookup16(kSigned4InverseGaps, low));
+  const auto up = hn::RebindMask(di, hn::Lt(unit, part));
+  return hn::IfThenElse(up, hn::Add(low, hn::Set(di, 1)), low);
+}
+
+HWY_INLINE void Encode4(bool is_signed, Rounding rounding, const float* values, BlockRandom random,
+                        uint8_t* codes, float* absmax) {
+  const DF df;
+  const bool stochastic = rounding == Rounding::kStochastic;
+  HWY_ALIGN_MAX float codable[kQuantBlock];
+  HWY_ALIGN_MAX int32_t wide[kQuantBlock];
+  for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
+    const VF x = hn::LoadU(df, values + i);
+    hn::Store(is_signed ? Map<CodeBook::kSigned>::Codable(x) : Map<CodeBook::kUnsigned>::Codable(x),
+              df, codable + i);
+  }
+  for (size_t begin = 0; begin < kQuantBlock; begin += kFourBitBlock) {
+    VF largest = hn::Zero(df);
+    for (size_t i = begin; i < begin + kFourBitBlock; i += FloatLanes()) {
+      largest = hn::Max(largest, hn::Abs(hn::Load(df, codable + i)));
+    }
+    const float block_absmax = hn::GetLane(hn::MaxOfLanes(df, largest));
+    absmax[begin / kFourBitBlock] = block_absmax;
+    const float scale = quantize_internal::ScaleOf(block_absmax);
+    const VF inverse = hn::Set(df, block_absmax == 0 ? 0 : 1 / (block_absmax * scale));
+    for (size_t i = begin; i < begin + kFourBitBlock; i += FloatLanes()) {
+      const VF x = hn::Mul(hn::Load(df, codable + i), hn::Set(df, scale));
+      hn::Store(Code4(is_signed, stochastic, hn::Mul(x, inverse), random, i), DI(), wide + i);
+    }
+  }
+  for (size_t i = 0; i < kQuantBlock; i += 2) {
+    codes[i / 2] = static_cast<uint8_t>(wide[i] | wide[i + 1] << 4);
+  }
+}
+
+#endif  // HWY_NATIVE_FMA
+}  // namespace HWY_NAMESPACE
+}  // namespace orlop::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,72 @@
+// What an optimizer's file is written with. kernels/optimizers/NAME.h holds one struct:
+//
+//   kHyperParameters   names, defaults and ranges, in the order in which Prepare gets them
+//   kStates            up to three states (StateSpec)
+//   Scalars            floats: what one step needs, and
+//   Prepare(h, t)      computes them in fp64 for the t-th update, t from 1
+//   Rule<A>            built of Scalars; operator()(gradient, master, states) returns the new master
+//                      and updates the states, in the words of arithmetic.h
+//   Validate(h)        optional: what the ranges do not say
+//   KeepsState(s)      optional: false if this step uses no state
+//
+// The file is included inside the namespace of each instruction set, the scalar reference's and
+// CUDA's, so it includes nothing and has no namespace of its own.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/arithmetic.h"
+#include "kernels/blocks.h"
+#include "kernels/optimizer.h"
+
+namespace orlop::kernels {
+
+constexpr HyperParameter Positive(const char* name, double value) { return {name, value}; }
+constexpr HyperParameter AnySign(const char* name, double value) { return {name, value, -1e30}; }
+constexpr HyperParameter Lr(double value) { return Positive("lr", value); }
+constexpr HyperParameter Eps(double value) { return Positive("eps", value); }
+constexpr HyperParameter WeightDecay(double value) { return Positive("weight_decay", value); }
+constexpr HyperParameter Beta(const char* name, double value) {
+  return {name, value, 0, 1, /*limit_allowed=*/false};
+}
+constexpr HyperParameter Flag(const char* name) {
+  return {name, 0, 0, 1, true, /*whole=*/true};
+}
+
+inline float Fp32(double value) { return static_cast<float>(value); }
+
+// Scalars that every optimizer has come first.
+inline constexpr size_t kCommonScalars = 2;  // gradient_scale, states to round stochastically
+
+template <class O>
+typename O::Scalars ScalarsOf(const float* scalars) {
+  typename O::Scalars own;
+  std::memcpy(&own, scalars + kCommonScalars, sizeof(own));
+  return own;
+}
+
+template <class O>
+OptimizerUnit MakeUnit(const char* name, Updates reference, Updates (*active)()) {
+  constexpr size_t kScalarCount = kCommonScalars + sizeof(typename O::Scalars) / sizeof(float);
+  static_assert(kScalarCount <= kMaxScalars && std::size(O::kStates) <= kMaxStates);
+  OptimizerUnit unit{{name, O::kHyperParameters, O::kStates, kScalarCount}, reference, active};
+  unit.optimizer.prepare = [](const double* values, double t, float* scalars) {
+    const typename O::Scalars own = O::Prepare(values, t);
+    std::memcpy(scalars + kCommonScalars, &own, sizeof(own));
+  };
+  unit.optimizer.validate = [](const double* values) {
+    if constexpr (requires { O::Validate(values); }) return O::Validate(values);
+    return absl::OkStatus();
+  };
+  unit.optimizer.keeps_state = [](const float* scalars) {
+    if constexpr (requires { O::KeepsState(ScalarsOf<O>(scalars)); })
+      return O::KeepsState(ScalarsOf<O>(scalars));
+    return true;
+  };
+  return unit;
+}
+
+}  // namespace orlop::kernels

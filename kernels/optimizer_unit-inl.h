@@ -1,0 +1,164 @@
+// One optimizer's rule over 256 elements, for the instruction set at hand, and, once, for the scalar
+// reference, with its registration. ORLOP_OPTIMIZER_* are those of optimizer_unit.cc.in.
+#include "kernels/codec-inl.h"
+#include "kernels/master-inl.h"
+#include "kernels/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace orlop::kernels {
+namespace HWY_NAMESPACE {
+namespace {
+#if HWY_NATIVE_FMA
+
+#undef ORLOP_RULE
+#define ORLOP_RULE HWY_INLINE
+#include "kernels/optimizers/lerp.h"
+#include ORLOP_OPTIMIZER_HEADER
+
+void Update(const float* scalars, const float* gradient, float* master, float* const* states) {
+  using O = ORLOP_OPTIMIZER_STRUCT;
+  constexpr size_t kStates = std::size(O::kStates);
+  const DF df;
+  const O::Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
+  const bool keeps_state = states[0] != nullptr;
+  const VF scale = hn::Set(df, scalars[0]);
+  for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
+    VF state[kStates] = {};
+    if (keeps_state) {
+      ORLOP_UNROLL
+      for (size_t s = 0; s < kStates; ++s) state[s] = hn::LoadU(df, states[s] + i);
+    }
+    const VF g = hn::Mul(hn::LoadU(df, gradient + i), scale);
+    hn::StoreU(rule(g, hn::LoadU(df, master + i), state), df, master + i);
+    if (keeps_state) {
+      ORLOP_UNROLL
+      for (size_t s = 0; s < kStates; ++s) {
+        hn::StoreU(CanonicalIfNaN(state[s]), df, states[s] + i);
+      }
+    }
+  }
+}
+template <DType kType>
+HWY_INLINE void UpdateFour(const ORLOP_OPTIMIZER_STRUCT::Rule<VectorArithmetic>& rule, VF scale,
+                           const FusedBlock& block, size_t i, const VF* absmax,
+                           hn::Vec<DU>* largest) {
+  using O = ORLOP_OPTIMIZER_STRUCT;
+  constexpr size_t kStates = std::size(O::kStates);
+  const size_t lanes = FloatLanes();
+  const auto* gradient = static_cast<const uint8_t*>(block.gradient);
+  VF states[kStates][4], master[4];
+  ORLOP_UNROLL
+  for (size_t s = 0; s < kStates; ++s) {
+    const auto* codes = static_cast<const uint8_t*>(block.states[s].values) + i;
+    if (O::kStates[s].code_book == CodeBook::kSigned) {
+      DecodeFour<CodeBook::kSigned>(codes, absmax[s], states[s]);
+    } else {
+      DecodeFour<CodeBook::kUnsigned>(codes, absmax[s], states[s]);
+    }
+  }
+  ORLOP_UNROLL
+  for (size_t j = 0; j < 4; j += 2) {
+    const size_t at = i + j * lanes;
+    JoinTwo(block.weight + at, block.remainder + at, &master[j], &master[j + 1]);
+  }
+  ORLOP_UNROLL
+  for (size_t j = 0; j < 4; ++j) {
+    const size_t at = i + j * lanes;
+    VF state[kStates];
+    ORLOP_UNROLL
+    for (size_t s = 0; s < kStates; ++s) state[s] = states[s][j];
+    const VF g = hn::Mul(LoadTyped<kType>(gradient + at * SizeOf(kType)), scale);
+    master[j] = rule(g, master[j], state);
+    ORLOP_UNROLL
+    for (size_t s = 0; s < kStates; ++s) {
+      hn::StoreU(state[s], DF(), block.values[s] + at);
+      largest[s] = O::kStates[s].code_book == CodeBook::kSigned
+                       ? Map<CodeBook::kSigned>::Larger(largest[s], state[s])
+                       : Map<CodeBook::kUnsigned>::Larger(largest[s], state[s]);
+    }
+  }
+  ORLOP_UNROLL
+  for (size_t j = 0; j < 4; j += 2) {
+    const size_t at = i + j * lanes;
+    SplitTwo(master[j], master[j + 1], block.new_weight + at, block.remainder + at);
+  }
+}
+
+template <DType kType>
+HWY_INLINE void UpdateFused(const float* scalars, FusedBlock* block) {
+  using O = ORLOP_OPTIMIZER_STRUCT;
+  constexpr size_t kStates = std::size(O::kStates);
+  const O::Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
+  const VF scale = hn::Set(DF(), scalars[0]);
+  VF absmax[kStates];
+  hn::Vec<DU> largest[kStates];
+  ORLOP_UNROLL
+  for (size_t s = 0; s < kStates; ++s) {
+    absmax[s] = hn::Set(DF(), *block->states[s].absmax);
+    largest[s] = hn::Zero(DU());
+  }
+  for (size_t i = 0; i < kQuantBlock; i += 4 * FloatLanes()) {
+    UpdateFour<kType>(rule, scale, *block, i, absmax, largest);
+  }
+  ORLOP_UNROLL
+  for (size_t s = 0; s < kStates; ++s) {
+    block->largest_bits[s] = hn::GetLane(hn::MaxOfLanes(DU(), largest[s]));
+  }
+}
+
+void Fused(const float* scalars, FusedBlock* block) {
+  if (block->dtype == DType::kBF16) return UpdateFused<DType::kBF16>(scalars, block);
+  UpdateFused<DType::kF32>(scalars, block);
+}
+
+Updates UpdatesOf() { return {Update, Fused}; }
+
+#else
+Updates UpdatesOf() { return {}; }  // the reference runs
+#endif  // HWY_NATIVE_FMA
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace orlop::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace orlop::kernels {
+namespace reference {
+namespace {
+
+#undef ORLOP_RULE
+#define ORLOP_RULE
+#include "kernels/optimizers/lerp.h"
+#include ORLOP_OPTIMIZER_HEADER
+
+using O = ORLOP_OPTIMIZER_STRUCT;
+
+void Update(const float* scalars, const float* gradient, float* master, float* const* states) {
+  constexpr size_t kStates = std::size(O::kStates);
+  const O::Rule<ScalarArithmetic> rule(ScalarsOf<O>(scalars));
+  const bool keeps_state = states[0] != nullptr;
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    float state[kStates] = {};
+    ORLOP_UNROLL
+    for (size_t s = 0; s < kStates && keeps_state; ++s) state[s] = states[s][i];
+    master[i] = rule(gradient[i] * scalars[0], master[i], state);
+    ORLOP_UNROLL
+    for (size_t s = 0; s < kStates && keeps_state; ++s) states[s][i] = Canonical(state[s]);
+  }
+}
+
+}  // namespace
+}  // namespace reference
+
+HWY_EXPORT(UpdatesOf);
+
+OptimizerUnit ORLOP_OPTIMIZER_UNIT() {
+  static constexpr Updates kReference = {reference::Update, nullptr};
+  return MakeUnit<reference::O>(ORLOP_OPTIMIZER_NAME, kReference, [] {
+    const Updates updates = HWY_DYNAMIC_DISPATCH(UpdatesOf)();
+    return updates.update != nullptr ? updates : kReference;
+  });
+}
+
+}  // namespace orlop::kernels
+#endif  // HWY_ONCE

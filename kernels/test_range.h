@@ -1,0 +1,161 @@
+// A range of a tensor in every format, for the tests of kernels::Step.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels/casts.h"
+#include "kernels/code_books4.h"
+#include "kernels/optimizer.h"
+#include "kernels/reference.h"
+#include "kernels/test_data.h"
+
+namespace orlop::kernels::testing {
+
+struct Formats {
+  StateFormat state = StateFormat::kFp32;
+  MasterFormat master = MasterFormat::kExact;
+  Rounding rounding = Rounding::kNoZero;
+};
+
+inline std::string NameOf(const Formats& formats) {
+  static constexpr const char* kStates[] = {"fp32", "8bit", "4bit"};
+  static constexpr const char* kMasters[] = {"exact", "24bit", "bf16"};
+  static constexpr const char* kRoundings[] = {"no_zero", "nearest", "stochastic"};
+  return std::string(kStates[static_cast<int>(formats.state)]) + "/" +
+         kMasters[static_cast<int>(formats.master)] + "/" +
+         kRoundings[static_cast<int>(formats.rounding)];
+}
+
+inline const std::vector<Formats>& AllFormats() {
+  static const std::vector<Formats> all = [] {
+    std::vector<Formats> list;
+    for (const StateFormat state : {StateFormat::kFp32, StateFormat::k8Bit, StateFormat::k4Bit}) {
+      for (const MasterFormat master :
+           {MasterFormat::kExact, MasterFormat::k24Bit, MasterFormat::kBF16Only}) {
+        for (const Rounding rounding :
+             {Rounding::kNoZero, Rounding::kNearest, Rounding::kStochastic}) {
+          if (state == StateFormat::kFp32 && rounding != Rounding::kNoZero) continue;
+          list.push_back({state, master, rounding});
+        }
+      }
+    }
+    return list;
+  }();
+  return all;
+}
+
+// The defaults of an optimizer, with `changes` by name.
+inline std::vector<double> Values(const Optimizer& optimizer,
+                                  std::vector<std::pair<std::string, double>> changes = {}) {
+  std::vector<double> values;
+  for (const HyperParameter& parameter : optimizer.hyper_parameters) {
+    values.push_back(parameter.default_value);
+    for (const auto& [name, value] : changes) {
+      if (name == parameter.name) values.back() = value;
+    }
+  }
+  EXPECT_TRUE(optimizer.Validate(values).ok());
+  return values;
+}
+
+struct Range {
+  Range(const Optimizer* optimizer, Formats formats, const std::vector<float>& master)
+      : optimizer(optimizer),
+        formats(formats),
+        count(master.size()),
+        weight(count),
+        new_weight(count),
+        remainder(count) {
+    reference::SplitMaster(master, absl::MakeSpan(weight), absl::MakeSpan(remainder));
+    if (formats.master == MasterFormat::k24Bit) {
+      for (size_t i = 0; i < count; ++i) bytes().at(i) = static_cast<int8_t>(remainder[i] >> 8);
+    }
+    for (size_t s = 0; s < kMaxStates; ++s) {
+      const bool is_signed =
+          s < optimizer->states.size() && optimizer->states[s].code_book == CodeBook::kSigned;
+      fp32[s].assign(count, 0);
+      codes[s].assign(count, formats.state == StateFormat::k8Bit
+                                 ? (is_signed ? kSignedZeroCode : kUnsignedZeroCode)
+                                 : (is_signed ? kSigned4ZeroCode * 0x11 : 0));
+      absmax[s].assign(FourBitBlockCount(count), 0);
+    }
+  }
+
+  // Elements begin .. begin + n, which begins on a block boundary.
+  RangeStep StepOf(const StepScalars& scalars, TypedSpan gradient, uint64_t seed, size_t begin,
+                   size_t n, bool in_place = true) {
+    RangeStep step;
+    step.optimizer = optimizer;
+    step.scalars = {scalars.values, scalars.count};
+    step.gradient = Slice(gradient, begin, n);
+    step.weight = weight.data() + begin;
+    step.new_weight = (in_place ? weight : new_weight).data() + begin;
+    step.remainder = formats.master == MasterFormat::kExact
+                         ? static_cast<void*>(remainder.data() + begin)
+                         : reinterpret_cast<int8_t*>(remainder.data()) + begin;
+    step.master = formats.master;
+    step.format = formats.state;
+    step.rounding = formats.rounding;
+    for (size_t s = 0; s < kMaxStates; ++s) {
+      switch (formats.state) {
+        case StateFormat::kFp32:
+          step.states[s] = {fp32[s].data() + begin, nullptr};
+          break;
+        case StateFormat::k8Bit:
+          step.states[s] = {codes[s].data() + begin, absmax[s].data() + begin / kQuantBlock};
+          break;
+        case StateFormat::k4Bit:
+          step.states[s] = {codes[s].data() + begin / 2, absmax[s].data() + begin / kFourBitBlock};
+          break;
+      }
+    }
+    step.random = RandomKey::Of(seed, 3, 7);
+    step.first_block = begin / kQuantBlock;
+    return step;
+  }
+  RangeStep StepOf(const StepScalars& scalars, TypedSpan gradient, uint64_t seed = 1) {
+    return StepOf(scalars, gradient, seed, 0, count);
+  }
+
+  std::vector<float> Master() const {
+    std::vector<float> values(count);
+    for (size_t i = 0; i < count; ++i) {
+      const int16_t low =
+          formats.master == MasterFormat::kExact ? remainder[i]
+          : formats.master == MasterFormat::k24Bit
+              ? static_cast<int16_t>(reinterpret_cast<const int8_t*>(remainder.data())[i] * 256)
+              : int16_t{0};
+      values[i] = reference::Join(weight[i], low);
+    }
+    return values;
+  }
+
+  void ExpectSameBits(const Range& expected) const {
+    EXPECT_TRUE(SameBits(weight, expected.weight));
+    EXPECT_TRUE(SameBits(new_weight, expected.new_weight));
+    EXPECT_TRUE(SameBits(remainder, expected.remainder));
+    for (size_t s = 0; s < optimizer->states.size(); ++s) {
+      EXPECT_TRUE(SameBits(fp32[s], expected.fp32[s])) << optimizer->states[s].name;
+      EXPECT_TRUE(SameBits(codes[s], expected.codes[s])) << optimizer->states[s].name;
+      EXPECT_TRUE(SameBits(absmax[s], expected.absmax[s])) << optimizer->states[s].name;
+    }
+  }
+
+  const Optimizer* optimizer;
+  Formats formats;
+  size_t count;
+  std::vector<uint16_t> weight, new_weight;
+  std::vector<int16_t> remainder;  // int8 in its first half, for k24Bit
+  std::vector<float> fp32[kMaxStates];
+  std::vector<uint8_t> codes[kMaxStates];
+  std::vector<float> absmax[kMaxStates];
+
+ private:
+  absl::Span<int8_t> bytes() { return {reinterpret_cast<int8_t*>(remainder.data()), count}; }
+};
+
+inline TypedSpan Span(const std::vector<float>& values) {
+  return {DType::kF32, values.data(), values.size()};
+}
+
+}  // namespace orlop::kernels::testing
