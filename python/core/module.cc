@@ -1,4 +1,4 @@
-// orlop._core: client::Client and client::Session for Python. The package orlop is the public face;
+// orlop._core: client::Client, client::Session and the kernels for Python. The package orlop is the public face;
 // this module follows the C++ headers, which hold the contracts. Every call that may wait releases
 // the GIL.
 #include "python/core/module.h"
@@ -7,4 +7,5 @@ NB_MODULE(_core, module) {
   module.doc() = "The C++ client of Orlop. Private: use the package orlop.";
   orlop::python::BindSession(module);
   orlop::python::BindClient(module);
+  orlop::python::BindKernels(module);
 }

@@ -4,6 +4,7 @@
 
 namespace orlop::python {
 
+void BindKernels(nanobind::module_& module);
 void BindClient(nanobind::module_& module);
 void BindSession(nanobind::module_& module);
 

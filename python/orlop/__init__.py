@@ -12,16 +12,17 @@ Examples
 True
 """
 
-from . import errors
+from . import errors, kernels
 from .amp import GradScaler
 from .errors import (Aborted, AlreadyExists, DataLoss, DeadlineExceeded, EditedWeights, Error, FailedPrecondition, InvalidArgument,
                      NotFound, OutOfRange, PermissionDenied, ResourceExhausted, Superseded, Unavailable, Unimplemented)
-from .optimizer import SGD, AdamW, Optimizer
+from .optimizer import Optimizer
+from .optimizers import SGD, Adagrad, Adam, AdamW, AdEMAMix, Lion, RMSprop
 from .session import Session, connect, local
 
 __version__ = "0.1.0"
 __all__ = [
-    "Aborted", "AdamW", "AlreadyExists", "DataLoss", "DeadlineExceeded", "EditedWeights", "Error", "FailedPrecondition", "GradScaler",
-    "InvalidArgument", "NotFound", "Optimizer", "OutOfRange", "PermissionDenied", "ResourceExhausted", "SGD", "Session", "Superseded",
-    "Unavailable", "Unimplemented", "connect", "errors", "local",
+    "Aborted", "AdEMAMix", "Adagrad", "Adam", "AdamW", "AlreadyExists", "DataLoss", "DeadlineExceeded", "EditedWeights", "Error", "FailedPrecondition", "GradScaler",
+    "InvalidArgument", "Lion", "NotFound", "Optimizer", "OutOfRange", "PermissionDenied", "RMSprop", "ResourceExhausted", "SGD", "Session", "Superseded",
+    "Unavailable", "Unimplemented", "connect", "errors", "kernels", "local",
 ]

@@ -8,6 +8,7 @@ import torch
 
 from .errors import NotFound
 from .job import Part, TrainingJob, part
+from .options import OPTIONS
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -51,7 +52,8 @@ def without_tensors(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[st
     if len(groups) < len(state_dict["param_groups"]):
         groups = state_dict["param_groups"]  # torch says what is wrong
     for group in groups:
-        group.setdefault("state", "8bit")
+        for option, words in OPTIONS.items():
+            group.setdefault(option, words[0])
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     counts = {number: {"step": optimizer.state[p]["step"]} for number, p in zip(numbers, parameters)}

@@ -14,6 +14,7 @@ import torch
 from . import checkpoint, names
 from .errors import Superseded
 from .job import TrainingJob, part
+from .options import OPTIONS
 from .overlap import BackwardPusher
 from .session import Session, default_session
 
@@ -21,7 +22,7 @@ Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str,
 
 
 class Optimizer(torch.optim.Optimizer):
-    """What :class:`AdamW` and :class:`SGD` share: a step is push, commit, pull.
+    """What all optimizers share: a step is push, commit, pull.
 
     Attributes
     ----------
@@ -34,12 +35,12 @@ class Optimizer(torch.optim.Optimizer):
         ``pull`` (it waits for the apply), ``gather``, ``total``.
     """
 
-    algorithm = ""             # as ConfigureOptimizer names it
     slots: tuple[str, ...] = ()  # of the optimizer state, as torch names them
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the verdict to us
 
-    def __init__(self, params: Params, defaults: dict[str, Any], *, session: Session | None, state: str, max_norm: float | None,
-                 overlap: str | None, accumulation_steps: int | None) -> None:
+    def __init__(self, params: Params, defaults: dict[str, Any], *, session: Session | None = None, state: str = "8bit",
+                 rounding: str = "no_zero", master: str = "exact", max_norm: float | None = None, overlap: str | None = None,
+                 accumulation_steps: int | None = None) -> None:
         if overlap not in (None, "backward"):
             raise ValueError(f"overlap={overlap!r}; None or 'backward'")
         if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
@@ -59,7 +60,7 @@ class Optimizer(torch.optim.Optimizer):
         self.grad_norm = math.nan
         self.skipped = False
         self.timings: dict[str, float] = {}
-        super().__init__(params, defaults | {"state": state})
+        super().__init__(params, defaults | {"state": state, "rounding": rounding, "master": master})
         if self._session is None:
             try:
                 self._session = default_session()
@@ -289,7 +290,8 @@ class Optimizer(torch.optim.Optimizer):
         for number in self._group_order:
             group = self.param_groups[number]
             indexes = [job.index_of[id(p)] for p in group["params"] if p.requires_grad and p.numel()]
-            groups.append({"optimizer": self.algorithm, "state": group["state"], "tensors": indexes,
+            groups.append({"optimizer": self._algorithm(group), "state": group["state"], "rounding": group["rounding"],
+                           "master": group["master"], "tensors": indexes,
                            "fp32_tensors": [index for index in indexes if job.entries[index].is_embedding]})
         return {"groups": groups, "max_norm": self._max_norm or 0.0, "reduce": "mean"}
 
@@ -382,9 +384,14 @@ class Optimizer(torch.optim.Optimizer):
         for flag in ("amsgrad", "maximize", "differentiable", "capturable"):
             if group.get(flag):
                 raise ValueError(f"{flag}=True is not offered by orlop.{type(self).__name__}")
-        if group["state"] not in ("8bit", "fp32"):
-            raise ValueError(f"state={group['state']!r}; '8bit' or 'fp32'")
+        for option, words in OPTIONS.items():
+            if group[option] not in words:
+                raise ValueError(f"{option}={group[option]!r}; {' or '.join(map(repr, words))}")
         self._check_values(self._values(group))
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        """As ConfigureOptimizer names it."""
+        raise NotImplementedError
 
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         raise NotImplementedError
@@ -393,126 +400,11 @@ class Optimizer(torch.optim.Optimizer):
         for name, value in values.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"Invalid {_WORDS.get(name, name)}: {value}; finite and at least 0")
+            if name in _BETAS and value >= 1:
+                raise ValueError(f"Invalid {_BETAS[name]}: {value}; below 1")
 
 
+_BETAS = {f"beta{place + 1}": f"beta parameter at index {place}" for place in range(3)} | {"alpha": "alpha value"}
 _WORDS = {"lr": "learning rate", "eps": "epsilon value", "weight_decay": "weight_decay value", "momentum": "momentum value"}
 _SUPERSEDED = ("a newer optimizer took over this session's job; a session trains one optimizer, give each its own: "
                "orlop.connect(session.address, job='another name')")
-
-
-class AdamW(Optimizer):
-    """AdamW with torch's rule, its states on the servers in 8 bit (or fp32).
-
-    Parameters
-    ----------
-    params : iterable
-        Parameters, named parameters or groups, as torch takes them. A group may set its own ``state``.
-    lr, betas, eps, weight_decay
-        As ``torch.optim.AdamW``; read at every step, so schedulers work. ``lr`` may be a tensor.
-    amsgrad, maximize, capturable, differentiable : bool
-        Refused when true.
-    foreach, fused
-        Accepted and ignored: the servers do the arithmetic.
-    session : Session, optional
-        Default: the one opened last.
-    state : str
-        ``"8bit"`` (1 byte a moment; tensors under 4,096 elements, of one dimension, and embeddings of a bound model stay fp32) or
-        ``"fp32"``.
-    max_norm : float, optional
-        Clip the global norm of the averaged, unscaled gradient, as ``clip_grad_norm_``, on the servers.
-    overlap : str, optional
-        ``"backward"``: push gradients while backward runs, in the backward that :meth:`last_backward` or `accumulation_steps` names.
-    accumulation_steps : int, optional
-        Backwards per step, for `overlap`.
-
-    Notes
-    -----
-    The constructor does nothing remote. A new job takes the weights of rank 0; of an existing job the servers' weights win, and one
-    line says so.
-
-    Examples
-    --------
-    >>> import torch, orlop
-    >>> with orlop.local() as session:
-    ...     model = session.bind(torch.nn.Linear(3, 1))
-    ...     optimizer = orlop.AdamW(model.parameters(), lr=0.1, max_norm=1.0)
-    ...     for _ in range(3):
-    ...         optimizer.zero_grad()
-    ...         model(torch.ones(4, 3)).square().mean().backward()
-    ...         optimizer.step()
-    ...     optimizer.skipped
-    False
-    """
-
-    algorithm = "adamw"
-    slots = ("exp_avg", "exp_avg_sq")
-
-    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
-                 capturable: bool = False, differentiable: bool = False, fused: bool | None = None, session: Session | None = None,
-                 state: str = "8bit", max_norm: float | None = None, overlap: str | None = None,
-                 accumulation_steps: int | None = None) -> None:
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=None,
-                        capturable=capturable, differentiable=differentiable, fused=None, decoupled_weight_decay=True)
-        super().__init__(params, defaults, session=session, state=state, max_norm=max_norm, overlap=overlap,
-                         accumulation_steps=accumulation_steps)
-
-    def _values(self, group: dict[str, Any]) -> dict[str, float]:
-        beta1, beta2 = group["betas"]
-        return {"lr": float(group["lr"]), "beta1": float(beta1), "beta2": float(beta2), "eps": float(group["eps"]),
-                "weight_decay": float(group["weight_decay"])}
-
-    def _check_values(self, values: dict[str, float]) -> None:
-        super()._check_values(values)
-        for position, name in enumerate(("beta1", "beta2")):
-            if values[name] >= 1:
-                raise ValueError(f"Invalid beta parameter at index {position}: {values[name]}; below 1")
-
-
-class SGD(Optimizer):
-    """SGD with momentum and torch's rule, its momentum on the servers in 8 bit (or fp32).
-
-    Parameters
-    ----------
-    params : iterable
-        As for :class:`AdamW`.
-    lr, momentum, dampening, weight_decay, nesterov
-        As ``torch.optim.SGD``.
-    maximize, differentiable : bool
-        Refused when true.
-    foreach, fused
-        Accepted and ignored.
-    session, state, max_norm, overlap, accumulation_steps
-        As for :class:`AdamW`.
-
-    Examples
-    --------
-    >>> import torch, orlop
-    >>> with orlop.local() as session:
-    ...     model = torch.nn.Linear(3, 1)
-    ...     optimizer = orlop.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
-    ...     model(torch.ones(4, 3)).square().mean().backward()
-    ...     optimizer.step()
-    ...     optimizer.grad_norm > 0
-    True
-    """
-
-    algorithm = "sgd"
-    slots = ("momentum_buffer",)
-
-    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, momentum: float = 0, dampening: float = 0,
-                 weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
-                 differentiable: bool = False, fused: bool | None = None, session: Session | None = None, state: str = "8bit",
-                 max_norm: float | None = None, overlap: str | None = None, accumulation_steps: int | None = None) -> None:
-        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
-                        foreach=None, differentiable=differentiable, fused=None)
-        super().__init__(params, defaults, session=session, state=state, max_norm=max_norm, overlap=overlap,
-                         accumulation_steps=accumulation_steps)
-
-    def _values(self, group: dict[str, Any]) -> dict[str, float]:
-        return {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov")}
-
-    def _check_values(self, values: dict[str, float]) -> None:
-        super()._check_values({name: value for name, value in values.items() if name != "dampening"})
-        if values["nesterov"] and (values["momentum"] <= 0 or values["dampening"] != 0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")

@@ -1,0 +1,171 @@
+// The kernels in this process, without a server: what orlop.kernels is made of. Arrays come as
+// addresses of tensors that the Python side keeps.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/blocks.h"
+#include "kernels/optimizer.h"
+#include "kernels/reduce.h"
+#include "kernels/targets.h"
+#include "kernels/thread_pool.h"
+#include "python/core/module.h"
+#include "python/core/status.h"
+
+namespace orlop::python {
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+constexpr size_t kRangeElements = size_t{1} << 18;  // of one task
+constexpr size_t kShardElements = size_t{1} << 22;  // whose norms are summed in order
+
+template <typename T>
+T Word(const char* what, const std::string& word, std::vector<std::pair<const char*, T>> known) {
+  for (const auto& [name, value] : known)
+    if (word == name) return value;
+  throw nb::value_error((std::string(what) + " '" + word + "' is unknown").c_str());
+}
+kernels::DType DTypeOf(const std::string& word) {
+  return Word<kernels::DType>("dtype", word,
+                              {{"float32", kernels::DType::kF32},
+                               {"bfloat16", kernels::DType::kBF16},
+                               {"float16", kernels::DType::kF16}});
+}
+
+// Runs tasks on one pool, which is remade when another number of threads is asked for. Callers take
+// turns, without the GIL.
+void RunOnPool(int threads, size_t count, const std::function<void(size_t)>& task) {
+  static std::mutex mutex;
+  static std::unique_ptr<kernels::ThreadPool> pool;
+  nb::gil_scoped_release released;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!pool || pool->thread_count() != threads)
+    pool = std::make_unique<kernels::ThreadPool>(threads, std::vector<int>());
+  pool->Run(count, task);
+}
+
+const kernels::Optimizer& Find(const std::string& name) {
+  const kernels::Optimizer* optimizer = kernels::FindOptimizer(name);
+  if (optimizer == nullptr)
+    throw nb::value_error(
+        ("optimizer '" + name + "' is none of " + kernels::OptimizerNames()).c_str());
+  return *optimizer;
+}
+
+nb::dict Describe(const kernels::Optimizer& optimizer) {
+  nb::dict out;
+  nb::dict defaults;
+  for (const kernels::HyperParameter& parameter : optimizer.hyper_parameters)
+    defaults[parameter.name] = parameter.default_value;
+  out["hyper_parameters"] = defaults;
+  nb::dict states;
+  for (const kernels::StateSpec& state : optimizer.states)
+    states[state.name] = state.code_book == kernels::CodeBook::kSigned;
+  out["states"] = states;
+  return out;
+}
+
+nb::dict Optimizers() {
+  nb::dict out;
+  for (const kernels::OptimizerUnit& unit : kernels::OptimizerUnits())
+    out[unit.optimizer.name] = Describe(unit.optimizer);
+  return out;
+}
+
+// A whole tensor, cut into ranges for the threads.
+void Step(const std::string& optimizer, const std::vector<double>& values, int64_t applied_count,
+          float gradient_scale, std::pair<uintptr_t, std::string> gradient, size_t count,
+          uintptr_t weight, uintptr_t remainder, const std::string& master,
+          const std::string& state, const std::string& rounding,
+          const std::vector<std::pair<uintptr_t, uintptr_t>>& states, uint64_t seed,
+          uint64_t tensor, int threads) {
+  kernels::RangeStep whole;
+  whole.optimizer = &Find(optimizer);
+  ThrowIfError(whole.optimizer->Validate(values));
+  const kernels::StepScalars scalars =
+      whole.optimizer->Prepare(values, applied_count, gradient_scale);
+  whole.scalars = scalars.span();
+  const kernels::DType dtype = DTypeOf(gradient.second);
+  whole.gradient = {dtype, reinterpret_cast<const void*>(gradient.first), count};
+  whole.master = Word<kernels::MasterFormat>("master", master,
+                                             {{"exact", kernels::MasterFormat::kExact},
+                                              {"24bit", kernels::MasterFormat::k24Bit},
+                                              {"bf16", kernels::MasterFormat::kBF16Only}});
+  whole.format = Word<kernels::StateFormat>("state", state,
+                                            {{"fp32", kernels::StateFormat::kFp32},
+                                             {"8bit", kernels::StateFormat::k8Bit},
+                                             {"4bit", kernels::StateFormat::k4Bit}});
+  whole.rounding = Word<kernels::Rounding>("rounding", rounding,
+                                           {{"no_zero", kernels::Rounding::kNoZero},
+                                            {"nearest", kernels::Rounding::kNearest},
+                                            {"stochastic", kernels::Rounding::kStochastic}});
+  whole.weight = whole.new_weight = reinterpret_cast<uint16_t*>(weight);
+  whole.remainder = reinterpret_cast<void*>(remainder);
+  if (states.size() > kernels::kMaxStates) throw nb::value_error("too many states");
+  for (size_t i = 0; i < states.size(); ++i)
+    whole.states[i] = {reinterpret_cast<void*>(states[i].first),
+                       reinterpret_cast<float*>(states[i].second)};
+  whole.random = kernels::RandomKey::Of(seed, tensor, static_cast<uint64_t>(applied_count) + 1);
+  std::vector<absl::Status> done((count + kRangeElements - 1) / kRangeElements);
+  RunOnPool(threads, done.size(), [&](size_t i) {
+    done[i] = kernels::Step(kernels::PartOf(whole, i * kRangeElements, kRangeElements));
+  });
+  for (const absl::Status& status : done) ThrowIfError(status);
+}
+
+// Sum of squares and count of what is not finite, as servers compute them: shard by shard.
+std::pair<double, uint64_t> SquaredNorm(std::pair<uintptr_t, std::string> gradient, size_t count,
+                                        int threads) {
+  const kernels::TypedSpan whole{DTypeOf(gradient.second),
+                                 reinterpret_cast<const void*>(gradient.first), count};
+  std::vector<kernels::BlockSums> sums((count + kShardElements - 1) / kShardElements);
+  RunOnPool(threads, sums.size(), [&](size_t i) {
+    kernels::ReduceGradient(kernels::Slice(whole, i * kShardElements, kShardElements), &sums[i]);
+  });
+  std::pair<double, uint64_t> total = {0, 0};
+  for (const kernels::BlockSums& sum : sums) {
+    total.first += sum.sum_squares;
+    total.second += sum.nonfinite_count;
+  }
+  return total;
+}
+
+std::vector<std::string> Targets() {
+  std::vector<std::string> names;
+  for (const int64_t target : kernels::SupportedTargets())
+    names.push_back(kernels::TargetName(target));
+  return names;
+}
+
+void UseTarget(const std::string& name) {
+  static std::unique_ptr<kernels::ScopedTarget> scoped;
+  scoped.reset();
+  for (const int64_t target : kernels::SupportedTargets()) {
+    if (kernels::TargetName(target) == name)
+      scoped = std::make_unique<kernels::ScopedTarget>(target);
+  }
+  if (!scoped && !name.empty())
+    throw nb::value_error(("this machine has no instruction set '" + name + "'").c_str());
+}
+
+}  // namespace
+
+void BindKernels(nb::module_& module) {
+  module.def("kernel_optimizers", Optimizers);
+  module.def("kernel_step", Step);
+  module.def("kernel_squared_norm", SquaredNorm);
+  module.def("kernel_targets", Targets);
+  module.def("kernel_use_target", UseTarget);
+}
+
+}  // namespace orlop::python

@@ -1,0 +1,178 @@
+"""The servers' optimizer kernels in this process, without a server: for comparison, benchmarks and tests.
+
+Examples
+--------
+>>> import torch
+>>> from orlop import kernels
+>>> shard = kernels.Shard("adamw", torch.ones(1000), state="8bit")
+>>> shard.step(torch.full((1000,), 0.5), {"lr": 0.1})
+>>> round(shard.master()[0].item(), 4)
+0.899
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from . import _core
+
+BLOCK = {"8bit": 256, "4bit": 128}  # elements that share one absmax
+
+
+def optimizers() -> dict[str, dict[str, dict[str, float]]]:
+    """Every optimizer by name: ``hyper_parameters`` with their defaults, and ``states``, true where signed."""
+    return _core.kernel_optimizers()
+
+
+def targets() -> list[str]:
+    """Instruction sets that this machine can run the kernels on, the one in use first."""
+    return _core.kernel_targets()
+
+
+def use_target(name: str = "") -> None:
+    """Runs the kernels on one of :func:`targets` from now on; the best one if `name` is empty. For comparisons: not thread-safe."""
+    _core.kernel_use_target(name)
+
+
+def squared_norm(gradient: torch.Tensor, threads: int | None = None) -> tuple[float, int]:
+    """Sum of squares of a gradient in the servers' order, in double, and how many elements are not finite (they add nothing)."""
+    address = _address(gradient, "gradient", (torch.float32, torch.bfloat16, torch.float16))
+    return _core.kernel_squared_norm((address, _name(gradient.dtype)), gradient.numel(), threads or os.cpu_count() or 1)
+
+
+class Shard:
+    """One tensor with its optimizer state, as a server holds it.
+
+    Parameters
+    ----------
+    optimizer : str
+        One of :func:`optimizers`.
+    master : torch.Tensor
+        The fp32 weights, of any shape; copied.
+    state : str
+        ``"fp32"``, ``"8bit"`` or ``"4bit"``, whatever the tensor's size.
+    rounding : str
+        ``"no_zero"``, ``"nearest"`` or ``"stochastic"``.
+    master_format : str
+        ``"exact"``, ``"24bit"`` or ``"bf16"``.
+    seed, tensor : int
+        Of stochastic rounding, with the step.
+
+    Attributes
+    ----------
+    weight : torch.Tensor
+        The stored bf16 weights, in the shape of `master`.
+    steps : int
+        Steps made.
+    codes, absmax : dict of str to torch.Tensor
+        Of every state that is quantised, flat.
+    """
+
+    def __init__(self, optimizer: str, master: torch.Tensor, state: str = "8bit", rounding: str = "no_zero", master_format: str = "exact",
+                 seed: int = 0, tensor: int = 0) -> None:
+        known = optimizers()
+        if optimizer not in known:
+            raise ValueError(f"optimizer {optimizer!r}; one of {', '.join(known)}")
+        if state not in ("fp32", *BLOCK):
+            raise ValueError(f"state {state!r}; 'fp32', '8bit' or '4bit'")
+        self.optimizer, self._spec, self._formats = optimizer, known[optimizer], (master_format, state, rounding)
+        self._seed, self._tensor, self.steps = seed, tensor, 0
+        bits = master.detach().float().contiguous().view(torch.int32).reshape(-1)
+        if master_format == "exact":
+            kept = (bits + 0x8000) >> 16
+            self._remainder = (bits - (kept << 16)).to(torch.int16)
+        elif master_format == "24bit":
+            bits = (bits + 0x80) >> 8
+            kept = (bits + 0x80) >> 8
+            self._remainder = (bits - (kept << 8)).to(torch.int8)
+        elif master_format == "bf16":
+            kept = (bits + 0x8000) >> 16
+            self._remainder = torch.empty(0, dtype=torch.int8)
+        else:
+            raise ValueError(f"master_format {master_format!r}; 'exact', '24bit' or 'bf16'")
+        self.weight = kept.to(torch.int16).view(torch.bfloat16).reshape(master.shape)
+        count = master.numel()
+        self._values: dict[str, torch.Tensor] = {}
+        self.codes: dict[str, torch.Tensor] = {}
+        self.absmax: dict[str, torch.Tensor] = {}
+        for name, is_signed in self._spec["states"].items():
+            if state == "fp32":
+                self._values[name] = torch.zeros(count)
+                continue
+            zero = (127 if state == "8bit" else 0x77) if is_signed else 0
+            self.codes[name] = torch.full((count if state == "8bit" else (count + 1) // 2,), zero, dtype=torch.uint8)
+            self.absmax[name] = torch.zeros(-(-count // BLOCK[state]))
+
+    def step(self, gradient: torch.Tensor, hyper_parameters: dict[str, float] | None = None, *, gradient_scale: float = 1.0,
+             threads: int | None = None) -> None:
+        """One step of the whole tensor.
+
+        Parameters
+        ----------
+        gradient : torch.Tensor
+            As many elements as the weights: float32, bfloat16 or float16, contiguous.
+        hyper_parameters : dict of str to float
+            What differs from the defaults.
+        gradient_scale : float
+            What the gradient is multiplied by first: clipping, unscaling, averaging.
+        threads : int, optional
+            Default: as many as there are processors.
+        """
+        values = dict(self._spec["hyper_parameters"])
+        if unknown := set(hyper_parameters or {}) - set(values):
+            raise ValueError(f"{self.optimizer} has no {', '.join(sorted(unknown))}; it has {', '.join(values)}")
+        values.update(hyper_parameters or {})
+        if gradient.numel() != self.weight.numel():
+            raise ValueError(f"gradient has {gradient.numel()} elements; the weights have {self.weight.numel()}")
+        address = _address(gradient, "gradient", (torch.float32, torch.bfloat16, torch.float16))
+        states = [(self._values[name].data_ptr(), 0) if self._values else (self.codes[name].data_ptr(), self.absmax[name].data_ptr())
+                  for name in self._spec["states"]]
+        _core.kernel_step(self.optimizer, [float(value) for value in values.values()], self.steps, gradient_scale,
+                          (address, _name(gradient.dtype)), gradient.numel(), self.weight.data_ptr(), self._remainder.data_ptr(),
+                          *self._formats, states, self._seed, self._tensor, threads or os.cpu_count() or 1)
+        self.steps += 1
+
+    def master(self) -> torch.Tensor:
+        """The fp32 weights, in the shape they came in."""
+        bits = self.weight.contiguous().view(torch.int16).to(torch.int32).reshape(-1) << 16
+        if self._remainder.numel():
+            bits = bits + (self._remainder.to(torch.int32) << (8 if self._remainder.dtype == torch.int8 else 0))
+        return bits.view(torch.float32).reshape(self.weight.shape)
+
+    def state(self, name: str) -> torch.Tensor:
+        """One state as fp32, flat."""
+        if self._values:
+            return self._values[name]
+        book = code_book(self._formats[1], self._spec["states"][name])
+        codes = self.codes[name].to(torch.int64)
+        if self._formats[1] == "4bit":
+            codes = torch.stack([codes & 15, codes >> 4], 1).reshape(-1)[:self.weight.numel()]
+        scales = self.absmax[name].repeat_interleave(BLOCK[self._formats[1]])[:codes.numel()]
+        return book[codes] * scales
+
+
+def code_book(state: str, is_signed: bool) -> torch.Tensor:
+    """The values of all codes of ``"8bit"`` or ``"4bit"`` state, ascending: the closed form, in fp32 [256 or 16]."""
+    if state == "4bit" and not is_signed:
+        return torch.arange(1, 17) / 16
+    decades = 7 if state == "8bit" else 3
+    values = [0.0, 1.0]
+    for decade in range(decades):
+        count = 2 ** (decade if is_signed else decade + 1)
+        for j in range(count):
+            value = (0.1 + 0.9 * (j + 0.5) / count) * 10.0 ** (decade + 1 - decades)
+            values += [value, -value] if is_signed else [value]
+    return torch.tensor(sorted(values), dtype=torch.float64).float()
+
+
+def _address(tensor: torch.Tensor, what: str, dtypes: tuple[torch.dtype, ...]) -> int:
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.dtype not in dtypes:
+        raise ValueError(f"{what} is {tensor.dtype} on {tensor.device}, contiguous: {tensor.is_contiguous()}; expected contiguous "
+                         f"host memory of {', '.join(_name(dtype) for dtype in dtypes)}")
+    return tensor.data_ptr()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,363 @@
+"""The optimizers: arguments, names and defaults as torch's, or as the paper's where torch has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .optimizer import Optimizer, Params
+
+
+def _floats(group: dict[str, Any], *names: str) -> dict[str, float]:
+    return {name: float(group[name]) for name in names}
+
+
+def _betas(group: dict[str, Any]) -> dict[str, float]:
+    return {f"beta{place + 1}": float(beta) for place, beta in enumerate(group["betas"])}
+
+
+class AdamW(Optimizer):
+    """AdamW with torch's rule, its states on the servers in 8 bit (or fp32).
+
+    Parameters
+    ----------
+    params : iterable
+        Parameters, named parameters or groups, as torch takes them. A group may set its own ``state``.
+    lr, betas, eps, weight_decay
+        As ``torch.optim.AdamW``; read at every step, so schedulers work. ``lr`` may be a tensor.
+    amsgrad, maximize, capturable, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored: the servers do the arithmetic.
+    session : Session, optional
+        Default: the one opened last.
+    state : str
+        ``"8bit"`` (1 byte a moment), ``"fp32"`` or ``"4bit"``. Tensors under 4,096 elements, of one dimension, and embeddings of a bound
+        model stay fp32.
+    rounding : str
+        Of quantised state: ``"no_zero"`` (nearest, no positive second moment coded as 0; averages whose beta is 0.9995 or more, which
+        nearest rounding freezes, are rounded stochastically), ``"nearest"`` (bitsandbytes' CUDA rule, its order of decay and update
+        included) or ``"stochastic"`` (seeded by job, tensor, element and step).
+    master : str
+        ``"exact"`` (the fp32 weights), ``"24bit"`` or ``"bf16"``: 2, 1 or 0 bytes beside the bf16 weight, the last two rounded
+        stochastically.
+    max_norm : float, optional
+        Clip the global norm of the averaged, unscaled gradient, as ``clip_grad_norm_``, on the servers.
+    overlap : str, optional
+        ``"backward"``: push gradients while backward runs, in the backward that :meth:`last_backward` or `accumulation_steps` names.
+    accumulation_steps : int, optional
+        Backwards per step, for `overlap`.
+
+    Notes
+    -----
+    The constructor does nothing remote. A new job takes the weights of rank 0; of an existing job the servers' weights win, and one
+    line says so.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = session.bind(torch.nn.Linear(3, 1))
+    ...     optimizer = orlop.AdamW(model.parameters(), lr=0.1, max_norm=1.0)
+    ...     for _ in range(3):
+    ...         optimizer.zero_grad()
+    ...         model(torch.ones(4, 3)).square().mean().backward()
+    ...         optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+                 capturable: bool = False, differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=None,
+                        capturable=capturable, differentiable=differentiable, fused=None, decoupled_weight_decay=True)
+        super().__init__(params, defaults, **options)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "adamw_bnb" if group["rounding"] == "nearest" and group["state"] == "8bit" else "adamw"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return _floats(group, "lr", "eps", "weight_decay") | _betas(group)
+
+
+class Adam(Optimizer):
+    """Adam with torch's rule: the weight decay is added to the gradient, unless it is decoupled.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, betas, eps, weight_decay, decoupled_weight_decay
+        As ``torch.optim.Adam``.
+    amsgrad, maximize, capturable, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.Adam(model.named_parameters(), lr=0.1)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+                 capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
+                 decoupled_weight_decay: bool = False, **options: Any) -> None:
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=None,
+                        capturable=capturable, differentiable=differentiable, fused=None, decoupled_weight_decay=decoupled_weight_decay)
+        super().__init__(params, defaults, **options)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "adamw" if group["decoupled_weight_decay"] else "adam"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return _floats(group, "lr", "eps", "weight_decay") | _betas(group)
+
+
+class SGD(Optimizer):
+    """SGD with momentum and torch's rule, its momentum on the servers in 8 bit (or fp32).
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, momentum, dampening, weight_decay, nesterov
+        As ``torch.optim.SGD``.
+    maximize, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.grad_norm > 0
+    True
+    """
+
+    slots = ("momentum_buffer",)
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, momentum: float = 0, dampening: float = 0,
+                 weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+                 differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
+        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
+                        foreach=None, differentiable=differentiable, fused=None)
+        super().__init__(params, defaults, **options)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "sgd"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov")}
+
+    def _check_values(self, values: dict[str, float]) -> None:
+        super()._check_values({name: value for name, value in values.items() if name != "dampening"})
+        if values["nesterov"] and (values["momentum"] <= 0 or values["dampening"] != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+
+class Lion(Optimizer):
+    """Lion: the sign of an interpolation of momentum and gradient, with decoupled decay.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, betas, weight_decay
+        As in the paper's code.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+
+    References
+    ----------
+    Chen et al., Symbolic Discovery of Optimization Algorithms, 2023, algorithm 2.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.Lion(model.named_parameters(), lr=0.01)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    slots = ("exp_avg",)
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
+                 weight_decay: float = 0.0, **options: Any) -> None:
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **options)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "lion"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return _floats(group, "lr", "weight_decay") | _betas(group)
+
+
+class Adagrad(Optimizer):
+    """Adagrad with torch's rule.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, lr_decay, weight_decay, initial_accumulator_value, eps
+        As ``torch.optim.Adagrad``.
+    maximize, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.Adagrad(model.named_parameters())
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    slots = ("sum",)
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-2, lr_decay: float = 0, weight_decay: float = 0,
+                 initial_accumulator_value: float = 0, eps: float = 1e-10, foreach: bool | None = None, *, maximize: bool = False,
+                 differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
+        defaults = dict(lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay,
+                        initial_accumulator_value=initial_accumulator_value, foreach=None, maximize=maximize,
+                        differentiable=differentiable, fused=None)
+        super().__init__(params, defaults, **options)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "adagrad"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return _floats(group, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+
+
+class RMSprop(Optimizer):
+    """RMSprop with torch's rule, centered or not, with momentum or without.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`. Momentum and centering are decided for all groups by the first one that has them.
+    lr, alpha, eps, weight_decay, momentum, centered
+        As ``torch.optim.RMSprop``.
+    capturable, maximize, differentiable : bool
+        Refused when true.
+    foreach
+        Accepted and ignored.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.RMSprop(model.named_parameters(), momentum=0.9, centered=True)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
+                 momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
+                 maximize: bool = False, differentiable: bool = False, **options: Any) -> None:
+        defaults = dict(lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered, weight_decay=weight_decay,
+                        capturable=capturable, foreach=None, maximize=maximize, differentiable=differentiable)
+        super().__init__(params, defaults, **options)
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Of the state on the servers."""
+        return ("square_avg", "momentum_buffer", "grad_avg") if self._is_full() else ("square_avg",)
+
+    def _is_full(self) -> bool:
+        return any(group["momentum"] > 0 or group["centered"] for group in self.param_groups)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "rmsprop_full" if self._is_full() else "rmsprop"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        names = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered")
+        return _floats(group, *(names if self._is_full() else names[:4]))
+
+
+class AdEMAMix(Optimizer):
+    """AdEMAMix: AdamW with a second, slow momentum, whose weight and decay are warmed up over ``T`` steps.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, betas, alpha, eps, weight_decay
+        As in the paper: ``betas`` of the fast momentum, the second moment and the slow momentum.
+    T : float
+        Steps of warm-up of alpha and the slow beta; 0: none.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`. The slow momentum is rounded
+        stochastically where ``rounding`` is ``"no_zero"``: nearest rounding would freeze it.
+
+    References
+    ----------
+    Pagliardini, Ablin and Grangier, The AdEMAMix Optimizer, 2024, algorithm 1.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.AdEMAMix(model.named_parameters(), T=100)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    slots = ("exp_avg", "exp_avg_slow", "exp_avg_sq")
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+                 alpha: float = 5.0, eps: float = 1e-8, weight_decay: float = 0.0, T: float = 0, **options: Any) -> None:
+        super().__init__(params, dict(lr=lr, betas=betas, alpha=alpha, eps=eps, weight_decay=weight_decay, T=T), **options)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "ademamix"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return _floats(group, "lr", "alpha", "eps", "weight_decay") | _betas(group) | {"warmup": float(group["T"])}
+
+    def _check_values(self, values: dict[str, float]) -> None:
+        alpha = values["alpha"]
+        super()._check_values(values | {"alpha": 0.0 if alpha >= 1 else alpha})  # a weight here, not a decay
