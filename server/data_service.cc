@@ -115,9 +115,14 @@ class PullStream {
         v1::ErrorDetail::NOT_OWNER);
   }
 
+  absl::StatusOr<std::unique_ptr<ShardReader>> OpenPinned(const ReadRequest& request) {
+    const auto pin = job_->AwaitVersion(request.shard, request.version, wait_);
+    if (!pin.ok()) return pin.status();
+    return job_->shards().OpenRead(request);
+  }
+
   absl::Status SendShard(int32_t id, Slot slot, const Box& box, v1::Region* region) {
-    if (absl::Status status = job_->AwaitVersion(id, version_, wait_); !status.ok()) return status;
-    auto reader = job_->shards().OpenRead({id, slot, region->dtype(), box, version_, chunk_bytes_});
+    auto reader = OpenPinned({id, slot, region->dtype(), box, version_, chunk_bytes_});
     if (!reader.ok()) return reader.status();
     region->set_slot(SlotName(slot));
     region->set_dtype((*reader)->dtype());
