@@ -560,6 +560,7 @@ grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequ
                          v1::ErrorDetail::BAD_REQUEST));
   }
   MutexLock lock(&definition_mutex_);
+  const JobTable::Deletion deletion(jobs_, request->job());
   const Environment& environment = jobs_->environment();
   for (int to = 0; to < static_cast<int>(environment.server_names.size()); ++to) {
     if (to == environment.self) continue;

@@ -167,12 +167,7 @@ class Running : public OrlopServer {
     }
     if (environment.is_leader()) {
       peers_->OnUnknownJob([this](int server, const std::string& job) {
-        pool_->Submit([this, server, job] {
-          if (auto found = jobs_->Find(job); found.ok()) {
-            peers_->PutJob(server, (*found)->model()->definition())
-                .IgnoreError();  // its next message asks again
-          }
-        });
+        pool_->Submit([this, server, job] { jobs_->PutAgain(server, job); });
       });
     }
     ticker_ = std::thread([this] { TickLoop(); });
