@@ -280,6 +280,17 @@ def test_bench_wire_prints_figures(orlop):
 
 
 @pytest.mark.slow
+def test_the_bulk_path_moves_as_much_as_a_bare_stream(orlop):
+    """For a machine that does nothing else: the median over paired rounds, hash and norm included."""
+    figures = json.loads(orlop("bench", "wire", "--json", "--repetitions", 25, "--mebibytes", 256, timeout=900).stdout)
+    for name in ("wire.grpc.push", "wire.grpc.pull"):
+        (figure,) = (each for each in figures if each["name"] == name and each["baseline_name"] == "bare gRPC stream")
+        low, median, high = figure["paired_ratio"]
+        print(f"{name}: {median:.2f} [{low:.2f}, {high:.2f}] of the bare stream, {figure['median']:.2f} {figure['unit']}")
+        assert median >= 0.85, figure
+
+
+@pytest.mark.slow
 def test_bench_step_prints_figures(orlop):
     check_bench(json.loads(orlop("bench", "step", "--json", "--repetitions", 3, timeout=900).stdout), "step")
 
