@@ -143,7 +143,7 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
   const step::JobStatusReport report = job->Status();
   out.set_job(model->job());
   out.set_committed_step(report.position.committed_step);
-  out.set_applied_step(job->position().committed_step);
+  out.set_applied_step(report.applied_step);
   out.set_epoch(static_cast<uint64_t>(report.position.epoch));
   out.set_generation(static_cast<uint64_t>(report.position.generation));
   out.set_attempt(static_cast<uint32_t>(report.position.attempt));
