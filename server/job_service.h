@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "orlop/v1/job.grpc.pb.h"
 #include "server/job_table.h"
@@ -41,11 +42,14 @@ class JobService : public v1::Job::Service {
   grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest*,
                          v1::DeleteJobResponse*) override;
 
+  void Tick();  // forgets lists that nobody goes on with
+
  private:
   // Pages of one list that have come so far, kept after the last one for its repeats.
   template <typename Page>
   struct Collected {
     Page joined;
+    std::vector<Reservation> room;  // of its pages
     std::chrono::steady_clock::time_point last;
   };
   absl::Status Create(v1::CreateJobRequest manifest, const Wait& wait,

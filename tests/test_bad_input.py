@@ -509,6 +509,29 @@ def test_message_over_the_limit_is_refused(job):
     assert str(messages[0].ByteSize()) in caught.value.details() and str(64 << 20) in caught.value.details(), caught.value
 
 
+def test_control_message_over_the_limit_is_refused(job):
+    """The transport lets 64 MiB through between the servers of a cluster; a worker may send 4."""
+    spec = Tensor("x" * 250, (1,)).spec()
+    request = stubs().job.CreateJobRequest(job="long", tensors=[spec] * 17_000, more=True)
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", request.ByteSize(), 4 << 20):
+        job.job().CreateJob(request, timeout=60)
+    commit = job.commit_request(0, [ADAMW], absent_tensors=range(2**20 - 2**19, 2**20 + 2**20))
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", commit.ByteSize(), 4 << 20):
+        job.job().CommitStep(commit, timeout=60)
+
+
+def test_lists_that_nobody_ends_stay_within_the_budget(make_cluster):
+    cluster = make_cluster(1, memory="64MiB")
+    job = cluster.job("lists", (Tensor("w", (4,)),))
+    page = [Tensor("x" * 200, (1,)).spec()] * 15_000
+    with refused("RESOURCE_EXHAUSTED", "BUDGET", "lists", 64 << 20):
+        for number in range(64):
+            job.job().CreateJob(stubs().job.CreateJobRequest(job=f"list-{number}", tensors=page, more=True), timeout=60)
+    status = job.admin().ServerStatus(stubs().admin.ServerStatusRequest(), timeout=60)
+    held = {use.slot: use.bytes for use in status.uses}
+    assert held["lists"] > 16 << 20 and status.memory_bytes <= status.memory_budget_bytes
+
+
 def test_stream_cut_off_in_the_middle_leaves_no_piece(job):
     """A worker that dies in mid-push: its piece is dropped, complete ones stay and count."""
     send(job, wide_messages(job))
