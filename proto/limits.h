@@ -42,6 +42,8 @@ inline constexpr size_t kMaxTensorsPerPage = 1024;  // ListTensors; GetManifest:
 inline constexpr size_t kMaxShardsPerPage = 1024;   // DescribeTensor
 inline constexpr uint64_t kMaxAppliedCount = uint64_t{1} << 53;
 inline constexpr uint32_t kMaxHoldMs = 600'000;
+// A loss scale and its inverse are normal fp32 numbers: gradients are multiplied by the inverse.
+inline constexpr double kMinLossScale = 0x1p-126, kMaxLossScale = 0x1p126;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 inline constexpr size_t kMaxUnfinishedLists =
     kMaxWorldSize;                              // manifests, layouts: paged, not whole

@@ -58,6 +58,13 @@ absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Posi
   return absl::OkStatus();
 }
 
+absl::Status CheckLossScale(double loss_scale) {
+  if (loss_scale == 0 || (loss_scale >= kMinLossScale && loss_scale <= kMaxLossScale))
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("loss_scale ", loss_scale, " must be 0 or from ",
+                                                 kMinLossScale, " to ", kMaxLossScale));
+}
+
 absl::Status CheckControlSize(const google::protobuf::Message& request) {
   const size_t bytes = request.ByteSizeLong();
   if (bytes <= kMaxControlMessageBytes) return absl::OkStatus();

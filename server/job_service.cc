@@ -1,6 +1,5 @@
 #include "server/job_service.h"
 
-#include <cmath>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -458,11 +457,9 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
   const auto explain = [&](const absl::Status& status) {
     return ToGrpc(WithPosition(status, (*job)->Status().position, request->job()));
   };
-  if (absl::Status status = CheckControlSize(*request); !status.ok()) return explain(status);
-  if (!std::isfinite(request->loss_scale()) || request->loss_scale() < 0) {
-    return explain(absl::InvalidArgumentError(
-        absl::StrCat("loss_scale ", request->loss_scale(), " must be finite and 0 or more")));
-  }
+  for (const absl::Status& status :
+       {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
+    if (!status.ok()) return explain(status);
   if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
     return ToGrpc(status);
   step::CommitRequest commit;

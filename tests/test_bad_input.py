@@ -337,6 +337,15 @@ def test_loss_scales_that_differ_in_one_attempt_are_refused(job):
     job.abort()
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e-39, 1e39, -1.0, np.inf, np.nan])
+def test_loss_scale_without_an_fp32_inverse_is_refused(job, scale):
+    """A gradient times the inverse would be infinite, or lose its bits."""
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "loss_scale"):
+        send(job, wide_messages(job, loss_scale=scale))
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "loss_scale"):
+        job.commit([ADAMW], loss_scale=scale)
+
+
 def waiting_commit(job):
     """Rank 0's CommitStep, arrived and waiting for pushes."""
     call = job.job().CommitStep.future(job.commit_request(0, [ADAMW]), timeout=60)
