@@ -367,7 +367,7 @@ grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
 
 // ---- Join --------------------------------------------------------------------------------------
 
-absl::Status JobService::CheckClient(const v1::JoinRequest& request) {
+absl::Status JobService::CheckClient(const v1::JoinRequest& request, uint64_t generation_issued) {
   if (request.client_id().empty() || request.client_id().size() > kMaxClientIdBytes) {
     return Refuse(absl::StatusCode::kInvalidArgument,
                   absl::StrCat("client_id has ", request.client_id().size(), " bytes; it has 1 to ",
@@ -381,7 +381,9 @@ absl::Status JobService::CheckClient(const v1::JoinRequest& request) {
                                "; the limit is ", kMaxWorldSize),
                   v1::ErrorDetail::BAD_REQUEST);
   }
-  if (request.generation() == 0) return absl::OkStatus();
+  // The machine refuses what was never issued; noted, it would hide who has the ranks.
+  if (request.generation() == 0 || request.generation() > generation_issued)
+    return absl::OkStatus();
   MutexLock lock(&mutex_);
   Members& members = members_[request.job()];
   if (request.generation() > members.generation) members = {request.generation(), {}};
@@ -400,7 +402,8 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
   if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
-  if (absl::Status status = CheckClient(*request); !status.ok()) return ToGrpc(status);
+  const auto issued = static_cast<uint64_t>((*job)->Status().generation_issued);
+  if (absl::Status status = CheckClient(*request, issued); !status.ok()) return ToGrpc(status);
   if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
     return ToGrpc(status);
   const std::shared_ptr<const JobModel> model = (*job)->model();

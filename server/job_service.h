@@ -56,7 +56,7 @@ class JobService : public v1::Job::Service {
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                          const Wait& wait, bool* changed);
-  absl::Status CheckClient(const v1::JoinRequest& request);
+  absl::Status CheckClient(const v1::JoinRequest& request, uint64_t generation_issued);
 
   JobTable* const jobs_;
   Mutex mutex_;

@@ -623,6 +623,15 @@ def test_second_contributor_with_the_same_rank_is_refused(job):
         job.job().Join(request, timeout=60)
 
 
+def test_generation_that_was_never_issued_is_refused_and_hides_nobody(job):
+    request = job.join_request(0, job.layout(), job.generation + 1000, client_id="an impostor")
+    with refused("FAILED_PRECONDITION", "STALE_GENERATION", job.generation + 1000):
+        job.job().Join(request, timeout=60)
+    assert list(job.status().joined_ranks) == [0]
+    with refused("ALREADY_EXISTS", "CONFLICT", "rank 0"):
+        job.job().Join(job.join_request(0, job.layout(), job.generation, client_id="an impostor"), timeout=60)
+
+
 @pytest.mark.parametrize("rank, world_size, fragment", [(1, 1, "rank"), (0, 0, "world_size"), (0, 65_537, "65536")])
 def test_rank_or_world_size_out_of_limits_is_refused(job, rank, world_size, fragment):
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", fragment):

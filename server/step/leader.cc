@@ -63,6 +63,7 @@ JobStatusReport Leader::Status() const {
                      phase_ == Phase::kServing && record_.layout != nullptr ? attempt_ : 0};
   report.applied_step = committed_step();
   if (committed_ != nullptr && !AllServers(&Server::applied)) --report.applied_step;
+  report.generation_issued = record_.generation;
   report.serving = phase_ == Phase::kServing && !deposed_;
   report.last_decision = committed_;
   report.in_sync = record_.in_sync;
