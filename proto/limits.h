@@ -46,6 +46,7 @@ inline constexpr uint64_t kMaxAppliedCount = uint64_t{1} << 53;
 inline constexpr uint32_t kMaxHoldMs = 600'000;
 // A loss scale and its inverse are normal fp32 numbers: gradients are multiplied by the inverse.
 inline constexpr double kMinLossScale = 0x1p-126, kMaxLossScale = 0x1p126;
+inline constexpr int kMaxStallMs = 60'000;  // a pull whose caller takes nothing for so long ends
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 inline constexpr size_t kMaxUnfinishedLists =
     4 * kMaxWorldSize;                          // manifests, layouts: paged, not whole

@@ -287,6 +287,7 @@ class Running : public OrlopServer {
       mutex_.Unlock();
       jobs_->Tick();
       job_service_->Tick();
+      data_service_->Tick();
       CountStore();
       // What gRPC and RocksDB had is kept between the steps of a job that is busy, and given back
       // while it rests.
