@@ -110,6 +110,12 @@ absl::StatusOr<uint32_t> MatchTensor(const SafetensorsEntry& entry,
   return *index;
 }
 
+// Where the file's values of a tensor go: fp32 is all of a parameter, and of a buffer what is
+// stored.
+std::string SlotOf(const v1::TensorSpec& tensor, v1::DType dtype) {
+  return tensor.kind() != v1::TENSOR_KIND_BUFFER && dtype == v1::DTYPE_F32 ? "master" : "weight";
+}
+
 absl::Status JoinAlone(Session* session) {
   const auto generation = session->StartGeneration(1);
   if (!generation.ok()) return generation.status();
@@ -139,7 +145,7 @@ absl::StatusOr<int64_t> ImportFrom(Session* session, const std::string& path, ui
                          return read;
                        const client::PushPart part{
                            .tensor = tensor,
-                           .slot = entry.dtype == v1::DTYPE_F32 ? "master" : "weight",
+                           .slot = SlotOf(session->manifest().tensor(tensor), entry.dtype),
                            .dtype = entry.dtype,
                            .box = box,
                            .data = absl::MakeConstSpan(reinterpret_cast<std::byte*>(buffer.data()),

@@ -46,6 +46,7 @@ class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1:
     kStaleEpoch,
     kStaleAttempt,
     kDamagePull,
+    kVersionGone,  // pull: applied over; a later step is committed by then
     kHang
   };
 
@@ -80,6 +81,10 @@ class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1:
   int received_pieces() {
     MutexLock lock(&mutex_);
     return received_pieces_;
+  }
+  int64_t committed_step() {
+    MutexLock lock(&mutex_);
+    return committed_step_;
   }
   uint64_t epoch() {
     MutexLock lock(&mutex_);
@@ -134,6 +139,12 @@ class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1:
   grpc::Status Pull(grpc::ServerContext*, const v1::PullRequest* request,
                     grpc::ServerWriter<v1::Chunk>* writer) override {
     const Fault fault = NextFault();
+    if (fault == Fault::kVersionGone) {
+      MutexLock lock(&mutex_);
+      ++committed_step_;
+    }
+    if (!request->has_version() || request->version() != committed_step())
+      return Refuse(absl::StatusCode::kOutOfRange, ErrorDetail::VERSION_GONE);
     bool first = true;
     for (const v1::Region& region : request->regions()) {
       const std::string bytes = pieces()[Piece(region)];
@@ -183,7 +194,7 @@ class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1:
                          v1::JobStatusResponse* response) override {
     if (request->job() == "nobody")
       return Refuse(absl::StatusCode::kNotFound, ErrorDetail::UNKNOWN_JOB);
-    response->set_committed_step(4);
+    response->set_committed_step(committed_step());
     return grpc::Status::OK;
   }
   grpc::Status ListServers(grpc::ServerContext*, const v1::ListServersRequest*,
@@ -231,6 +242,7 @@ class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1:
   std::vector<v1::StoredPiece> stored_ GUARDED_BY(mutex_);
   int received_pieces_ GUARDED_BY(mutex_) = 0;
   uint64_t epoch_ GUARDED_BY(mutex_) = 1;
+  int64_t committed_step_ GUARDED_BY(mutex_) = 4;
   bool stopped_ GUARDED_BY(mutex_) = false;
 };
 
@@ -330,6 +342,22 @@ TEST_F(ClientTest, DamagedPullIsFetchedAgain) {
       .data = absl::MakeSpan(reinterpret_cast<std::byte*>(back.data()), kElements * 4)};
   ASSERT_TRUE(session_->Pull({&part, 1}).ok());
   EXPECT_EQ(back, data_);
+}
+
+TEST_F(ClientTest, LatestIsTheCommittedStepByNumberWhateverIsAppliedMeanwhile) {
+  ASSERT_TRUE(Push().ok());
+  std::vector<uint32_t> back(kElements);
+  const PullPart part{
+      .tensor = 0,
+      .data = absl::MakeSpan(reinterpret_cast<std::byte*>(back.data()), kElements * 4)};
+  server_->Plan(std::vector<Fault>(6, Fault::kVersionGone));
+  const auto pulled = session_->Pull({&part, 1}, {.latest = true});
+  ASSERT_TRUE(pulled.ok()) << pulled.status();
+  EXPECT_EQ(pulled->version, 10);
+  EXPECT_EQ(back, data_);
+  server_->Plan(std::vector<Fault>(100, Fault::kVersionGone));
+  const absl::Status given_up = session_->Pull({&part, 1}, {.latest = true}).status();
+  EXPECT_EQ(DetailOf(given_up).reason(), ErrorDetail::VERSION_GONE) << given_up;
 }
 
 TEST_F(ClientTest, PullDamagedEveryTimeIsGivenUpNamingServerAndTensor) {

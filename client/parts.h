@@ -52,14 +52,16 @@ struct PushOptions {
 
 struct PullOptions {
   std::optional<int64_t> version;  // exact step; absent: the session's committed step
-  bool latest = false;  // any applied version will do (advisory: shards may differ during an apply)
+  // The step committed now, whoever makes it: one version of all parts. A job that steps faster
+  // than the bytes come is held for the moment.
+  bool latest = false;
   std::optional<Milliseconds>
       timeout;  // as above; a pull of the version after the current one waits this long
 };
 
 // What one push or pull moved.
 struct Transfer {
-  int64_t version = -1;  // Pull: lowest version served; Push: the step pushed to
+  int64_t version = -1;  // Pull: the version served; Push: the step pushed to
   uint64_t pieces = 0;   // (part, shard) pairs
   uint64_t bytes = 0;    // of payload
 };

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "orlop/v1/data.grpc.pb.h"
@@ -55,11 +54,11 @@ std::vector<uint64_t> CopyAndHash(const std::vector<grpc::Slice>& payload, char*
 // Follows the pieces of one Pull call, in the order asked.
 class Receiver {
  public:
-  Receiver(const PullKey& key, const std::vector<Piece*>& pieces) : key_(key), pieces_(pieces) {}
+  Receiver(int64_t version, const std::vector<Piece*>& pieces)
+      : version_(version), pieces_(pieces) {}
 
   bool complete() const { return next_ == pieces_.size(); }
   Piece* current() const { return pieces_[std::min(next_, pieces_.size() - 1)]; }
-  std::optional<int64_t> version() const { return version_; }
 
   absl::Status Accept(const grpc::ByteBuffer& message) {
     absl::StatusOr<DecodedChunk> chunk = DecodeChunk(message);
@@ -83,11 +82,12 @@ class Receiver {
  private:
   absl::Status CheckHeader(const v1::Chunk& header) {
     if (complete()) return BadAnswer("more pieces than asked");
-    if (version_.has_value() == header.has_key())
+    if (key_seen_ == header.has_key())
       return BadAnswer("the first message, and no other, carries a key");
-    if (header.has_key()) version_ = header.key().step();
-    if (key_.version && *version_ != *key_.version)
-      return BadAnswer(absl::StrCat("version ", *version_, " served; ", *key_.version, " asked"));
+    if (header.has_key() && header.key().step() != version_)
+      return BadAnswer(
+          absl::StrCat("version ", header.key().step(), " served; ", version_, " asked"));
+    key_seen_ = true;
     const v1::Region& asked = pieces_[next_]->region;
     if ((received_bytes_ == 0) != header.has_region())
       return BadAnswer("the first chunk of a piece carries its region");
@@ -109,19 +109,19 @@ class Receiver {
     return absl::OkStatus();
   }
 
-  const PullKey key_;
+  const int64_t version_;
   const std::vector<Piece*>& pieces_;
   size_t next_ = 0;
   size_t received_bytes_ = 0;  // of pieces_[next_]
   PieceDigest digest_;
-  std::optional<int64_t> version_;
+  bool key_seen_ = false;
 };
 
-v1::PullRequest RequestFor(const DataDoor& door, const PullKey& key, uint64_t epoch,
+v1::PullRequest RequestFor(const DataDoor& door, int64_t version, uint64_t epoch,
                            const std::vector<Piece*>& pieces) {
   v1::PullRequest request;
   request.set_job(door.job);
-  if (key.version) request.set_version(*key.version);
+  request.set_version(version);
   request.set_epoch(epoch);
   request.set_max_chunk_bytes(door.link->options().chunk_bytes);
   for (const Piece* piece : pieces) *request.add_regions() = piece->region;
@@ -129,7 +129,7 @@ v1::PullRequest RequestFor(const DataDoor& door, const PullKey& key, uint64_t ep
 }
 
 // One Pull call.
-absl::Status Fetch(const DataDoor& door, const PullKey& key, const Lane& lane, Receiver* receiver,
+absl::Status Fetch(const DataDoor& door, int64_t version, const Lane& lane, Receiver* receiver,
                    const std::vector<Piece*>& pieces) {
   grpc::ClientContext context;
   context.set_deadline(SystemDeadline(lane.deadline));
@@ -137,7 +137,7 @@ absl::Status Fetch(const DataDoor& door, const PullKey& key, const Lane& lane, R
   const grpc::internal::RpcMethod method("/orlop.v1.Data/Pull",
                                          grpc::internal::RpcMethod::SERVER_STREAMING, lane.channel);
   std::unique_ptr<Reader> reader(grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
-      lane.channel.get(), method, &context, RequestFor(door, key, lane.epoch, pieces)));
+      lane.channel.get(), method, &context, RequestFor(door, version, lane.epoch, pieces)));
   absl::Status fault;
   for (grpc::ByteBuffer message; fault.ok() && reader->Read(&message); message.Clear())
     fault = receiver->Accept(message);
@@ -156,34 +156,17 @@ size_t RequestBytes(const DataDoor& door, size_t total_bytes) {
   return std::clamp(total_bytes / connections / 2, kLeastRequestBytes, kMostRequestBytes);
 }
 
-class LowestVersion {
- public:
-  void Add(std::optional<int64_t> version) {
-    MutexLock lock(&mutex_);
-    if (version) lowest_ = std::min(lowest_, *version);
-  }
-  int64_t value() {
-    MutexLock lock(&mutex_);
-    return lowest_;
-  }
-
- private:
-  Mutex mutex_;
-  int64_t lowest_ GUARDED_BY(mutex_) = std::numeric_limits<int64_t>::max();
-};
-
 }  // namespace
 
-absl::StatusOr<Transfer> FetchAll(const DataDoor& door, const PullKey& key,
-                                  std::vector<Piece> pieces, std::optional<Milliseconds> timeout) {
-  Transfer transfer{.version = key.version.value_or(-1), .pieces = pieces.size()};
+absl::StatusOr<Transfer> FetchAll(const DataDoor& door, int64_t version, std::vector<Piece> pieces,
+                                  std::optional<Milliseconds> timeout) {
+  Transfer transfer{.version = version, .pieces = pieces.size()};
   std::vector<Piece*> pointers;
   for (Piece& piece : pieces) {
     transfer.bytes += piece.bytes;
     pointers.push_back(&piece);
   }
   if (pieces.empty()) return transfer;
-  LowestVersion lowest;
   RoundsOptions rounds{.rpc = Rpc::kPull,
                        .deadline = DataDeadline(door.link->options(), timeout, transfer.bytes)};
   const size_t request_bytes = RequestBytes(door, transfer.bytes);
@@ -191,14 +174,12 @@ absl::StatusOr<Transfer> FetchAll(const DataDoor& door, const PullKey& key,
     while (true) {
       const std::vector<Piece*> taken = list->Take(kMaxRegionsPerPull, request_bytes);
       if (taken.empty()) return absl::OkStatus();
-      Receiver receiver(key, taken);
-      const absl::Status status = Fetch(door, key, lane, &receiver, taken);
-      lowest.Add(receiver.version());
+      Receiver receiver(version, taken);
+      const absl::Status status = Fetch(door, version, lane, &receiver, taken);
       if (!status.ok()) return AtPiece(status, lane, *receiver.current());
     }
   };
   if (absl::Status status = MoveAll(door, pointers, rounds); !status.ok()) return status;
-  transfer.version = lowest.value();
   return transfer;
 }
 

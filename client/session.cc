@@ -47,6 +47,21 @@ absl::StatusOr<std::vector<Piece>> Split(absl::Span<const PullPart> parts,
   return pieces;
 }
 
+// Of a latest pull: tries before the job is held, and in all; and how long a hold outlives a client
+// that dies.
+constexpr int kFreeTries = 3, kLatestTries = 16;
+constexpr Milliseconds kPullHold{10'000};
+
+absl::Status NothingCommitted(const v1::JobStatusResponse& status) {
+  if (status.state() == v1::JobStatusResponse::RECOVERING ||
+      status.state() == v1::JobStatusResponse::WAITING)
+    return absl::UnavailableError(
+        absl::StrCat("job ", status.job(), " recovers: ", status.explanation()));
+  return MakeError(absl::StatusCode::kFailedPrecondition,
+                   absl::StrCat("job ", status.job(), " has no weights yet"),
+                   v1::ErrorDetail::LOADING);
+}
+
 PushKey KeyFor(const StepState& state, const PushOptions& options, bool set_state) {
   return {set_state,
           options.step.value_or(state.committed_step + 1),
@@ -160,12 +175,44 @@ absl::StatusOr<Transfer> Session::Pull(absl::Span<const PullPart> parts,
   const Clock::time_point start = Clock::now();
   absl::StatusOr<std::vector<Piece>> pieces = Split(parts, core_->manifest);
   if (!pieces.ok()) return pieces.status();
-  PullKey key;
-  if (!options.latest) key.version = options.version.value_or(core_->state().committed_step);
   absl::StatusOr<Transfer> outcome =
-      FetchAll(core_->door(), key, *std::move(pieces), options.timeout);
+      options.latest
+          ? PullLatest(*pieces, options.timeout)
+          : FetchAll(core_->door(), options.version.value_or(core_->state().committed_step),
+                     *std::move(pieces), options.timeout);
   core_->AddPull(outcome, SecondsSince(start));
   return outcome;
+}
+
+// Servers differ by a step while one is applied, so all are asked for the step committed by number,
+// and for the next where that was applied over.
+absl::StatusOr<Transfer> Session::PullLatest(const std::vector<Piece>& pieces,
+                                             std::optional<Milliseconds> timeout) {
+  uint64_t bytes = 0;
+  for (const Piece& piece : pieces) bytes += piece.bytes;
+  const Clock::time_point deadline = DataDeadline(core_->link->options(), timeout, bytes);
+  CancelSet never;
+  for (int number = 0;; ++number) {
+    const absl::StatusOr<v1::JobStatusResponse> status = Status();
+    if (!status.ok()) return status.status();
+    const int64_t step = status->committed_step();
+    if (step < 0) {
+      const absl::Status none = NothingCommitted(*status);
+      if (!absl::IsUnavailable(none) ||
+          !core_->link->PrepareRetry(Verdict::kBackOff, number, deadline, &never))
+        return none;
+      continue;
+    }
+    const std::string holder = absl::StrCat("pull ", core_->client_id);
+    const bool held = number >= kFreeTries && Hold(step, kPullHold, holder).ok();
+    const auto left = std::chrono::duration_cast<Milliseconds>(deadline - Clock::now());
+    absl::StatusOr<Transfer> outcome =
+        FetchAll(core_->door(), step, pieces, std::max(left, Milliseconds(1)));
+    if (held) Hold(step, Milliseconds(0), holder).IgnoreError();
+    if (outcome.ok() || number + 1 == kLatestTries ||
+        DetailOf(outcome.status()).reason() != v1::ErrorDetail::VERSION_GONE)
+      return outcome;
+  }
 }
 
 absl::StatusOr<v1::CommitStepResponse> Session::Commit(const CommitOptions& options) {

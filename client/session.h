@@ -16,6 +16,7 @@
 namespace orlop::client {
 
 class Link;
+struct Piece;
 
 // Where the session stands.
 struct StepState {
@@ -89,6 +90,7 @@ class Session {
   absl::StatusOr<Transfer> SetState(absl::Span<const PushPart> parts,
                                     const PushOptions& options = {});
   // Fetches parts of one version into the caller's memory, verifying every checksum and digest.
+  // With PullOptions::latest, VERSION_GONE is answered by the next version, a few times.
   absl::StatusOr<Transfer> Pull(absl::Span<const PullPart> parts, const PullOptions& options = {});
 
   // Says that this contributor has sent all of the step; waits for the decision and the commit.
@@ -110,6 +112,8 @@ class Session {
   friend class Client;
   class Core;
   explicit Session(std::unique_ptr<Core> core);
+  absl::StatusOr<Transfer> PullLatest(const std::vector<Piece>& pieces,
+                                      std::optional<Milliseconds> timeout);
   // Reads manifest, placement and step state of a job.
   static absl::StatusOr<std::unique_ptr<Session>> Open(std::shared_ptr<Link> link,
                                                        std::string_view job, bool existed);

@@ -32,7 +32,9 @@ inline constexpr size_t kMaxShards = 1 << 20;  // of one job; every server knows
 
 inline constexpr size_t kMaxGroups = 1024;
 inline constexpr size_t kMaxBoxesPerTensor = 4096;  // of one contributor
-inline constexpr uint32_t kMaxWorldSize = 65536;
+inline constexpr uint32_t kMaxWorldSize =
+    512;  // a waiting Join or CommitStep has a thread of its own: half of them, so that pushes and
+          // pulls have the others
 inline constexpr size_t kMaxClientIdBytes = 64;
 inline constexpr size_t kMaxReasonBytes = 256;
 inline constexpr size_t kMaxRegionsPerPull = 4096;
@@ -42,9 +44,12 @@ inline constexpr size_t kMaxTensorsPerPage = 1024;  // ListTensors; GetManifest:
 inline constexpr size_t kMaxShardsPerPage = 1024;   // DescribeTensor
 inline constexpr uint64_t kMaxAppliedCount = uint64_t{1} << 53;
 inline constexpr uint32_t kMaxHoldMs = 600'000;
+// A loss scale and its inverse are normal fp32 numbers: gradients are multiplied by the inverse.
+inline constexpr double kMinLossScale = 0x1p-126, kMaxLossScale = 0x1p126;
+inline constexpr int kMaxStallMs = 60'000;  // a pull whose caller takes nothing for so long ends
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 inline constexpr size_t kMaxUnfinishedLists =
-    kMaxWorldSize;                              // manifests, layouts: paged, not whole
+    4 * kMaxWorldSize;                          // manifests, layouts: paged, not whole
 inline constexpr int kMaxPullPinMs = 1000;      // how long a pull may delay the apply of its shard
 inline constexpr int kMaxServerThreads = 1024;  // one per RPC in progress
 inline constexpr size_t kMaxServers = 4096;

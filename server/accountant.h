@@ -23,7 +23,8 @@ namespace orlop::server {
 enum class Tier : uint8_t { kDram, kNvme };
 const char* TierName(Tier tier);  // "DRAM", "NVME"
 
-// What bytes are for. `slot`: a slot's name, or "staging", "apply", "lanes", "rocksdb", "messages".
+// What bytes are for. `slot`: a slot's name, or "staging", "apply", "lanes", "lists", "rocksdb",
+// "messages".
 struct Use {
   Tier tier = Tier::kDram;
   std::string job;  // empty: the server itself

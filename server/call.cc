@@ -1,6 +1,7 @@
 #include "server/call.h"
 
 #include "absl/strings/str_cat.h"
+#include "proto/limits.h"
 
 namespace orlop::server {
 namespace {
@@ -55,6 +56,22 @@ absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Posi
         v1::ErrorDetail::STALE_GENERATION);
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckLossScale(double loss_scale) {
+  if (loss_scale == 0 || (loss_scale >= kMinLossScale && loss_scale <= kMaxLossScale))
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("loss_scale ", loss_scale, " must be 0 or from ",
+                                                 kMinLossScale, " to ", kMaxLossScale));
+}
+
+absl::Status CheckControlSize(const google::protobuf::Message& request) {
+  const size_t bytes = request.ByteSizeLong();
+  if (bytes <= kMaxControlMessageBytes) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kInvalidArgument,
+                   absl::StrCat(request.GetDescriptor()->name(), " has ", bytes,
+                                " bytes; the limit is ", kMaxControlMessageBytes),
+                   v1::ErrorDetail::BAD_REQUEST);
 }
 
 absl::Status ExplainCommit(absl::Status status, const v1::CommitStepRequest& request,

@@ -31,6 +31,13 @@ absl::Status ExplainCommit(absl::Status status, const v1::CommitStepRequest& req
 absl::Status ExplainAbort(absl::Status status, const v1::AbortStepRequest& request,
                           const step::Position& position);
 
+// InvalidArgument: a loss scale that is neither 0 (which means 1) nor within proto/limits.h.
+absl::Status CheckLossScale(double loss_scale);
+
+// InvalidArgument: a control message over kMaxControlMessageBytes. With several servers the
+// transport lets more through, for the sake of theirs.
+absl::Status CheckControlSize(const google::protobuf::Message& request);
+
 // Adds where the job stands and a reason to the machine's error, so that callers branch on fields.
 absl::Status WithPosition(absl::Status status, const step::Position& position,
                           const std::string& job);

@@ -1,5 +1,7 @@
 #include "server/config.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -299,7 +301,10 @@ absl::Status ApplyToml(absl::string_view text, const std::string& file, Options*
 bool IsLocalAddress(absl::string_view address) {
   if (absl::StartsWith(address, "unix:")) return true;
   const absl::string_view host = address.substr(0, address.rfind(':'));
-  return host == "localhost" || host == "[::1]" || absl::StartsWith(host, "127.");
+  in_addr numeric;
+  return host == "localhost" || host == "[::1]" ||
+         (absl::StartsWith(host, "127.") &&
+          inet_pton(AF_INET, std::string(host).c_str(), &numeric) == 1);
 }
 
 absl::Status Validate(Options* options) {

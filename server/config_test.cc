@@ -71,6 +71,14 @@ TEST(Config, PlaintextOffLoopbackIsRefusedNamingTheFlags) {
   EXPECT_TRUE(Validate(&options).ok());
 }
 
+TEST(Config, NameThatBeginsLikeLoopbackIsNotLoopback) {
+  for (const char* local : {"127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1", "unix:/tmp/s"})
+    EXPECT_TRUE(IsLocalAddress(local)) << local;
+  for (const char* remote : {"127.anything.example.com:1", "127.0.0.1.example.com:1", "127.:1",
+                             "127.0.0.256:1", "localhost.example.com:1", "10.0.0.1:1"})
+    EXPECT_FALSE(IsLocalAddress(remote)) << remote;
+}
+
 TEST(Config, ServerFindsItselfAmongPeers) {
   Options options;
   options.listen = "unix:/tmp/b.sock";

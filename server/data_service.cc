@@ -35,9 +35,14 @@ void FillBox(const Box& box, v1::Box* out) {
 // One Pull: regions in the order asked, their shards ascending.
 class PullStream {
  public:
-  PullStream(JobTable* jobs, const v1::PullRequest& request, Wait wait,
-             grpc::ServerWriter<ByteBuffer>* stream)
-      : jobs_(jobs), request_(request), wait_(std::move(wait)), stream_(stream) {}
+  PullStream(JobTable* jobs, StallWatch* stalls, grpc::ServerContext* context,
+             const v1::PullRequest& request, grpc::ServerWriter<ByteBuffer>* stream)
+      : jobs_(jobs),
+        stalls_(stalls),
+        context_(context),
+        request_(request),
+        wait_(WaitOf(context)),
+        stream_(stream) {}
 
   absl::Status Run() {
     absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request_.job());
@@ -115,9 +120,14 @@ class PullStream {
         v1::ErrorDetail::NOT_OWNER);
   }
 
+  absl::StatusOr<std::unique_ptr<ShardReader>> OpenPinned(const ReadRequest& request) {
+    const auto pin = job_->AwaitVersion(request.shard, request.version, wait_);
+    if (!pin.ok()) return pin.status();
+    return job_->shards().OpenRead(request);
+  }
+
   absl::Status SendShard(int32_t id, Slot slot, const Box& box, v1::Region* region) {
-    if (absl::Status status = job_->AwaitVersion(id, version_, wait_); !status.ok()) return status;
-    auto reader = job_->shards().OpenRead({id, slot, region->dtype(), box, version_, chunk_bytes_});
+    auto reader = OpenPinned({id, slot, region->dtype(), box, version_, chunk_bytes_});
     if (!reader.ok()) return reader.status();
     region->set_slot(SlotName(slot));
     region->set_dtype((*reader)->dtype());
@@ -134,8 +144,9 @@ class PullStream {
       if (chunk->digest.has_value())
         ToWire(step::Digest{chunk->digest->high, chunk->digest->low},
                header.mutable_piece_digest());
+      const StallWatch::Write write(stalls_, [this] { context_->TryCancel(); });
       if (!stream_->Write(EncodeChunk(header, SliceOf(*chunk))))
-        return absl::CancelledError("the caller went away");
+        return absl::CancelledError("the caller went away, or took nothing for too long");
       header.Clear();
     }
     return absl::OkStatus();
@@ -149,6 +160,8 @@ class PullStream {
   }
 
   JobTable* const jobs_;
+  StallWatch* const stalls_;
+  grpc::ServerContext* const context_;
   const v1::PullRequest& request_;
   const Wait wait_;
   grpc::ServerWriter<ByteBuffer>* const stream_;
@@ -254,7 +267,7 @@ grpc::Status DataService::SetState(grpc::ServerContext* context,
 
 grpc::Status DataService::Pull(grpc::ServerContext* context, const v1::PullRequest* request,
                                grpc::ServerWriter<ByteBuffer>* stream) {
-  return ToGrpc(PullStream(jobs_, *request, WaitOf(context), stream).Run());
+  return ToGrpc(PullStream(jobs_, &stalls_, context, *request, stream).Run());
 }
 
 grpc::Status DataService::QueryPush(grpc::ServerContext* context,

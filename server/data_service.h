@@ -10,6 +10,7 @@
 #include "orlop/v1/data.pb.h"
 #include "server/job_table.h"
 #include "server/message_room.h"
+#include "server/stall_watch.h"
 
 namespace orlop::server {
 
@@ -17,6 +18,8 @@ class DataService : public grpc::Service {
  public:
   // Both must outlive it.
   DataService(JobTable* jobs, MessageRoom* messages);
+
+  void Tick() { stalls_.Tick(); }  // ends pulls that nobody takes
 
  private:
   grpc::Status Receive(grpc::ServerContext* context, bool is_load,
@@ -32,6 +35,7 @@ class DataService : public grpc::Service {
 
   JobTable* const jobs_;
   MessageRoom* const messages_;
+  StallWatch stalls_;
 };
 
 }  // namespace orlop::server

@@ -390,7 +390,8 @@ absl::Status JobRuntime::Push(const step::PushPiece& piece, PieceWriter* writer,
   return kept;
 }
 
-absl::Status JobRuntime::AwaitVersion(int32_t shard, int64_t version, const Wait& wait) {
+absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
+                                                                const Wait& wait) {
   absl::Status damage;
   const Wait undamaged{wait.deadline, [&]() NO_THREAD_SAFETY_ANALYSIS {
                          if (const auto it = damaged_.find(shard); it != damaged_.end())
@@ -413,10 +414,12 @@ absl::Status JobRuntime::AwaitVersion(int32_t shard, int64_t version, const Wait
         absl::StrCat("job '", job_, "' has lost what was committed; Join tells what is left"),
         v1::ErrorDetail::LOST);
   if (!answer.ok()) return answer.status();
-  // A reader keeps its version by holding buffers, so the apply need not wait for it.
+  return VersionPin(shared_from_this(), served);
+}
+
+void JobRuntime::Unpin(step::RequestId pull) {
   Complete([&](int64_t now, step::Actions* actions)
-               NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullDone(served, now, actions); });
-  return absl::OkStatus();
+               NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullDone(pull, now, actions); });
 }
 
 std::vector<step::StagedPiece> JobRuntime::PiecesFrom(uint32_t rank, size_t* expected_count) const {

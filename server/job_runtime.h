@@ -61,6 +61,22 @@ struct StepTimes {
 
 class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
  public:
+  // A version of a shard that can be read: the next apply of the shard waits while this lives, for
+  // a second at most.
+  class VersionPin {
+   public:
+    VersionPin(std::shared_ptr<JobRuntime> job, step::RequestId pull)
+        : job_(std::move(job)), pull_(pull) {}
+    VersionPin(VersionPin&&) = default;
+    ~VersionPin() {
+      if (job_ != nullptr) job_->Unpin(pull_);
+    }
+
+   private:
+    std::shared_ptr<JobRuntime> job_;
+    step::RequestId pull_;
+  };
+
   // Opens a job as its definition says, with what the last clean stop left of it. `is_new`: just
   // created, nothing is on disk.
   //   Status  ResourceExhausted (BUDGET), DataLoss, InvalidArgument.
@@ -105,8 +121,9 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   // A piece whose bytes `writer` holds, finished. `*repeated`: it was stored before.
   absl::Status Push(const step::PushPiece& piece, PieceWriter* writer, bool* repeated,
                     const Wait& wait);
-  // Waits until `version` of a shard can be read.
-  absl::Status AwaitVersion(int32_t shard, int64_t version, const Wait& wait);
+  // Waits until `version` of a shard can be read. A reader needs the pin until it has opened: then
+  // it keeps the version by holding buffers, and the apply need not wait.
+  absl::StatusOr<VersionPin> AwaitVersion(int32_t shard, int64_t version, const Wait& wait);
   // The staged pieces of this server's shards from one rank, by shard.
   std::vector<step::StagedPiece> PiecesFrom(uint32_t rank, size_t* expected_count) const;
   step::Position position() const;  // as this server knows it
@@ -150,6 +167,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes() const;
   absl::Status StartLeader();
 
+  void Unpin(step::RequestId pull);
   absl::StatusOr<step::Answer> Ask(const Wait& wait, const Event& event,
                                    const Event& on_timeout = nullptr);
   void Complete(const std::function<void(int64_t now_ms, step::Actions*)>& event);

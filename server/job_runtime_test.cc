@@ -225,7 +225,7 @@ TEST_F(JobOnAFaultyDisk, UnreadableSlotIsDataLossOfItsShardByName) {
   ASSERT_NO_FATAL_FAILURE(Step(3));
   std::vector<OwnedShard> lost, served;
   for (const OwnedShard& shard : shards) {
-    const absl::Status status = job_->AwaitVersion(shard.id, 2, Soon());
+    const absl::Status status = job_->AwaitVersion(shard.id, 2, Soon()).status();
     (status.ok() ? served : lost).push_back(shard);
     if (status.ok()) continue;
     EXPECT_TRUE(absl::IsDataLoss(status)) << status;
@@ -245,6 +245,30 @@ TEST_F(JobOnAFaultyDisk, UnreadableSlotIsDataLossOfItsShardByName) {
   const auto before = std::chrono::steady_clock::now();
   EXPECT_TRUE(absl::IsDataLoss(
       job_->Stop(before + std::chrono::hours(1))));  // returns, and not by the deadline
+}
+
+// What a pull was told it can read stays until it has opened it, though the next step is committed.
+TEST_F(JobOnAFaultyDisk, ApplyWaitsForAPullThatOpens) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const std::vector<OwnedShard>& shards = job_->shards().layout().shards;
+  for (const OwnedShard& shard : shards)
+    ASSERT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok());
+  const auto begin = std::chrono::steady_clock::now();
+  {
+    const auto pin = job_->AwaitVersion(shards[0].id, 1, Soon());
+    ASSERT_TRUE(pin.ok()) << pin.status();
+    ASSERT_TRUE(Commit().ok());
+    for (size_t i = 1; i < shards.size(); ++i)
+      ASSERT_TRUE(job_->AwaitVersion(shards[i].id, 2, Soon()).ok());
+    const absl::Status opened =
+        job_->shards()
+            .OpenRead({shards[0].id, Slot::kWeight, v1::DTYPE_F32, Whole(), 1, kMaxChunkBytes})
+            .status();
+    if (std::chrono::steady_clock::now() - begin > std::chrono::milliseconds(900))
+      GTEST_SKIP() << "a pin holds for a second, and this machine took as long";
+    EXPECT_TRUE(opened.ok()) << opened;
+  }
+  EXPECT_TRUE(job_->AwaitVersion(shards[0].id, 2, Soon()).ok());
 }
 
 // A committed step on a disk that fills up: it waits, and goes on where there is room again.
@@ -274,7 +298,7 @@ TEST_F(JobOnAFaultyDisk, DamagedFlushIsLostMemory) {
   Use("job");
   EXPECT_TRUE(job_->HasLostMemory());
   EXPECT_FALSE(job_->Status().serving);
-  EXPECT_TRUE(absl::IsDataLoss(job_->AwaitVersion(0, 1, Soon())));
+  EXPECT_TRUE(absl::IsDataLoss(job_->AwaitVersion(0, 1, Soon()).status()));
 }
 
 // The deadline is for what a flush waits for, not for the flush.

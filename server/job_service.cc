@@ -1,6 +1,5 @@
 #include "server/job_service.h"
 
-#include <cmath>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -61,16 +60,31 @@ absl::Status Place(const Environment& environment, const JobModel& model,
                 v1::ErrorDetail::BAD_REQUEST);
 }
 
+// Memory for a page that waits for others; none for a whole list.
+template <typename Page>
+absl::StatusOr<Reservation> RoomFor(const Environment& environment, const Page& page) {
+  if (page.first() == 0 && !page.more()) return Reservation();
+  const uint64_t bytes = page.SpaceUsedLong();
+  auto room = environment.tiers->Reserve({Tier::kDram, "", "lists"}, bytes);
+  if (room.ok()) room->SetUsed(bytes).IgnoreError();  // cannot fail: it is what is reserved
+  return room;
+}
+
+template <typename Map>
+void ForgetOld(Map* collected) {
+  const auto now = steady_clock::now();
+  std::erase_if(*collected, [&](const auto& entry) {
+    return now - entry.second.last > std::chrono::seconds(kMaxManifestPageAgeSeconds);
+  });
+}
+
 // Puts one page of a list (`tensors` of a manifest or a layout) where its `first` says. The whole
 // list once `more` is false, else nothing yet. Repeatable.
 template <typename Map, typename Page>
-absl::StatusOr<std::optional<Page>> Collect(const Page& page, const typename Map::key_type& key,
-                                            Map* collected) {
-  const auto now = steady_clock::now();
-  std::erase_if(*collected, [&](const auto& entry) {
-    return now - entry.second.last > std::chrono::seconds(kMaxManifestPageAgeSeconds) ||
-           (page.first() == 0 && entry.first == key);
-  });
+absl::StatusOr<std::optional<Page>> Collect(const Page& page, Reservation room,
+                                            const typename Map::key_type& key, Map* collected) {
+  ForgetOld(collected);
+  if (page.first() == 0) collected->erase(key);
   if (page.first() == 0 && !page.more()) return page;
   const auto found = collected->find(key);
   const uint64_t before =
@@ -88,8 +102,9 @@ absl::StatusOr<std::optional<Page>> Collect(const Page& page, const typename Map
                                kMaxManifestPageAgeSeconds, " seconds"),
                   v1::ErrorDetail::BUDGET);
   }
-  auto& [joined, last] = (*collected)[key];
-  last = now;
+  auto& [joined, rooms, last] = (*collected)[key];
+  rooms.push_back(std::move(room));
+  last = steady_clock::now();
   joined.mutable_tensors()->DeleteSubrange(static_cast<int>(page.first()),
                                            static_cast<int>(before - page.first()));
   const size_t count =
@@ -144,7 +159,7 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
   const step::JobStatusReport report = job->Status();
   out.set_job(model->job());
   out.set_committed_step(report.position.committed_step);
-  out.set_applied_step(job->position().committed_step);
+  out.set_applied_step(report.applied_step);
   out.set_epoch(static_cast<uint64_t>(report.position.epoch));
   out.set_generation(static_cast<uint64_t>(report.position.generation));
   out.set_attempt(static_cast<uint32_t>(report.position.attempt));
@@ -250,12 +265,15 @@ grpc::Status JobService::CreateJob(grpc::ServerContext* context,
                                    const v1::CreateJobRequest* request,
                                    v1::CreateJobResponse* response) {
   if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return ToGrpc(status);
-  if (absl::Status status = ValidateName("job", request->job()); !status.ok())
-    return ToGrpc(status);
+  for (const absl::Status& status :
+       {CheckControlSize(*request), ValidateName("job", request->job())})
+    if (!status.ok()) return ToGrpc(status);
+  absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), *request);
+  if (!room.ok()) return ToGrpc(room.status());
   absl::StatusOr<std::optional<v1::CreateJobRequest>> whole;
   {
     MutexLock lock(&mutex_);
-    whole = Collect(*request, request->job(), &manifests_);
+    whole = Collect(*request, *std::move(room), request->job(), &manifests_);
   }
   if (!whole.ok()) return ToGrpc(whole.status());
   if (!whole->has_value()) return grpc::Status::OK;
@@ -341,6 +359,7 @@ grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
                                             v1::ConfigureOptimizerResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
+  if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
   bool changed = false;
   const absl::Status status = Configure(job->get(), *request, WaitOf(context), &changed);
   response->set_changed(changed);
@@ -349,7 +368,7 @@ grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
 
 // ---- Join --------------------------------------------------------------------------------------
 
-absl::Status JobService::CheckClient(const v1::JoinRequest& request) {
+absl::Status JobService::CheckClient(const v1::JoinRequest& request, uint64_t generation_issued) {
   if (request.client_id().empty() || request.client_id().size() > kMaxClientIdBytes) {
     return Refuse(absl::StatusCode::kInvalidArgument,
                   absl::StrCat("client_id has ", request.client_id().size(), " bytes; it has 1 to ",
@@ -363,7 +382,9 @@ absl::Status JobService::CheckClient(const v1::JoinRequest& request) {
                                "; the limit is ", kMaxWorldSize),
                   v1::ErrorDetail::BAD_REQUEST);
   }
-  if (request.generation() == 0) return absl::OkStatus();
+  // The machine refuses what was never issued; noted, it would hide who has the ranks.
+  if (request.generation() == 0 || request.generation() > generation_issued)
+    return absl::OkStatus();
   MutexLock lock(&mutex_);
   Members& members = members_[request.job()];
   if (request.generation() > members.generation) members = {request.generation(), {}};
@@ -381,7 +402,9 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
                               v1::JoinResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
-  if (absl::Status status = CheckClient(*request); !status.ok()) return ToGrpc(status);
+  if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
+  const auto issued = static_cast<uint64_t>((*job)->Status().generation_issued);
+  if (absl::Status status = CheckClient(*request, issued); !status.ok()) return ToGrpc(status);
   if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
     return ToGrpc(status);
   const std::shared_ptr<const JobModel> model = (*job)->model();
@@ -391,11 +414,13 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
   join.generation = static_cast<int64_t>(request->generation());
   if (request->has_min_committed_step()) join.min_committed_step = request->min_committed_step();
   if (join.generation > 0) {
+    absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), request->layout());
+    if (!room.ok()) return ToGrpc(room.status());
     absl::StatusOr<std::optional<v1::ContributionLayout>> layout;
     {
       MutexLock lock(&mutex_);
-      layout = Collect(request->layout(), {request->job(), request->generation(), request->rank()},
-                       &layouts_);
+      layout = Collect(request->layout(), *std::move(room),
+                       {request->job(), request->generation(), request->rank()}, &layouts_);
     }
     if (!layout.ok()) return ToGrpc(layout.status());
     if (!layout->has_value()) return grpc::Status::OK;
@@ -436,10 +461,9 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
   const auto explain = [&](const absl::Status& status) {
     return ToGrpc(WithPosition(status, (*job)->Status().position, request->job()));
   };
-  if (!std::isfinite(request->loss_scale()) || request->loss_scale() < 0) {
-    return explain(absl::InvalidArgumentError(
-        absl::StrCat("loss_scale ", request->loss_scale(), " must be finite and 0 or more")));
-  }
+  for (const absl::Status& status :
+       {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
+    if (!status.ok()) return explain(status);
   if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
     return ToGrpc(status);
   step::CommitRequest commit;
@@ -561,6 +585,7 @@ grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequ
                          v1::ErrorDetail::BAD_REQUEST));
   }
   MutexLock lock(&definition_mutex_);
+  const JobTable::Deletion deletion(jobs_, request->job());
   const Environment& environment = jobs_->environment();
   for (int to = 0; to < static_cast<int>(environment.server_names.size()); ++to) {
     if (to == environment.self) continue;
@@ -574,6 +599,12 @@ grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequ
   members_.erase(request->job());
   abort_reasons_.erase(request->job());
   return ToGrpc(status);
+}
+
+void JobService::Tick() {
+  MutexLock lock(&mutex_);
+  ForgetOld(&manifests_);
+  ForgetOld(&layouts_);
 }
 
 }  // namespace orlop::server

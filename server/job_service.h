@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "orlop/v1/job.grpc.pb.h"
 #include "server/job_table.h"
@@ -41,18 +42,21 @@ class JobService : public v1::Job::Service {
   grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest*,
                          v1::DeleteJobResponse*) override;
 
+  void Tick();  // forgets lists that nobody goes on with
+
  private:
   // Pages of one list that have come so far, kept after the last one for its repeats.
   template <typename Page>
   struct Collected {
     Page joined;
+    std::vector<Reservation> room;  // of its pages
     std::chrono::steady_clock::time_point last;
   };
   absl::Status Create(v1::CreateJobRequest manifest, const Wait& wait,
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                          const Wait& wait, bool* changed);
-  absl::Status CheckClient(const v1::JoinRequest& request);
+  absl::Status CheckClient(const v1::JoinRequest& request, uint64_t generation_issued);
 
   JobTable* const jobs_;
   Mutex mutex_;

@@ -169,6 +169,32 @@ absl::Status JobTable::Drop(const std::string& name, bool* existed) {
   return EraseFlushes(&environment_.data->store(), name);
 }
 
+JobTable::Deletion::Deletion(JobTable* table, std::string job)
+    : table_(table), job_(std::move(job)) {
+  MutexLock lock(&table_->mutex_);
+  table_->deleting_.insert(job_);
+  while (table_->puts_again_.contains(job_)) table_->put_again_.Wait(&table_->mutex_);
+}
+
+JobTable::Deletion::~Deletion() {
+  MutexLock lock(&table_->mutex_);
+  table_->deleting_.erase(job_);
+}
+
+void JobTable::PutAgain(int server, const std::string& name) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> job = Find(name);
+  if (!job.ok()) return;
+  {
+    MutexLock lock(&mutex_);
+    if (deleting_.contains(name) || !jobs_.contains(name)) return;
+    ++puts_again_[name];
+  }
+  environment_.peers->PutJob(server, (*job)->model()->definition()).IgnoreError();
+  MutexLock lock(&mutex_);
+  if (--puts_again_[name] == 0) puts_again_.erase(name);
+  put_again_.SignalAll();
+}
+
 void JobTable::Tick() {
   for (const std::shared_ptr<JobRuntime>& job : List()) job->Tick();
 }

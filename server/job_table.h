@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,23 @@ class JobTable {
   // Forgets a job and its bytes. `*existed` is set.
   absl::Status Drop(const std::string& job, bool* existed);
 
+  // On the leader: while it lives, no server is told of the job again, so that one that has dropped
+  // it stays without. Waits for a PutAgain of the job that is under way.
+  class Deletion {
+   public:
+    Deletion(JobTable* table, std::string job);
+    ~Deletion();
+    Deletion(const Deletion&) = delete;
+    Deletion& operator=(const Deletion&) = delete;
+
+   private:
+    JobTable* const table_;
+    const std::string job_;
+  };
+  // Another server says that it does not know this job: it is told, unless the job is unknown here
+  // or being deleted. What fails is tried again when that server says so again.
+  void PutAgain(int server, const std::string& job);
+
   void Tick();
   // Refuses calls from now on, brings every job to rest and flushes it, side by side; `deadline` is
   // JobRuntime::Stop's. OK only if all is on disk; a job that cannot be flushed costs no other its
@@ -55,6 +73,9 @@ class JobTable {
   Mutex change_mutex_;  // one Put or Drop at a time; taken before mutex_
   bool serving_ GUARDED_BY(mutex_) = false;
   std::map<std::string, std::shared_ptr<JobRuntime>> jobs_ GUARDED_BY(mutex_);
+  std::set<std::string> deleting_ GUARDED_BY(mutex_);
+  std::map<std::string, int> puts_again_ GUARDED_BY(mutex_);  // under way
+  CondVar put_again_;
 };
 
 }  // namespace orlop::server

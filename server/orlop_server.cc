@@ -167,12 +167,7 @@ class Running : public OrlopServer {
     }
     if (environment.is_leader()) {
       peers_->OnUnknownJob([this](int server, const std::string& job) {
-        pool_->Submit([this, server, job] {
-          if (auto found = jobs_->Find(job); found.ok()) {
-            peers_->PutJob(server, (*found)->model()->definition())
-                .IgnoreError();  // its next message asks again
-          }
-        });
+        pool_->Submit([this, server, job] { jobs_->PutAgain(server, job); });
       });
     }
     ticker_ = std::thread([this] { TickLoop(); });
@@ -291,6 +286,8 @@ class Running : public OrlopServer {
       }
       mutex_.Unlock();
       jobs_->Tick();
+      job_service_->Tick();
+      data_service_->Tick();
       CountStore();
       // What gRPC and RocksDB had is kept between the steps of a job that is busy, and given back
       // while it rests.

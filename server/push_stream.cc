@@ -1,8 +1,6 @@
 // One push, 5 of 8 (ARCHITECTURE.md); next: server/job_runtime.cc
 #include "server/push_stream.h"
 
-#include <cmath>
-
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
 #include "proto/status.h"
@@ -25,11 +23,7 @@ absl::Status PushStream::Open(const v1::StreamKey& key) {
   job_ = *job;
   model_ = job_->model();
   key_ = key;
-  if (!std::isfinite(key.loss_scale()) || key.loss_scale() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("loss_scale ", key.loss_scale(), " must be finite and 0 or more"));
-  }
-  return absl::OkStatus();
+  return CheckLossScale(key.loss_scale());
 }
 
 absl::Status PushStream::Take(const DecodedChunk& chunk) {

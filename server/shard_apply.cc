@@ -172,7 +172,7 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
     absl::StatusOr<BufferPtr> buffer;
     if (held) {
       // A slow reader keeps the old bytes. If there is no room for fresh ones, wait until it is
-      // done: its call has a deadline.
+      // done: its call ends when nothing is taken (server/stall_watch.h).
       Reservation room;
       for (;;) {
         auto reserved =

@@ -337,6 +337,15 @@ def test_loss_scales_that_differ_in_one_attempt_are_refused(job):
     job.abort()
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e-39, 1e39, -1.0, np.inf, np.nan])
+def test_loss_scale_without_an_fp32_inverse_is_refused(job, scale):
+    """A gradient times the inverse would be infinite, or lose its bits."""
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "loss_scale"):
+        send(job, wide_messages(job, loss_scale=scale))
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "loss_scale"):
+        job.commit([ADAMW], loss_scale=scale)
+
+
 def waiting_commit(job):
     """Rank 0's CommitStep, arrived and waiting for pushes."""
     call = job.job().CommitStep.future(job.commit_request(0, [ADAMW]), timeout=60)
@@ -509,6 +518,29 @@ def test_message_over_the_limit_is_refused(job):
     assert str(messages[0].ByteSize()) in caught.value.details() and str(64 << 20) in caught.value.details(), caught.value
 
 
+def test_control_message_over_the_limit_is_refused(job):
+    """The transport lets 64 MiB through between the servers of a cluster; a worker may send 4."""
+    spec = Tensor("x" * 250, (1,)).spec()
+    request = stubs().job.CreateJobRequest(job="long", tensors=[spec] * 17_000, more=True)
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", request.ByteSize(), 4 << 20):
+        job.job().CreateJob(request, timeout=60)
+    commit = job.commit_request(0, [ADAMW], absent_tensors=range(2**20 - 2**19, 2**20 + 2**20))
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", commit.ByteSize(), 4 << 20):
+        job.job().CommitStep(commit, timeout=60)
+
+
+def test_lists_that_nobody_ends_stay_within_the_budget(make_cluster):
+    cluster = make_cluster(1, memory="64MiB")
+    job = cluster.job("lists", (Tensor("w", (4,)),))
+    page = [Tensor("x" * 200, (1,)).spec()] * 15_000
+    with refused("RESOURCE_EXHAUSTED", "BUDGET", "lists", 64 << 20):
+        for number in range(64):
+            job.job().CreateJob(stubs().job.CreateJobRequest(job=f"list-{number}", tensors=page, more=True), timeout=60)
+    status = job.admin().ServerStatus(stubs().admin.ServerStatusRequest(), timeout=60)
+    held = {use.slot: use.bytes for use in status.uses}
+    assert held["lists"] > 16 << 20 and status.memory_bytes <= status.memory_budget_bytes
+
+
 def test_stream_cut_off_in_the_middle_leaves_no_piece(job):
     """A worker that dies in mid-push: its piece is dropped, complete ones stay and count."""
     send(job, wide_messages(job))
@@ -591,7 +623,16 @@ def test_second_contributor_with_the_same_rank_is_refused(job):
         job.job().Join(request, timeout=60)
 
 
-@pytest.mark.parametrize("rank, world_size, fragment", [(1, 1, "rank"), (0, 0, "world_size"), (0, 65_537, "65536")])
+def test_generation_that_was_never_issued_is_refused_and_hides_nobody(job):
+    request = job.join_request(0, job.layout(), job.generation + 1000, client_id="an impostor")
+    with refused("FAILED_PRECONDITION", "STALE_GENERATION", job.generation + 1000):
+        job.job().Join(request, timeout=60)
+    assert list(job.status().joined_ranks) == [0]
+    with refused("ALREADY_EXISTS", "CONFLICT", "rank 0"):
+        job.job().Join(job.join_request(0, job.layout(), job.generation, client_id="an impostor"), timeout=60)
+
+
+@pytest.mark.parametrize("rank, world_size, fragment", [(1, 1, "rank"), (0, 0, "world_size"), (0, 513, "512")])
 def test_rank_or_world_size_out_of_limits_is_refused(job, rank, world_size, fragment):
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", fragment):
         job.job().Join(job.join_request(rank, job.layout(), 0, world_size), timeout=60)

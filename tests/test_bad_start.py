@@ -1,4 +1,5 @@
 """Servers that must not start, or must not take a job: directories, files, budgets, disks. Each says why, and harms nothing."""
+import os
 import pathlib
 import shutil
 import subprocess
@@ -152,22 +153,24 @@ def test_budget_smaller_than_the_largest_shard_is_refused(make_cluster):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """mount(size) -> a file system of that size."""
-    mounted = []
+    """mount(size) -> a file system of that size, in a mount namespace of its own, which needs no privileges."""
+    holders = []
 
     def mount(size):
-        path = tmp_path / f"disk-{len(mounted)}"
+        path = tmp_path / f"disk-{len(holders)}"
         path.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(f"a file system of limited size needs the right to mount: {done.stderr.strip()}")
-        mounted.append(path)
-        return path
+        script = f"mount -t tmpfs -o size={size} tmpfs '{path}' && echo mounted && exec cat"
+        namespaces = ["--mount"] if os.geteuid() == 0 else ["--mount", "--user", "--map-root-user"]
+        holder = subprocess.Popen(["unshare", *namespaces, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True)
+        holders.append(holder)
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip(f"a file system of limited size needs the right to mount, or a user namespace: {holder.stderr.read().strip()}")
+        return pathlib.Path(f"/proc/{holder.pid}/root{path}")  # as the holder sees it
 
     yield mount
-    for path in mounted:
-        subprocess.run(["umount", "-l", str(path)], check=True)
+    for holder in holders:
+        holder.communicate()  # it ends with its input
 
 
 def fill(directory):

@@ -147,6 +147,29 @@ def test_export_and_import_round_trip(orlop, job, cluster, tmp_path, dtype):
         orlop("delete", "imported")
 
 
+def test_fp32_buffers_are_imported_too(orlop, cluster, tmp_path):
+    tensors = (Tensor("norm.weight", (300,)), Tensor("norm.running_mean", (300,), "F32", "BUFFER"),
+               Tensor("half", (20,), "BF16", "BUFFER"))
+    generator = np.random.default_rng(3)
+    values = {"norm.weight": generator.standard_normal(300).astype("f4"), "norm.running_mean": generator.standard_normal(300).astype("f4"),
+              "half": np.arange(20, dtype="<u2")}
+    there, back = (cluster.job(name, tensors) for name in ("normed", "normed-again"))
+    for job in (there, back):
+        job.create()
+        job.configure()
+    there.join()
+    there.load(values)
+    path = tmp_path / "model.safetensors"
+    orlop("export", "normed", "--to", path)
+    orlop("import", path, "--job", "normed-again")
+    back.join()
+    assert back.committed_step == 0
+    for name, value in values.items():
+        assert (back.pull(name) == value).all(), name
+    for job in (there, back):
+        orlop("delete", job.name)
+
+
 def test_import_of_a_wrong_file_changes_nothing(orlop, job, tmp_path):
     before = job.snapshot()
     wrong_shape, unknown, torn = tmp_path / "shape", tmp_path / "unknown", tmp_path / "torn"
@@ -254,6 +277,17 @@ def test_bench_wire_prints_figures(orlop):
     figures = json.loads(orlop("bench", "wire", "--json", "--repetitions", 3, "--mebibytes", 8).stdout)
     check_bench(figures, "wire")
     assert {"wire.grpc.push", "wire.grpc.pull"} <= {figure["name"] for figure in figures}
+
+
+@pytest.mark.slow
+def test_the_bulk_path_moves_as_much_as_a_bare_stream(orlop):
+    """For a machine that does nothing else: the median over paired rounds, hash and norm included."""
+    figures = json.loads(orlop("bench", "wire", "--json", "--repetitions", 25, "--mebibytes", 256, timeout=900).stdout)
+    for name in ("wire.grpc.push", "wire.grpc.pull"):
+        (figure,) = (each for each in figures if each["name"] == name and each["baseline_name"] == "bare gRPC stream")
+        low, median, high = figure["paired_ratio"]
+        print(f"{name}: {median:.2f} [{low:.2f}, {high:.2f}] of the bare stream, {figure['median']:.2f} {figure['unit']}")
+        assert median >= 0.85, figure
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
 """Bytes of a server: at rest, in mid-step, and as it reports them."""
+import time
+
+import grpc
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from plain_client import ADAMW, Tensor, stubs
 REST_BYTES_PER_PARAMETER = 6.1
 STEP_BYTES_PER_PARAMETER = 2.1
 REPORT_ERROR = 0.03
+STALL_SECONDS = 60  # kMaxStallMs
 WIDTH = 2048
 FP32_TENSORS = ("embedding.weight", "bias")
 
@@ -157,3 +161,25 @@ def test_budget_is_never_exceeded_and_peaks_are_kept(make_cluster):
     assert all(use.bytes <= use.peak_bytes for use in status.uses)
     staging = [use for use in status.uses if use.slot == "staging" and use.job == job.name]
     assert sum(use.peak_bytes for use in staging) >= 2 * 8 << 20
+
+
+@pytest.mark.slow
+def test_a_pull_that_nobody_takes_is_ended(make_cluster):
+    """Without a deadline it would keep the version it reads, and the memory of it, from the next apply for ever."""
+    cluster = make_cluster(1)
+    job = start_job(cluster, "stalled", tensors_of(32 << 20))
+    job.load({tensor.name: np.full(tensor.shape, 0x3C00, "<u2") for tensor in job.tensors})
+    regions = [job.region(tensor.name, dtype="F32") for tensor in job.tensors]  # built for the call, so its memory can be seen
+
+    def held_bytes():
+        return sum(use.bytes for use in dram_uses(status_of(job, cluster.servers[0]), job.name) if use.slot == "messages")
+
+    call = job.data(job.tensors[0].name).Pull(stubs().data.PullRequest(job=job.name, version=0, regions=regions))
+    next(call)
+    assert held_bytes() > 0
+    end = time.monotonic() + 2 * STALL_SECONDS
+    while held_bytes() > 0:
+        assert time.monotonic() < end, "the server still waits for the caller"
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call)
+    assert caught.value.code() == grpc.StatusCode.CANCELLED

@@ -285,3 +285,29 @@ def test_another_configuration_drops_a_load_left_half_way(make_cluster, job_name
     assert np.array_equal(job.pull("w", "exp_avg"), np.zeros((128, 64), "<f4"))
     job.step(weights, [ADAMW])
     assert np.array_equal(job.pull("w", "exp_avg").astype("<f4"), np.float32(0.1) * weights["w"])
+
+
+def test_a_world_of_the_largest_size_makes_a_step(make_cluster):
+    """Every rank's Join and CommitStep wait at the same time, and the ranks push meanwhile."""
+    ranks = 512  # kMaxWorldSize
+    cluster = make_cluster(2)
+    job = cluster.job("many", (Tensor("w", (256 * ranks,)),), shard_elements=128 * ranks)
+    job.create()
+    job.configure()
+    job.join([job.layout(preset="FLAT_SLICES")] * ranks)
+    weights, gradient = (np.random.default_rng(seed).standard_normal(256 * ranks).astype("f4") for seed in (1, 2))
+    job.load({"w": weights})
+    last = ranks - 1
+    commits = [job.job().CommitStep.future(job.commit_request(rank, [ADAMW]), timeout=120) for rank in range(last)]
+    for rank in range(ranks):
+        job.push({"w": [((256 * rank, 256), gradient[256 * rank:256 * (rank + 1)])]}, rank=rank)
+    response = job.job().CommitStep(job.commit_request(last, [ADAMW]), timeout=120)
+    assert all(commit.result() == response for commit in commits)
+    job.committed_step = response.step
+    alone = cluster.job("one", (Tensor("w", (256 * ranks,)),), shard_elements=128 * ranks)
+    alone.create()
+    alone.configure()
+    alone.join()
+    alone.load({"w": weights})
+    alone.step({"w": gradient}, [ADAMW])
+    np.testing.assert_array_equal(job.pull("w"), alone.pull("w"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,30 +278,31 @@ class TrainingJob:
         """Starts sending; None if there is nothing to send."""
         return self.core.push_async(parts, loss_scale=loss_scale) if parts else None
 
-    def make_step(self, parts: list[Part], pushes: list[_core.Push], groups: list[dict[str, float]], absent: list[int],
-                  loss_scale: float) -> dict[str, Any]:
-        """Pushes (what `pushes` did not bring already), commits, and answers the decision. Redoes attempts that servers gave up.
+    def make_step(self, parts: list[Part], start: Callable[[], list[_core.Push | None]] | None, groups: list[dict[str, float]],
+                  absent: list[int], loss_scale: float) -> dict[str, Any]:
+        """Pushes, commits, and answers the decision. Redoes attempts that servers gave up.
 
-        `parts` is everything this rank contributes, for the redo. Raises on every rank if it does on one.
+        `parts` is everything this rank contributes; `start()`, if given, sends of it, the first time, what is not on its way already.
+        Raises on every rank if it does on one.
         """
-        decision = self.workers.together(lambda: self._make_step(parts, pushes, groups, absent, loss_scale))
+        decision = self.workers.together(lambda: self._make_step(parts, start, groups, absent, loss_scale))
         if self._begun is not None:
             self._begun.decision = decision
         self._open = None
         return decision
 
-    def _make_step(self, parts: list[Part], pushes: list[_core.Push], groups: list[dict[str, float]], absent: list[int],
-                   loss_scale: float) -> dict[str, Any]:
+    def _make_step(self, parts: list[Part], start: Callable[[], list[_core.Push | None]] | None, groups: list[dict[str, float]],
+                   absent: list[int], loss_scale: float) -> dict[str, Any]:
         target = self.step + 1
         for tries in range(STEP_TRIES):
             try:
-                start = time.perf_counter()
-                for push in pushes or [self.push(parts, loss_scale)]:
+                begin = time.perf_counter()
+                for push in start() if start is not None else [self.push(parts, loss_scale)]:
                     if push is not None:
                         push.wait()
                 pushed = time.perf_counter()
                 decision = self.core.commit(groups=groups, absent_tensors=absent, loss_scale=loss_scale)
-                self.seconds |= {"push": pushed - start, "commit": time.perf_counter() - pushed}
+                self.seconds |= {"push": pushed - begin, "commit": time.perf_counter() - pushed}
                 return decision
             except (Aborted, FailedPrecondition) as error:
                 if tries + 1 == STEP_TRIES:
@@ -308,7 +310,7 @@ class TrainingJob:
                 decided = self._recover(error, target)
                 if decided is not None:
                     return decided
-                pushes = []
+                start = None
         raise AssertionError("unreachable")
 
     def _recover(self, error: Aborted | FailedPrecondition, target: int) -> dict[str, Any] | None:

@@ -109,10 +109,10 @@ class Optimizer(torch.optim.Optimizer):
             self.attach()
             if self._stale_weights:
                 return
-        job = self._checked_job()
+        job = self._job
+        gradients = job.workers.together(self._checked_gradients)
         job.seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
         loss_scale = self._loss_scale_of_step()
-        gradients = self._gradients()
         present, stopped, changed = job.survey(gradients)
         if stopped and self._catch_up(job) and not changed:
             job.finish()
@@ -325,11 +325,12 @@ class Optimizer(torch.optim.Optimizer):
 
     # Stepping.
 
-    def _checked_job(self) -> TrainingJob:
+    def _checked_gradients(self) -> dict[int, torch.Tensor]:
+        """What this rank has to push, unless something here forbids a step."""
         if self.session.optimizer is not self:
             raise Superseded(_SUPERSEDED)
         self._job.check_unedited()
-        return self._job
+        return self._gradients()
 
     @torch.no_grad()
     @torch.inference_mode(False)  # as _load_pending
@@ -371,12 +372,14 @@ class Optimizer(torch.optim.Optimizer):
         groups = [self._values(self.param_groups[number]) for number in self._group_order]
         if self._pusher is None:
             parts, absent = job.reduce(flat, present, self._reduced)
-            return job.make_step(parts, [], groups, absent, loss_scale)
-        sent, pushes = self._pusher.finish(gradients, loss_scale, unscaled=getattr(self, "grad_scale", loss_scale) is None)
+            return job.make_step(parts, None, groups, absent, loss_scale)
         parts = [part(index, gradient) for index, gradient in flat.items()]
-        rest = job.push([p for p in parts if p[0] not in sent], loss_scale)
+
+        def pushes() -> list[Any]:
+            sent, under_way = self._pusher.finish(gradients, loss_scale, unscaled=getattr(self, "grad_scale", loss_scale) is None)
+            return [*under_way, job.push([p for p in parts if p[0] not in sent], loss_scale)]
         absent = [index for index in self._trained if index not in gradients]
-        return job.make_step(parts, pushes + [rest] if rest is not None else pushes, groups, absent, loss_scale)
+        return job.make_step(parts, pushes, groups, absent, loss_scale)
 
     # What an algorithm adds.
 

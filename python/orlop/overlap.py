@@ -123,4 +123,4 @@ class BackwardPusher:
             self._warned = True
             warnings.warn("a gradient changed after it was pushed during backward (accumulation, clipping or unscale_ after the last "
                           "backward): it is pushed again, which costs the overlap; use opt.last_backward() or accumulation_steps",
-                          stacklevel=4)
+                          stacklevel=9)  # step()

@@ -134,7 +134,9 @@ class Session:
         return job.store(job.matching(names.of_model(model)))
 
     def get(self, name: str, slot: str = "weight") -> torch.Tensor:
-        """Reads one tensor or one of its states from the servers, without disturbing the job.
+        """Reads one tensor or one of its states from the servers, as of the step committed now.
+
+        A job that steps faster than the bytes come is held for the moment; otherwise it is not disturbed.
 
         Parameters
         ----------

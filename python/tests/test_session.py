@@ -3,6 +3,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import safetensors.torch
@@ -26,6 +27,28 @@ def test_any_tensor_and_state_can_be_read(job, make_net, batches):
         job.get("nobody")
     with pytest.raises(orlop.Error):
         job.get("first.weight", "momentum_buffer")
+
+
+def test_a_tensor_read_while_the_job_trains_is_of_one_step(job):
+    """A step takes 1 from every element, so a version is one value. Each server has four shards, fetched by several calls."""
+    parameter = torch.nn.Parameter(torch.zeros(2**12, 2**13, dtype=torch.bfloat16))
+    optimizer = orlop.SGD([("w", parameter)], lr=1.0, session=job)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    enough = threading.Event()
+
+    def train():
+        while not enough.is_set():
+            optimizer.step()
+    with concurrent.futures.ThreadPoolExecutor() as pool, orlop.connect(job.address, job=job.job) as reader:
+        training = pool.submit(train)
+        try:
+            seen = [reader.get("w") for _ in range(10)]
+        finally:
+            enough.set()
+        training.result()
+    assert all((tensor == tensor[0, 0]).all() for tensor in seen)
+    assert seen[-1][0, 0] < seen[0][0, 0], "the job stepped meanwhile"
 
 
 def test_reading_a_job_that_is_not_there_names_it(servers):

@@ -39,10 +39,16 @@ def test_two_workers_are_one_with_the_whole_batch(servers, tmp_path, alone, opti
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("fault", ["push", "commit", "answer", "pull"])
+@pytest.mark.parametrize("fault", ["push", "commit", "answer", "pull", "edit"])
 def test_a_step_that_fails_on_one_rank_raises_on_all_and_can_be_repeated(servers, tmp_path, fault):
     undisturbed = torchrun(servers, "calm-" + fault, tmp_path / "a.pt")
     repeated = torchrun(servers, "fault-" + fault, tmp_path / "b.pt", "--fault", fault)
+    assert all(torch.equal(undisturbed[name], repeated[name]) for name in undisturbed)
+
+
+def test_an_abort_that_fails_on_one_rank_raises_on_all_and_the_step_can_be_repeated(servers, tmp_path):
+    undisturbed = torchrun(servers, "calm-overlap", tmp_path / "a.pt", "--overlap")
+    repeated = torchrun(servers, "fault-overlap", tmp_path / "b.pt", "--overlap", "--fault", "abort")
     assert all(torch.equal(undisturbed[name], repeated[name]) for name in undisturbed)
 
 

@@ -19,7 +19,8 @@ parser.add_argument("--ddp", action="store_true")
 parser.add_argument("--overlap", action="store_true")
 parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push rank 1 kills itself")
 parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
-parser.add_argument("--fault", help="call of rank 1 that fails once, in step 3: push, commit, answer (of a commit made) or pull")
+parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit made), "
+                    "pull, or abort (of a gradient that changed after its push)), or edit: a weight is changed")
 arguments = parser.parse_args()
 
 dist.init_process_group("gloo")
@@ -54,11 +55,12 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
     options = {"overlap": "backward", "accumulation_steps": 1} if arguments.overlap else {}
     optimizer = orlop.AdamW(model.parameters(), lr=0.01, state="fp32", max_norm=1.0, **options)
     optimizer.attach()
-    while session.step < len(batches):
+    stores = 0
+    while session.step - stores < len(batches):
         if session.step == arguments.kill_at and rank == 1:
             push = optimizer._job.push
             optimizer._job.push = lambda parts, scale: (push(parts[:1], scale).wait(), os.kill(os.getpid(), signal.SIGKILL))
-        x, y = batches[session.step]
+        x, y = batches[session.step - stores]
         share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
         if arguments.second_thoughts and session.step % 2 == rank:
             loss_of(model, (y @ x.new_ones(8, 64), y)).backward()
@@ -66,12 +68,22 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
         loss_of(model, (x[share], y[share])).backward()
         if arguments.fault and session.step == 3 and rank == 1:
             optimizer._job.core = Faulty(optimizer._job.core)
+            if arguments.fault == "abort":
+                for parameter in net.parameters():
+                    parameter.grad.mul_(1)
+            if arguments.fault == "edit":
+                with torch.no_grad():
+                    net.first.bias.zero_()
         step = session.step
         try:
             optimizer.step()
             assert not (arguments.fault and step == 3), "the fault went unnoticed on this rank"
-        except orlop.Error:
+        except orlop.Error as error:
             assert arguments.fault and step == 3
+            assert isinstance(error, orlop.EditedWeights) == (arguments.fault == "edit" and rank == 1)
+            if arguments.fault == "edit":
+                stores += 1
+                session.store(net)  # rank 0's count
             optimizer.step()
     if rank == 0:
         torch.save(net.state_dict(), arguments.out)

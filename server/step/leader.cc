@@ -61,6 +61,9 @@ JobStatusReport Leader::Status() const {
   JobStatusReport report;
   report.position = {record_.epoch, record_.formed, committed_step(),
                      phase_ == Phase::kServing && record_.layout != nullptr ? attempt_ : 0};
+  report.applied_step = committed_step();
+  if (committed_ != nullptr && !AllServers(&Server::applied)) --report.applied_step;
+  report.generation_issued = record_.generation;
   report.serving = phase_ == Phase::kServing && !deposed_;
   report.last_decision = committed_;
   report.in_sync = record_.in_sync;

@@ -95,6 +95,8 @@ struct LeaderOptions {
 
 struct JobStatusReport {
   Position position;
+  int64_t applied_step = kLoading;  // lowest version of any shard, as far as servers have told
+  int64_t generation_issued = 0;    // the newest, formed or not; 0: none
   bool serving = false;
   std::string waiting_for;  // when not serving: what, in words ("shard 3: no in-sync copy ...")
   bool is_stuck = false;    // every server has told what it holds, and it is not enough

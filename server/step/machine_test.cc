@@ -371,6 +371,24 @@ TEST_F(Job, HoldDelaysTheApplyAndNotTheCommit) {
   EXPECT_TRUE(absl::IsOutOfRange(answers_[Pull(0, 0)].status));
 }
 
+TEST_F(Job, StatusTellsWhatEveryShardHasApplied) {
+  EXPECT_EQ(leader_->Status().applied_step, kLoading);
+  Load();
+  EXPECT_EQ(leader_->Status().applied_step, 0);
+  hold_applies_ = true;
+  PushAll(1);
+  Commit(0, 1);
+  EXPECT_TRUE(answers_[Commit(1, 1)].status.ok());
+  for (ShardId shard : {0, 1}) {
+    EXPECT_EQ(leader_->Status().position.committed_step, 1);
+    EXPECT_EQ(leader_->Status().applied_step, 0) << "before shard " << shard;
+    Actions actions;
+    participant_->OnShardApplied(shard, 1, kNow, &actions);
+    Run(std::move(actions));
+  }
+  EXPECT_EQ(leader_->Status().applied_step, 1);
+}
+
 TEST_F(Job, TheApplyWaitsForTheHoldOfEveryHolder) {
   Load();
   const auto hold = [&](const std::string& holder, int64_t step, int64_t until_ms) {

@@ -1,0 +1,55 @@
+// Ends calls whose caller takes nothing of what is written to it: until then they hold what they
+// read, and an apply may need that memory.
+//   Threads  all methods are safe from any thread.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <utility>
+
+#include "proto/limits.h"
+#include "proto/mutex.h"
+
+namespace orlop::server {
+
+class StallWatch {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Around one write that may block. `cancel` makes it return; it is called under the watch's lock.
+  class Write {
+   public:
+    Write(StallWatch* watch, std::function<void()> cancel, Clock::time_point now = Clock::now())
+        : watch_(watch) {
+      MutexLock lock(&watch_->mutex_);
+      watch_->writes_.emplace(this, Begun{now, std::move(cancel)});
+    }
+    ~Write() {
+      MutexLock lock(&watch_->mutex_);
+      watch_->writes_.erase(this);
+    }
+    Write(const Write&) = delete;
+    Write& operator=(const Write&) = delete;
+
+   private:
+    StallWatch* const watch_;
+  };
+
+  // Cancels every write that began kMaxStallMs ago or earlier.
+  void Tick(Clock::time_point now = Clock::now()) {
+    MutexLock lock(&mutex_);
+    for (auto& [write, begun] : writes_)
+      if (now - begun.at >= std::chrono::milliseconds(kMaxStallMs)) begun.cancel();
+  }
+
+ private:
+  struct Begun {
+    Clock::time_point at;
+    std::function<void()> cancel;
+  };
+  Mutex mutex_;
+  std::map<const Write*, Begun> writes_ GUARDED_BY(mutex_);
+};
+
+}  // namespace orlop::server
