@@ -3,11 +3,12 @@ PRESET ?= release
 PYTHON ?= python3
 BUILD  := build/$(PRESET)
 VENV   := .venv
+PEERS  := .venv-peers
 JOBS   ?= $(shell nproc)
 FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples')
 
 .DEFAULT_GOAL := build
-.PHONY: build configure packages test test-cpp test-python demo install uninstall format lint clean help
+.PHONY: build configure packages test test-cpp test-python demo bench-peers install uninstall format lint clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -18,10 +19,12 @@ packages: ## install the Debian packages that are missing
 
 # The virtual environment sees the package in python/ (a .pth file), where the extension is compiled once, with the rest, and the
 # programs of the release build.
+SEE_PACKAGE := "import site; print('$(CURDIR)/python', file=open(site.getsitepackages()[0] + '/orlop.pth', 'w'))"
+
 $(VENV)/.ready: requirements.txt | packages
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(VENV)/bin/python -c "import site; print('$(CURDIR)/python', file=open(site.getsitepackages()[0] + '/orlop.pth', 'w'))"
+	$(VENV)/bin/python -c $(SEE_PACKAGE)
 	@ln -sf ../../build/release/bin/orlopd ../../build/release/bin/orlop $(VENV)/bin/
 	@touch $@
 
@@ -52,6 +55,15 @@ test-python: build ## the Python and whole-system tests
 demo: build ## train a small GPT through two servers and two workers, beside plain torch
 	$(VENV)/bin/python -m demo.run
 
+$(PEERS)/.ready: bench/peers/requirements.txt | packages
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(PEERS)/bin/python -c $(SEE_PACKAGE)
+	@touch $@
+
+bench-peers: build $(PEERS)/.ready ## AdamW beside torch's, DeepSpeed's and others', into bench/RESULTS.md (ARGS="--rounds 15")
+	$(PEERS)/bin/python bench/peers/adamw.py $(ARGS)
+
 install: build ## install orlopd, orlop and the C++ client (PREFIX=/usr/local)
 	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
 
@@ -68,5 +80,5 @@ lint: packages ## clang-tidy, and clang's thread-safety analysis (FILES=... for 
 	@ninja -C build/lint orlop_generated
 	@echo $(FILES) | xargs -P $(JOBS) -n 4 clang-tidy -p build/lint --quiet
 
-clean: ## remove build directories and the virtual environment
-	rm -rf build $(VENV)
+clean: ## remove build directories and the virtual environments
+	rm -rf build $(VENV) $(PEERS)
