@@ -13,6 +13,7 @@ struct Options {
   std::string name;
   int repetitions = 15;  // rounds measured, after one that is not
   int mebibytes = 128;   // wire: payload of a round, both servers together
+  int mebiparameters = 16;  // kernels: of the tensor
   bool json = false;
 };
 
@@ -27,6 +28,7 @@ struct Figure {
 // Statuses: whatever kept the workload from running, or a result that was not right.
 absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options);
 absl::StatusOr<std::vector<Figure>> BenchStep(const Options& options);
+absl::StatusOr<std::vector<Figure>> BenchKernels(const Options& options);
 
 // Runs a bench and prints its figures; returns an exit code.
 int RunNamed(const Options& options);

@@ -109,7 +109,9 @@ RatioInterval PairedRatio(const Figure& figure) {
 }
 
 int RunNamed(const Options& options) {
-  const auto figures = options.name == "wire" ? BenchWire(options) : BenchStep(options);
+  const auto figures = options.name == "wire"      ? BenchWire(options)
+                       : options.name == "kernels" ? BenchKernels(options)
+                                                   : BenchStep(options);
   if (!figures.ok()) {
     std::fprintf(stderr, "orlop: bench %s: %s\n", options.name.c_str(),
                  std::string(figures.status().message()).c_str());

@@ -13,7 +13,7 @@ _orlop() {
   case $previous in
     tensors|export|rollback|delete|--job)
       COMPREPLY=($(compgen -W "$(orlop jobs --json 2>/dev/null | sed -n 's/^    "job": "\(.*\)",$/\1/p')" -- "$current")); return ;;
-    bench) COMPREPLY=($(compgen -W "wire step" -- "$current")); return ;;
+    bench) COMPREPLY=($(compgen -W "wire step kernels" -- "$current")); return ;;
     completion) COMPREPLY=($(compgen -W "bash zsh fish" -- "$current")); return ;;
     --dtype) COMPREPLY=($(compgen -W "fp32 bf16" -- "$current")); return ;;
     --to|import|--tls-cert|--tls-key|--tls-ca) COMPREPLY=($(compgen -f -- "$current")); return ;;
@@ -35,7 +35,7 @@ set -l commands servers tensors describe status jobs export import rollback dele
 complete -c orlop -f
 complete -c orlop -n "not __fish_seen_subcommand_from $commands" -a "$commands"
 complete -c orlop -n "__fish_seen_subcommand_from tensors export rollback delete" -a "(orlop jobs --json 2>/dev/null | string match -rg '^    \"job\": \"(.*)\",\$')"
-complete -c orlop -n "__fish_seen_subcommand_from bench" -a "wire step"
+complete -c orlop -n "__fish_seen_subcommand_from bench" -a "wire step kernels"
 complete -c orlop -n "__fish_seen_subcommand_from completion" -a "bash zsh fish"
 complete -c orlop -n "__fish_seen_subcommand_from import" -F
 complete -c orlop -l server -r -d "HOST:PORT or unix:/PATH"

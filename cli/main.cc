@@ -79,13 +79,15 @@ void AddActions(CLI::App* app, const Context& context, Arguments* args, Run* run
 
 void AddOwn(CLI::App* app, const Context& context, Arguments* args, Run* run) {
   CLI::App* bench = app->add_subcommand("bench", "measure this machine with private servers");
-  bench->add_option("NAME", args->bench.name, "wire or step")
+  bench->add_option("NAME", args->bench.name, "wire, step or kernels")
       ->required()
-      ->check(CLI::IsMember({"wire", "step"}));
+      ->check(CLI::IsMember({"wire", "step", "kernels"}));
   bench->add_option("--repetitions", args->bench.repetitions, "rounds measured")
       ->check(CLI::Range(3, 1000));
   bench->add_option("--mebibytes", args->bench.mebibytes, "payload of a wire round")
       ->check(CLI::Range(8, 16384));
+  bench->add_option("--mebiparameters", args->bench.mebiparameters, "of the tensor of `kernels`")
+      ->check(CLI::Range(1, 256));
   bench->callback([&, args, run] {
     *run = [&, args] {
       args->bench.json = context.json;

@@ -25,6 +25,8 @@
 namespace orlop::server {
 namespace {
 
+constexpr int kMaxWorkerThreads = 1024;
+
 constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
 constexpr uint64_t kMaxMemoryBytes = uint64_t{1} << 60;
 constexpr size_t kMaxPeers = 1024;
@@ -62,6 +64,32 @@ absl::Status SetPeers(const std::string& value, Options* options) {
   return absl::OkStatus();
 }
 
+// A number from `least` up.
+absl::StatusOr<int> Whole(const std::string& value, int least, int most) {
+  int number = 0;
+  if (absl::SimpleAtoi(value, &number) && number >= least && number <= most) return number;
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", value, "' is not a whole number from ", least, " to ", most));
+}
+
+absl::Status SetThreads(const std::string& value, Options* options) {
+  absl::StatusOr<int> count = Whole(value, 1, kMaxWorkerThreads);
+  if (count.ok()) options->workers.thread_count = *count;
+  return count.status();
+}
+
+absl::Status SetCpus(const std::string& value, Options* options) {
+  absl::StatusOr<std::vector<int>> cpus = kernels::ParseCpuList(value);
+  if (cpus.ok()) options->workers.cpus = *std::move(cpus);
+  return cpus.status();
+}
+
+absl::Status SetNumaNode(const std::string& value, Options* options) {
+  absl::StatusOr<int> node = Whole(value, 0, 1023);
+  if (node.ok()) options->workers.numa_node = *node;
+  return node.status();
+}
+
 absl::Status SetParent(const std::string& value, Options* options) {
   int pid = 0;
   if (!absl::SimpleAtoi(value, &pid) || pid <= 0) {
@@ -83,6 +111,12 @@ const std::vector<Setting>& Settings() {
        Text(&Options::failure_domain)},
       {"--log-level", "server", "log_level", "trace, debug, info, warning or error",
        Text(&Options::log_level)},
+      {"--threads", "server", "threads",
+       "threads that stage, apply and flush shards; as many as processors unless told", SetThreads},
+      {"--cpus", "server", "cpus", "processors of these threads, as 0-3,8; all unless told",
+       SetCpus},
+      {"--numa-node", "server", "numa_node", "keep these threads on the processors of this node",
+       SetNumaNode},
       {"--data-dir", "storage", "data_dir",
        "directory of spilled state and flushes, one per server", Text(&Options::data_dir)},
       {"--memory", "storage", "memory", "budget of all large memory, as 4GiB", SetMemory},
@@ -319,6 +353,10 @@ absl::Status Validate(Options* options) {
     return absl::InvalidArgumentError(absl::StrCat("--log-level '", options->log_level,
                                                    "'; levels are ", absl::StrJoin(*levels, ", ")));
   }
+  absl::StatusOr<std::vector<int>> cpus = kernels::CpusOf(options->workers);
+  if (!cpus.ok())
+    return absl::InvalidArgumentError(absl::StrCat("--numa-node: ", cpus.status().message()));
+  options->workers = {options->workers.thread_count, *std::move(cpus), -1};
   if (options->data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty");
   if (absl::Status status = FindSelf(options); !status.ok()) return status;
   return CheckTls(*options);

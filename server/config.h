@@ -1,6 +1,6 @@
 // Configuration of orlopd: one struct, filled from a TOML file and then from flags, validated once.
 //
-//   [server]   listen, name, peers, failure_domain, log_level
+//   [server]   listen, name, peers, failure_domain, log_level, threads, cpus, numa_node
 //   [storage]  data_dir, memory
 //   [tls]      cert, key, ca
 //
@@ -18,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kernels/thread_pool.h"
 
 namespace orlop::server {
 
@@ -36,6 +37,7 @@ struct Options {
   std::string log_level = "info";             // trace, debug, info, warning, error
   std::string data_dir = "orlop-data";        // created when missing; one server at a time
   uint64_t memory_bytes = uint64_t{4} << 30;  // hard budget of all large memory; at least 64 MiB
+  kernels::ThreadPlacement workers;           // threads that stage, apply and flush shards
   std::string tls_cert, tls_key, tls_ca;      // PEM files; all three or none
   std::string ready_file;  // written with the address once the server can serve; empty: none
   pid_t parent_pid = 0;    // stop gracefully when this process ends; 0: never

@@ -40,6 +40,21 @@ TEST(Config, FileFillsEverySection) {
   EXPECT_EQ(options.data_dir, "/var/lib/orlop");
 }
 
+TEST(Config, WorkersMayBeCountedAndPlaced) {
+  Options options;
+  ASSERT_TRUE(ApplyToml("[server]\nthreads = 3\ncpus = \"0\"\nnuma_node = 0\n", "orlopd.toml",
+                        &options)
+                  .ok());
+  EXPECT_EQ(options.workers.thread_count, 3);
+  EXPECT_EQ(options.workers.cpus, std::vector<int>{0});
+  EXPECT_EQ(options.workers.numa_node, 0);
+  EXPECT_THAT(TomlError("[server]\nthreads = 0\n"), HasSubstr("'0' is not a whole number from 1"));
+  EXPECT_THAT(TomlError("[server]\ncpus = \"2-1\"\n"), HasSubstr("'2-1'"));
+  options.workers.numa_node = 1000;
+  EXPECT_THAT(std::string(Validate(&options).message()),
+              HasSubstr("--numa-node: this machine has no NUMA node 1000"));
+}
+
 TEST(Config, ErrorsNameFileLineKeyAndValue) {
   EXPECT_THAT(TomlError("[storage]\n\nmemory = \"4XB\"\n"),
               AllOf(HasSubstr("orlopd.toml:3"), HasSubstr("[storage] memory"), HasSubstr("4XB")));

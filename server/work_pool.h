@@ -1,11 +1,15 @@
 // Threads that stage, apply and flush shards for every job of the server, first come first served.
 #pragma once
 
+#include <spdlog/spdlog.h>
+
 #include <deque>
 #include <functional>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "kernels/thread_pool.h"
 #include "proto/mutex.h"
 
 namespace orlop::server {
@@ -14,8 +18,14 @@ namespace orlop::server {
 // Threads: Submit from any thread.
 class WorkPool {
  public:
-  explicit WorkPool(int thread_count) {
-    for (int i = 0; i < thread_count; ++i) threads_.emplace_back([this] { Loop(); });
+  // The threads run on `cpus`; empty: anywhere.
+  explicit WorkPool(int thread_count, const std::vector<int>& cpus = {}) {
+    for (int i = 0; i < thread_count; ++i)
+      threads_.emplace_back([this, cpus] {
+        if (absl::Status pinned = kernels::PinThisThread(cpus); !pinned.ok())
+          spdlog::warn("--cpus: {}", std::string(pinned.message()));
+        Loop();
+      });
   }
   ~WorkPool() { Stop(); }
 

@@ -279,6 +279,14 @@ def test_bench_wire_prints_figures(orlop):
     assert {"wire.grpc.push", "wire.grpc.pull"} <= {figure["name"] for figure in figures}
 
 
+def test_bench_kernels_prints_figures(orlop):
+    figures = json.loads(orlop("bench", "kernels", "--json", "--repetitions", 3, "--mebiparameters", 1).stdout)
+    check_bench(figures, "kernels")
+    assert {"kernels.adamw.8bit", "kernels.adamw.fp32", "kernels.adamw.4bit", "kernels.lion.8bit", "kernels.stage.bf16",
+            "kernels.adamw.8bit.1thread", "kernels.adamw.8bit.bandwidth"} <= {figure["name"] for figure in figures}
+    assert {figure["baseline_name"] for figure in figures} == {"copy"}
+
+
 @pytest.mark.slow
 def test_the_bulk_path_moves_as_much_as_a_bare_stream(orlop):
     """For a machine that does nothing else: the median over paired rounds, hash and norm included."""
