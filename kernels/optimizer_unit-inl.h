@@ -23,10 +23,10 @@ void Update(const float* scalars, const float* gradient, float* master, float* c
   const bool keeps_state = states[0] != nullptr;
   const VF scale = hn::Set(df, scalars[0]);
   for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
-    VF state[kStates] = {};
-    if (keeps_state) {
-      ORLOP_UNROLL
-      for (size_t s = 0; s < kStates; ++s) state[s] = hn::LoadU(df, states[s] + i);
+    VF state[kStates];
+    ORLOP_UNROLL
+    for (size_t s = 0; s < kStates; ++s) {
+      state[s] = keeps_state ? hn::LoadU(df, states[s] + i) : hn::Zero(df);
     }
     const VF g = hn::Mul(hn::LoadU(df, gradient + i), scale);
     hn::StoreU(rule(g, hn::LoadU(df, master + i), state), df, master + i);
