@@ -8,10 +8,10 @@ JOBS   ?= $(shell nproc)
 FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples')
 
 .DEFAULT_GOAL := build
-.PHONY: build configure packages test test-cpp test-python demo bench-peers install uninstall format lint clean help
+.PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers install uninstall format lint clean help
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo "  PRESET=release|dev|asan|tsan chooses the build (build/PRESET/bin)"
 
 packages: ## install the Debian packages that are missing
@@ -40,7 +40,7 @@ build: configure ## build everything of one preset
 	@ninja -C $(BUILD) -j $(JOBS)
 
 ifeq ($(PRESET),release)
-test: test-cpp test-python ## every test; with PRESET=asan or tsan: the C++ tests under sanitizers
+test: test-cpp test-python $(if $(filter x86_64,$(shell uname -m)),test-aarch64) ## every test; with PRESET=asan or tsan: the C++ tests under sanitizers
 else
 test: test-cpp
 endif
@@ -51,6 +51,16 @@ test-cpp: build ## the C++ tests, the simulator last
 
 test-python: build ## the Python and whole-system tests
 	ORLOP_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(VENV)/bin/python -m pytest
+
+build/aarch64-sysroot/.ready: tools/sysroot.sh tools/packages-aarch64-sysroot.txt
+	@tools/sysroot.sh arm64 tools/packages-aarch64-sysroot.txt $(@D)
+	@touch $@
+
+test-aarch64: build/aarch64-sysroot/.ready | packages ## the kernels' tests on an emulated AArch64
+	@tools/setup.sh tools/packages-aarch64.txt
+	@cmake --preset aarch64 > /dev/null
+	@ninja -C build/aarch64 -j $(JOBS)
+	ORLOP_TAIL_STRIDE=$${ORLOP_TAIL_STRIDE:-5} ctest --preset aarch64 -j $(JOBS)
 
 demo: build ## train a small GPT through two servers and two workers, beside plain torch
 	$(VENV)/bin/python -m demo.run
