@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["orlop", "orlop.amp", "orlop.errors", "orlop.names", "orlop.optimizer", "orlop.session",
+@pytest.mark.parametrize("name", ["orlop", "orlop.amp", "orlop.errors", "orlop.names", "orlop.kernels", "orlop.optimizers", "orlop.session",
                                   "orlop.workers"])
 def test_examples_in_docstrings_run_as_printed(name):
     result = doctest.testmod(importlib.import_module(name))
