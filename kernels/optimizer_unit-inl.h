@@ -38,35 +38,21 @@ void Update(const float* scalars, const float* gradient, float* master, float* c
     }
   }
 }
+// Two vectors: what the exact master is joined and split by.
 template <DType kType>
-HWY_INLINE void UpdateFour(const ORLOP_OPTIMIZER_STRUCT::Rule<VectorArithmetic>& rule, VF scale,
-                           const FusedBlock& block, size_t i, const VF* absmax,
-                           hn::Vec<DU>* largest) {
+HWY_INLINE void UpdateTwo(const ORLOP_OPTIMIZER_STRUCT::Rule<VectorArithmetic>& rule, VF scale,
+                          const FusedBlock& block, size_t i, hn::Vec<DU>* largest) {
   using O = ORLOP_OPTIMIZER_STRUCT;
   constexpr size_t kStates = std::size(O::kStates);
-  const size_t lanes = FloatLanes();
   const auto* gradient = static_cast<const uint8_t*>(block.gradient);
-  VF states[kStates][4], master[4];
+  VF master[2];
+  JoinTwo(block.weight + i, block.remainder + i, &master[0], &master[1]);
   ORLOP_UNROLL
-  for (size_t s = 0; s < kStates; ++s) {
-    const auto* codes = static_cast<const uint8_t*>(block.states[s].values) + i;
-    if (O::kStates[s].code_book == CodeBook::kSigned) {
-      DecodeFour<CodeBook::kSigned>(codes, absmax[s], states[s]);
-    } else {
-      DecodeFour<CodeBook::kUnsigned>(codes, absmax[s], states[s]);
-    }
-  }
-  ORLOP_UNROLL
-  for (size_t j = 0; j < 4; j += 2) {
-    const size_t at = i + j * lanes;
-    JoinTwo(block.weight + at, block.remainder + at, &master[j], &master[j + 1]);
-  }
-  ORLOP_UNROLL
-  for (size_t j = 0; j < 4; ++j) {
-    const size_t at = i + j * lanes;
-    VF state[kStates];
+  for (size_t j = 0; j < 2; ++j) {
+    const size_t at = i + j * FloatLanes();
+    VF state[kStates] = {};
     ORLOP_UNROLL
-    for (size_t s = 0; s < kStates; ++s) state[s] = states[s][j];
+    for (size_t s = 0; s < kStates; ++s) state[s] = hn::LoadU(DF(), block.values[s] + at);
     const VF g = hn::Mul(LoadTyped<kType>(gradient + at * SizeOf(kType)), scale);
     master[j] = rule(g, master[j], state);
     ORLOP_UNROLL
@@ -77,28 +63,29 @@ HWY_INLINE void UpdateFour(const ORLOP_OPTIMIZER_STRUCT::Rule<VectorArithmetic>&
                        : Map<CodeBook::kUnsigned>::Larger(largest[s], state[s]);
     }
   }
-  ORLOP_UNROLL
-  for (size_t j = 0; j < 4; j += 2) {
-    const size_t at = i + j * lanes;
-    SplitTwo(master[j], master[j + 1], block.new_weight + at, block.remainder + at);
-  }
+  SplitTwo(master[0], master[1], block.new_weight + i, block.remainder + i);
 }
 
 template <DType kType>
 HWY_INLINE void UpdateFused(const float* scalars, FusedBlock* block) {
   using O = ORLOP_OPTIMIZER_STRUCT;
   constexpr size_t kStates = std::size(O::kStates);
-  const O::Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
-  const VF scale = hn::Set(DF(), scalars[0]);
-  VF absmax[kStates];
-  hn::Vec<DU> largest[kStates];
   ORLOP_UNROLL
   for (size_t s = 0; s < kStates; ++s) {
-    absmax[s] = hn::Set(DF(), *block->states[s].absmax);
-    largest[s] = hn::Zero(DU());
+    const auto* codes = static_cast<const uint8_t*>(block->states[s].values);
+    if (O::kStates[s].code_book == CodeBook::kSigned) {
+      DecodeBlock<CodeBook::kSigned>(codes, *block->states[s].absmax, block->values[s]);
+    } else {
+      DecodeBlock<CodeBook::kUnsigned>(codes, *block->states[s].absmax, block->values[s]);
+    }
   }
-  for (size_t i = 0; i < kQuantBlock; i += 4 * FloatLanes()) {
-    UpdateFour<kType>(rule, scale, *block, i, absmax, largest);
+  const O::Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
+  const VF scale = hn::Set(DF(), scalars[0]);
+  hn::Vec<DU> largest[kStates];
+  ORLOP_UNROLL
+  for (size_t s = 0; s < kStates; ++s) largest[s] = hn::Zero(DU());
+  for (size_t i = 0; i < kQuantBlock; i += 2 * FloatLanes()) {
+    UpdateTwo<kType>(rule, scale, *block, i, largest);
   }
   ORLOP_UNROLL
   for (size_t s = 0; s < kStates; ++s) {
