@@ -52,7 +52,8 @@ HWY_INLINE VI Code4(bool is_signed, bool stochastic, VF r, BlockRandom random, s
   if (!is_signed) {  // entry k / 16, k from 1
     const VF position = hn::Mul(r, hn::Set(df, 16));
     const VF k = stochastic ? hn::Floor(hn::Add(position, unit)) : hn::Round(position);
-    return hn::ConvertTo(di, hn::Max(hn::Sub(k, hn::Set(df, 1)), hn::Zero(df)));
+    const VF code = hn::Max(hn::Sub(k, hn::Set(df, 1)), hn::Zero(df));
+    return hn::ConvertTo(di, hn::Min(code, hn::Set(df, 15)));
   }
   if (!stochastic) return SignedCode4(r, kSigned4Thresholds);
   const VI low = SignedCode4(r, kSigned4CodeBook);

@@ -245,6 +245,35 @@ TEST(Stochastic, KeepsSlowAveragesMoving) {
   EXPECT_NEAR(actual, expected, 0.05 * expected);
 }
 
+// The position of the largest entry plus a random number next to 1 rounds to the number after it,
+// which has no code.
+TEST(Stochastic, GivesTheLargestElementNoCodeBeyondTheLast) {
+  const RandomKey key = RandomKey::Of(1, 2, 3);
+  const auto is_near_one = [key](uint64_t block) {
+    for (uint32_t i = 0; i < kQuantBlock; ++i) {
+      if (RandomUnit(BlockRandomOf(key, block, 0), i) > 1 - 0x1p-20f) return true;
+    }
+    return false;
+  };
+  uint64_t block = 0;
+  while (!is_near_one(block)) ++block;
+  const BlockRandom random = BlockRandomOf(key, block, 0);
+  const std::vector<float> ones(kQuantBlock, 1.0f);
+  const auto expect_largest = [&](StateFormat format, CodeBook book) {
+    std::vector<uint8_t> codes(format == StateFormat::k8Bit ? kQuantBlock : kQuantBlock / 2);
+    float absmax[2];
+    ActiveBlockKernels().encode(format, book, Rounding::kStochastic, ones.data(), random,
+                                {codes.data(), absmax});
+    EXPECT_TRUE(SameBits(codes, std::vector<uint8_t>(codes.size(), 255)));
+  };
+  ForEachTarget([&] {
+    for (const StateFormat format : {StateFormat::k8Bit, StateFormat::k4Bit}) {
+      expect_largest(format, CodeBook::kSigned);
+      expect_largest(format, CodeBook::kUnsigned);
+    }
+  });
+}
+
 // Averaged over seeds, what is stored is what was computed.
 TEST(Stochastic, RoundsMastersToTheirMean) {
   const std::vector<float> start(kQuantBlock, 1.0f), gradient(kQuantBlock, 1.0f);

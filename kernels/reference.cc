@@ -53,10 +53,11 @@ uint8_t StochasticCode(CodeBook code_book, float r, float unit) {
   if (p > last) p = std::min(std::fma(p - last, tables.beyond[decade], last), last + 1);
   const float smallest = TableOf(code_book)[is_signed ? kSignedZeroCode + 1 : 1];
   if (a < smallest) p = std::fma(a, tables.inverse_smallest, zero_k);
+  // Next to 1, unit may round the sum of the last entry up to the number after it.
   const float k = std::floor(p + unit);
-  if (!is_signed) return static_cast<uint8_t>(std::max(k, 2.0f) - 1);
-  const float code = static_cast<float>(kSignedZeroCode) + std::copysign(k, r);
-  return static_cast<uint8_t>(std::max(code, 0.0f));
+  const float code = is_signed ? static_cast<float>(kSignedZeroCode) + std::copysign(k, r)
+                               : std::max(k, 2.0f) - 1;
+  return static_cast<uint8_t>(std::clamp(code, 0.0f, 255.0f));
 }
 
 // What scales x and absmax, and 1 / absmax: quantize.h, Encode.
@@ -237,7 +238,7 @@ uint8_t Encode4(CodeBook code_book, Rounding rounding, float x, float absmax, fl
   if (code_book == CodeBook::kUnsigned) {
     const float position = r * 16;
     const float k = stochastic ? std::floor(position + unit) : std::nearbyint(position);
-    return static_cast<uint8_t>(std::max(k - 1, 0.0f));
+    return static_cast<uint8_t>(std::clamp(k - 1, 0.0f, 15.0f));
   }
   int code = 15;
   if (!stochastic) {
