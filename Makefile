@@ -5,10 +5,10 @@ BUILD  := build/$(PRESET)
 VENV   := .venv
 PEERS  := .venv-peers
 JOBS   ?= $(shell nproc)
-FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples')
+FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples' $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc'))
 
 .DEFAULT_GOAL := build
-.PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers install uninstall format lint clean help
+.PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers install uninstall format lint cuda-report clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -89,6 +89,9 @@ lint: packages ## clang-tidy, and clang's thread-safety analysis (FILES=... for 
 	@cmake --preset lint > /dev/null
 	@ninja -C build/lint orlop_generated
 	@echo $(FILES) | xargs -P $(JOBS) -n 4 clang-tidy -p build/lint --quiet
+
+cuda-report: configure ## registers and spills of every CUDA kernel
+	@$(PYTHON) tools/cuda_report.py $(BUILD)
 
 clean: ## remove build directories and the virtual environments
 	rm -rf build $(VENV) $(PEERS)

@@ -62,6 +62,12 @@ struct OptimizerUnit {
 };
 absl::Span<const OptimizerUnit> OptimizerUnits();
 
+// What Step refuses; a range of no elements is fine.
+absl::Status CheckStep(const RangeStep& step);
+
+// How the states of a step are rounded: kNoZero becomes kStochastic for those that would freeze.
+Rounding RoundingOf(const RangeStep& step, size_t state);
+
 // Step with the given kernels; inputs are not checked.
 void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates);
 

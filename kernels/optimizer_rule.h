@@ -42,7 +42,7 @@ inline float Fp32(double value) { return static_cast<float>(value); }
 inline constexpr size_t kCommonScalars = 2;  // gradient_scale, states to round stochastically
 
 template <class O>
-typename O::Scalars ScalarsOf(const float* scalars) {
+ORLOP_DEVICE typename O::Scalars ScalarsOf(const float* scalars) {
   typename O::Scalars own;
   std::memcpy(&own, scalars + kCommonScalars, sizeof(own));
   return own;

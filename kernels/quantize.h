@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "kernels/arithmetic.h"
 #include "kernels/code_books.h"
 #include "kernels/types.h"
 
@@ -43,7 +44,7 @@ enum class Rounding : uint8_t {
 
 namespace quantize_internal {
 // What a block is multiplied by before it is coded, so that 1 / absmax is neither infinite nor inexact.
-constexpr float ScaleOf(float absmax) {
+ORLOP_DEVICE constexpr float ScaleOf(float absmax) {
   return absmax < 0x1p-64f ? 0x1p64f : absmax > 0x1p64f ? 0x1p-64f : 1.0f;
 }
 }  // namespace quantize_internal

@@ -186,15 +186,17 @@ struct Pass {
 
 }  // namespace
 
+Rounding RoundingOf(const RangeStep& step, size_t state) {
+  const auto frozen = static_cast<uint32_t>(step.scalars[1]);
+  const bool stochastic = step.rounding == Rounding::kNoZero && (frozen >> state & 1) != 0;
+  return stochastic ? Rounding::kStochastic : step.rounding;
+}
+
 void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates) {
   const Optimizer& optimizer = *step.optimizer;
   Pass pass{step, kernels, updates,
             optimizer.KeepsState(step.scalars) ? optimizer.states.size() : 0};
-  const auto frozen = static_cast<uint32_t>(step.scalars[1]);
-  for (size_t i = 0; i < pass.states; ++i) {
-    const bool stochastic = step.rounding == Rounding::kNoZero && (frozen >> i & 1) != 0;
-    pass.rounding[i] = stochastic ? Rounding::kStochastic : step.rounding;
-  }
+  for (size_t i = 0; i < pass.states; ++i) pass.rounding[i] = RoundingOf(step, i);
   const size_t tail = step.gradient.count % kQuantBlock;
   const size_t whole = step.gradient.count - tail;
   for (size_t begin = 0; begin < whole; begin += kQuantBlock) {
@@ -287,11 +289,15 @@ RangeStep PartOf(const RangeStep& step, size_t begin, size_t count) {
   return part;
 }
 
+absl::Status CheckStep(const RangeStep& step) {
+  if (absl::Status status = UnitOf(step).status(); !status.ok()) return status;
+  return step.gradient.count == 0 ? absl::OkStatus() : CheckArrays(step);
+}
+
 absl::Status Step(const RangeStep& step) {
-  const absl::StatusOr<const OptimizerUnit*> unit = UnitOf(step);
-  if (!unit.ok()) return unit.status();
+  if (absl::Status status = CheckStep(step); !status.ok()) return status;
   if (step.gradient.count == 0) return absl::OkStatus();
-  if (absl::Status status = CheckArrays(step); !status.ok()) return status;
+  const absl::StatusOr<const OptimizerUnit*> unit = UnitOf(step);
   StepBlocks(step, ActiveBlockKernels(), (*unit)->active());
   return absl::OkStatus();
 }

@@ -154,6 +154,43 @@ struct Range {
   absl::Span<int8_t> bytes() { return {reinterpret_cast<int8_t*>(remainder.data()), count}; }
 };
 
+// A range full of `hostility`: what a damaged server could hold, too.
+inline Range HostileRange(Source& source, const Optimizer* optimizer, Formats formats,
+                          size_t count, Hostility hostility) {
+  Range range(optimizer, formats, source.Floats(count, hostility));
+  if (hostility == Hostility::kAnyBits) {
+    range.weight = source.Integers<uint16_t>(count);
+    range.remainder = source.Integers<int16_t>(count);
+  }
+  for (size_t s = 0; s < optimizer->states.size(); ++s) {
+    const bool is_signed = optimizer->states[s].code_book == CodeBook::kSigned;
+    range.fp32[s] = is_signed ? source.Floats(count, hostility) : source.Absmax(count, hostility);
+    range.codes[s] = source.Integers<uint8_t>(count);
+    range.absmax[s] = source.Absmax(FourBitBlockCount(count), hostility);
+  }
+  return range;
+}
+
+// Hyper-parameters that take every branch of an optimizer's rule.
+inline std::vector<std::vector<double>> Variants(const Optimizer& optimizer) {
+  std::vector<std::vector<double>> variants = {Values(optimizer, {{"weight_decay", 0.1}})};
+  const absl::string_view name = optimizer.name;
+  if (name == "adamw") {  // both forms of Lerp, and frozen averages
+    variants.push_back(Values(optimizer, {{"beta1", 0.3}, {"beta2", 0.0}}));
+    variants.push_back(Values(optimizer, {{"beta2", 0.9999}, {"eps", 0.0}}));
+  } else if (name == "sgd") {
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"dampening", 0.2}}));
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"nesterov", 1}}));
+  } else if (name == "rmsprop_full") {
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"centered", 1}}));
+  } else if (name == "adagrad") {
+    variants.push_back(Values(optimizer, {{"initial_accumulator_value", 0.1}, {"lr_decay", 0.1}}));
+  } else if (name == "ademamix") {
+    variants.push_back(Values(optimizer, {{"warmup", 100}}));
+  }
+  return variants;
+}
+
 inline TypedSpan Span(const std::vector<float>& values) {
   return {DType::kF32, values.data(), values.size()};
 }

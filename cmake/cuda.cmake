@@ -1,0 +1,38 @@
+# Sets ORLOP_CUDA if the CUDA form of the kernels (kernels/cuda) can be built here: wherever nvcc is, a GPU or not.
+option(ORLOP_USE_CUDA "Build the CUDA kernels where nvcc is found" ON)
+set(ORLOP_CUDA OFF)
+find_program(NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+if(NOT ORLOP_USE_CUDA OR SKBUILD)
+  message(STATUS "CUDA kernels: not asked for")
+elseif(ORLOP_SANITIZE)
+  message(STATUS "CUDA kernels: not built with sanitizers; their host run is tested")
+elseif(NOT NVCC)
+  message(STATUS "CUDA kernels: no nvcc found, so they are not built; their host run is tested")
+else()
+  if(NOT DEFINED ENV{CUDACXX})
+    set(ENV{CUDACXX} ${NVCC})
+  endif()
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(ORLOP_CUDA ON)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)   # CMake 3.25 does not know that nvcc has it
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+    message(STATUS "CUDA kernels: built by ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
+  else()
+    message(STATUS "CUDA kernels: ${NVCC} does not work here, so they are not built; their host run is tested")
+  endif()
+endif()
+
+# The arithmetic of kernels/types.h: no contraction, IEEE division and square root, subnormals kept. A spilled register or a
+# warning is an error.
+set(ORLOP_CUDA_FLAGS -fmad=false -ftz=false -prec-div=true -prec-sqrt=true -Xcompiler=-ffp-contract=off
+    -Werror=all-warnings -Xptxas=--warn-on-spills,--warn-on-local-memory-usage)

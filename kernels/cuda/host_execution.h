@@ -1,0 +1,34 @@
+// A thread block on the host (block_step.h): one phase of all 256 threads, then the next.
+#pragma once
+#include "kernels/cuda/block_step.h"
+
+namespace orlop::kernels::cuda {
+
+template <size_t kStates>
+class HostExecution {
+ public:
+  template <class Body>
+  void Each(Body body) {
+    for (uint32_t thread = 0; thread < kQuantBlock; ++thread) body(thread, registers_[thread]);
+  }
+  void Barrier() {}
+  void Raise(uint32_t* word, uint32_t value) {
+    if (value > *word) *word = value;
+  }
+
+ private:
+  Registers<kStates> registers_[kQuantBlock];
+};
+
+// All blocks of a batch, the last first: on the device they run in no order.
+template <class O>
+void RunOnHost(const Batch& batch) {
+  constexpr size_t kStates = std::size(O::kStates);
+  for (uint64_t block = batch.first_block[batch.range_count]; block-- > 0;) {
+    SharedMemory<kStates> shared;
+    HostExecution<kStates> execution;
+    BlockStep<O, HostExecution<kStates>>(batch, block, shared, execution).Run();
+  }
+}
+
+}  // namespace orlop::kernels::cuda
