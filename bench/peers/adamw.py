@@ -66,6 +66,7 @@ GOALS = [
     report.Goal("torchao 8-bit, step", "Orlop 8-bit, step", 25, at_most=False),
     report.Goal("Orlop fp32, with passes", "torch fused, with passes", 0.75, at_most=True),
     report.Goal("Orlop fp32, step", "copy of Orlop fp32's bytes", 1.2, at_most=True),
+    report.Goal("Orlop 8-bit on AVX2, step", "Orlop 8-bit, step", 1.8, at_most=True),
 ]
 
 
@@ -193,7 +194,7 @@ def orlop_adamw(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
 
 def orlop_state(kernels, state: str, inputs: Inputs, threads: int) -> list[Candidate]:
     """One state format of Orlop: the step alone, and after the norm."""
-    shard = kernels.Shard("adamw", inputs.master, state=state, rounding="no_zero", master="exact", seed=0, tensor=0)
+    shard = kernels.Shard("adamw", inputs.master, state=state)
     values = hyper_parameters()
 
     def with_passes() -> None:
@@ -201,10 +202,21 @@ def orlop_state(kernels, state: str, inputs: Inputs, threads: int) -> list[Candi
         clip = min(1.0, MAX_NORM / (math.sqrt(sum_squares) + 1e-6))
         shard.step(inputs.gradient, values, gradient_scale=clip, threads=threads)
 
+    def step() -> None:
+        shard.step(inputs.gradient, values, gradient_scale=1.0, threads=threads)
+
+    def step_on_avx2() -> None:
+        kernels.use_target("AVX2")
+        step()
+        kernels.use_target()
+
     count, traffic = inputs.master.numel(), ORLOP_BYTES[state]
-    return [Candidate(f"{ORLOP_NAMES[state]}, step", lambda: shard.step(inputs.gradient, values, gradient_scale=1.0, threads=threads),
-                      count, traffic),
-            Candidate(f"{ORLOP_NAMES[state]}, with passes", with_passes, count, traffic + ORLOP_NORM_BYTES)]
+    candidates = [Candidate(f"{ORLOP_NAMES[state]}, step", step, count, traffic),
+                  Candidate(f"{ORLOP_NAMES[state]}, with passes", with_passes, count, traffic + ORLOP_NORM_BYTES)]
+    targets = kernels.targets()
+    if state == "8bit" and "AVX2" in targets and targets[0] != "AVX2":
+        candidates.append(Candidate(f"{ORLOP_NAMES[state]} on AVX2, step", step_on_avx2, count, traffic))
+    return candidates
 
 
 def check_orlop(kernels, state: str, steps: int, threads: int) -> None:
@@ -217,7 +229,7 @@ def check_orlop(kernels, state: str, steps: int, threads: int) -> None:
     master = torch.rand(1 << 16, generator=generator) + 1
     parameter = torch.nn.Parameter(master.clone())
     optimizer = torch.optim.AdamW([parameter], lr=0.05, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True)
-    shard = kernels.Shard("adamw", master, state=state, rounding="no_zero", master="exact", seed=0, tensor=0)
+    shard = kernels.Shard("adamw", master, state=state)
     for _ in range(steps):
         gradient = torch.randn(master.numel(), generator=generator).bfloat16()
         parameter.grad = gradient.float().mul_(0.5)
