@@ -1,6 +1,7 @@
 #include "client/pieces.h"
 
 #include <algorithm>
+#include <array>
 
 #include "absl/strings/str_cat.h"
 #include "proto/dtype.h"
@@ -8,6 +9,8 @@
 
 namespace orlop::client {
 namespace {
+
+constexpr uint64_t kBlock = 256, kFourBitBlock = 128;  // elements that share an absmax
 
 absl::Status PartError(const std::string& tensor, std::string_view field, std::string actual,
                        std::string limit) {
@@ -21,6 +24,22 @@ absl::Status PartError(const std::string& tensor, std::string_view field, std::s
                    absl::StrCat("tensor ", tensor, ": ", std::string(field), " is ", actual,
                                 "; expected ", limit),
                    detail);
+}
+
+// Elements of the tensor to one stored element of a quantised slot read or set as it is stored
+// (types.proto, Region): two 4-bit codes to a byte, or an absmax to a block. Told by the size of the
+// data, as the slot's format is the server's to know. 1: every element has its own.
+uint64_t ElementsPer(const PartView& part, const Box& box, v1::DType dtype) {
+  constexpr std::string_view kAbsmax = "_absmax";
+  if (!box.flat || box.offset[0] % kBlock != 0) return 1;
+  std::array<uint64_t, 2> sizes = {kFourBitBlock, kBlock};
+  if (dtype == v1::DTYPE_U8 && !part.slot.empty() && part.slot != "weight")
+    sizes = {1, 2};
+  else if (dtype != v1::DTYPE_F32 || !part.slot.ends_with(kAbsmax))
+    return 1;
+  for (const uint64_t per : sizes)
+    if (part.bytes == (box.extent[0] + per - 1) / per * ElementBytes(dtype)) return per;
+  return sizes[1];
 }
 
 // Shards [first, last] that a valid box can meet.
@@ -53,7 +72,6 @@ Box FromProto(const v1::Box& box) {
 }
 
 std::optional<Box> FlatSlice(uint64_t element_count, uint32_t rank, uint32_t world_size) {
-  constexpr uint64_t kBlock = 256;
   const uint64_t each = (element_count + world_size - 1) / world_size;
   const uint64_t slice = (each + kBlock - 1) / kBlock * kBlock;
   const uint64_t begin = std::min(rank * slice, element_count),
@@ -76,11 +94,12 @@ absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vect
   const size_t element_bytes = ElementBytes(dtype);
   if (element_bytes == 0)
     return PartError(tensor.name(), "dtype", absl::StrCat(dtype), "a known type");
-  if (part.bytes != BoxElementCount(box) * element_bytes)
-    return PartError(
-        tensor.name(), "size of data", absl::StrCat(part.bytes, " bytes"),
-        absl::StrCat(BoxElementCount(box), " elements of ", std::string(DTypeName(dtype)), ", ",
-                     BoxElementCount(box) * element_bytes, " bytes"));
+  const uint64_t per = ElementsPer(part, box, dtype);
+  const uint64_t stored = (BoxElementCount(box) + per - 1) / per;
+  if (part.bytes != stored * element_bytes)
+    return PartError(tensor.name(), "size of data", absl::StrCat(part.bytes, " bytes"),
+                     absl::StrCat(stored, " elements of ", std::string(DTypeName(dtype)), ", ",
+                                  stored * element_bytes, " bytes"));
   const auto [first, last] = ShardsOf(box, shape, manifest.shard_elements());
   for (uint64_t shard = first; shard <= last; ++shard) {
     const Range range = BoxPart(box, shape, ShardRange(shard, count, manifest.shard_elements()));
@@ -92,8 +111,8 @@ absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vect
     piece.region.set_dtype(dtype);
     piece.region.set_shard(shard);
     if (part.box->has_value()) *piece.region.mutable_box() = ToProto(box);
-    piece.data = part.data + range.begin * element_bytes;
-    piece.bytes = range.count() * element_bytes;
+    piece.data = part.data + range.begin / per * element_bytes;
+    piece.bytes = (range.count() + per - 1) / per * element_bytes;
     piece.applied_count = part.applied_count;
     pieces->push_back(std::move(piece));
   }

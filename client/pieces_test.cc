@@ -90,6 +90,37 @@ TEST(SplitPart, RefusesWrongSizesAndBoxesNamingTheTensor) {
   EXPECT_EQ(split(0, Box{{~uint64_t{0}}, {2}, true}, 8).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(SplitPart, CutsScalesAndFourBitCodesAsTheyAreStored) {
+  const uint64_t count = 256 * 5 + 77;
+  const Manifest manifest = OneTensor({count}, 512);
+  const std::optional<Box> whole = WholeTensor(count), shifted = Box{{512}, {count - 512}, true};
+  char bytes[count * 4];
+  const auto sizes = [&](std::string_view slot, v1::DType dtype, const std::optional<Box>& box,
+                         size_t size) {
+    std::vector<Piece> pieces;
+    std::vector<size_t> found;
+    EXPECT_TRUE(SplitPart({0, slot, dtype, &box, bytes, size}, manifest, &pieces).ok());
+    const char* next = bytes;
+    for (const Piece& piece : pieces) {
+      EXPECT_EQ(piece.data, next);
+      next += piece.bytes;
+      found.push_back(piece.bytes);
+    }
+    return found;
+  };
+  using Sizes = std::vector<size_t>;
+  EXPECT_EQ(sizes("exp_avg_absmax", v1::DTYPE_F32, whole, 6 * 4), (Sizes{8, 8, 8}));
+  EXPECT_EQ(sizes("exp_avg_absmax", v1::DTYPE_F32, shifted, 4 * 4), (Sizes{8, 8}));
+  EXPECT_EQ(sizes("exp_avg_absmax", v1::DTYPE_F32, whole, 11 * 4), (Sizes{16, 16, 12}));
+  EXPECT_EQ(sizes("exp_avg", v1::DTYPE_U8, whole, count), (Sizes{512, 512, 333}));
+  EXPECT_EQ(sizes("exp_avg", v1::DTYPE_U8, whole, 679), (Sizes{256, 256, 167}));
+  std::vector<Piece> pieces;
+  for (const size_t size : {count * 4, size_t{5 * 4}, size_t{7 * 4}})
+    EXPECT_FALSE(
+        SplitPart({0, "exp_avg_absmax", v1::DTYPE_F32, &whole, bytes, size}, manifest, &pieces)
+            .ok());
+}
+
 TEST(FlatSlice, CoversEveryElementOnceInWholeBlocks) {
   for (uint64_t count : {1ull, 255ull, 256ull, 257ull, 1000ull, 4096ull, 100'001ull})
     for (uint32_t world : {1u, 2u, 3u, 7u}) {
