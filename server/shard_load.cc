@@ -86,7 +86,8 @@ class LoadSink : public PieceSink {
     MutexLock lock(&stage_->mutex);
     if (stage_->dropped || stage_->result) return AttemptDropped(shard_);
     const uint64_t size = ElementBytes(dtype_);
-    if (first_.format.elements_per > 1) {  // one element per block of a flat box of whole blocks
+    // As they are stored: scales or packed codes, of a flat box of whole blocks.
+    if (conversion_ == Conversion::kCopy && first_.format.elements_per > 1) {
       if (!started_)
         (void)cursor_.Advance(1, [&](uint64_t local, uint64_t, uint64_t) {
           base_ = local / first_.format.elements_per;

@@ -92,6 +92,32 @@ TEST(Load, QuantisesMomentsAndReadsThemBack) {
       store->BeginLoad(0, Slot::kMomentumBuffer, v1::DTYPE_F32, Flat(0, 256)).status()));
 }
 
+TEST(Load, QuantisesFp32IntoFourBits) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 100})}, 2560));
+  auto optimizers = AllAdamW(store->layout());
+  optimizers[0].state = kernels::StateFormat::k4Bit;
+  ASSERT_TRUE(store->Configure(optimizers).ok());
+  const auto moment = Normal(6400, 2, 1e-3f);
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  LoadTensor(store.get(), 0, moment, Slot::kExpAvg);
+  CommitLoad(store.get(), 0);
+  std::vector<uint8_t> codes(3200);
+  std::vector<float> absmax(50), decoded(6400);
+  ASSERT_TRUE(kernels::RequantizeBlocks4(kernels::CodeBook::kSigned, kernels::Rounding::kNoZero,
+                                         moment, absl::MakeSpan(codes), absl::MakeSpan(absmax))
+                  .ok());
+  ASSERT_TRUE(
+      kernels::DequantizeBlocks4(kernels::CodeBook::kSigned, codes, absmax, absl::MakeSpan(decoded))
+          .ok());
+  for (const OwnedShard& shard : store->layout().shards) {
+    const Range r = shard.range;
+    EXPECT_EQ(FromBytes<float>(Read(
+                  store.get(), {shard.id, Slot::kExpAvg, v1::DTYPE_F32, WholeTensor(6400), 0})),
+              std::vector<float>(decoded.begin() + r.begin, decoded.begin() + r.end));
+  }
+}
+
 TEST(Load, AnotherRankMayRepeatABoxButNotChangeIt) {
   World world;
   auto store = NewStore(&world, Layout({Parameter("w", {512})}, 1 << 20));
