@@ -209,6 +209,10 @@ absl::StatusOr<Transfer> Session::PullLatest(const std::vector<Piece>& pieces,
     absl::StatusOr<Transfer> outcome =
         FetchAll(core_->door(), step, pieces, std::max(left, Milliseconds(1)));
     if (held) Hold(step, Milliseconds(0), holder).IgnoreError();
+    // A server may hear of the first commit a moment after its leader has told of it.
+    if (!outcome.ok() && DetailOf(outcome.status()).reason() == v1::ErrorDetail::LOADING &&
+        core_->link->PrepareRetry(Verdict::kBackOff, number, deadline, &never))
+      continue;
     if (outcome.ok() || number + 1 == kLatestTries ||
         DetailOf(outcome.status()).reason() != v1::ErrorDetail::VERSION_GONE)
       return outcome;
