@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import foreign
 from .errors import NotFound
 from .job import Part, TrainingJob, part
 from .options import OPTIONS
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
 KEY = "orlop"  # of a state_dict: where its tensors are
 
 
-def save(optimizer: Optimizer, state_dict: dict[str, Any], full: bool) -> dict[str, Any]:
-    """torch's state_dict of `optimizer`, with plain values for tensors, or with all tensors of the servers."""
+def save(optimizer: Optimizer, state_dict: dict[str, Any], full: bool, format: str = "torch") -> dict[str, Any]:
+    """torch's state_dict of `optimizer`, with plain values for tensors, or with all tensors of the servers; or another library's."""
+    if format not in foreign.FORMATS:
+        raise ValueError(f"format={format!r}; {' or '.join(map(repr, foreign.FORMATS))}")
+    if format != "torch":
+        if not full:
+            raise ValueError(f"format={format!r} has all tensors: it goes with full=True")
+        return foreign.export(optimizer, state_dict, format)
     state_dict[KEY] = _whereabouts(optimizer)
     if full:
         state_dict[KEY]["masters"] = _masters(optimizer)
@@ -33,13 +40,14 @@ def save(optimizer: Optimizer, state_dict: dict[str, Any], full: bool) -> dict[s
 
 
 def has_tensors(state_dict: dict[str, Any]) -> bool:
-    return any(isinstance(value, torch.Tensor) and name != "step"
+    return any(isinstance(value, (torch.Tensor, foreign.Quantised)) and name != "step"
                for state in state_dict["state"].values() for name, value in state.items())
 
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Its state with tensors of its own: the optimizer it came from may step on before the servers take it."""
-    state = {number: {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    state = {number: {name: value.clone() if isinstance(value, (torch.Tensor, foreign.Quantised)) else value
+                      for name, value in values.items()}
              for number, values in state_dict["state"].items()}
     masters = {number: master.clone() for number, master in state_dict.get(KEY, {}).get("masters", {}).items()}
     return {"state": state, "param_groups": state_dict["param_groups"], KEY: {"masters": masters}}
@@ -93,6 +101,7 @@ def parts(optimizer: Optimizer, job: TrainingJob, state_dict: dict[str, Any]) ->
     """The loaded tensors as a LOAD step sends them."""
     sent = []
     masters = state_dict.get(KEY, {}).get("masters", {})
+    stored = {tensor["index"]: tensor for tensor in optimizer.session.client.list_tensors(job.core.job)}
     for number, (parameter, state) in enumerate(_states(optimizer, state_dict)):
         if id(parameter) not in job.index_of or not parameter.requires_grad:
             continue
@@ -105,7 +114,10 @@ def parts(optimizer: Optimizer, job: TrainingJob, state_dict: dict[str, Any]) ->
                 continue
             if value.shape != parameter.shape:
                 raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {list(parameter.shape)}")
-            sent.append(part(index, value.float(), slot, applied_count=_count(state)))
+            if isinstance(value, foreign.Quantised):
+                sent += foreign.parts(job, index, slot, value, _count(state), stored[index])
+            else:
+                sent.append(part(index, value.float(), slot, applied_count=_count(state)))
     return sent
 
 
