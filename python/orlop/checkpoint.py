@@ -116,8 +116,10 @@ def parts(optimizer: Optimizer, job: TrainingJob, state_dict: dict[str, Any]) ->
                 raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {list(parameter.shape)}")
             if isinstance(value, foreign.Quantised):
                 sent += foreign.parts(job, index, slot, value, _count(state), stored[index])
-            else:
-                sent.append(part(index, value.float(), slot, applied_count=_count(state)))
+                continue
+            if _count(state) == 0:  # before its first update; torch's Adagrad begins with a sum that the servers add with the first one
+                value = torch.zeros_like(value)
+            sent.append(part(index, value.float(), slot, applied_count=_count(state)))
     return sent
 
 
@@ -169,6 +171,6 @@ def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
 def _full(optimizer: Optimizer, parameter: torch.Tensor) -> dict[str, Any]:
     count = optimizer.state[parameter]["step"]
     if optimizer._job is None or not parameter.requires_grad or count == 0:
-        return {}  # as torch before a parameter's first update
+        return optimizer._state_before_first_update(parameter)
     name = optimizer._job.entries[optimizer._job.index_of[id(parameter)]].name
     return {"step": count.clone(), **{slot: optimizer.session.get(name, slot) for slot in optimizer.slots}}

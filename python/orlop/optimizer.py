@@ -415,6 +415,10 @@ class Optimizer(torch.optim.Optimizer):
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         raise NotImplementedError
 
+    def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
+        """As torch's constructor makes it: nothing, but for Adagrad."""
+        return {}
+
     def _check_values(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not (math.isfinite(value) and value >= 0):

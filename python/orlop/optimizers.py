@@ -260,6 +260,10 @@ class Adagrad(Optimizer):
     def _algorithm(self, group: dict[str, Any]) -> str:
         return "adagrad"
 
+    def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
+        group = next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
+        return {"step": torch.tensor(0.0), "sum": torch.full_like(parameter, group["initial_accumulator_value"], device="cpu")}
+
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         return _floats(group, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
 
