@@ -11,8 +11,8 @@ namespace orlop::bench {
 
 struct Options {
   std::string name;
-  int repetitions = 15;  // rounds measured, after one that is not
-  int mebibytes = 128;   // wire: payload of a round, both servers together
+  int repetitions = 15;     // rounds measured, after one that is not
+  int mebibytes = 128;      // wire: payload of a round, both servers together
   int mebiparameters = 16;  // kernels: of the tensor
   bool json = false;
 };

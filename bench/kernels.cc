@@ -1,7 +1,8 @@
-// bench kernels: one fused step of every optimizer and state format in this process, on one thread and
-// on all, beside a plain copy that moves the same number of bytes in the same round. And the staging of
-// a gradient (copy, squared norm, non-finite count) beside its copy alone.
-//   Bytes   of one parameter: what a step reads and writes of gradient (bf16), weight, remainder, states
+// bench kernels: one fused step of every optimizer and state format in this process, on one thread
+// and on all, beside a plain copy that moves the same number of bytes in the same round. And the
+// staging of a gradient (copy, squared norm, non-finite count) beside its copy alone.
+//   Bytes   of one parameter: what a step reads and writes of gradient (bf16), weight, remainder,
+//   states
 //           and their absmax, all in place. The copy reads half of them and writes the other half.
 #include <sys/mman.h>
 
@@ -52,7 +53,10 @@ class Memory {
 // One tensor with room for every format, and for the copies beside it.
 struct Tensor {
   explicit Tensor(size_t count)
-      : count(count), gradient(2 * count), weight(2 * count), remainder(2 * count),
+      : count(count),
+        gradient(2 * count),
+        weight(2 * count),
+        remainder(2 * count),
         copy(kLargestHalf * 2 * count) {
     for (size_t i = 0; i < kernels::kMaxStates; ++i) {
       values[i] = std::make_unique<Memory>(4 * count);
@@ -107,8 +111,8 @@ double BytesOfState(kernels::StateFormat format) {
 }
 
 double BytesOf(const Workload& work) {
-  return 2 + 2 * (2 + 2 + static_cast<double>(work.optimizer->states.size()) *
-                              BytesOfState(work.format));
+  return 2 + 2 * (2 + 2 +
+                  static_cast<double>(work.optimizer->states.size()) * BytesOfState(work.format));
 }
 
 std::vector<double> DefaultsOf(const kernels::Optimizer& optimizer) {

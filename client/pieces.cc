@@ -27,8 +27,8 @@ absl::Status PartError(const std::string& tensor, std::string_view field, std::s
 }
 
 // Elements of the tensor to one stored element of a quantised slot read or set as it is stored
-// (types.proto, Region): two 4-bit codes to a byte, or an absmax to a block. Told by the size of the
-// data, as the slot's format is the server's to know. 1: every element has its own.
+// (types.proto, Region): two 4-bit codes to a byte, or an absmax to a block. Told by the size of
+// the data, as the slot's format is the server's to know. 1: every element has its own.
 uint64_t ElementsPer(const PartView& part, const Box& box, v1::DType dtype) {
   constexpr std::string_view kAbsmax = "_absmax";
   if (!box.flat || box.offset[0] % kBlock != 0) return 1;

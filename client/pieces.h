@@ -39,8 +39,8 @@ struct PartView {
 // Cuts a part along the shards that it meets and appends the pieces in ascending order of shard.
 // The elements of a box inside a shard are one contiguous range of the box's row-major buffer
 // (proto/box.h), so a piece is one range of the caller's memory. Of a flat box of whole blocks, the
-// absmax of a quantised slot (an fp32 per block) and its 4-bit codes (two to a byte) may be given as
-// they are stored.
+// absmax of a quantised slot (an fp32 per block) and its 4-bit codes (two to a byte) may be given
+// as they are stored.
 //   Statuses  InvalidArgument for an unknown index, a box outside the tensor, or a buffer of
 //   another size.
 absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vector<Piece>* pieces);

@@ -7,8 +7,8 @@
 //   MulAdd      a * b + c, one rounding;  NegMulAdd: c - a * b, one rounding
 //   Max         a > b ? a : b;  Sign: 1, -1 or 0 (of zeros and NaN)
 //
-// A rule never writes a * b + c by itself: compilers may not contract it (types.h), and the rounding
-// of the two forms differs.
+// A rule never writes a * b + c by itself: compilers may not contract it (types.h), and the
+// rounding of the two forms differs.
 #pragma once
 #include <cmath>
 

@@ -67,10 +67,9 @@ void Encode(StateFormat format, CodeBook code_book, Rounding rounding, const flo
 void EncodeFound(CodeBook code_book, Rounding rounding, const float* from, uint32_t largest_bits,
                  BlockRandom random, StateSpan to) {
   auto* codes = static_cast<uint8_t*>(to.values);
-  *to.absmax =
-      code_book == CodeBook::kSigned
-          ? EncodeBlock<CodeBook::kSigned>(rounding, from, largest_bits, random, codes)
-          : EncodeBlock<CodeBook::kUnsigned>(rounding, from, largest_bits, random, codes);
+  *to.absmax = code_book == CodeBook::kSigned
+                   ? EncodeBlock<CodeBook::kSigned>(rounding, from, largest_bits, random, codes)
+                   : EncodeBlock<CodeBook::kUnsigned>(rounding, from, largest_bits, random, codes);
 }
 
 const BlockKernels& Table() {

@@ -1,7 +1,7 @@
-// What a fused step does to one 256-element block, each piece for every instruction set: the table of
-// the reference (reference.cc) and those of Highway's targets (blocks.cc, optimizer_unit-inl.h).
-// step.cc strings them together. All arrays are whole blocks at any alignment; none overlap, but for
-// the weight of Split, which may be that of Join.
+// What a fused step does to one 256-element block, each piece for every instruction set: the table
+// of the reference (reference.cc) and those of Highway's targets (blocks.cc, optimizer_unit-inl.h).
+// step.cc strings them together. All arrays are whole blocks at any alignment; none overlap, but
+// for the weight of Split, which may be that of Join.
 #pragma once
 #include <cstdint>
 
@@ -36,8 +36,8 @@ extern const BlockKernels kBlockKernels;
 using BlockUpdate = void (*)(const float* scalars, const float* gradient, float* master,
                              float* const* states);
 
-// The same with everything around it but the encoding, for 8-bit state and the exact master: divisions
-// and square roots then overlap with the work of decoding, joining and splitting.
+// The same with everything around it but the encoding, for 8-bit state and the exact master:
+// divisions and square roots then overlap with the work of decoding, joining and splitting.
 struct FusedBlock {
   const void* gradient;
   DType dtype;  // kBF16 or kF32
@@ -45,8 +45,8 @@ struct FusedBlock {
   uint16_t* new_weight;
   int16_t* remainder;
   const StateSpan* states;
-  float* values[kMaxStates];           // out: the new states
-  uint32_t largest_bits[kMaxStates];   // out: of their magnitudes, as fp32 bits
+  float* values[kMaxStates];          // out: the new states
+  uint32_t largest_bits[kMaxStates];  // out: of their magnitudes, as fp32 bits
 };
 using FusedUpdate = void (*)(const float* scalars, FusedBlock* block);
 

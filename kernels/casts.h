@@ -34,7 +34,8 @@ absl::Status RoundToF16(absl::Span<const float> source, absl::Span<uint16_t> des
 absl::Status SplitMaster(absl::Span<const float> master, absl::Span<uint16_t> weight,
                          absl::Span<int16_t> remainder);
 
-// What a LOAD stores of other masters (optimizer.h, MasterFormat): the nearest, ties away from zero.
+// What a LOAD stores of other masters (optimizer.h, MasterFormat): the nearest, ties away from
+// zero.
 //   24 bit   bits32 = (weight << 16) + (remainder << 8)
 //   bf16     the weight that SplitMaster gives
 absl::Status SplitMaster24(absl::Span<const float> master, absl::Span<uint16_t> weight,

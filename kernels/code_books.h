@@ -140,19 +140,19 @@ constexpr DecadeTables MakeDecadeTables(bool is_signed) {
     tables.last[i] = is_one ? first : 2 * first - 1;
     tables.lower_bound[i] = decade == 0 ? 0 : lower_bounds[decade];
     tables.scale[i] = is_one ? 0 : static_cast<float>(Denominator(is_signed, decade) / 18.0);
-    tables.bias[i] =
-        is_one ? first : static_cast<float>(-Offset(is_signed, decade) / 18.0);
+    tables.bias[i] = is_one ? first : static_cast<float>(-Offset(is_signed, decade) / 18.0);
   }
   return tables;
 }
 
-// Segments for vectors of 32 entries: what has no code of its own (0), decades 0..6 (1..7), 1.0 (8). The
-// exponent of a magnitude, its low five bits, tells the segment where its binade begins, and where in
-// the binade the next one does, if any. Magnitudes below 2^-31 must be raised to it.
+// Segments for vectors of 32 entries: what has no code of its own (0), decades 0..6 (1..7), 1.0
+// (8). The exponent of a magnitude, its low five bits, tells the segment where its binade begins,
+// and where in the binade the next one does, if any. Magnitudes below 2^-31 must be raised to it.
 struct SegmentTables {
   alignas(64) std::array<int32_t, 32> segment{};
   alignas(64) std::array<float, 32> next{};
-  // By segment: the code (unsigned) or k (signed) is magnitude * scale + bias, rounded, up to `last`.
+  // By segment: the code (unsigned) or k (signed) is magnitude * scale + bias, rounded, up to
+  // `last`.
   alignas(64) std::array<float, 16> scale{}, bias{}, last{};
 };
 
@@ -179,9 +179,9 @@ constexpr SegmentTables MakeSegmentTables(bool is_signed, float zero_k) {
   return tables;
 }
 
-// Stochastic rounding goes up from one entry to the next with a probability linear in between. k runs
-// through a decade as above; between its last entry and the first of the next the gap is another:
-// `beyond` gaps of this decade make 1 there.
+// Stochastic rounding goes up from one entry to the next with a probability linear in between. k
+// runs through a decade as above; between its last entry and the first of the next the gap is
+// another: `beyond` gaps of this decade make 1 there.
 struct StochasticTables {
   alignas(64) std::array<float, 16> first_value{};  // where a decade begins; entry 0 is 0
   alignas(64) std::array<float, 16> beyond{};
@@ -194,8 +194,9 @@ constexpr StochasticTables MakeStochasticTables(bool is_signed) {
   for (int i = 0; i < 16; ++i) {
     const int decade = i % 8;
     const int n = DecadeSize(is_signed, decade);
-    tables.first_value[i] =
-        decade == 0 ? 0 : decade == kDecades ? 1 : book[is_signed ? kSignedZeroCode + n : n - 1];
+    tables.first_value[i] = decade == 0          ? 0
+                            : decade == kDecades ? 1
+                                                 : book[is_signed ? kSignedZeroCode + n : n - 1];
     tables.beyond[i] = decade == kDecades - 1 ? 2 : 1 / 3.0f;
   }
   tables.inverse_smallest = 1 / book[is_signed ? kSignedZeroCode + 1 : 1];

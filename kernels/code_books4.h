@@ -21,7 +21,8 @@ inline constexpr uint8_t kUnsigned4LeastCode = 0;
 
 namespace code_book_internal {
 
-// (0.1 + 0.9 (j + 0.5) / n) * 10^(decade - 2) = (18 j + 9 + 2 n) / (20 n * 10^(2 - decade)), n = 2^decade
+// (0.1 + 0.9 (j + 0.5) / n) * 10^(decade - 2) = (18 j + 9 + 2 n) / (20 n * 10^(2 - decade)), n =
+// 2^decade
 constexpr std::array<float, 16> MakeSigned4() {
   std::array<float, 16> book{};
   book[15] = 1;
@@ -30,7 +31,8 @@ constexpr std::array<float, 16> MakeSigned4() {
     const int n = 1 << decade;
     for (int j = 0; j < n; ++j, ++k) {
       const int power = decade == 0 ? 100 : decade == 1 ? 10 : 1;
-      const float value = static_cast<float>(18 * j + 9 + 2 * n) / static_cast<float>(20 * n * power);
+      const float value =
+          static_cast<float>(18 * j + 9 + 2 * n) / static_cast<float>(20 * n * power);
       book[kSigned4ZeroCode + k] = value;
       book[kSigned4ZeroCode - k] = -value;
     }
@@ -44,8 +46,8 @@ constexpr std::array<float, 16> MakeUnsigned4() {
   return book;
 }
 
-// thresholds[c]: the smallest fp32 that is nearer to entry c than to the one below it, or as near and
-// c is even. Entry 0 is reached by all.
+// thresholds[c]: the smallest fp32 that is nearer to entry c than to the one below it, or as near
+// and c is even. Entry 0 is reached by all.
 constexpr std::array<float, 16> MakeThresholds4(const std::array<float, 16>& book) {
   std::array<float, 16> thresholds{};
   thresholds[0] = -2;

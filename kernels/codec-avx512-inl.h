@@ -1,5 +1,5 @@
-// The 8-bit dynamic map on AVX-512: segments found by permutes of 32 entries, and, with byte permutes
-// (VBMI), tables of 256 in registers. codec-inl.h has the forms for every instruction set.
+// The 8-bit dynamic map on AVX-512: segments found by permutes of 32 entries, and, with byte
+// permutes (VBMI), tables of 256 in registers. codec-inl.h has the forms for every instruction set.
 #if defined(ORLOP_KERNELS_CODEC_AVX512_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_CODEC_AVX512_INL_H_
 #undef ORLOP_KERNELS_CODEC_AVX512_INL_H_
@@ -19,8 +19,8 @@ namespace HWY_NAMESPACE {
 // One byte of 64 table entries: two permutes of half the table each.
 HWY_INLINE __m512i LookupPlane(const std::array<uint8_t, 256>& plane, __m512i codes) {
   const uint8_t* table = plane.data();
-  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(table), codes,
-                                               _mm512_load_si512(table + 64));
+  const __m512i low =
+      _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
   const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), codes,
                                                 _mm512_load_si512(table + 192));
   return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
@@ -63,8 +63,8 @@ class SegmentEncoder {
     // The larger magnitude of r and 2^-31.
     const __m512 a = _mm512_range_ps(r, _mm512_set1_ps(0x1p-31f), 0b1011);
     const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
-    const __mmask16 next = _mm512_cmp_ps_mask(
-        a, _mm512_permutex2var_ps(next0_, exponent, next1_), _CMP_GE_OQ);
+    const __mmask16 next =
+        _mm512_cmp_ps_mask(a, _mm512_permutex2var_ps(next0_, exponent, next1_), _CMP_GE_OQ);
     const __m512i begin = _mm512_permutex2var_epi32(segment0_, exponent, segment1_);
     const __m512i segment = _mm512_mask_add_epi32(begin, next, begin, _mm512_set1_epi32(1));
     const __m512 position = _mm512_fmadd_ps(a, _mm512_permutexvar_ps(segment, scale_),
@@ -72,8 +72,7 @@ class SegmentEncoder {
     const __m512 within = _mm512_min_ps(position, _mm512_permutexvar_ps(segment, last_));
     // What rounding takes away. The roundings of the sum below show only where this is near a tie.
     const __m512 cut = _mm512_abs_ps(_mm512_reduce_ps(within, 0));
-    near_tie->raw =
-        _mm512_cmp_ps_mask(cut, _mm512_set1_ps(0.5f - 1.0f / (1 << 14)), _CMP_GT_OQ);
+    near_tie->raw = _mm512_cmp_ps_mask(cut, _mm512_set1_ps(0.5f - 1.0f / (1 << 14)), _CMP_GT_OQ);
     if constexpr (kIsSigned) {
       const __m512 sign = _mm512_set1_ps(-0.0f);
       const __m512 k = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(

@@ -93,8 +93,8 @@ struct Map {
     return hn::Abs(hn::Min(hn::Max(number, hn::Zero(df)), largest));
   }
 
-  // The decade whose range holds the magnitude a (0..1), by where each begins; 7 for 1.0, 0 for what
-  // is less than any.
+  // The decade whose range holds the magnitude a (0..1), by where each begins; 7 for 1.0, 0 for
+  // what is less than any.
   static HWY_INLINE VI DecadeOf(VF a, const std::array<float, 16>& begin) {
     const DF df;
     const DI di;
@@ -117,9 +117,9 @@ struct Map {
     return ToInt(hn::Add(hn::CopySignToAbs(k, r), zero_code));
   }
 
-  // The nearest code of x (codable, scaled). *near_tie gets the lanes that are so near to a tie that
-  // only exact comparison can tell: k before rounding is off by less than 5e-5, the sum of a few fp32
-  // roundings at magnitude 256 or less and of the rounding of the two entries.
+  // The nearest code of x (codable, scaled). *near_tie gets the lanes that are so near to a tie
+  // that only exact comparison can tell: k before rounding is off by less than 5e-5, the sum of a
+  // few fp32 roundings at magnitude 256 or less and of the rounding of the two entries.
   template <Rounding kRounding>
   static HWY_INLINE VI Nearest(VF x, VF inverse, MF* near_tie) {
     const DF df;
@@ -140,8 +140,8 @@ struct Map {
     VI code = CodeOf(k, r);
     if constexpr (kRounding == Rounding::kNearest && kIsSigned) {  // keeps the sign
       const VI sign = hn::BitCast(DI(), x);
-      const auto negative_zero = hn::And(hn::RebindMask(DI(), hn::Eq(k, hn::Zero(df))),
-                                         hn::Lt(sign, hn::Zero(DI())));
+      const auto negative_zero =
+          hn::And(hn::RebindMask(DI(), hn::Eq(k, hn::Zero(df))), hn::Lt(sign, hn::Zero(DI())));
       code = hn::Add(code, hn::VecFromMask(DI(), negative_zero));
     }
     return code;
@@ -155,11 +155,10 @@ struct Map {
     const VI decade = DecadeOf(a, kStochasticTables.first_value);
     const VF last = Lookup8(kDecadeTables.last, decade);
     VF p = hn::MulAdd(a, Lookup8(kDecadeTables.scale, decade), Lookup8(kDecadeTables.bias, decade));
-    const VF beyond =
-        hn::MulAdd(hn::Sub(p, last), Lookup8(kStochasticTables.beyond, decade), last);
+    const VF beyond = hn::MulAdd(hn::Sub(p, last), Lookup8(kStochasticTables.beyond, decade), last);
     p = hn::IfThenElse(hn::Gt(p, last), hn::Min(beyond, hn::Add(last, hn::Set(df, 1))), p);
-    const VF below = hn::MulAdd(a, hn::Set(df, kStochasticTables.inverse_smallest),
-                                hn::Set(df, kZeroK));
+    const VF below =
+        hn::MulAdd(a, hn::Set(df, kStochasticTables.inverse_smallest), hn::Set(df, kZeroK));
     p = hn::IfThenElse(hn::Lt(a, hn::Set(df, kSmallestValue)), below, p);
     VF k = hn::Floor(hn::Add(p, unit));
     if (!kIsSigned) {
@@ -170,7 +169,8 @@ struct Map {
   static constexpr float kSmallestValue =
       kIsSigned ? kSignedCodeBook[kSignedZeroCode + 1] : kUnsignedCodeBook[1];
 
-  // The larger of `largest` and the magnitude of x, as bits; 0x7F800000 or more if x is not codable.
+  // The larger of `largest` and the magnitude of x, as bits; 0x7F800000 or more if x is not
+  // codable.
   static HWY_INLINE hn::Vec<DU> Larger(hn::Vec<DU> largest, VF x) {
     return hn::Max(largest, hn::BitCast(DU(), kIsSigned ? hn::Abs(x) : x));
   }
@@ -188,13 +188,13 @@ struct Map {
 // Stores lanes of -1 .. 255 as bytes; -1 as 0.
 HWY_INLINE void StoreCodes(VI c0, VI c1, VI c2, VI c3, uint8_t* HWY_RESTRICT to) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(c0.raw, c1.raw),
-                                            _mm512_packs_epi32(c2.raw, c3.raw));
+  const __m512i bytes =
+      _mm512_packus_epi16(_mm512_packs_epi32(c0.raw, c1.raw), _mm512_packs_epi32(c2.raw, c3.raw));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, bytes));
 #elif HWY_TARGET == HWY_AVX2
-  const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(c0.raw, c1.raw),
-                                            _mm256_packs_epi32(c2.raw, c3.raw));
+  const __m256i bytes =
+      _mm256_packus_epi16(_mm256_packs_epi32(c0.raw, c1.raw), _mm256_packs_epi32(c2.raw, c3.raw));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, order));
 #else
@@ -254,8 +254,7 @@ class NearestEncoder {
 #else
   static constexpr bool kBySegments = false;
 #endif
-  explicit HWY_INLINE NearestEncoder(float inverse)
-      : vector_(MakeVector(inverse)) {}
+  explicit HWY_INLINE NearestEncoder(float inverse) : vector_(MakeVector(inverse)) {}
   HWY_INLINE VI Code(VF x, MF* near_tie) const {
     if constexpr (kBySegments) {
       return vector_.template Code<M::kIsSigned>(x, near_tie);
@@ -268,9 +267,9 @@ class NearestEncoder {
   static HWY_INLINE auto MakeVector(float inverse) {
     if constexpr (kBySegments) {
       using namespace code_book_internal;
-      return SegmentEncoder(M::kIsSigned                        ? kSignedSegments
+      return SegmentEncoder(M::kIsSigned                     ? kSignedSegments
                             : kRounding == Rounding::kNoZero ? kNoZeroSegments
-                                                                : kUnsignedSegments,
+                                                             : kUnsignedSegments,
                             inverse);
     } else {
       return hn::Set(DF(), inverse);
@@ -296,9 +295,8 @@ HWY_INLINE void EncodeScaled(const float* HWY_RESTRICT values, float absmax, Blo
       StoreCodes(code(i), code(i + lanes), code(i + 2 * lanes), code(i + 3 * lanes), codes + i);
     } else {
       MF t0, t1, t2, t3;
-      const auto code = [&](size_t at, MF* near_tie) HWY_ATTR {
-        return encoder.Code(hn::LoadU(df, values + at), near_tie);
-      };
+      const auto code = [&](size_t at, MF* near_tie)
+                            HWY_ATTR { return encoder.Code(hn::LoadU(df, values + at), near_tie); };
       const VI c0 = code(i, &t0), c1 = code(i + lanes, &t1);
       const VI c2 = code(i + 2 * lanes, &t2), c3 = code(i + 3 * lanes, &t3);
       StoreCodes(c0, c1, c2, c3, codes + i);

@@ -1,5 +1,5 @@
-// Vector forms of the 4-bit maps (quantize.h): one 256-element block is two 128-element ones, two codes
-// to a byte. Compiled once per instruction set.
+// Vector forms of the 4-bit maps (quantize.h): one 256-element block is two 128-element ones, two
+// codes to a byte. Compiled once per instruction set.
 #if defined(ORLOP_KERNELS_CODEC4_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_CODEC4_INL_H_
 #undef ORLOP_KERNELS_CODEC4_INL_H_
@@ -57,8 +57,8 @@ HWY_INLINE VI Code4(bool is_signed, bool stochastic, VF r, BlockRandom random, s
   }
   if (!stochastic) return SignedCode4(r, kSigned4Thresholds);
   const VI low = SignedCode4(r, kSigned4CodeBook);
-  const VF part = hn::Mul(hn::Sub(r, Lookup16(kSigned4CodeBook, low)),
-                          Lookup16(kSigned4InverseGaps, low));
+  const VF part =
+      hn::Mul(hn::Sub(r, Lookup16(kSigned4CodeBook, low)), Lookup16(kSigned4InverseGaps, low));
   const auto up = hn::RebindMask(di, hn::Lt(unit, part));
   return hn::IfThenElse(up, hn::Add(low, hn::Set(di, 1)), low);
 }

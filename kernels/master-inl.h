@@ -20,8 +20,9 @@ HWY_INLINE void JoinTwo(const uint16_t* HWY_RESTRICT weight, const int16_t* HWY_
                         VF* first, VF* second) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   // weight + (remainder < 0 ? -1 : 0) and remainder are the high and low halves of the sum.
-  const __m512i order0 = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
-                                          8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i order0 =
+      _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                       37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i order1 = _mm512_add_epi16(order0, _mm512_set1_epi16(16));
   const __m512i low = _mm512_loadu_si512(remainder);
   const __m512i high = _mm512_add_epi16(_mm512_loadu_si512(weight), _mm512_srai_epi16(low, 15));
@@ -37,9 +38,9 @@ HWY_INLINE void SplitTwo(VF first, VF second, uint16_t* HWY_RESTRICT weight,
                          int16_t* HWY_RESTRICT remainder) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   // The remainder is the low half; the weight the high half of what is half a step more.
-  const __m512i low = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34,
-                                       32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2,
-                                       0);
+  const __m512i low =
+      _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
+                       24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(1));
   const __m512i half = _mm512_set1_epi32(0x8000);
   const __m512i a = _mm512_castps_si512(CanonicalIfNaN(first).raw);

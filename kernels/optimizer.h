@@ -27,7 +27,7 @@ struct HyperParameter {
   const char* name;
   double default_value;
   double least = 0;
-  double limit = 1e30;        // what fp32 scalars can carry
+  double limit = 1e30;  // what fp32 scalars can carry
   bool limit_allowed = true;
   bool whole = false;  // 0 or 1
 };
@@ -130,12 +130,12 @@ struct RangeStep {
   uint64_t first_block = 0;      // of the tensor's blocks, the range's first
 };
 
-// The step of elements begin .. begin + count of a range, or as many of them as there are. `begin` is
-// on a block boundary.
+// The step of elements begin .. begin + count of a range, or as many of them as there are. `begin`
+// is on a block boundary.
 RangeStep PartOf(const RangeStep& step, size_t begin, size_t count);
 
-// InvalidArgument (an unknown optimizer, a null, misaligned or overlapping array, scalars of another
-// count, none of them a number): then nothing was written.
+// InvalidArgument (an unknown optimizer, a null, misaligned or overlapping array, scalars of
+// another count, none of them a number): then nothing was written.
 absl::Status Step(const RangeStep& step);
 
 }  // namespace orlop::kernels

@@ -4,7 +4,8 @@
 //   kStates            up to three states (StateSpec)
 //   Scalars            floats: what one step needs, and
 //   Prepare(h, t)      computes them in fp64 for the t-th update, t from 1
-//   Rule<A>            built of Scalars; operator()(gradient, master, states) returns the new master
+//   Rule<A>            built of Scalars; operator()(gradient, master, states) returns the new
+//   master
 //                      and updates the states, in the words of arithmetic.h
 //   Validate(h)        optional: what the ranges do not say
 //   KeepsState(s)      optional: false if this step uses no state
@@ -32,9 +33,7 @@ constexpr HyperParameter WeightDecay(double value) { return Positive("weight_dec
 constexpr HyperParameter Beta(const char* name, double value) {
   return {name, value, 0, 1, /*limit_allowed=*/false};
 }
-constexpr HyperParameter Flag(const char* name) {
-  return {name, 0, 0, 1, true, /*whole=*/true};
-}
+constexpr HyperParameter Flag(const char* name) { return {name, 0, 0, 1, true, /*whole=*/true}; }
 
 inline float Fp32(double value) { return static_cast<float>(value); }
 

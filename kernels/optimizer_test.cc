@@ -38,7 +38,8 @@ Range NewRange(const char* optimizer, Formats formats, const std::vector<float>&
 void Take(Range& range, const std::vector<double>& values, int64_t applied,
           const std::vector<float>& gradient, float scale = 1) {
   const StepScalars scalars = range.optimizer->Prepare(values, applied, scale);
-  const absl::Status status = Step(range.StepOf(scalars, Span(gradient), static_cast<uint64_t>(applied)));
+  const absl::Status status =
+      Step(range.StepOf(scalars, Span(gradient), static_cast<uint64_t>(applied)));
   ASSERT_TRUE(status.ok()) << status;
 }
 
@@ -203,8 +204,8 @@ TEST(AdamW8Bit, FollowsFp32OnOrdinaryGradients) {
   }
 }
 
-// Exact nearest rounding codes small elements of exp_avg_sq as 0, and their updates then divide by eps
-// alone; never coding a positive one as 0 bounds the error.
+// Exact nearest rounding codes small elements of exp_avg_sq as 0, and their updates then divide by
+// eps alone; never coding a positive one as 0 bounds the error.
 TEST(AdamW8Bit, NoZeroBoundsTheErrorOnHeavyTails) {
   const std::pair<double, double> limits[] = {
       {0.5, 0.038}, {1.0, 0.094}, {1.5, 0.22}, {2.0, 0.44}, {3.0, 0.87}};
@@ -386,7 +387,7 @@ TEST(Prepare, ComputesBiasCorrectionsFromTheAppliedCount) {
   EXPECT_EQ(adamw->scalar_count, 10u);
   EXPECT_EQ(scalar(0, 0), 0.5f);
   EXPECT_EQ(scalar(0, 1), 0.0f);
-  EXPECT_EQ(scalar(0, 5), 0.001f);  // 1 - beta2, from fp64
+  EXPECT_EQ(scalar(0, 5), 0.001f);         // 1 - beta2, from fp64
   EXPECT_EQ(scalar(0, kStepSize), 1e-2f);  // 1e-3 / (1 - 0.9)
   EXPECT_EQ(scalar(0, kCorrection2), static_cast<float>(1 / std::sqrt(1 - 0.999)));
   EXPECT_EQ(scalar(0, kDecay), 1e-5f);

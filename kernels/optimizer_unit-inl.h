@@ -1,5 +1,5 @@
-// One optimizer's rule over 256 elements, for the instruction set at hand, and, once, for the scalar
-// reference, with its registration. ORLOP_OPTIMIZER_* are those of optimizer_unit.cc.in.
+// One optimizer's rule over 256 elements, for the instruction set at hand, and, once, for the
+// scalar reference, with its registration. ORLOP_OPTIMIZER_* are those of optimizer_unit.cc.in.
 #include "kernels/codec-inl.h"
 #include "kernels/master-inl.h"
 #include "kernels/simd-inl.h"

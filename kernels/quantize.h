@@ -4,10 +4,11 @@
 //   Block     256 consecutive elements (the last block: what is left) share absmax, their largest
 //             magnitude, fp32.
 //   Decode    value = code_book[code] * absmax, one fp32 product. absmax must be finite and >= 0.
-//   Encode    code of the code-book value nearest to r = x * (1 / absmax) (one IEEE fp32 division per
-//             block, one product per element), measured exactly; an exact tie goes to the even code.
-//             Where absmax is outside 2^-64 .. 2^64, x and absmax are first multiplied by 2^64 or
-//             2^-64. A block of zeros has absmax 0 and the code of 0 everywhere.
+//   Encode    code of the code-book value nearest to r = x * (1 / absmax) (one IEEE fp32 division
+//   per
+//             block, one product per element), measured exactly; an exact tie goes to the even
+//             code. Where absmax is outside 2^-64 .. 2^64, x and absmax are first multiplied by
+//             2^64 or 2^-64. A block of zeros has absmax 0 and the code of 0 everywhere.
 //   Special   an infinity saturates to +-FLT_MAX; a NaN gets the code of 0 and does not touch
 //             absmax, so one bad element leaves its neighbours alone. Unsigned: a negative x is
 //             coded as 0.
@@ -30,7 +31,8 @@ enum class CodeBook : uint8_t {
 };
 
 enum class Rounding : uint8_t {
-  // Nearest, but a positive unsigned x is never coded as 0: below the middle of 0 and code 1 it gets
+  // Nearest, but a positive unsigned x is never coded as 0: below the middle of 0 and code 1 it
+  // gets
   // code 1. The default: losing sqrt(v) of a small element divides its update by almost nothing.
   kNoZero,
   // The codes of bitsandbytes' CUDA kernels: nearest, and a signed x keeps its sign: a negative one
@@ -43,7 +45,8 @@ enum class Rounding : uint8_t {
 };
 
 namespace quantize_internal {
-// What a block is multiplied by before it is coded, so that 1 / absmax is neither infinite nor inexact.
+// What a block is multiplied by before it is coded, so that 1 / absmax is neither infinite nor
+// inexact.
 ORLOP_DEVICE constexpr float ScaleOf(float absmax) {
   return absmax < 0x1p-64f ? 0x1p64f : absmax > 0x1p64f ? 0x1p-64f : 1.0f;
 }
@@ -68,8 +71,8 @@ absl::Status RequantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<
 absl::Status DequantizeBlocks(CodeBook code_book, absl::Span<const uint8_t> codes,
                               absl::Span<const float> absmax, absl::Span<float> values);
 
-// The 4-bit maps (code_books4.h): 128-element blocks, two codes to a byte, the even element in the low
-// half. codes: [(count + 1) / 2]; absmax: [FourBitBlockCount(count)]. The rest as above.
+// The 4-bit maps (code_books4.h): 128-element blocks, two codes to a byte, the even element in the
+// low half. codes: [(count + 1) / 2]; absmax: [FourBitBlockCount(count)]. The rest as above.
 absl::Status RequantizeBlocks4(CodeBook code_book, Rounding rounding,
                                absl::Span<const float> values, absl::Span<uint8_t> codes,
                                absl::Span<float> absmax);

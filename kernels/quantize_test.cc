@@ -147,8 +147,7 @@ TEST(Quantize, FindsTheNearestCodeEvenBesideTies) {
     for (const float value : values) expected.push_back(BruteForceCode(book, value));
     ForEachTarget([&] {
       // Of the signed book, kNearest keeps the sign of what is nearest to 0.
-      const Rounding rounding =
-          book == CodeBook::kSigned ? Rounding::kNoZero : Rounding::kNearest;
+      const Rounding rounding = book == CodeBook::kSigned ? Rounding::kNoZero : Rounding::kNearest;
       const Quantized quantized = Quantize(book, rounding, values);
       for (size_t i = 0; i < values.size(); ++i) {
         ASSERT_EQ(+quantized.codes[i], +expected[i]) << "r = " << values[i] << ", seed 41";

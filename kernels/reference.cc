@@ -55,8 +55,8 @@ uint8_t StochasticCode(CodeBook code_book, float r, float unit) {
   if (a < smallest) p = std::fma(a, tables.inverse_smallest, zero_k);
   // Next to 1, unit may round the sum of the last entry up to the number after it.
   const float k = std::floor(p + unit);
-  const float code = is_signed ? static_cast<float>(kSignedZeroCode) + std::copysign(k, r)
-                               : std::max(k, 2.0f) - 1;
+  const float code =
+      is_signed ? static_cast<float>(kSignedZeroCode) + std::copysign(k, r) : std::max(k, 2.0f) - 1;
   return static_cast<uint8_t>(std::clamp(code, 0.0f, 255.0f));
 }
 
@@ -157,8 +157,8 @@ void EncodeOfBlock(StateFormat format, CodeBook code_book, Rounding rounding, co
 
 }  // namespace
 
-const BlockKernels kBlockKernels = {WidenOfBlock, JoinOfBlock, SplitOfBlock, DecodeOfBlock,
-                                    EncodeOfBlock, nullptr};
+const BlockKernels kBlockKernels = {WidenOfBlock,  JoinOfBlock,   SplitOfBlock,
+                                    DecodeOfBlock, EncodeOfBlock, nullptr};
 
 float BF16ToF32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 

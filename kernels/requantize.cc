@@ -1,5 +1,5 @@
-// RequantizeBlocks: the inverse of DequantizeBlocks where there is one, else QuantizeBlocks. And the
-// 4-bit blocks, which LOADs and reads alone need apart from the fused steps.
+// RequantizeBlocks: the inverse of DequantizeBlocks where there is one, else QuantizeBlocks. And
+// the 4-bit blocks, which LOADs and reads alone need apart from the fused steps.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -78,7 +78,8 @@ absl::Status RequantizeBlocks4(CodeBook code_book, Rounding rounding,
     for (size_t i = 0; i < part.size(); ++i) {
       wide[i] = reference::Encode4(code_book, Deterministic(rounding), part[i], absmax[block], 0);
     }
-    if (code_book == CodeBook::kSigned) RecoverScale(k4BitFormat, part, wide.data(), &absmax[block]);
+    if (code_book == CodeBook::kSigned)
+      RecoverScale(k4BitFormat, part, wide.data(), &absmax[block]);
     for (size_t i = 0; i < part.size(); i += 2) {
       codes[(block * kFourBitBlock + i) / 2] = static_cast<uint8_t>(wide[i] | wide[i + 1] << 4);
     }

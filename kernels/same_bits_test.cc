@@ -18,8 +18,8 @@ using testing::HostileRange;
 using testing::Hostility;
 using testing::kAllHostilities;
 using testing::kAllTypes;
-using testing::OddlyAligned;
 using testing::NameOf;
+using testing::OddlyAligned;
 using testing::Range;
 using testing::SameBits;
 using testing::Source;
@@ -38,7 +38,8 @@ size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
       const OddlyAligned gradient(source, dtype, count, hostility);
       Range actual = HostileRange(source, optimizer, formats, count, hostility);
       Range expected = actual;
-      const StepScalars scalars = optimizer->Prepare(values, static_cast<int64_t>(count % 5), 0.37f);
+      const StepScalars scalars =
+          optimizer->Prepare(values, static_cast<int64_t>(count % 5), 0.37f);
       const bool in_place = count % 2 == 0;
       const auto step = [&](Range& range) {
         return range.StepOf(scalars, gradient.span(), seed, 0, count, in_place);

@@ -1,5 +1,5 @@
-// Vector forms of the reference's elements, compiled once per instruction set: casts, masters and the
-// words of arithmetic.h. Everything here works on whole vectors of fp32 lanes; kernels feed it
+// Vector forms of the reference's elements, compiled once per instruction set: casts, masters and
+// the words of arithmetic.h. Everything here works on whole vectors of fp32 lanes; kernels feed it
 // 256-element blocks and pad short ones.
 #if defined(ORLOP_KERNELS_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_SIMD_INL_H_

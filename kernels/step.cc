@@ -49,7 +49,8 @@ struct Block {
 
 Block BlockAt(const RangeStep& step, size_t states, size_t begin) {
   Block block;
-  block.gradient = static_cast<const char*>(step.gradient.data) + begin * SizeOf(step.gradient.dtype);
+  block.gradient =
+      static_cast<const char*>(step.gradient.data) + begin * SizeOf(step.gradient.dtype);
   block.weight = step.weight + begin;
   block.new_weight = step.new_weight + begin;
   block.remainder = static_cast<char*>(step.remainder) + RemainderBytes(step.master, begin);
@@ -174,8 +175,8 @@ struct Pass {
       kernels.decode(step.format, BookOf(i), block.states[i], values[i]);
     }
     updates.update(step.scalars.data(), gradient, master, values);
-    kernels.split(step.master, master, RandomOf(index, kMasterUse),
-                  block.new_weight, block.remainder);
+    kernels.split(step.master, master, RandomOf(index, kMasterUse), block.new_weight,
+                  block.remainder);
     if (step.format == StateFormat::kFp32) return;
     for (size_t i = 0; i < states; ++i) {
       kernels.encode(step.format, BookOf(i), rounding[i], values[i], RandomOf(index, i),
@@ -265,8 +266,8 @@ absl::StatusOr<const OptimizerUnit*> UnitOf(const RangeStep& step) {
                                                      step.scalars.size()));
     for (const float scalar : step.scalars) {
       if (!std::isfinite(scalar))
-        return absl::InvalidArgumentError(absl::StrCat("a scalar of ", unit.optimizer.name, " is ",
-                                                       scalar));
+        return absl::InvalidArgumentError(
+            absl::StrCat("a scalar of ", unit.optimizer.name, " is ", scalar));
     }
     return &unit;
   }

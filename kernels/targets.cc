@@ -1,7 +1,7 @@
-#include "kernels/simd_targets.h"  // before Highway
+#include "kernels/targets.h"
 
 #include "hwy/highway.h"
-#include "kernels/targets.h"
+#include "kernels/simd_targets.h"  // before Highway
 
 namespace orlop::kernels {
 namespace {

@@ -155,8 +155,8 @@ struct Range {
 };
 
 // A range full of `hostility`: what a damaged server could hold, too.
-inline Range HostileRange(Source& source, const Optimizer* optimizer, Formats formats,
-                          size_t count, Hostility hostility) {
+inline Range HostileRange(Source& source, const Optimizer* optimizer, Formats formats, size_t count,
+                          Hostility hostility) {
   Range range(optimizer, formats, source.Floats(count, hostility));
   if (hostility == Hostility::kAnyBits) {
     range.weight = source.Integers<uint16_t>(count);

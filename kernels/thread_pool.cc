@@ -24,9 +24,8 @@ absl::StatusOr<std::vector<int>> ParseCpuList(absl::string_view list) {
                        absl::SimpleAtoi(ends.back(), &last) && first >= 0 && first <= last &&
                        last < CPU_SETSIZE;
     if (!valid)
-      return absl::InvalidArgumentError(
-          absl::StrCat("'", part, "' of the processors '", list, "' is neither N nor N-M below ",
-                       CPU_SETSIZE));
+      return absl::InvalidArgumentError(absl::StrCat("'", part, "' of the processors '", list,
+                                                     "' is neither N nor N-M below ", CPU_SETSIZE));
     for (int cpu = first; cpu <= last; ++cpu) cpus.push_back(cpu);
   }
   std::sort(cpus.begin(), cpus.end());
@@ -59,9 +58,9 @@ absl::Status PinThisThread(const std::vector<int>& cpus) {
   CPU_ZERO(&set);
   for (const int cpu : cpus) CPU_SET(cpu, &set);
   if (sched_setaffinity(0, sizeof(set), &set) == 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("this process may run on none of the processors asked for, the first of which is ",
-                   cpus.front()));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "this process may run on none of the processors asked for, the first of which is ",
+      cpus.front()));
 }
 
 struct ThreadPool::Shared {

@@ -42,9 +42,9 @@ TEST(Config, FileFillsEverySection) {
 
 TEST(Config, WorkersMayBeCountedAndPlaced) {
   Options options;
-  ASSERT_TRUE(ApplyToml("[server]\nthreads = 3\ncpus = \"0\"\nnuma_node = 0\n", "orlopd.toml",
-                        &options)
-                  .ok());
+  ASSERT_TRUE(
+      ApplyToml("[server]\nthreads = 3\ncpus = \"0\"\nnuma_node = 0\n", "orlopd.toml", &options)
+          .ok());
   EXPECT_EQ(options.workers.thread_count, 3);
   EXPECT_EQ(options.workers.cpus, std::vector<int>{0});
   EXPECT_EQ(options.workers.numa_node, 0);

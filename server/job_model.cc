@@ -36,12 +36,11 @@ constexpr absl::string_view kStateNames[] = {"8bit", "fp32", "4bit"};
 constexpr kernels::StateFormat kStateFormats[] = {
     kernels::StateFormat::k8Bit, kernels::StateFormat::kFp32, kernels::StateFormat::k4Bit};
 constexpr absl::string_view kMasterNames[] = {"exact", "24bit", "bf16"};
-constexpr kernels::MasterFormat kMasterFormats[] = {kernels::MasterFormat::kExact,
-                                                    kernels::MasterFormat::k24Bit,
-                                                    kernels::MasterFormat::kBF16Only};
+constexpr kernels::MasterFormat kMasterFormats[] = {
+    kernels::MasterFormat::kExact, kernels::MasterFormat::k24Bit, kernels::MasterFormat::kBF16Only};
 constexpr absl::string_view kRoundingNames[] = {"no_zero", "nearest", "stochastic"};
-constexpr kernels::Rounding kRoundings[] = {
-    kernels::Rounding::kNoZero, kernels::Rounding::kNearest, kernels::Rounding::kStochastic};
+constexpr kernels::Rounding kRoundings[] = {kernels::Rounding::kNoZero, kernels::Rounding::kNearest,
+                                            kernels::Rounding::kStochastic};
 
 // The place of a word among `known`; empty means the first; known.size() if it is none of them.
 size_t IndexOf(absl::Span<const absl::string_view> known, absl::string_view word) {

@@ -127,11 +127,11 @@ class Running : public OrlopServer {
   absl::Status Listen(const Credentials& credentials) {
     peers_ = std::make_unique<PeerLinks>(options_, credentials.channel);
     const kernels::ThreadPlacement& workers = options_.workers;
-    const auto processors = workers.cpus.empty()
-                                ? static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))
-                                : static_cast<int>(workers.cpus.size());
-    pool_ = std::make_unique<WorkPool>(
-        workers.thread_count > 0 ? workers.thread_count : processors, workers.cpus);
+    const auto processors =
+        workers.cpus.empty() ? static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))
+                             : static_cast<int>(workers.cpus.size());
+    pool_ = std::make_unique<WorkPool>(workers.thread_count > 0 ? workers.thread_count : processors,
+                                       workers.cpus);
     Environment environment;
     for (const PeerAddress& peer : options_.peers) {
       if (peer.name == options_.name)

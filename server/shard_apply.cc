@@ -43,8 +43,8 @@ absl::Status RunKernel(const ShardUpdate& update, const TensorOptimizer& optimiz
   step.scalars = update.scalars.span();
   step.gradient = gradient;
   step.new_weight = slots->as<uint16_t>(Slot::kWeight).data();
-  step.weight = slots->old_weight ? std::as_const(*slots->old_weight).as<uint16_t>().data()
-                                  : step.new_weight;
+  step.weight =
+      slots->old_weight ? std::as_const(*slots->old_weight).as<uint16_t>().data() : step.new_weight;
   step.remainder = slots->as<uint8_t>(Slot::kRemainder).data();
   step.master = optimizer.master;
   step.format = optimizer.state;
@@ -219,8 +219,7 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
 
   const kernels::TypedSpan gradient{KernelDType(stage->dtype), stage->whole->data(),
                                     shard->count()};
-  if (absl::Status run = RunKernel(update, optimizer, shard->info, gradient, &slots);
-      !run.ok())
+  if (absl::Status run = RunKernel(update, optimizer, shard->info, gradient, &slots); !run.ok())
     return Annotated(run, shard->Name());
 
   for (size_t i = 0; i < kStoredSlotCount; ++i) {

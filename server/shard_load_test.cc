@@ -152,9 +152,8 @@ TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
   LoadTensor(store.get(), 0, Normal(6400, 1));
   auto open = store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 2560)).value();
   EXPECT_TRUE(store->Configure(wanted).ok());  // the same
-  wanted[0].state = wanted[0].state == kernels::StateFormat::kFp32
-                        ? kernels::StateFormat::k8Bit
-                        : kernels::StateFormat::kFp32;
+  wanted[0].state = wanted[0].state == kernels::StateFormat::kFp32 ? kernels::StateFormat::k8Bit
+                                                                   : kernels::StateFormat::kFp32;
   EXPECT_TRUE(absl::IsFailedPrecondition(store->Configure(wanted)));
   ASSERT_TRUE(Send(open.get(), AsBytes(Normal(2560, 2))).ok());
   CommitLoad(store.get(), 0);

@@ -224,8 +224,8 @@ absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out)
       built.resize(count);
       if (source_.secondary)
         for (uint64_t i = 0; i < count; ++i)
-          built[i] = static_cast<int16_t>(
-              256 * std::as_const(*source_.secondary).as<int8_t>()[first + i]);
+          built[i] =
+              static_cast<int16_t>(256 * std::as_const(*source_.secondary).as<int8_t>()[first + i]);
       remainder = built;
     }
     if (request_.dtype == v1::DTYPE_F32)
@@ -255,16 +255,16 @@ absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out)
     const bool four_bit = format_.elements_per == 2;
     const uint64_t scales = four_bit ? kernels::FourBitBlockCount(size) : 1;
     constexpr float kZeros[2] = {};
-    const absl::Span<const float> absmax =
-        source_.secondary ? std::as_const(*source_.secondary)
-                                .as<float>()
-                                .subspan(four_bit ? 2 * index : index, scales)
-                          : absl::MakeConstSpan(kZeros).first(scales);
+    const absl::Span<const float> absmax = source_.secondary
+                                               ? std::as_const(*source_.secondary)
+                                                     .as<float>()
+                                                     .subspan(four_bit ? 2 * index : index, scales)
+                                               : absl::MakeConstSpan(kZeros).first(scales);
     const auto dequantise = four_bit ? kernels::DequantizeBlocks4 : kernels::DequantizeBlocks;
-    absl::Status status = dequantise(
-        CodeBookOf(request_.slot),
-        codes.subspan(begin / format_.elements_per, format_.ElementCount(size)), absmax,
-        {block.data(), size});
+    absl::Status status =
+        dequantise(CodeBookOf(request_.slot),
+                   codes.subspan(begin / format_.elements_per, format_.ElementCount(size)), absmax,
+                   {block.data(), size});
     if (!status.ok()) return status;
     const uint64_t skip = first + done - begin, take = std::min(count - done, size - skip);
     std::memcpy(out + done * sizeof(float), block.data() + skip, take * sizeof(float));

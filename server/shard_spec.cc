@@ -124,8 +124,8 @@ kernels::CodeBook CodeBookOf(Slot state) { return States()[StateIndex(state)].co
 
 kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wanted,
                                    bool listed_as_fp32) {
-  const bool quantised = !listed_as_fp32 && tensor.element_count >= kLeastQuantisedElements &&
-                         tensor.shape.size() > 1;
+  const bool quantised =
+      !listed_as_fp32 && tensor.element_count >= kLeastQuantisedElements && tensor.shape.size() > 1;
   return quantised ? wanted : kernels::StateFormat::kFp32;
 }
 

@@ -32,7 +32,7 @@ enum class Slot : uint8_t {
 };
 inline constexpr Slot kFirstState = Slot::kExpAvg;
 inline constexpr size_t kStoredSlotCount = 26;  // room for twelve names of states
-const char* SlotName(Slot slot);  // "weight", "exp_avg_absmax", ...
+const char* SlotName(Slot slot);                // "weight", "exp_avg_absmax", ...
 // Empty means "weight". InvalidArgument naming an unknown slot.
 absl::StatusOr<Slot> ParseSlot(absl::string_view name);
 // The values of an optimizer's state; their absmax is the next slot. `name` is one of
@@ -59,8 +59,8 @@ struct Tensor {
   uint64_t element_count = 0;
 };
 
-// The state format of a tensor that asks for `wanted`: fp32 if it is small, has one dimension, or is
-// listed. Decided per global tensor, so that sharding changes no number.
+// The state format of a tensor that asks for `wanted`: fp32 if it is small, has one dimension, or
+// is listed. Decided per global tensor, so that sharding changes no number.
 kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wanted,
                                    bool listed_as_fp32);
 
@@ -91,8 +91,8 @@ struct SlotFormat {
   uint64_t Bytes(uint64_t shard_elements) const;
   friend bool operator==(const SlotFormat&, const SlotFormat&) = default;
 };
-// A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder, unless its optimizer has
-// another master.
+// A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder, unless its optimizer
+// has another master.
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot);
 
 }  // namespace orlop::server

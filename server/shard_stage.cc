@@ -75,9 +75,8 @@ uint64_t StagingBytes(const Shard& shard, const std::vector<ExpectedPiece>& expe
 
 // Called with the shard's lock held, so without the stage's, which is taken the other way round
 // (StagingBuffer): nobody else has this one yet.
-std::shared_ptr<GradientStage> NewStage(const Shard& shard,
-                                        const std::vector<ExpectedPiece>& expected)
-    NO_THREAD_SAFETY_ANALYSIS {
+std::shared_ptr<GradientStage> NewStage(
+    const Shard& shard, const std::vector<ExpectedPiece>& expected) NO_THREAD_SAFETY_ANALYSIS {
   auto stage = std::make_shared<GradientStage>();
   for (const ExpectedPiece& piece : expected)
     stage->pieces.push_back({piece, PartOf(shard, piece.box)});

@@ -78,8 +78,8 @@ absl::StatusOr<std::vector<step::ParameterGroup>> ParseGroups(
     for (const kernels::HyperParameter& parameter : optimizer.hyper_parameters) {
       const auto it = groups[g].values().find(parameter.name);
       if (it == groups[g].values().end()) return BadValue(g, parameter.name, "missing");
-      parsed[g].values.push_back({absl::StrCat("groups[", g, "].", parameter.name),
-                                  std::bit_cast<uint64_t>(it->second)});
+      parsed[g].values.push_back(
+          {absl::StrCat("groups[", g, "].", parameter.name), std::bit_cast<uint64_t>(it->second)});
     }
     for (const auto& [name, value] : groups[g].values()) {
       const bool known = std::any_of(
@@ -116,8 +116,9 @@ absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contribu
     v1::StepScalars::Set* set = out.add_sets();
     set->set_group(static_cast<uint32_t>(group));
     set->set_applied_count(applied);
-    const kernels::StepScalars scalars = OptimizerOf(model, group).Prepare(
-        ValuesOf((*inputs.groups)[group]), applied - 1, scale.factor);
+    const kernels::StepScalars scalars =
+        OptimizerOf(model, group)
+            .Prepare(ValuesOf((*inputs.groups)[group]), applied - 1, scale.factor);
     for (const float value : scalars.span()) set->add_bits(std::bit_cast<uint32_t>(value));
   }
   return out.SerializeAsString();

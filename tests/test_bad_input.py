@@ -255,7 +255,8 @@ def test_durability_level_that_is_not_built_is_refused_by_name(job, cluster, lev
 
 
 @pytest.mark.parametrize("options, fragment", [
-    ({"optimizer": "adagrad"}, "adagrad"), ({"state": "4bit"}, "4bit"), ({"rounding": "up"}, "up")])
+    ({"optimizer": "adagradx"}, "adagradx"), ({"state": "2bit"}, "2bit"), ({"rounding": "up"}, "up"),
+    ({"master": "fp8"}, "fp8")])
 def test_unknown_optimizer_is_refused(job, cluster, options, fragment):
     other = cluster.job(f"{job.name}-other", SMALL_TENSORS)
     other.create()
@@ -382,7 +383,7 @@ def test_repeat_of_a_committed_step_with_other_hyper_parameters_is_refused(clust
 
 
 @pytest.mark.parametrize("change, fragment", [
-    ({"lr": float("nan")}, "lr"), ({"lr": -1.0}, "lr"), ({"beta1": 1.5}, "betas[0]"), ({"eps": -1.0}, "eps"),
+    ({"lr": float("nan")}, "lr"), ({"lr": -1.0}, "lr"), ({"beta1": 1.5}, "beta1"), ({"eps": -1.0}, "eps"),
     ({"momentum": 0.5}, "momentum")])
 def test_hyper_parameters_out_of_range_are_refused(job, change, fragment):
     with refused("INVALID_ARGUMENT", "HYPER_PARAMETERS", fragment):

@@ -1,6 +1,6 @@
 // AdamW in the order of bitsandbytes' CUDA kernel (csrc/kernels.cu, kOptimizerStatic8bit2State-
-// Blockwise), for parity with it together with rounding "nearest": decay after the update, eps scaled
-// by the bias correction, sums that nvcc contracts. Its __fdividef is an IEEE division here.
+// Blockwise), for parity with it together with rounding "nearest": decay after the update, eps
+// scaled by the bias correction, sums that nvcc contracts. Its __fdividef is an IEEE division here.
 //   m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g * g
 //   p = (p - lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))) * (1 - lr * weight_decay)
 struct AdamwBnb {
@@ -41,8 +41,7 @@ struct AdamwBnb {
           keep(A::Set(s.keep)) {}
     ORLOP_RULE F operator()(F g, F p, F* state) const {
       const F m = state[0] = A::MulAdd(beta1, state[0], A::Mul(one_minus_beta1, g));
-      const F v = state[1] =
-          A::MulAdd(beta2, state[1], A::Mul(A::Mul(one_minus_beta2, g), g));
+      const F v = state[1] = A::MulAdd(beta2, state[1], A::Mul(A::Mul(one_minus_beta2, g), g));
       const F ratio = A::Div(m, A::Add(A::Sqrt(v), scaled_eps));
       return A::Mul(A::NegMulAdd(step_size, ratio, p), keep);
     }

@@ -7,7 +7,7 @@
 struct Ademamix {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-3),  Beta("beta1", 0.9), Beta("beta2", 0.999), Beta("beta3", 0.9999),
-      Eps(1e-8), WeightDecay(0),     Positive("alpha", 5),  Positive("warmup", 0)};
+      Eps(1e-8), WeightDecay(0),     Positive("alpha", 5), Positive("warmup", 0)};
   static constexpr StateSpec kStates[] = {{"exp_avg", CodeBook::kSigned, "beta1"},
                                           {"exp_avg_slow", CodeBook::kSigned, "beta3"},
                                           {"exp_avg_sq", CodeBook::kUnsigned, "beta2"}};

@@ -4,7 +4,7 @@
 // A quantised a may make s - a * a negative: it counts as 0 then.
 struct RmspropFull {
   static constexpr HyperParameter kHyperParameters[] = {
-      Lr(1e-2),       Beta("alpha", 0.99),      Eps(1e-8),
+      Lr(1e-2),       Beta("alpha", 0.99),     Eps(1e-8),
       WeightDecay(0), Positive("momentum", 0), Flag("centered")};
   static constexpr StateSpec kStates[] = {{"square_avg", CodeBook::kUnsigned, "alpha"},
                                           {"momentum_buffer", CodeBook::kSigned, "momentum"},
@@ -15,7 +15,7 @@ struct RmspropFull {
     float centered;  // 1 or 0
   };
   static Scalars Prepare(const double* h, double) {
-    return {Fp32(h[0]), Fp32(h[1]), Fp32(1 - h[1]),           Fp32(h[2]),
+    return {Fp32(h[0]), Fp32(h[1]), Fp32(1 - h[1]),         Fp32(h[2]),
             Fp32(h[3]), Fp32(h[4]), h[5] != 0 ? 1.0f : 0.0f};
   }
 
@@ -34,8 +34,7 @@ struct RmspropFull {
       F s = state[0] = average(state[0], A::Mul(g, g));
       const F a = state[2] = average(state[2], g);
       if (centered) s = A::Max(A::NegMulAdd(a, a, s), A::Set(0));
-      const F b = state[1] =
-          A::MulAdd(momentum, state[1], A::Div(g, A::Add(A::Sqrt(s), eps)));
+      const F b = state[1] = A::MulAdd(momentum, state[1], A::Div(g, A::Add(A::Sqrt(s), eps)));
       return A::NegMulAdd(lr, b, p);
     }
     F lr;

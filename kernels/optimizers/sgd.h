@@ -18,7 +18,7 @@ struct Sgd {
                      " and dampening is ", h[2]));
   }
   static Scalars Prepare(const double* h, double t) {
-    return {Fp32(h[0]), Fp32(h[1]), Fp32(1 - h[2]), Fp32(h[3]), h[4] != 0 ? 1.0f : 0.0f,
+    return {Fp32(h[0]),          Fp32(h[1]), Fp32(1 - h[2]), Fp32(h[3]), h[4] != 0 ? 1.0f : 0.0f,
             t == 1 ? 1.0f : 0.0f};
   }
   static bool KeepsState(const Scalars& s) { return s.momentum != 0; }

@@ -1,6 +1,6 @@
-// orlop._core: client::Client, client::Session and the kernels for Python. The package orlop is the public face;
-// this module follows the C++ headers, which hold the contracts. Every call that may wait releases
-// the GIL.
+// orlop._core: client::Client, client::Session and the kernels for Python. The package orlop is the
+// public face; this module follows the C++ headers, which hold the contracts. Every call that may
+// wait releases the GIL.
 #include "python/core/module.h"
 
 NB_MODULE(_core, module) {
