@@ -108,24 +108,6 @@ class PaddedBlock {
   float absmax_[kMaxStates][2] = {};
 };
 
-// Lines ahead that this pass will read: one 256-element block is too little for the hardware to
-// follow nine arrays by itself.
-void Prefetch(const Block& block, const RangeStep& step, size_t states) {
-  constexpr size_t kLine = 64;
-  const auto fetch = [](const void* from, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += kLine) {
-      __builtin_prefetch(static_cast<const char*>(from) + i);
-    }
-  };
-  fetch(block.gradient, kQuantBlock * SizeOf(step.gradient.dtype));
-  fetch(block.weight, 2 * kQuantBlock);
-  fetch(block.remainder, RemainderBytes(step.master, kQuantBlock));
-  for (size_t i = 0; i < states; ++i) {
-    fetch(block.states[i].values, ValueBytes(step.format, kQuantBlock));
-  }
-}
-constexpr size_t kPrefetchBlocks = 4;
-
 // What all blocks of a step share.
 struct Pass {
   const RangeStep& step;
@@ -201,8 +183,6 @@ void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Update
   const size_t tail = step.gradient.count % kQuantBlock;
   const size_t whole = step.gradient.count - tail;
   for (size_t begin = 0; begin < whole; begin += kQuantBlock) {
-    const size_t ahead = begin + kPrefetchBlocks * kQuantBlock;
-    if (ahead < whole) Prefetch(BlockAt(step, pass.states, ahead), step, pass.states);
     pass.Run(BlockAt(step, pass.states, begin), step.first_block + begin / kQuantBlock);
   }
   if (tail == 0) return;
