@@ -44,6 +44,9 @@ void JoinMaster(absl::Span<const uint16_t> weight, absl::Span<const int16_t> rem
 void JoinMasterToF16(absl::Span<const uint16_t> weight, absl::Span<const int16_t> remainder,
                      absl::Span<uint16_t> destination, F16Overflow* overflow);
 
+// One block of at most 256 elements, by any rounding.
+void QuantizeBlock(CodeBook code_book, Rounding rounding, const float* values, size_t count,
+                   BlockRandom random, uint8_t* codes, float* absmax);
 void QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const float> values,
                     absl::Span<uint8_t> codes, absl::Span<float> absmax);
 void DequantizeBlocks(CodeBook code_book, absl::Span<const uint8_t> codes,

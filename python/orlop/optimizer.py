@@ -169,7 +169,8 @@ class Optimizer(torch.optim.Optimizer):
         full : bool
             False: plain values only (job, step, arithmetic version, groups): the tensors stay on the servers, where the next run finds
             them. True: torch's own format with the tensors, read from the servers one after another; ``torch.optim`` can load it,
-            and loaded here, with the same weights in the model, training goes on bit for bit, in 8 bit and half precision too.
+            and loaded here, with the same weights in the model, training goes on bit for bit, in 8 bit and half precision too (stochastic rounding draws
+            by job and step, and goes on with other draws elsewhere).
         format : str
             With `full`: ``"torch"``, ``"bitsandbytes"`` or ``"torchao"`` (Adam and AdamW). In the last two 8-bit states are the servers'
             codes and scales, bit for bit, which those libraries' optimizers load and go on with.

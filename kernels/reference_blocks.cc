@@ -1,0 +1,91 @@
+// The reference of blocks.h: the pieces of a fused step in plain scalar C++.
+#include <bit>
+#include <cmath>
+
+#include "kernels/blocks.h"
+#include "kernels/code_books4.h"
+#include "kernels/reference.h"
+
+namespace orlop::kernels::reference {
+namespace {
+
+void EncodeBlock4(CodeBook code_book, Rounding rounding, const float* values, BlockRandom random,
+                  uint8_t* codes, float* absmax) {
+  for (size_t i = 0; i < kQuantBlock; i += kFourBitBlock) {
+    absmax[i / kFourBitBlock] = AbsmaxOf(code_book, {values + i, kFourBitBlock});
+  }
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    const float unit = RandomUnit(random, static_cast<uint32_t>(i));
+    const uint8_t code = Encode4(code_book, rounding, values[i], absmax[i / kFourBitBlock], unit);
+    codes[i / 2] = static_cast<uint8_t>(i % 2 == 0 ? code : codes[i / 2] | code << 4);
+  }
+}
+
+// fp32 bits to which the low `bit_count` random bits are added, so that cutting them off rounds up
+// with the probability of what is cut.
+uint32_t Dithered(float master, int bit_count, BlockRandom random, size_t i) {
+  const uint32_t bits = std::bit_cast<uint32_t>(Canonical(master));
+  if (!std::isfinite(master)) return bits;
+  return bits + (RandomBits(random, static_cast<uint32_t>(i)) >> (32 - bit_count));
+}
+
+void WidenOfBlock(DType dtype, const void* from, float* to) {
+  for (size_t i = 0; i < kQuantBlock; ++i) to[i] = Load({dtype, from, kQuantBlock}, i);
+}
+
+void JoinOfBlock(MasterFormat format, const uint16_t* weight, const void* remainder,
+                 float* master) {
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    int16_t low = 0;
+    if (format == MasterFormat::kExact) {
+      low = static_cast<const int16_t*>(remainder)[i];
+    } else if (format == MasterFormat::k24Bit) {
+      low = static_cast<int16_t>(static_cast<const int8_t*>(remainder)[i] * 256);
+    }
+    master[i] = Join(weight[i], low);
+  }
+}
+
+void SplitOfBlock(MasterFormat format, const float* master, BlockRandom random, uint16_t* weight,
+                  void* remainder) {
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    if (format == MasterFormat::kExact) {
+      const SplitValue split = Split(master[i]);
+      weight[i] = split.weight;
+      static_cast<int16_t*>(remainder)[i] = split.remainder;
+    } else if (format == MasterFormat::k24Bit) {
+      const uint32_t bits = Dithered(master[i], 8, random, i);
+      weight[i] = static_cast<uint16_t>((bits + 0x8000) >> 16);
+      static_cast<int8_t*>(remainder)[i] = static_cast<int8_t>(bits >> 8);
+    } else {
+      weight[i] = static_cast<uint16_t>(Dithered(master[i], 16, random, i) >> 16);
+    }
+  }
+}
+
+void DecodeOfBlock(StateFormat format, CodeBook code_book, StateSpan from, float* to) {
+  const auto* codes = static_cast<const uint8_t*>(from.values);
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    if (format == StateFormat::k8Bit) {
+      to[i] = Decode(code_book, codes[i], *from.absmax);
+      continue;
+    }
+    const uint8_t code = i % 2 == 0 ? codes[i / 2] & 15 : codes[i / 2] >> 4;
+    to[i] = Decode4(code_book, code, from.absmax[i / kFourBitBlock]);
+  }
+}
+
+void EncodeOfBlock(StateFormat format, CodeBook code_book, Rounding rounding, const float* from,
+                   BlockRandom random, StateSpan to) {
+  auto* codes = static_cast<uint8_t*>(to.values);
+  if (format == StateFormat::k4Bit)
+    return EncodeBlock4(code_book, rounding, from, random, codes, to.absmax);
+  QuantizeBlock(code_book, rounding, from, kQuantBlock, random, codes, to.absmax);
+}
+
+}  // namespace
+
+const BlockKernels kBlockKernels = {WidenOfBlock,  JoinOfBlock,   SplitOfBlock,
+                                    DecodeOfBlock, EncodeOfBlock, nullptr};
+
+}  // namespace orlop::kernels::reference
