@@ -47,16 +47,27 @@ struct Block {
   StateSpan states[kMaxStates];
 };
 
+// `count` elements further in an array; one that is not there stays so.
+template <class T>
+T* At(T* array, size_t count) {
+  return array == nullptr ? nullptr : array + count;
+}
+
+void Copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);  // nothing may be copied from null
+}
+
 Block BlockAt(const RangeStep& step, size_t states, size_t begin) {
   Block block;
   block.gradient =
       static_cast<const char*>(step.gradient.data) + begin * SizeOf(step.gradient.dtype);
   block.weight = step.weight + begin;
   block.new_weight = step.new_weight + begin;
-  block.remainder = static_cast<char*>(step.remainder) + RemainderBytes(step.master, begin);
+  block.remainder = At(static_cast<char*>(step.remainder), RemainderBytes(step.master, begin));
   for (size_t i = 0; i < states; ++i) {
-    block.states[i] = {static_cast<char*>(step.states[i].values) + ValueBytes(step.format, begin),
-                       step.states[i].absmax + ScaleCount(step.format, begin)};
+    block.states[i] = {
+        At(static_cast<char*>(step.states[i].values), ValueBytes(step.format, begin)),
+        At(step.states[i].absmax, ScaleCount(step.format, begin))};
   }
   return block;
 }
@@ -66,18 +77,18 @@ class PaddedBlock {
  public:
   PaddedBlock(const RangeStep& step, const Block& from, size_t states, size_t count)
       : step_(step), from_(from), states_(states), count_(count), block_(from) {
-    std::memcpy(gradient_, from.gradient, count * SizeOf(step.gradient.dtype));
-    std::memcpy(weight_, from.weight, 2 * count);
-    std::memcpy(remainder_, from.remainder, RemainderBytes(step.master, count));
+    Copy(gradient_, from.gradient, count * SizeOf(step.gradient.dtype));
+    Copy(weight_, from.weight, 2 * count);
+    Copy(remainder_, from.remainder, RemainderBytes(step.master, count));
     block_.gradient = gradient_;
     block_.weight = block_.new_weight = weight_;
     block_.remainder = remainder_;
     for (size_t i = 0; i < states; ++i) {
       const CodeBook book = step.optimizer->states[i].code_book;
       std::memset(values_[i], ZeroByte(step.format, book), sizeof(values_[i]));
-      std::memcpy(values_[i], from.states[i].values, ValueBytes(step.format, count));
+      Copy(values_[i], from.states[i].values, ValueBytes(step.format, count));
       const size_t scales = ScaleCount(step.format, count);
-      std::memcpy(absmax_[i], from.states[i].absmax, scales * sizeof(float));
+      Copy(absmax_[i], from.states[i].absmax, scales * sizeof(float));
       if (step.format == StateFormat::k4Bit && count % 2 == 1) {
         auto* last = reinterpret_cast<uint8_t*>(values_[i]) + count / 2;
         *last = static_cast<uint8_t>((*last & 0x0F) | (ZeroByte(step.format, book) & 0xF0));
@@ -87,12 +98,11 @@ class PaddedBlock {
   }
   const Block& block() const { return block_; }
   void CopyBack() {
-    std::memcpy(from_.new_weight, weight_, 2 * count_);
-    std::memcpy(from_.remainder, remainder_, RemainderBytes(step_.master, count_));
+    Copy(from_.new_weight, weight_, 2 * count_);
+    Copy(from_.remainder, remainder_, RemainderBytes(step_.master, count_));
     for (size_t i = 0; i < states_; ++i) {
-      std::memcpy(from_.states[i].values, values_[i], ValueBytes(step_.format, count_));
-      std::memcpy(from_.states[i].absmax, absmax_[i],
-                  ScaleCount(step_.format, count_) * sizeof(float));
+      Copy(from_.states[i].values, values_[i], ValueBytes(step_.format, count_));
+      Copy(from_.states[i].absmax, absmax_[i], ScaleCount(step_.format, count_) * sizeof(float));
     }
   }
 
