@@ -194,7 +194,11 @@ absl::StatusOr<Transfer> Session::PullLatest(const std::vector<Piece>& pieces,
   CancelSet never;
   for (int number = 0;; ++number) {
     const absl::StatusOr<v1::JobStatusResponse> status = Status();
-    if (!status.ok()) return status.status();
+    if (!status.ok()) {
+      v1::ErrorDetail where;
+      where.set_tensor(pieces.empty() ? "" : pieces.front().region.tensor());
+      return Annotated(status.status(), absl::StrCat("pull of tensor ", where.tensor()), where);
+    }
     const int64_t step = status->committed_step();
     if (step < 0) {
       const absl::Status none = NothingCommitted(*status);
