@@ -63,6 +63,12 @@ function(orlop_library name)
   orlop_folder(${name} folder)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cc)
   list(FILTER sources EXCLUDE REGEX "(_test|/main)\\.cc$")
+  if(ORLOP_KERNELS_ONLY)   # without BLAS
+    list(FILTER sources EXCLUDE REGEX "kernels/(orthogonalize|tensor_pass).cc$")
+  else()
+    set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/orthogonalize.cc PROPERTIES
+                                INCLUDE_DIRECTORIES ${OPENBLAS_INCLUDE})
+  endif()
   add_library(orlop_${name} STATIC ${sources})
   set_target_properties(orlop_${name} PROPERTIES LINKER_LANGUAGE CXX EXPORT_NAME ${name})
   target_include_directories(orlop_${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
@@ -90,6 +96,9 @@ endfunction()
 function(orlop_test name)
   orlop_folder(${name} folder)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*_test.cc)
+  if(ORLOP_KERNELS_ONLY)
+    list(FILTER sources EXCLUDE REGEX "kernels/tensor_pass_test.cc$")
+  endif()
   if(NOT TARGET orlop_cuda)   # needs the CUDA library
     list(FILTER sources EXCLUDE REGEX "kernels/cuda/device_test.cc$")
   endif()

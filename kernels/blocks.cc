@@ -73,7 +73,8 @@ void EncodeFound(CodeBook code_book, Rounding rounding, const float* from, uint3
 }
 
 const BlockKernels& Table() {
-  static constexpr BlockKernels kTable = {Widen, Join, SplitBlock, Decode, Encode, EncodeFound};
+  static constexpr BlockKernels kTable = {Widen,  Join,           SplitBlock, Decode,
+                                          Encode, ReduceGradient, EncodeFound};
   return kTable;
 }
 

@@ -5,7 +5,9 @@
 #pragma once
 #include <cstdint>
 
+#include "absl/status/statusor.h"
 #include "kernels/optimizer.h"
+#include "kernels/whole_tensor.h"
 
 namespace orlop::kernels {
 
@@ -20,6 +22,8 @@ struct BlockKernels {
   void (*decode)(StateFormat format, CodeBook code_book, StateSpan from, float* to);
   void (*encode)(StateFormat format, CodeBook code_book, Rounding rounding, const float* from,
                  BlockRandom random, StateSpan to);
+  // reduce.h's ReduceGradient, of at most a block.
+  void (*reduce)(TypedSpan gradient, BlockSums* sums);
   // k8Bit, given what Fused found; null: not fused here.
   void (*encode_found)(CodeBook code_book, Rounding rounding, const float* from,
                        uint32_t largest_bits, BlockRandom random, StateSpan to);
@@ -31,10 +35,16 @@ namespace reference {
 extern const BlockKernels kBlockKernels;
 }
 
-// One optimizer's rule over 256 elements, in place: the raw gradient, the master and the states in
-// fp32. `scalars` as StepScalars.
+// One optimizer's rule over 256 elements, in place: the raw gradient, the master, the states and,
+// after them, the input in fp32; null: zeros, which are not written. `scalars` as StepScalars.
 using BlockUpdate = void (*)(const float* scalars, const float* gradient, float* master,
                              float* const* states);
+
+// What it looks at first, where its scope is more than the element; writes nothing but out[0] and
+// out[1].
+using BlockMeasure = void (*)(const float* scalars, const float* gradient, const float* master,
+                              float* const* states, float* const* out);
+inline constexpr size_t kMeasures = 2;
 
 // The same with everything around it but the encoding, for 8-bit state and the exact master:
 // divisions and square roots then overlap with the work of decoding, joining and splitting.
@@ -53,7 +63,8 @@ using FusedUpdate = void (*)(const float* scalars, FusedBlock* block);
 // What an optimizer's file compiles to.
 struct Updates {
   BlockUpdate update;
-  FusedUpdate fused;  // null: none for this instruction set
+  FusedUpdate fused;     // null: none for this instruction set
+  BlockMeasure measure;  // null: Scope::kElement
 };
 struct OptimizerUnit {
   Optimizer optimizer;
@@ -62,13 +73,24 @@ struct OptimizerUnit {
 };
 absl::Span<const OptimizerUnit> OptimizerUnits();
 
-// What Step refuses; a range of no elements is fine.
-absl::Status CheckStep(const RangeStep& step);
+// What Step refuses; a range of no elements is fine. `measures`: of Measure, by which a matrix's
+// input is made.
+absl::Status CheckStep(const RangeStep& step, bool measures = false);
 
 // How the states of a step are rounded: kNoZero becomes kStochastic for those that would freeze.
 Rounding RoundingOf(const RangeStep& step, size_t state);
 
-// Step with the given kernels; inputs are not checked.
+// The unit of a step's optimizer. InvalidArgument: there is none, or the scalars are not its own.
+absl::StatusOr<const OptimizerUnit*> UnitOf(const RangeStep& step);
+
+// Bytes of an array of `count` elements.
+size_t ValueBytes(StateFormat format, size_t count);
+size_t ScaleCount(StateFormat format, size_t count);  // absmax values
+size_t RemainderBytes(MasterFormat format, size_t count);
+
+// Step and Measure with the given kernels; inputs are not checked.
 void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates);
+void MeasureBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates,
+                   Measured* measured, float* first);
 
 }  // namespace orlop::kernels

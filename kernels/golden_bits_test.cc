@@ -131,6 +131,18 @@ const std::vector<Golden>& AllGolden() {
        0x62566da70bb09d33,
        {{2, 0.9f, 0.1f, 0.999f, 0.001f, 0.9999f, 0.0001f, 10, 31.6f, 5, 1e-8f, 1e-3f, 1e-5f},
         {0, 0.3f, 0.7f, 0, 1, 0.9f, 0.1f, 1.1f, 1, 0.5f, 0, 1e-2f, 0}}},
+      {"lamb",
+       0xf20c914ca136caf5,
+       {{0, 0.9f, 0.1f, 0.999f, 0.001f, 1e-6f, 1e-2f, 10, 31.6f, 2e-3f},
+        {2, 0.3f, 0.7f, 0.9999f, 0.0001f, 0, 0, 1.4f, 70.7f, 1e-2f}}},
+      {"adafactor",
+       0x44993218ac474f63,
+       {{0, 0.574f, 0.426f, 1.42e-14f, 1.19e-7f, 1e-3f, 1, 1e-3f, 1e-4f, 0},
+        {0, 0.574f, 0.426f, 1e-6f, 1e-3f, 1e-3f, 2, 0, 1e-3f, 1}}},
+      {"muon",
+       0xec956c9a563e9d59,
+       {{0, 0.95f, 0.05f, 1, 1e-4f, 2e-2f, 0, 3.4445f, -4.775f, 2.0315f, 1e-7f, 5},
+        {1, 0.3f, 0.7f, 0, 0, 1e-3f, 1, 2, -1.5f, 0.5f, 0, 1}}},
   };
   return all;
 }
@@ -148,6 +160,9 @@ Range NewRange(Numbers& numbers, const Optimizer* optimizer, Formats formats) {
       range.absmax[s][i] = FloatOf(bits < 0x7F800000u ? bits : bits >> 1);
     }
   }
+  range.input = numbers.Floats(range.input.size());
+  range.row_factors = numbers.Floats(range.row_factors.size());
+  range.column_factors = numbers.Floats(range.column_factors.size());
   return range;
 }
 

@@ -43,6 +43,38 @@ struct StateSpec {
 inline constexpr double kFreezesFrom = 0.9995;
 inline constexpr size_t kMaxStates = 3;
 
+// What a step reads of a whole tensor before it changes any of it (whole_tensor.h).
+enum class Scope : uint8_t {
+  kElement,   // nothing
+  kNorms,     // the norms of two vectors (LAMB: the weights and the update)
+  kFactored,  // with two or more dimensions, first the sums of the squared gradient over rows and
+              // over columns, from which each element's input is made; then the norms (Adafactor)
+  kMatrix,    // the whole update, which is made orthogonal and comes back as each element's input
+              // (Muon); two dimensions
+};
+
+// A tensor as a row of matrices: its last two dimensions, and all before them as one.
+struct MatrixShape {
+  uint64_t matrices = 1, rows = 1, columns = 1;
+  bool is_matrix = false;  // two or more dimensions
+  static MatrixShape Of(absl::Span<const uint64_t> shape);
+  uint64_t count() const { return matrices * rows * columns; }
+};
+
+// The polynomial a x + b x^3 + c x^5, applied `steps` times to the singular values of a matrix of
+// norm 1: Jordan et al., Muon, 2024.
+struct NewtonSchulz {
+  float a, b, c;
+  float eps;  // the least norm that is divided out
+  float steps;
+};
+
+// average = lerp(average, mean, weight) over rows and columns; `least` that a mean of averages may
+// be.
+struct FactorAverage {
+  float weight, rest, least;  // rest: 1 - weight
+};
+
 // What one step of a tensor needs beside its bytes, as fp32 bits on the wire: gradient_scale, the
 // states to round stochastically (bit i of a small number), then the optimizer's own.
 inline constexpr size_t kMaxScalars = 16;
@@ -70,6 +102,15 @@ struct Optimizer {
   absl::Status (*validate)(const double* values);
   void (*prepare)(const double* values, double t, float* scalars);
   bool (*keeps_state)(const float* scalars);
+
+  // Scalars that only the owner of the tensor can know. They are made of IEEE operations alone, so
+  // that every machine finds the same bits. No effect for kElement.
+  Scope scope;
+  void (*begin)(const MatrixShape& shape, float* scalars);  // before anything is measured
+  // After: the sums of squares of the two vectors that Measure looks at.
+  void (*complete)(const double* sum_squares, const MatrixShape& shape, float* scalars);
+  FactorAverage (*averaging)(const float* scalars);  // kFactored; else null
+  NewtonSchulz (*iteration)(const float* scalars);   // kMatrix; else null
 };
 
 // The optimizer of a name; null if there is none. All names, for messages.
@@ -112,6 +153,18 @@ struct StateSpan {
   float* absmax = nullptr;
 };
 
+// One further number per element that a rule reads: of kMatrix, and of kFactored from two
+// dimensions. Element i of a range is `values[i]`, or, where that is null, the product of the
+// factors of its row and of its column.
+struct ElementInput {
+  const float* values = nullptr;
+  const float* row_factors = nullptr;     // [matrices * rows]
+  const float* column_factors = nullptr;  // [matrices * columns]
+  MatrixShape shape;
+  uint64_t begin = 0;  // of the flattened tensor, the range's first element
+  bool exists() const { return values != nullptr || row_factors != nullptr; }
+};
+
 // One step of one range. A range starts on a block boundary of its tensor and holds whole blocks,
 // except a tensor's last. Arrays are contiguous, aligned to their elements, and do not overlap, but
 // for new_weight, which may be the very array of weight.
@@ -126,8 +179,9 @@ struct RangeStep {
   StateFormat format = StateFormat::kFp32;
   Rounding rounding = Rounding::kNoZero;
   StateSpan states[kMaxStates];  // of the optimizer's states, in order
-  RandomKey random;              // of the tensor and step; read by stochastic rounding alone
-  uint64_t first_block = 0;      // of the tensor's blocks, the range's first
+  ElementInput input;
+  RandomKey random;          // of the tensor and step; read by stochastic rounding alone
+  uint64_t first_block = 0;  // of the tensor's blocks, the range's first
 };
 
 // The step of elements begin .. begin + count of a range, or as many of them as there are. `begin`

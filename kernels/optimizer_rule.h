@@ -10,6 +10,18 @@
 //   Validate(h)        optional: what the ranges do not say
 //   KeepsState(s)      optional: false if this step uses no state
 //
+// An optimizer that looks at the whole tensor first (Scope in optimizer.h) also has
+//
+//   kScope
+//   Begin(shape, s)           optional: scalars that depend on the tensor's shape
+//   Complete(squares, shape, s)  scalars made of what was measured; + - * / and sqrt alone
+//   Rule<A>::Measure(gradient, master, states, out)  the two vectors whose norms are taken, of
+//   kMatrix the update in out[0]; may change `states`, which are copies
+//   Averaging(s)              kFactored: FactorAverage
+//   Iteration(s)              kMatrix: NewtonSchulz
+//
+// and finds the element's input after its states.
+//
 // The file is included inside the namespace of each instruction set, the scalar reference's and
 // CUDA's, so it includes nothing and has no namespace of its own.
 #pragma once
@@ -36,6 +48,8 @@ constexpr HyperParameter Beta(const char* name, double value) {
 constexpr HyperParameter Flag(const char* name) { return {name, 0, 0, 1, true, /*whole=*/true}; }
 
 inline float Fp32(double value) { return static_cast<float>(value); }
+// Of what was measured: a step cannot be refused any more, so that it is kept finite.
+inline float FiniteFp32(double value) { return Fp32(std::clamp(value, -3e38, 3e38)); }
 
 // Scalars that every optimizer has come first.
 inline constexpr size_t kCommonScalars = 2;  // gradient_scale, states to round stochastically
@@ -48,10 +62,45 @@ ORLOP_DEVICE typename O::Scalars ScalarsOf(const float* scalars) {
 }
 
 template <class O>
+constexpr Scope ScopeOf() {
+  if constexpr (requires { O::kScope; }) return O::kScope;
+  return Scope::kElement;
+}
+// What a rule reads of an element beside gradient and master: its states and its input.
+template <class O>
+inline constexpr size_t kReads = std::size(O::kStates) + (ScopeOf<O>() >= Scope::kFactored ? 1 : 0);
+
+// Calls change(own), of the optimizer's own scalars.
+template <class O, class Change>
+void ChangeScalars(float* scalars, Change change) {
+  typename O::Scalars own = ScalarsOf<O>(scalars);
+  change(&own);
+  std::memcpy(scalars + kCommonScalars, &own, sizeof(own));
+}
+
+template <class O>
 OptimizerUnit MakeUnit(const char* name, Updates reference, Updates (*active)()) {
   constexpr size_t kScalarCount = kCommonScalars + sizeof(typename O::Scalars) / sizeof(float);
   static_assert(kScalarCount <= kMaxScalars && std::size(O::kStates) <= kMaxStates);
   OptimizerUnit unit{{name, O::kHyperParameters, O::kStates, kScalarCount}, reference, active};
+  unit.optimizer.scope = ScopeOf<O>();
+  unit.optimizer.begin = [](const MatrixShape& shape, float* scalars) {
+    if constexpr (requires(typename O::Scalars * s) { O::Begin(shape, s); })
+      ChangeScalars<O>(scalars, [&](typename O::Scalars* own) { O::Begin(shape, own); });
+  };
+  unit.optimizer.complete = [](const double* squares, const MatrixShape& shape, float* scalars) {
+    if constexpr (requires(typename O::Scalars * s) { O::Complete(squares, shape, s); })
+      ChangeScalars<O>(scalars,
+                       [&](typename O::Scalars* own) { O::Complete(squares, shape, own); });
+  };
+  if constexpr (ScopeOf<O>() == Scope::kFactored)
+    unit.optimizer.averaging = [](const float* scalars) {
+      return O::Averaging(ScalarsOf<O>(scalars));
+    };
+  if constexpr (ScopeOf<O>() == Scope::kMatrix)
+    unit.optimizer.iteration = [](const float* scalars) {
+      return O::Iteration(ScalarsOf<O>(scalars));
+    };
   unit.optimizer.prepare = [](const double* values, double t, float* scalars) {
     const typename O::Scalars own = O::Prepare(values, t);
     std::memcpy(scalars + kCommonScalars, &own, sizeof(own));

@@ -15,29 +15,49 @@ namespace {
 #include "kernels/optimizers/lerp.h"
 #include ORLOP_OPTIMIZER_HEADER
 
+// What the rule reads of a vector's elements (kReads); an array that is not there is zeros.
+HWY_INLINE void Read(float* const* states, size_t i, VF* state) {
+  ORLOP_UNROLL
+  for (size_t s = 0; s < kReads<ORLOP_OPTIMIZER_STRUCT>; ++s) {
+    state[s] = states[s] != nullptr ? hn::LoadU(DF(), states[s] + i) : hn::Zero(DF());
+  }
+}
+
 void Update(const float* scalars, const float* gradient, float* master, float* const* states) {
   using O = ORLOP_OPTIMIZER_STRUCT;
-  constexpr size_t kStates = std::size(O::kStates);
   const DF df;
   const O::Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
-  const bool keeps_state = states[0] != nullptr;
   const VF scale = hn::Set(df, scalars[0]);
   for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
-    VF state[kStates];
-    ORLOP_UNROLL
-    for (size_t s = 0; s < kStates; ++s) {
-      state[s] = keeps_state ? hn::LoadU(df, states[s] + i) : hn::Zero(df);
-    }
+    VF state[kReads<O>];
+    Read(states, i, state);
     const VF g = hn::Mul(hn::LoadU(df, gradient + i), scale);
     hn::StoreU(rule(g, hn::LoadU(df, master + i), state), df, master + i);
-    if (keeps_state) {
-      ORLOP_UNROLL
-      for (size_t s = 0; s < kStates; ++s) {
-        hn::StoreU(CanonicalIfNaN(state[s]), df, states[s] + i);
-      }
+    ORLOP_UNROLL
+    for (size_t s = 0; s < std::size(O::kStates); ++s) {
+      if (states[s] != nullptr) hn::StoreU(CanonicalIfNaN(state[s]), df, states[s] + i);
     }
   }
 }
+
+template <class O>
+void MeasureBlock(const float* scalars, const float* gradient, const float* master,
+                  float* const* states, float* const* out) {
+  const DF df;
+  const typename O::template Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
+  const VF scale = hn::Set(df, scalars[0]);
+  for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
+    VF state[kReads<O>], measured[kMeasures];
+    Read(states, i, state);
+    const VF g = hn::Mul(hn::LoadU(df, gradient + i), scale);
+    rule.Measure(g, hn::LoadU(df, master + i), state, measured);
+    ORLOP_UNROLL
+    for (size_t m = 0; m < kMeasures; ++m) {
+      hn::StoreU(CanonicalIfNaN(measured[m]), df, out[m] + i);
+    }
+  }
+}
+
 // Two vectors: what the exact master is joined and split by.
 template <DType kType>
 HWY_INLINE void UpdateTwo(const ORLOP_OPTIMIZER_STRUCT::Rule<VectorArithmetic>& rule, VF scale,
@@ -98,7 +118,14 @@ void Fused(const float* scalars, FusedBlock* block) {
   UpdateFused<DType::kF32>(scalars, block);
 }
 
-Updates UpdatesOf() { return {Update, Fused}; }
+template <class O>
+Updates UpdatesOfRule() {
+  constexpr bool kHasInput = kReads < O >> std::size(O::kStates);
+  Updates updates{Update, kHasInput ? nullptr : Fused, nullptr};
+  if constexpr (ScopeOf<O>() != Scope::kElement) updates.measure = MeasureBlock<O>;
+  return updates;
+}
+Updates UpdatesOf() { return UpdatesOfRule<ORLOP_OPTIMIZER_STRUCT>(); }
 
 #else
 Updates UpdatesOf() { return {}; }  // the reference runs
@@ -120,18 +147,40 @@ namespace {
 
 using O = ORLOP_OPTIMIZER_STRUCT;
 
+void Read(float* const* states, size_t i, float* state) {
+  for (size_t s = 0; s < kReads<O>; ++s) state[s] = states[s] != nullptr ? states[s][i] : 0;
+}
+
 void Update(const float* scalars, const float* gradient, float* master, float* const* states) {
-  constexpr size_t kStates = std::size(O::kStates);
   const O::Rule<ScalarArithmetic> rule(ScalarsOf<O>(scalars));
-  const bool keeps_state = states[0] != nullptr;
   for (size_t i = 0; i < kQuantBlock; ++i) {
-    float state[kStates] = {};
-    ORLOP_UNROLL
-    for (size_t s = 0; s < kStates && keeps_state; ++s) state[s] = states[s][i];
+    float state[kReads<O>];
+    Read(states, i, state);
     master[i] = rule(gradient[i] * scalars[0], master[i], state);
-    ORLOP_UNROLL
-    for (size_t s = 0; s < kStates && keeps_state; ++s) states[s][i] = Canonical(state[s]);
+    for (size_t s = 0; s < std::size(O::kStates); ++s) {
+      if (states[s] != nullptr) states[s][i] = Canonical(state[s]);
+    }
   }
+}
+
+template <class Rule>
+void MeasureBlock(const float* scalars, const float* gradient, const float* master,
+                  float* const* states, float* const* out) {
+  const Rule rule(ScalarsOf<O>(scalars));
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    float state[kReads<O>], measured[kMeasures];
+    Read(states, i, state);
+    rule.Measure(gradient[i] * scalars[0], master[i], state, measured);
+    for (size_t m = 0; m < kMeasures; ++m) out[m][i] = Canonical(measured[m]);
+  }
+}
+
+template <class Optimizer>
+constexpr Updates UpdatesOfRule() {
+  Updates updates{Update, nullptr, nullptr};
+  if constexpr (ScopeOf<Optimizer>() != Scope::kElement)
+    updates.measure = MeasureBlock<typename Optimizer::template Rule<ScalarArithmetic>>;
+  return updates;
 }
 
 }  // namespace
@@ -140,7 +189,7 @@ void Update(const float* scalars, const float* gradient, float* master, float* c
 HWY_EXPORT(UpdatesOf);
 
 OptimizerUnit ORLOP_OPTIMIZER_UNIT() {
-  static constexpr Updates kReference = {reference::Update, nullptr};
+  static constexpr Updates kReference = reference::UpdatesOfRule<reference::O>();
   return MakeUnit<reference::O>(ORLOP_OPTIMIZER_NAME, kReference, [] {
     const Updates updates = HWY_DYNAMIC_DISPATCH(UpdatesOf)();
     return updates.update != nullptr ? updates : kReference;

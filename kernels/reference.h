@@ -58,7 +58,8 @@ void ReduceGradient(TypedSpan gradient, BlockSums* sums);
 void CopyAndReduce(void* destination, TypedSpan gradient, BlockSums* sums);
 void AccumulateToF32(TypedSpan contribution, absl::Span<float> accumulator);
 
-// As kernels::Step.
+// As kernels::Step and kernels::Measure.
 void Step(const RangeStep& step);
+void Measure(const RangeStep& step, Measured* measured, float* first);
 
 }  // namespace orlop::kernels::reference

@@ -86,6 +86,7 @@ void EncodeOfBlock(StateFormat format, CodeBook code_book, Rounding rounding, co
 }  // namespace
 
 const BlockKernels kBlockKernels = {WidenOfBlock,  JoinOfBlock,   SplitOfBlock,
-                                    DecodeOfBlock, EncodeOfBlock, nullptr};
+                                    DecodeOfBlock, EncodeOfBlock, reference::ReduceGradient,
+                                    nullptr};
 
 }  // namespace orlop::kernels::reference

@@ -22,6 +22,7 @@ using testing::NameOf;
 using testing::OddlyAligned;
 using testing::Range;
 using testing::SameBits;
+using testing::ScalarsFor;
 using testing::Source;
 using testing::Tails;
 using testing::Variants;
@@ -38,12 +39,28 @@ size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
       const OddlyAligned gradient(source, dtype, count, hostility);
       Range actual = HostileRange(source, optimizer, formats, count, hostility);
       Range expected = actual;
-      const StepScalars scalars =
-          optimizer->Prepare(values, static_cast<int64_t>(count % 5), 0.37f);
+      const StepScalars scalars = ScalarsFor(*optimizer, values, count);
       const bool in_place = count % 2 == 0;
       const auto step = [&](Range& range) {
         return range.StepOf(scalars, gradient.span(), seed, 0, count, in_place);
       };
+      const auto measured = [&](auto measure, Range& range) {
+        Measured sums;
+        std::vector<float> first(count);
+        measure(step(range), &sums, first.data());
+        std::vector<double> result(first.begin(), first.end());
+        for (const BlockSums& of : sums.sums)
+          result.insert(result.end(), {of.sum_squares, static_cast<double>(of.nonfinite_count)});
+        return result;
+      };
+      const auto measure = [](const RangeStep& step, Measured* sums, float* first) {
+        const absl::Status status = Measure(step, sums, first);
+        EXPECT_TRUE(status.ok()) << status;
+      };
+      if (count > 0) {
+        EXPECT_TRUE(SameBits(measured(measure, actual), measured(reference::Measure, actual)));
+      }
+      actual.ExpectSameBits(expected);  // nothing was changed
       const absl::Status status = Step(step(actual));
       ASSERT_TRUE(status.ok()) << status;
       if (count > 0) reference::Step(step(expected));

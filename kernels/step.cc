@@ -12,26 +12,6 @@
 namespace orlop::kernels {
 namespace {
 
-size_t ValueBytes(StateFormat format, size_t count) {
-  switch (format) {
-    case StateFormat::kFp32:
-      return 4 * count;
-    case StateFormat::k8Bit:
-      return count;
-    case StateFormat::k4Bit:
-      return (count + 1) / 2;
-  }
-  return 0;
-}
-size_t ScaleCount(StateFormat format, size_t count) {
-  return format == StateFormat::kFp32   ? 0
-         : format == StateFormat::k8Bit ? BlockCount(count)
-                                        : FourBitBlockCount(count);
-}
-size_t RemainderBytes(MasterFormat format, size_t count) {
-  return format == MasterFormat::kExact ? 2 * count : format == MasterFormat::k24Bit ? count : 0;
-}
-
 // Every byte of a fresh state.
 uint8_t ZeroByte(StateFormat format, CodeBook code_book) {
   if (format == StateFormat::kFp32 || code_book == CodeBook::kUnsigned) return 0;
@@ -45,6 +25,8 @@ struct Block {
   uint16_t* new_weight;
   char* remainder;
   StateSpan states[kMaxStates];
+  size_t begin;  // in the range
+  size_t count;  // present elements; beyond them are zeros
 };
 
 // `count` elements further in an array; one that is not there stays so.
@@ -57,8 +39,10 @@ void Copy(void* to, const void* from, size_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);  // nothing may be copied from null
 }
 
-Block BlockAt(const RangeStep& step, size_t states, size_t begin) {
+Block BlockAt(const RangeStep& step, size_t states, size_t begin, size_t count = kQuantBlock) {
   Block block;
+  block.begin = begin;
+  block.count = count;
   block.gradient =
       static_cast<const char*>(step.gradient.data) + begin * SizeOf(step.gradient.dtype);
   block.weight = step.weight + begin;
@@ -72,11 +56,27 @@ Block BlockAt(const RangeStep& step, size_t states, size_t begin) {
   return block;
 }
 
+// Elements of the input of a block.
+void FillInput(const ElementInput& input, const Block& block, float* to) {
+  std::fill(to + block.count, to + kQuantBlock, 0.0f);
+  if (input.values != nullptr) return Copy(to, input.values + block.begin, 4 * block.count);
+  const MatrixShape& shape = input.shape;
+  for (size_t i = 0; i < block.count;) {
+    const uint64_t element = input.begin + block.begin + i, row = element / shape.columns;
+    const uint64_t column = element % shape.columns;
+    const size_t run = std::min<uint64_t>(block.count - i, shape.columns - column);
+    const float* columns = input.column_factors + row / shape.rows * shape.columns + column;
+    for (size_t j = 0; j < run; ++j) to[i + j] = input.row_factors[row] * columns[j];
+    i += run;
+  }
+}
+
 // A short block on padded copies: zeros, and the codes of zero.
 class PaddedBlock {
  public:
-  PaddedBlock(const RangeStep& step, const Block& from, size_t states, size_t count)
-      : step_(step), from_(from), states_(states), count_(count), block_(from) {
+  PaddedBlock(const RangeStep& step, const Block& from, size_t states)
+      : step_(step), from_(from), states_(states), count_(from.count), block_(from) {
+    const size_t count = count_;
     Copy(gradient_, from.gradient, count * SizeOf(step.gradient.dtype));
     Copy(weight_, from.weight, 2 * count);
     Copy(remainder_, from.remainder, RemainderBytes(step.master, count));
@@ -130,6 +130,29 @@ struct Pass {
   BlockRandom RandomOf(uint64_t index, size_t i) const {
     return BlockRandomOf(step.random, index, static_cast<uint32_t>(i));
   }
+  // Everything that a rule reads of a block, in fp32.
+  struct Loaded {
+    alignas(64) float gradient[kQuantBlock], master[kQuantBlock];
+    alignas(64) float decoded[kMaxStates + 1][kQuantBlock];
+    float* values[kMaxStates + 1] = {};  // the states, then the input
+  };
+  void Load(const Block& block, Loaded* to) const {
+    kernels.widen(step.gradient.dtype, block.gradient, to->gradient);
+    kernels.join(step.master, block.weight, block.remainder, to->master);
+    for (size_t i = 0; i < states; ++i) {
+      if (step.format == StateFormat::kFp32) {
+        to->values[i] = static_cast<float*>(block.states[i].values);
+        continue;
+      }
+      to->values[i] = to->decoded[i];
+      kernels.decode(step.format, BookOf(i), block.states[i], to->values[i]);
+    }
+    if (!step.input.exists()) return;
+    const size_t input = step.optimizer->states.size();
+    to->values[input] = to->decoded[input];
+    FillInput(step.input, block, to->values[input]);
+  }
+
   bool IsFused() const {
     return updates.fused != nullptr && states > 0 && step.format == StateFormat::k8Bit &&
            step.master == MasterFormat::kExact && step.gradient.dtype != DType::kF16;
@@ -154,28 +177,38 @@ struct Pass {
 
   void Run(const Block& block, uint64_t index) const {
     if (IsFused()) return RunFused(block, index);
-    alignas(64) float gradient[kQuantBlock], master[kQuantBlock], decoded[kMaxStates][kQuantBlock];
-    float* values[kMaxStates] = {};
-    kernels.widen(step.gradient.dtype, block.gradient, gradient);
-    kernels.join(step.master, block.weight, block.remainder, master);
-    for (size_t i = 0; i < states; ++i) {
-      if (step.format == StateFormat::kFp32) {
-        values[i] = static_cast<float*>(block.states[i].values);
-        continue;
-      }
-      values[i] = decoded[i];
-      kernels.decode(step.format, BookOf(i), block.states[i], values[i]);
-    }
-    updates.update(step.scalars.data(), gradient, master, values);
-    kernels.split(step.master, master, RandomOf(index, kMasterUse), block.new_weight,
+    Loaded loaded;
+    Load(block, &loaded);
+    updates.update(step.scalars.data(), loaded.gradient, loaded.master, loaded.values);
+    kernels.split(step.master, loaded.master, RandomOf(index, kMasterUse), block.new_weight,
                   block.remainder);
     if (step.format == StateFormat::kFp32) return;
     for (size_t i = 0; i < states; ++i) {
-      kernels.encode(step.format, BookOf(i), rounding[i], values[i], RandomOf(index, i),
+      kernels.encode(step.format, BookOf(i), rounding[i], loaded.values[i], RandomOf(index, i),
                      block.states[i]);
     }
   }
+
+  void Measure(const Block& block, Measured* measured, float* first) const {
+    Loaded loaded;
+    alignas(64) float out[kMeasures][kQuantBlock];
+    float* const outs[kMeasures] = {out[0], out[1]};
+    Load(block, &loaded);
+    updates.measure(step.scalars.data(), loaded.gradient, loaded.master, loaded.values, outs);
+    for (size_t m = 0; m < kMeasures; ++m)
+      kernels.reduce({DType::kF32, out[m], block.count}, &measured->sums[m]);
+    if (first != nullptr) Copy(first + block.begin, out[0], 4 * block.count);
+  }
 };
+
+// The pass of a step, and a call for each of its blocks; the last one may be short.
+Pass PassOf(const RangeStep& step, const BlockKernels& kernels, const Updates& updates) {
+  const Optimizer& optimizer = *step.optimizer;
+  Pass pass{
+      step, kernels, updates, optimizer.KeepsState(step.scalars) ? optimizer.states.size() : 0, {}};
+  for (size_t i = 0; i < pass.states; ++i) pass.rounding[i] = RoundingOf(step, i);
+  return pass;
+}
 
 }  // namespace
 
@@ -186,85 +219,30 @@ Rounding RoundingOf(const RangeStep& step, size_t state) {
 }
 
 void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates) {
-  const Optimizer& optimizer = *step.optimizer;
-  Pass pass{step, kernels, updates,
-            optimizer.KeepsState(step.scalars) ? optimizer.states.size() : 0};
-  for (size_t i = 0; i < pass.states; ++i) pass.rounding[i] = RoundingOf(step, i);
+  const Pass pass = PassOf(step, kernels, updates);
   const size_t tail = step.gradient.count % kQuantBlock;
   const size_t whole = step.gradient.count - tail;
   for (size_t begin = 0; begin < whole; begin += kQuantBlock) {
     pass.Run(BlockAt(step, pass.states, begin), step.first_block + begin / kQuantBlock);
   }
   if (tail == 0) return;
-  PaddedBlock padded(step, BlockAt(step, pass.states, whole), pass.states, tail);
+  PaddedBlock padded(step, BlockAt(step, pass.states, whole, tail), pass.states);
   pass.Run(padded.block(), step.first_block + whole / kQuantBlock);
   padded.CopyBack();
 }
 
-namespace {
-
-struct Array {
-  const char* name;
-  const void* begin;
-  size_t bytes;
-  size_t alignment;
-};
-
-absl::Status Refuse(const Array& array, absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat(array.name, " ", what));
-}
-
-// Every array present, aligned, and apart from the others.
-absl::Status CheckArrays(const RangeStep& step) {
-  const size_t count = step.gradient.count;
-  Array arrays[4 + 2 * kMaxStates];
-  size_t n = 0;
-  arrays[n++] = {"gradient", step.gradient.data, count * SizeOf(step.gradient.dtype), 1};
-  arrays[n++] = {"weight", step.weight, 2 * count, 2};
-  if (step.new_weight != step.weight) arrays[n++] = {"new_weight", step.new_weight, 2 * count, 2};
-  if (const size_t bytes = RemainderBytes(step.master, count); bytes > 0)
-    arrays[n++] = {"remainder", step.remainder, bytes, bytes / count};
-  if (step.optimizer->KeepsState(step.scalars)) {
-    for (size_t i = 0; i < step.optimizer->states.size(); ++i) {
-      const bool fp32 = step.format == StateFormat::kFp32;
-      arrays[n++] = {step.optimizer->states[i].name, step.states[i].values,
-                     ValueBytes(step.format, count), fp32 ? size_t{4} : size_t{1}};
-      if (!fp32)
-        arrays[n++] = {"absmax", step.states[i].absmax, 4 * ScaleCount(step.format, count), 4};
-    }
+void MeasureBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates,
+                   Measured* measured, float* first) {
+  const Pass pass = PassOf(step, kernels, updates);
+  const size_t tail = step.gradient.count % kQuantBlock;
+  const size_t whole = step.gradient.count - tail;
+  for (size_t begin = 0; begin < whole; begin += kQuantBlock) {
+    pass.Measure(BlockAt(step, pass.states, begin), measured, first);
   }
-  for (size_t i = 0; i < n; ++i) {
-    const auto begin = reinterpret_cast<uintptr_t>(arrays[i].begin);
-    if (begin == 0) return Refuse(arrays[i], "is missing");
-    if (begin % arrays[i].alignment != 0)
-      return Refuse(arrays[i], absl::StrCat("is not aligned to ", arrays[i].alignment, " bytes"));
-    for (size_t j = 0; j < i; ++j) {
-      const auto other = reinterpret_cast<uintptr_t>(arrays[j].begin);
-      if (begin < other + arrays[j].bytes && other < begin + arrays[i].bytes)
-        return Refuse(arrays[i], absl::StrCat("overlaps ", arrays[j].name));
-    }
-  }
-  return absl::OkStatus();
+  if (tail == 0) return;
+  const PaddedBlock padded(step, BlockAt(step, pass.states, whole, tail), pass.states);
+  pass.Measure(padded.block(), measured, first);
 }
-
-absl::StatusOr<const OptimizerUnit*> UnitOf(const RangeStep& step) {
-  for (const OptimizerUnit& unit : OptimizerUnits()) {
-    if (&unit.optimizer != step.optimizer) continue;
-    if (step.scalars.size() != unit.optimizer.scalar_count)
-      return absl::InvalidArgumentError(absl::StrCat("optimizer ", unit.optimizer.name, " takes ",
-                                                     unit.optimizer.scalar_count, " scalars, not ",
-                                                     step.scalars.size()));
-    for (const float scalar : step.scalars) {
-      if (!std::isfinite(scalar))
-        return absl::InvalidArgumentError(
-            absl::StrCat("a scalar of ", unit.optimizer.name, " is ", scalar));
-    }
-    return &unit;
-  }
-  return absl::InvalidArgumentError("an unknown optimizer");
-}
-
-}  // namespace
 
 RangeStep PartOf(const RangeStep& step, size_t begin, size_t count) {
   RangeStep part = step;
@@ -276,13 +254,10 @@ RangeStep PartOf(const RangeStep& step, size_t begin, size_t count) {
   for (size_t i = 0; i < step.optimizer->states.size(); ++i) {
     if (step.states[i].values != nullptr) part.states[i] = at.states[i];
   }
+  part.input.values = At(step.input.values, begin);
+  part.input.begin = step.input.begin + begin;
   part.first_block = step.first_block + begin / kQuantBlock;
   return part;
-}
-
-absl::Status CheckStep(const RangeStep& step) {
-  if (absl::Status status = UnitOf(step).status(); !status.ok()) return status;
-  return step.gradient.count == 0 ? absl::OkStatus() : CheckArrays(step);
 }
 
 absl::Status Step(const RangeStep& step) {
@@ -293,11 +268,21 @@ absl::Status Step(const RangeStep& step) {
   return absl::OkStatus();
 }
 
+absl::Status Measure(const RangeStep& step, Measured* measured, float* first) {
+  if (absl::Status status = CheckStep(step, /*measures=*/true); !status.ok()) return status;
+  const Updates updates = (*UnitOf(step))->active();
+  if (updates.measure != nullptr)
+    MeasureBlocks(step, ActiveBlockKernels(), updates, measured, first);
+  return absl::OkStatus();
+}
+
 void reference::Step(const RangeStep& step) {
-  for (const OptimizerUnit& unit : OptimizerUnits()) {
-    if (&unit.optimizer == step.optimizer)
-      StepBlocks(step, reference::kBlockKernels, unit.reference);
-  }
+  StepBlocks(step, reference::kBlockKernels, (*UnitOf(step))->reference);
+}
+void reference::Measure(const RangeStep& step, Measured* measured, float* first) {
+  const Updates& updates = (*UnitOf(step))->reference;
+  if (updates.measure != nullptr)
+    MeasureBlocks(step, reference::kBlockKernels, updates, measured, first);
 }
 
 }  // namespace orlop::kernels

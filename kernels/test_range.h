@@ -58,6 +58,22 @@ inline std::vector<double> Values(const Optimizer& optimizer,
   return values;
 }
 
+// A shape that `count` elements fill or do not reach the end of: matrices of 3 x 7.
+inline MatrixShape ShapeFor(size_t count) { return {count / 21 + 1, 3, 7, true}; }
+
+// The scalars of a step of a range of `count` elements, those of the whole tensor included: of an
+// odd count it is a vector, for Adafactor.
+inline StepScalars ScalarsFor(const Optimizer& optimizer, const std::vector<double>& values,
+                              size_t count, float gradient_scale = 0.37f) {
+  StepScalars scalars = optimizer.Prepare(values, static_cast<int64_t>(count % 5), gradient_scale);
+  MatrixShape shape = ShapeFor(count);
+  shape.is_matrix = count % 2 == 0;
+  optimizer.begin(shape, scalars.values);
+  constexpr double kSquares[] = {2, 3};
+  optimizer.complete(kSquares, shape, scalars.values);
+  return scalars;
+}
+
 struct Range {
   Range(const Optimizer* optimizer, Formats formats, const std::vector<float>& master)
       : optimizer(optimizer),
@@ -78,6 +94,12 @@ struct Range {
                                  ? (is_signed ? kSignedZeroCode : kUnsignedZeroCode)
                                  : (is_signed ? kSigned4ZeroCode * 0x11 : 0));
       absmax[s].assign(FourBitBlockCount(count), 0);
+    }
+    if (optimizer->scope == Scope::kMatrix) input.assign(count, 0);
+    if (optimizer->scope == Scope::kFactored) {
+      const MatrixShape shape = ShapeFor(count);
+      row_factors.assign(shape.matrices * shape.rows, 1);
+      column_factors.assign(shape.matrices * shape.columns, 1);
     }
   }
 
@@ -109,6 +131,9 @@ struct Range {
           break;
       }
     }
+    if (optimizer->scope == Scope::kMatrix) step.input.values = input.data() + begin;
+    if (optimizer->scope == Scope::kFactored && !optimizer->KeepsState(step.scalars))
+      step.input = {nullptr, row_factors.data(), column_factors.data(), ShapeFor(count), begin};
     step.random = RandomKey::Of(seed, 3, 7);
     step.first_block = begin / kQuantBlock;
     return step;
@@ -149,6 +174,7 @@ struct Range {
   std::vector<float> fp32[kMaxStates];
   std::vector<uint8_t> codes[kMaxStates];
   std::vector<float> absmax[kMaxStates];
+  std::vector<float> input, row_factors, column_factors;
 
  private:
   absl::Span<int8_t> bytes() { return {reinterpret_cast<int8_t*>(remainder.data()), count}; }
@@ -168,6 +194,9 @@ inline Range HostileRange(Source& source, const Optimizer* optimizer, Formats fo
     range.codes[s] = source.Integers<uint8_t>(count);
     range.absmax[s] = source.Absmax(FourBitBlockCount(count), hostility);
   }
+  range.input = source.Floats(range.input.size(), hostility);
+  range.row_factors = source.Floats(range.row_factors.size(), hostility);
+  range.column_factors = source.Floats(range.column_factors.size(), hostility);
   return range;
 }
 
@@ -187,6 +216,8 @@ inline std::vector<std::vector<double>> Variants(const Optimizer& optimizer) {
     variants.push_back(Values(optimizer, {{"initial_accumulator_value", 0.1}, {"lr_decay", 0.1}}));
   } else if (name == "ademamix") {
     variants.push_back(Values(optimizer, {{"warmup", 100}}));
+  } else if (name == "muon") {
+    variants.push_back(Values(optimizer, {{"nesterov", 0}, {"adjust_lr", 1}}));
   }
   return variants;
 }

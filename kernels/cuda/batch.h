@@ -18,6 +18,7 @@ inline RangeDescriptor DescriptorOf(const RangeStep& step) {
   range.weight = step.weight;
   range.new_weight = step.new_weight;
   range.remainder = step.remainder;
+  range.input = step.input;
   range.random = step.random;
   range.first_block = step.first_block;
   range.count = step.gradient.count;

@@ -24,9 +24,9 @@ namespace orlop::kernels::cuda {
 #endif
 
 // What a thread keeps, and what all share.
-template <size_t kStates>
+template <size_t kReads>
 struct Registers {
-  float state[kStates];
+  float state[kReads];  // and the input
 };
 template <size_t kStates>
 struct SharedMemory {
@@ -41,7 +41,7 @@ class BlockStep {
   static constexpr uint32_t kStates = std::size(O::kStates);
   static_assert(kStates <= kMaxStates);
   using Shared = SharedMemory<kStates>;
-  using Kept = Registers<kStates>;
+  using Kept = Registers<kReads<O>>;
 
   // `block` of the batch's blocks.
   ORLOP_BLOCK BlockStep(const Batch& batch, uint64_t block, Shared& shared, Execution& execution)
@@ -130,6 +130,8 @@ class BlockStep {
     for (uint32_t s = 0; s < kStates; ++s) {
       kept.state[s] = range_.keeps_state ? LoadState(s, thread) : 0;
     }
+    if constexpr (kReads < O >> kStates)
+      kept.state[kStates] = present ? InputOf(range_.input, i) : 0;
     const typename O::template Rule<ScalarArithmetic> rule(ScalarsOf<O>(range_.scalars));
     master = rule(gradient * range_.scalars[0], master, kept.state);
     if (present) {

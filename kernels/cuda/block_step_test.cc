@@ -33,6 +33,7 @@ using testing::kAllTypes;
 using testing::NameOf;
 using testing::Range;
 using testing::SameBits;
+using testing::ScalarsFor;
 using testing::Source;
 using testing::Tails;
 using testing::Values;
@@ -85,7 +86,7 @@ struct Ranges {
       dtypes.push_back(kAllTypes[count / 3 % 3]);
       gradients.push_back(Gradient(source, dtypes.back(), count, hostility));
       actual.push_back(HostileRange(source, optimizer, formats, count, hostility));
-      scalars.push_back(optimizer->Prepare(values, static_cast<int64_t>(count % 5), 0.37f));
+      scalars.push_back(ScalarsFor(*optimizer, values, count));
     }
     expected = actual;
     for (size_t i = 0; i < n; ++i) {
@@ -115,9 +116,10 @@ TEST(CudaOnHost, EqualsTheReferenceForEveryOptimizerAndFormat) {
     for (const std::vector<double>& values : Variants(*kernel.optimizer)) {
       for (const Formats& formats : AllFormats()) {
         Ranges ranges(kernel.optimizer, formats, values, ++seed);
-        // 128 ranges a batch; the empty one takes no place.
-        EXPECT_EQ(StepOnHost(ranges.steps, kernel.run),
-                  static_cast<int>((ranges.steps.size() - 1 + 127) / 128));
+        // kRangesPerBatch ranges a batch; the empty one takes no place.
+        EXPECT_EQ(
+            StepOnHost(ranges.steps, kernel.run),
+            static_cast<int>((ranges.steps.size() - 1 + kRangesPerBatch - 1) / kRangesPerBatch));
         for (size_t i = 0; i < ranges.actual.size(); ++i) {
           ranges.actual[i].ExpectSameBits(ranges.expected[i]);
           elements += ranges.actual[i].count;

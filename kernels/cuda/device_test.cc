@@ -23,6 +23,7 @@ using testing::kAllHostilities;
 using testing::kAllTypes;
 using testing::NameOf;
 using testing::Range;
+using testing::ScalarsFor;
 using testing::Source;
 using testing::Tails;
 using testing::Variants;
@@ -74,6 +75,11 @@ RangeStep OnDevice(const RangeStep& host, Range& range, std::vector<uint8_t>& gr
     step.states[s] = {mirror.Of(range.codes[s]), mirror.Of(range.absmax[s])};
     if (host.format == StateFormat::kFp32) step.states[s] = {mirror.Of(range.fp32[s]), nullptr};
   }
+  if (host.input.values != nullptr) step.input.values = mirror.Of(range.input);
+  if (host.input.row_factors != nullptr) {
+    step.input.row_factors = mirror.Of(range.row_factors);
+    step.input.column_factors = mirror.Of(range.column_factors);
+  }
   return step;
 }
 
@@ -97,7 +103,7 @@ size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
     gradients[count].assign(bytes, bytes + count * SizeOf(odd.span().dtype));
     actual.push_back(HostileRange(source, optimizer, formats, count, hostility));
     expected.push_back(actual.back());
-    scalars[count] = optimizer->Prepare(values, static_cast<int64_t>(count % 5), 0.37f);
+    scalars[count] = ScalarsFor(*optimizer, values, count);
     const auto step = [&](Range& range) {
       return range.StepOf(scalars[count], odd.span(), seed, 0, count, count % 2 == 0);
     };

@@ -17,6 +17,7 @@ struct RangeDescriptor {
   void* remainder;
   void* values[kMaxStates];
   float* absmax[kMaxStates];
+  ElementInput input;
   RandomKey random;
   uint64_t first_block;  // of the tensor's blocks, the range's first
   uint64_t count;        // elements, at least 1
@@ -30,13 +31,23 @@ struct RangeDescriptor {
 
 // Ranges of one optimizer. It is a kernel parameter, so that a launch needs neither memory nor a
 // copy of its own and may be captured in a graph; parameters end at 32,764 bytes.
-inline constexpr uint32_t kRangesPerBatch = 128;
+inline constexpr uint32_t kRangesPerBatch = 120;
 struct Batch {
   uint32_t range_count;
   uint64_t first_block[kRangesPerBatch + 1];  // of the batch's blocks, each range's first; then all
   RangeDescriptor ranges[kRangesPerBatch];
 };
 static_assert(sizeof(Batch) + sizeof(uint64_t) <= 32764);
+
+// Element i of a range's input: step.cc's FillInput. 0: it has none.
+ORLOP_DEVICE inline float InputOf(const ElementInput& input, uint64_t i) {
+  if (input.values != nullptr) return input.values[i];
+  if (input.row_factors == nullptr) return 0;
+  const uint64_t element = input.begin + i, row = element / input.shape.columns;
+  const uint64_t column =
+      row / input.shape.rows * input.shape.columns + element % input.shape.columns;
+  return input.row_factors[row] * input.column_factors[column];
+}
 
 // Blocks of a batch that one launch steps: CUDA's grids end at 2^31 - 1.
 inline constexpr uint64_t kLargestGrid = 0x7FFFFFFF;

@@ -4,7 +4,7 @@
 
 namespace orlop::kernels::cuda {
 
-template <size_t kStates>
+template <size_t kReads>
 class HostExecution {
  public:
   template <class Body>
@@ -17,17 +17,16 @@ class HostExecution {
   }
 
  private:
-  Registers<kStates> registers_[kQuantBlock];
+  Registers<kReads> registers_[kQuantBlock];
 };
 
 // All blocks of a batch, the last first: on the device they run in no order.
 template <class O>
 void RunOnHost(const Batch& batch) {
-  constexpr size_t kStates = std::size(O::kStates);
   for (uint64_t block = batch.first_block[batch.range_count]; block-- > 0;) {
-    SharedMemory<kStates> shared;
-    HostExecution<kStates> execution;
-    BlockStep<O, HostExecution<kStates>>(batch, block, shared, execution).Run();
+    SharedMemory<std::size(O::kStates)> shared;
+    HostExecution<kReads<O>> execution;
+    BlockStep<O, HostExecution<kReads<O>>>(batch, block, shared, execution).Run();
   }
 }
 

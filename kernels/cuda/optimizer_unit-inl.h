@@ -27,7 +27,7 @@ class DeviceExecution {
   }
 
  private:
-  Registers<kStates> registers_;
+  Registers<kReads<O>> registers_;
 };
 
 __global__ void __launch_bounds__(kQuantBlock)

@@ -9,7 +9,7 @@ struct CUstream_st;  // cudaStream_t is a pointer to it
 
 namespace orlop::kernels::cuda {
 
-// Steps many ranges (optimizer.h, RangeStep) in one launch for every 128 in a row of one optimizer;
+// Steps many ranges (optimizer.h, RangeStep) in one launch for every 120 in a row of one optimizer;
 // their formats may differ. Returns when they are in the stream.
 //   Arrays   in memory of the current device, aligned to their elements, gradients included. No two
 //            ranges overlap. They must stay until the stream has passed.

@@ -1,0 +1,57 @@
+#include "kernels/tensor_pass.h"
+
+#include "kernels/orthogonalize.h"
+
+namespace orlop::kernels {
+
+bool TensorPass::IsFactored(const Optimizer& optimizer, const MatrixShape& shape) {
+  return optimizer.scope == Scope::kFactored && shape.is_matrix;
+}
+uint64_t TensorPass::MatrixWorkspace(const MatrixShape& shape) {
+  return OrthogonalizeWorkspace(shape.rows, shape.columns);
+}
+
+TensorPass::TensorPass(const Optimizer& optimizer, const MatrixShape& shape,
+                       const StepScalars& scalars, const PassMemory& memory)
+    : optimizer_(optimizer), shape_(shape), memory_(memory), scalars_(scalars) {
+  optimizer_.begin(shape_, scalars_.values);
+  if (IsFactored(optimizer_, shape_)) factors_.emplace(shape_);
+  measures_ = !factors_.has_value();
+}
+
+void TensorPass::Finish(uint64_t begin, RangeStep* range) const {
+  range->scalars = scalars_.span();
+  if (memory_.matrix != nullptr) {
+    range->input.values = memory_.matrix + begin;
+  } else if (factors_.has_value()) {
+    range->input = {nullptr, memory_.row_factors.data(), memory_.columns.data(), shape_, begin};
+  }
+}
+
+absl::Status TensorPass::Add(RangeStep range, uint64_t begin) {
+  if (!measures_) {
+    factors_->Add(range.gradient, scalars_.values[0]);
+    return absl::OkStatus();
+  }
+  Finish(begin, &range);
+  if (optimizer_.scope != Scope::kMatrix) return Measure(range, &measured_, nullptr);
+  range.input = {};
+  return Measure(range, &measured_, memory_.matrix + begin);
+}
+
+void TensorPass::EndRound() {
+  if (!measures_) {
+    const FactorAverage average = optimizer_.averaging(scalars_.values);
+    factors_->Average(average, memory_.rows, memory_.columns);
+    RowFactors(shape_, memory_.rows, average.least, memory_.row_factors);
+    measures_ = true;
+    return;
+  }
+  const double squares[] = {measured_.sums[0].sum_squares, measured_.sums[1].sum_squares};
+  optimizer_.complete(squares, shape_, scalars_.values);
+  if (optimizer_.scope == Scope::kMatrix)
+    Orthogonalize(optimizer_.iteration(scalars_.values), shape_.rows, shape_.columns,
+                  memory_.matrix, memory_.workspace);
+}
+
+}  // namespace orlop::kernels
