@@ -186,6 +186,7 @@ int Describe(const Context& context, const std::string& job, const std::string& 
       spec.name(), "  ", Shape(spec), " ", std::string(DTypeName(spec.dtype())), "  ",
       Optimizer(summary), "\n", HumanCount(summary.element_count()), " elements in ",
       Plural(summary.shard_count(), "shard"), ", ", HumanBytes(summary.rest_bytes()), " at rest",
+      spec.whole() ? ", placed whole" : "",
       summary.optimizer().empty() ? "" : ", " + Plural(summary.applied_count(), "update"), "\n"));
   if (spec.tied_names_size() > 0)
     Print(absl::StrCat("tied to ", absl::StrJoin(spec.tied_names(), ", "), "\n"));

@@ -238,6 +238,12 @@ absl::StatusOr<uint32_t> JobModel::FindTensor(absl::string_view name) const {
                    absl::StrCat("job '", job(), "' has no tensor '", detail.tensor(), "'"), detail);
 }
 
+bool JobModel::LiesWhole(uint32_t tensor) const {
+  for (int32_t shard = first_shard_[tensor] + 1; shard < first_shard_[tensor + 1]; ++shard)
+    if (Owner(shard) != Owner(shard - 1)) return false;
+  return true;
+}
+
 const std::string& JobModel::ReasonOf(int32_t shard) const {
   return definition_.runs(run_of_shard_[shard]).reason();
 }
@@ -321,6 +327,35 @@ absl::Status ValidateOptimizer(const JobModel& model,
       if (t >= group_of.size() || group_of[t] != g)
         return BadRequest("fp32_tensors", absl::StrCat(t), "tensors of the group",
                           absl::StrCat(what, "fp32 tensor ", t, " is not in the group"));
+    }
+  }
+  return CheckWholeTensors(model, optimizer);
+}
+
+bool NeedsWholeTensor(const kernels::Optimizer&) { return false; }  // none does yet
+
+absl::Status CheckWholeTensors(const JobModel& model,
+                               const v1::ConfigureOptimizerRequest& optimizer,
+                               absl::FunctionRef<bool(const kernels::Optimizer&)> needs_whole) {
+  for (int g = 0; g < optimizer.groups_size(); ++g) {
+    const v1::OptimizerGroup& group = optimizer.groups(g);
+    if (!needs_whole(*kernels::FindOptimizer(group.optimizer()))) continue;
+    for (uint32_t t : group.tensors()) {
+      if (model.LiesWhole(t)) continue;
+      v1::ErrorDetail detail;
+      detail.set_reason(v1::ErrorDetail::CONFLICT);
+      detail.set_job(model.job());
+      detail.set_tensor(model.tensors()[t].name);
+      detail.set_field("optimizer");
+      detail.set_actual(group.optimizer());
+      detail.set_limit("TensorSpec.whole");
+      return MakeError(
+          absl::StatusCode::kFailedPrecondition,
+          absl::StrCat("group ", g, ": optimizer '", group.optimizer(),
+                       "' looks at whole tensors, but the ", model.ShardCountOf(t),
+                       " shards of tensor '", detail.tensor(),
+                       "' lie on several servers: create the job with TensorSpec.whole set for it"),
+          detail);
     }
   }
   return absl::OkStatus();

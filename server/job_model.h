@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "kernels/optimizer.h"
 #include "orlop/v1/peer.pb.h"
 #include "server/shard.h"
 #include "server/shard_spec.h"
@@ -51,6 +53,8 @@ class JobModel {
     return first_shard_[tensor + 1] - first_shard_[tensor];
   }
   int Owner(int32_t shard) const { return spec_->shards[shard].copies[0]; }
+  // Whether all shards of the tensor lie on one server.
+  bool LiesWhole(uint32_t tensor) const;
   const std::string& ReasonOf(int32_t shard) const;
 
   JobLayout LayoutFor(int server) const;
@@ -76,9 +80,18 @@ class JobModel {
   uint64_t parameter_count_ = 0;
 };
 
-// Checks a configuration against the manifest. InvalidArgument naming group, tensor and value.
+// Checks a configuration against the manifest. InvalidArgument naming group, tensor and value; or
+// as CheckWholeTensors.
 absl::Status ValidateOptimizer(const JobModel& model,
                                const v1::ConfigureOptimizerRequest& optimizer);
+
+// Whether a step of this optimizer looks at all of a tensor before it updates any element.
+bool NeedsWholeTensor(const kernels::Optimizer& optimizer);
+// Checks that what such an optimizer trains lies on one server each. FailedPrecondition naming
+// group, tensor, optimizer and what to do. `needs_whole` is NeedsWholeTensor, but for tests.
+absl::Status CheckWholeTensors(
+    const JobModel& model, const v1::ConfigureOptimizerRequest& optimizer,
+    absl::FunctionRef<bool(const kernels::Optimizer&)> needs_whole = NeedsWholeTensor);
 
 // A wire box as the step machine and the store speak of it: flat wherever its elements are one
 // range.

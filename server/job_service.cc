@@ -43,8 +43,11 @@ double BytesPerElement(const Tensor& tensor) {
 absl::Status Place(const Environment& environment, const JobModel& model,
                    v1::JobDefinition* definition) {
   std::vector<TensorLoad> loads;
-  for (const Tensor& tensor : model.tensors())
-    loads.push_back({tensor.element_count, BytesPerElement(tensor)});
+  for (size_t t = 0; t < model.tensors().size(); ++t) {
+    const Tensor& tensor = model.tensors()[t];
+    loads.push_back({tensor.element_count, BytesPerElement(tensor),
+                     model.definition().manifest().tensors(static_cast<int>(t)).whole()});
+  }
   for (const PlacedRun& run :
        PlaceShards(loads, model.shard_elements(), environment.server_names)) {
     v1::PlacementRun* out = definition->add_runs();
@@ -121,6 +124,14 @@ absl::StatusOr<std::optional<Page>> Collect(const Page& page, Reservation room,
   joined.set_more(page.more());
   if (page.more()) return std::nullopt;
   return joined;
+}
+
+// Whether they differ in TensorSpec.whole at most.
+bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
+  if (asked.tensors_size() != existing.tensors_size()) return false;
+  for (int t = 0; t < asked.tensors_size(); ++t)
+    asked.mutable_tensors(t)->set_whole(existing.tensors(t).whole());
+  return ManifestDigest(asked) == ManifestDigest(existing);
 }
 
 bool SameOptimizer(v1::ConfigureOptimizerRequest a, v1::ConfigureOptimizerRequest b) {
@@ -221,7 +232,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   v1::JobDefinition definition;
   ToWire(ToStep(ManifestDigest(manifest)), definition.mutable_manifest_digest());
   const std::string name = manifest.job();
-  *definition.mutable_manifest() = std::move(manifest);
+  *definition.mutable_manifest() = manifest;
   definition.set_server_count(static_cast<uint32_t>(jobs_->environment().server_names.size()));
   definition.set_revision(1);
   absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->Find(name);
@@ -241,7 +252,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   }
   if (!found.ok()) return found.status();
   const std::shared_ptr<const JobModel> model = (*found)->model();
-  if (ToStep(model->definition().manifest_digest()) != ToStep(definition.manifest_digest())) {
+  if (!SameButPlacement(std::move(manifest), model->definition().manifest())) {
     return Refuse(absl::StatusCode::kAlreadyExists,
                   absl::StrCat("job '", name, "' exists with another manifest"),
                   v1::ErrorDetail::CONFLICT);
@@ -257,7 +268,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   response->set_durability(v1::DURABILITY_MEMORY);
   response->set_committed_step(position.committed_step);
   response->set_epoch(static_cast<uint64_t>(position.epoch));
-  *response->mutable_manifest_digest() = definition.manifest_digest();
+  *response->mutable_manifest_digest() = model->definition().manifest_digest();
   return absl::OkStatus();
 }
 

@@ -12,65 +12,75 @@
 namespace orlop::server {
 namespace {
 
-struct Shard {
+// What goes to one server as one: a shard, or all of a whole tensor.
+struct Unit {
   uint32_t tensor;
-  uint64_t shard;
+  uint64_t first_shard;
+  uint64_t shard_count;
   double bytes;
 };
 
-std::vector<Shard> ShardsOf(const std::vector<TensorLoad>& tensors, uint64_t shard_elements) {
-  std::vector<Shard> shards;
+std::vector<Unit> UnitsOf(const std::vector<TensorLoad>& tensors, uint64_t shard_elements) {
+  std::vector<Unit> units;
   for (uint32_t t = 0; t < tensors.size(); ++t) {
-    const uint64_t count = ShardCount(tensors[t].element_count, shard_elements);
-    for (uint64_t s = 0; s < count; ++s) {
-      const Range range = ShardRange(s, tensors[t].element_count, shard_elements);
-      shards.push_back({t, s, static_cast<double>(range.count()) * tensors[t].bytes_per_element});
+    const auto bytes = [&](uint64_t elements) {
+      return static_cast<double>(elements) * tensors[t].bytes_per_element;
+    };
+    const uint64_t elements = tensors[t].element_count;
+    const uint64_t count = ShardCount(elements, shard_elements);
+    if (tensors[t].whole) {
+      units.push_back({t, 0, count, bytes(elements)});
+      continue;
     }
+    for (uint64_t s = 0; s < count; ++s)
+      units.push_back({t, s, 1, bytes(ShardRange(s, elements, shard_elements).count())});
   }
-  return shards;
+  return units;
 }
 
-std::string Reason(const std::string& server, double share, size_t server_count) {
-  if (server_count == 1) return "the only server";
+std::string Reason(bool whole, const std::string& server, double share, size_t server_count) {
+  const char* what = whole ? "whole tensor, " : "";
+  if (server_count == 1) return absl::StrCat(what, "the only server");
   return absl::StrFormat(
-      "%s had the least bytes when placed, largest shard first; it holds %.1f%% of the job", server,
-      share * 100);
+      "%s%s had the least bytes when placed, largest first; it holds %.1f%% of the job", what,
+      server, share * 100);
 }
 
 }  // namespace
 
 std::vector<PlacedRun> PlaceShards(const std::vector<TensorLoad>& tensors, uint64_t shard_elements,
                                    const std::vector<std::string>& servers) {
-  const std::vector<Shard> shards = ShardsOf(tensors, shard_elements);
-  std::vector<size_t> order(shards.size());
+  const std::vector<Unit> units = UnitsOf(tensors, shard_elements);
+  std::vector<size_t> order(units.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return shards[a].bytes > shards[b].bytes; });
+                   [&](size_t a, size_t b) { return units[a].bytes > units[b].bytes; });
 
   using Load = std::pair<double, uint32_t>;  // bytes so far, server
   std::priority_queue<Load, std::vector<Load>, std::greater<Load>> least;
   for (uint32_t i = 0; i < servers.size(); ++i) least.push({0.0, i});
-  std::vector<uint32_t> owner(shards.size());
+  std::vector<uint32_t> owner(units.size());
   std::vector<double> held(servers.size(), 0.0);
   double total = 0;
   for (size_t i : order) {
     auto [bytes, server] = least.top();
     least.pop();
     owner[i] = server;
-    held[server] = bytes + shards[i].bytes;
-    total += shards[i].bytes;
+    held[server] = bytes + units[i].bytes;
+    total += units[i].bytes;
     least.push({held[server], server});
   }
 
   std::vector<PlacedRun> runs;
-  for (size_t i = 0; i < shards.size(); ++i) {
-    if (!runs.empty() && runs.back().tensor == shards[i].tensor && runs.back().server == owner[i]) {
-      ++runs.back().shard_count;
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (!runs.empty() && runs.back().tensor == units[i].tensor && runs.back().server == owner[i]) {
+      runs.back().shard_count += units[i].shard_count;
       continue;
     }
     const double share = total > 0 ? held[owner[i]] / total : 0;
-    runs.push_back({shards[i].tensor, shards[i].shard, 1, owner[i],
-                    Reason(servers[owner[i]], share, servers.size())});
+    runs.push_back(
+        {units[i].tensor, units[i].first_shard, units[i].shard_count, owner[i],
+         Reason(tensors[units[i].tensor].whole, servers[owner[i]], share, servers.size())});
   }
   return runs;
 }

@@ -14,6 +14,7 @@ namespace orlop::server {
 struct TensorLoad {
   uint64_t element_count = 0;
   double bytes_per_element = 0;  // at rest and in flight
+  bool whole = false;            // all its shards go to one server
 };
 
 // Consecutive shards of one tensor on one server.
@@ -29,9 +30,8 @@ struct PlacedRun {
 
 // Runs in manifest order that cover every shard of every tensor once. `servers` are names, sorted;
 // at least one.
-//   Order   shards by bytes, largest first, equal ones in manifest order; each goes to the least
-//   loaded server, the first by name
-//           among equals.
+//   Order   shards (of a whole tensor: all of them as one) by bytes, largest first, equal ones in
+//           manifest order; each goes to the least loaded server, the first by name among equals.
 //   Cost    O(shards log shards).
 std::vector<PlacedRun> PlaceShards(const std::vector<TensorLoad>& tensors, uint64_t shard_elements,
                                    const std::vector<std::string>& servers);

@@ -116,6 +116,7 @@ class Tensor:
     dtype: str = "F32"
     kind: str = "PARAMETER"
     tied_names: tuple = ()
+    whole: bool = False
 
     @property
     def element_count(self):
@@ -124,7 +125,7 @@ class Tensor:
     def spec(self):
         kind = stubs().types.TensorKind.Value(f"TENSOR_KIND_{self.kind}")
         return stubs().types.TensorSpec(name=self.name, kind=kind, shape=self.shape, dtype=wire_dtype(self.dtype),
-                                        tied_names=self.tied_names)
+                                        tied_names=self.tied_names, whole=self.whole)
 
 
 def box_message(box):

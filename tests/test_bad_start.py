@@ -139,9 +139,10 @@ def test_address_in_use_is_refused(make_cluster, bin_dir, tmp_path):
 
 # Budgets and disks.
 
-def test_budget_smaller_than_the_largest_shard_is_refused(make_cluster):
-    cluster = make_cluster(1, memory="64MiB")
-    job = cluster.job("large", [Tensor("embedding", (1 << 13, 1 << 13), "BF16")], shard_elements=1 << 26)
+@pytest.mark.parametrize("servers, whole", [(1, False), (2, True)])
+def test_budget_smaller_than_the_largest_shard_is_refused(make_cluster, servers, whole):
+    cluster = make_cluster(servers, memory="64MiB")
+    job = cluster.job("large", [Tensor("embedding", (1 << 13, 1 << 13), "BF16", whole=whole)], shard_elements=1 << 26)
     with refused("RESOURCE_EXHAUSTED", "BUDGET", "large", 64 << 20) as caught:
         job.create()
         job.configure(job.groups(state="8bit"))

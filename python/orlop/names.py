@@ -27,6 +27,7 @@ class Entry:
     tensor: torch.Tensor
     is_buffer: bool = False
     is_embedding: bool = False
+    is_whole: bool = False  # to be placed on one server
     tied_names: list[str] = field(default_factory=list)
 
     def spec(self) -> dict[str, Any]:
@@ -37,6 +38,7 @@ class Entry:
             "shape": list(self.tensor.shape),
             "dtype": "DTYPE_" + DTYPE_NAMES[self.tensor.dtype],
             "tied_names": self.tied_names,
+            "whole": self.is_whole,
         }
 
 

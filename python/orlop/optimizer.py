@@ -33,7 +33,12 @@ class Optimizer(torch.optim.Optimizer):
     timings : dict of str to float
         Seconds of the last step: ``between`` (since the step before: forward and backward), ``reduce``, ``push``, ``commit``,
         ``pull`` (it waits for the apply), ``gather``, ``total``.
+    needs_whole_tensors : bool
+        Of the class: whether a step looks at all of a tensor before it updates any element. A job that is created for such an optimizer
+        has each of its parameters on one server (``TensorSpec.whole``).
     """
+
+    needs_whole_tensors: bool = False
 
     slots: tuple[str, ...] = ()  # of the optimizer state, as torch names them
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the verdict to us
@@ -226,6 +231,10 @@ class Optimizer(torch.optim.Optimizer):
             raise Superseded(_SUPERSEDED)
         entries = names.of_model(session.model) if session.model is not None else names.of_groups(self.param_groups)
         self._check_named(entries)
+        if self.needs_whole_tensors:
+            trained = {id(p) for group in self.param_groups for p in group["params"] if p.requires_grad}
+            for entry in entries:
+                entry.is_whole = id(entry.tensor) in trained
         job = session.training_job(entries)
         self._match(job)
         job.configure(self._configuration(job))

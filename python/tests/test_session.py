@@ -238,3 +238,21 @@ def test_an_exception_stores_no_buffers(servers):
         raise ArithmeticError
     with orlop.connect(servers.address, job="left") as session:
         assert session.step == 1 and session.get("1.num_batches_tracked").item() == 0
+
+
+def test_parameters_of_an_optimizer_that_needs_whole_tensors_are_placed_whole(job):
+    class Whole(orlop.AdamW):
+        needs_whole_tensors = True
+
+    net = torch.nn.Sequential(torch.nn.Linear(3000, 3000), torch.nn.Linear(3000, 2), torch.nn.BatchNorm1d(2))  # three shards, two servers
+    net[1].weight.requires_grad_(False)
+    job.bind(net)
+    Whole(net.parameters(), session=job).attach()
+    manifest = {spec["name"]: spec["whole"] for spec in job.client.attach_job(job.job).tensors}
+    assert [name for name, whole in manifest.items() if whole] == ["0.weight", "0.bias", "1.bias", "2.weight", "2.bias"]
+    shards = job.client.describe_tensor(job.job, "0.weight")["shards"]
+    assert len(shards) == 3 and len({shard["copies"][0] for shard in shards}) == 1
+    with orlop.connect(job.address, job=job.job) as again:  # another optimizer takes the job as it lies
+        again.bind(net)
+        orlop.AdamW(net.parameters(), session=again).attach()
+    assert {spec["name"]: spec["whole"] for spec in job.client.attach_job(job.job).tensors} == manifest
