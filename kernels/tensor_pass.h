@@ -49,6 +49,7 @@ class TensorPass {
   // the pass's memory.
   void Finish(uint64_t begin, RangeStep* range) const;
   const StepScalars& scalars() const { return scalars_; }
+  const PassMemory& memory() const { return memory_; }
 
  private:
   const Optimizer& optimizer_;

@@ -27,7 +27,8 @@ grpc::Status Forward(grpc::ServerContext* context, const Environment& environmen
 uint64_t RestBytes(const Tensor& tensor, const TensorOptimizer& optimizer) {
   uint64_t bytes = 0;
   for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
-    const SlotFormat format = FormatOf(tensor, optimizer, static_cast<Slot>(slot));
+    const SlotFormat format =
+        FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});
     if (format.exists()) bytes += format.Bytes(tensor.element_count);
   }
   return bytes;

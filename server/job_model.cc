@@ -321,6 +321,13 @@ absl::Status ValidateOptimizer(const JobModel& model,
         return BadRequest("tensors", model.tensors()[t].name, "one group",
                           absl::StrCat(what, "'", model.tensors()[t].name, "' is in group ",
                                        group_of[t], " already"));
+      const bool matrices =
+          kernels::FindOptimizer(group.optimizer())->scope == kernels::Scope::kMatrix;
+      if (const size_t dimensions = model.tensors()[t].shape.size(); matrices && dimensions != 2)
+        return BadRequest(
+            "tensors", model.tensors()[t].name, "2 dimensions",
+            absl::StrCat(what, group.optimizer(), " steps matrices; '", model.tensors()[t].name,
+                         "' has ", dimensions, " dimensions"));
       group_of[t] = g;
     }
     for (uint32_t t : group.fp32_tensors()) {
@@ -332,7 +339,9 @@ absl::Status ValidateOptimizer(const JobModel& model,
   return CheckWholeTensors(model, optimizer);
 }
 
-bool NeedsWholeTensor(const kernels::Optimizer&) { return false; }  // none does yet
+bool NeedsWholeTensor(const kernels::Optimizer& optimizer) {
+  return optimizer.scope != kernels::Scope::kElement;
+}
 
 absl::Status CheckWholeTensors(const JobModel& model,
                                const v1::ConfigureOptimizerRequest& optimizer,

@@ -479,6 +479,7 @@ void JobRuntime::OnPeer(int from, const step::Message& message) {
 void JobRuntime::Tick() {
   Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
     for (Update& update : std::exchange(waiting_for_room_, {})) SubmitUpdate(std::move(update));
+    for (PendingLook& look : std::exchange(looks_waiting_, {})) SubmitLook(std::move(look));
     *actions = std::exchange(unsynced_, {});
     participant_->OnTick(now, actions);
     if (leader_ != nullptr) leader_->OnTick(now, actions);
@@ -511,7 +512,7 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
       continue;
     }
     if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
-      if (!waiting_for_room_.empty()) return room_status_;
+      if (!waiting_for_room_.empty() || !looks_waiting_.empty()) return room_status_;
       if (!unsynced_status_.ok()) return unsynced_status_;
       return absl::DeadlineExceededError(
           absl::StrCat("job '", job_, "' did not come to rest: it waits for another server"));
@@ -729,8 +730,70 @@ void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
                    [&](const step::StartApply& a, const step::StartApply& b) {
                      return place[a.shard] < place[b.shard];
                    });
-  for (const step::StartApply& apply : applies)
-    SubmitUpdate({apply.shard, apply.decision, scalars_});
+  for (const step::StartApply& apply : applies) {
+    const auto tensor = static_cast<uint32_t>(model_->spec()->shards[apply.shard].tensor);
+    const ShardUpdate& update = scalars_->UpdateFor(tensor);
+    const bool steps = update.kind == ShardUpdate::Kind::kApply && !update.untouched;
+    if (!steps || !Looks(tensor)) {
+      SubmitUpdate({apply.shard, apply.decision, scalars_, nullptr});
+      continue;
+    }
+    PendingLook& look = gathering_[tensor];
+    look.tensor = tensor;
+    look.updates.push_back({apply.shard, apply.decision, scalars_, nullptr});
+    if (look.updates.size() < model_->ShardCountOf(tensor)) continue;
+    SubmitLook(std::move(look));
+    gathering_.erase(tensor);
+  }
+}
+
+bool JobRuntime::Looks(uint32_t tensor) const {
+  const kernels::Optimizer* optimizer = shards_->optimizers()[tensor].optimizer;
+  return optimizer != nullptr && NeedsWholeTensor(*optimizer);
+}
+
+void JobRuntime::SubmitLook(PendingLook look) {
+  const bool is_matrix =
+      shards_->optimizers()[look.tensor].optimizer->scope == kernels::Scope::kMatrix;
+  if (is_matrix && matrix_updates_left_ > 0) return looks_waiting_.push_back(std::move(look));
+  if (is_matrix) matrix_updates_left_ = look.updates.size();
+  environment_.pool->Submit(
+      [self = shared_from_this(), look = std::move(look)] { self->LookInPool(look); });
+}
+
+void JobRuntime::LookInPool(const PendingLook& look) {
+  const Update& first = look.updates[0];
+  const auto found = shards_->Look(look.tensor, first.scalars->UpdateFor(look.tensor));
+  Complete([&](int64_t, step::Actions*) NO_THREAD_SAFETY_ANALYSIS {
+    if (participant_->prepared() != first.decision) return;  // rolled back meanwhile
+    for (Update update : look.updates) {
+      if (found.ok()) {
+        update.look = *found;
+        SubmitUpdate(std::move(update));
+        continue;
+      }
+      EndUpdateOfMatrix(update);
+      if (!absl::IsResourceExhausted(found.status())) damaged_[update.shard] = found.status();
+    }
+    if (found.ok()) return;
+    if (!absl::IsResourceExhausted(found.status()))
+      return spdlog::error("job {}: tensor '{}' cannot make step {}: {}", job_,
+                           model_->tensors()[look.tensor].name, first.decision->step,
+                           std::string(found.status().message()));
+    room_status_ = found.status();
+    looks_waiting_.push_back(look);  // nothing has changed, and it is tried again
+  });
+}
+
+// Begins the next matrix after the last update of one.
+void JobRuntime::EndUpdateOfMatrix(const Update& update) {
+  const auto tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
+  if (!Looks(tensor) || shards_->optimizers()[tensor].optimizer->scope != kernels::Scope::kMatrix)
+    return;
+  if (matrix_updates_left_ == 0 || --matrix_updates_left_ > 0 || looks_waiting_.empty()) return;
+  PendingLook next = std::move(looks_waiting_.front());
+  looks_waiting_.pop_front();
+  SubmitLook(std::move(next));
 }
 
 void JobRuntime::SubmitUpdate(Update update) {
@@ -739,14 +802,16 @@ void JobRuntime::SubmitUpdate(Update update) {
 }
 
 void JobRuntime::ApplyInPool(const Update& update) {
-  const auto& [shard, decision, scalars] = update;
+  const auto& [shard, decision, scalars, look] = update;
   uint32_t tensor = 0;
   {
     MutexLock lock(&mutex_);
     if (closed_) return;
     tensor = static_cast<uint32_t>(model_->spec()->shards[shard].tensor);
   }
-  const absl::Status status = shards_->Apply(shard, scalars->UpdateFor(tensor));
+  ShardUpdate wanted = scalars->UpdateFor(tensor);
+  wanted.look = look;
+  const absl::Status status = shards_->Apply(shard, wanted);
   Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
     if (participant_->prepared() != update.decision) return;  // rolled back meanwhile
     if (absl::IsResourceExhausted(
@@ -757,6 +822,7 @@ void JobRuntime::ApplyInPool(const Update& update) {
                      std::string(status.message()));
       return waiting_for_room_.push_back(update);
     }
+    if (look != nullptr) EndUpdateOfMatrix(update);
     if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
       damaged_[update.shard] = status;
       return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, update.shard,
@@ -784,6 +850,9 @@ void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
     self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
       self->damaged_.clear();
       self->waiting_for_room_.clear();
+      self->gathering_.clear();
+      self->looks_waiting_.clear();
+      self->matrix_updates_left_ = 0;
       self->participant_->OnFlushRestored(action.decision, decision, status, now, actions);
     });
   });

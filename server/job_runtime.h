@@ -156,6 +156,13 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
     int32_t shard = 0;
     step::DecisionPtr decision;
     std::shared_ptr<const DecisionScalars> scalars;
+    std::shared_ptr<const TensorLook> look;  // at the tensor, if its optimizer takes one
+  };
+  // The first phase of a tensor whose optimizer looks at all of it: once all its shards may be
+  // applied.
+  struct PendingLook {
+    uint32_t tensor = 0;
+    std::vector<Update> updates;
   };
   using Event = std::function<void(step::RequestId, int64_t now_ms, step::Actions*)>;
 
@@ -193,6 +200,12 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void SubmitUpdate(Update update);
   void ApplyInPool(const Update& update);
+  // Whether a step of the tensor begins with a look at all of it.
+  bool Looks(uint32_t tensor) const REQUIRES(mutex_);
+  // Matrices wait for one another, as there is memory for a look at one.
+  void SubmitLook(PendingLook look) REQUIRES(mutex_);
+  void LookInPool(const PendingLook& look);
+  void EndUpdateOfMatrix(const Update& update) REQUIRES(mutex_);
   int64_t now_ms() const;
   step::DecisionPtr FlushedDecision(int64_t step) const;
 
@@ -214,8 +227,12 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   std::shared_ptr<const DecisionScalars> scalars_ GUARDED_BY(mutex_);
   std::map<int32_t, absl::Status> damaged_ GUARDED_BY(mutex_);  // shards whose apply failed
   std::vector<Update> waiting_for_room_
-      GUARDED_BY(mutex_);                        // applies to try again with the next tick
-  absl::Status room_status_ GUARDED_BY(mutex_);  // why the newest of them waits
+      GUARDED_BY(mutex_);  // applies to try again with the next tick
+  std::map<uint32_t, PendingLook> gathering_
+      GUARDED_BY(mutex_);  // tensors, not all of their shards yet
+  std::deque<PendingLook> looks_waiting_ GUARDED_BY(mutex_);  // for room, or for another matrix
+  size_t matrix_updates_left_ GUARDED_BY(mutex_) = 0;  // of the matrix that has been looked at
+  absl::Status room_status_ GUARDED_BY(mutex_);        // why the newest of them waits
   // Small values that the disk refused, to be written with the next tick, and why.
   std::vector<step::Action> unsynced_ GUARDED_BY(mutex_);
   absl::Status unsynced_status_ GUARDED_BY(mutex_);

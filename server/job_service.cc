@@ -27,13 +27,14 @@ absl::Status Refuse(absl::StatusCode code, const std::string& message,
 // At rest and in flight, for the default 8-bit state: what placement balances.
 double BytesPerElement(const Tensor& tensor) {
   if (!tensor.is_parameter)
-    return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight).Bytes(256)) / 256;
+    return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight, {0, 256}).Bytes(256)) / 256;
   TensorOptimizer optimizer;
   optimizer.optimizer = kernels::FindOptimizer("adamw");
   optimizer.state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
   double bytes = 4;  // gradient
   for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
-    const SlotFormat format = FormatOf(tensor, optimizer, static_cast<Slot>(slot));
+    const SlotFormat format =
+        FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});
     if (format.exists())
       bytes += static_cast<double>(format.Bytes(kDefaultShardElements)) / kDefaultShardElements;
   }

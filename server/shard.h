@@ -127,6 +127,47 @@ Digest128 DigestOf(absl::Span<const uint8_t> bytes);
 absl::StatusOr<BufferPtr> InitialBuffer(const SlotFormat& format, uint64_t bytes,
                                         Reservation* room);
 
+// Of a float dtype.
+inline kernels::DType KernelDType(v1::DType dtype) {
+  return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
+         : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16
+                                   : kernels::DType::kF16;
+}
+
+// The slots of one shard while a step reads and writes them: buffers, null where the tensor has no
+// such slot.
+struct WorkingSlots {
+  std::array<BufferPtr, kStoredSlotCount> buffers;
+  std::array<Reservation, kStoredSlotCount>
+      rooms;             // of fresh buffers that replace ones that readers hold
+  BufferPtr old_weight;  // what a reader still holds; null: the weight is written in place
+
+  template <typename T>
+  absl::Span<T> as(Slot slot) {
+    const BufferPtr& buffer = buffers[static_cast<size_t>(slot)];
+    return buffer ? buffer->as<T>() : absl::Span<T>();
+  }
+};
+// The step of a shard in these slots.
+kernels::RangeStep RangeStepOf(const ShardUpdate& update, const TensorOptimizer& optimizer,
+                               const OwnedShard& shard, kernels::TypedSpan gradient,
+                               WorkingSlots* slots);
+// What is staged of a shard. Of one that no contributor had a gradient for, though of others of its
+// tensor there was one: zeros. FailedPrecondition: nothing is staged.
+absl::StatusOr<kernels::TypedSpan> StagedGradient(const Shard& shard) NO_THREAD_SAFETY_ANALYSIS;
+
+// Holds the job's window for one apply, or look, that brings spilled slots back.
+class WindowLease {
+ public:
+  WindowLease(Mutex* mutex, CondVar* free, bool* busy);
+  ~WindowLease();
+
+ private:
+  Mutex* const mutex_;
+  CondVar* const free_;
+  bool* const busy_;
+};
+
 // A box in the words of server/step/layout.h.
 step::Box ToStepBox(const Box& box);
 step::Shape ToStepShape(const std::vector<uint64_t>& shape);

@@ -1,11 +1,14 @@
 // One push, 7 of 8 (ARCHITECTURE.md); next: kernels/step.cc
 // The apply: version s+1 of a shard from version s and what is staged, as one unit.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <utility>
 
 #include "kernels/optimizer.h"
+#include "proto/limits.h"
 #include "proto/status.h"
 #include "server/shard.h"
 
@@ -14,30 +17,23 @@ namespace {
 
 constexpr std::chrono::milliseconds kRoomPoll(5);
 
-kernels::DType KernelDType(v1::DType dtype) {
-  return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
-         : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16
-                                   : kernels::DType::kF16;
+// Gradients of zeros, of any shard: pages that were never written take no memory.
+const void* Zeros() {
+  static const void* const zeros = mmap(nullptr, 2 * kMaxShardElements, PROT_READ,
+                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return zeros;
 }
 
-// The slots of one shard while an apply works on them: writable buffers, null where the tensor has
-// no such slot.
-struct WorkingSlots {
-  std::array<BufferPtr, kStoredSlotCount> buffers;
-  std::array<Reservation, kStoredSlotCount>
-      rooms;  // of fresh buffers that replace ones that readers hold
-  std::array<bool, kStoredSlotCount> fresh = {};
-  BufferPtr old_weight;  // what a reader still holds; null: the weight is written in place
+// The shard's part of the averages of its tensor's rows or columns.
+void CopyAverages(absl::Span<const float> averages, const SlotFormat& format, Buffer* to) {
+  std::memcpy(to->data(), averages.data() + format.axis_begin, format.axis_count * sizeof(float));
+}
 
-  template <typename T>
-  absl::Span<T> as(Slot slot) {
-    const BufferPtr& buffer = buffers[static_cast<size_t>(slot)];
-    return buffer ? buffer->as<T>() : absl::Span<T>();
-  }
-};
+}  // namespace
 
-absl::Status RunKernel(const ShardUpdate& update, const TensorOptimizer& optimizer,
-                       const OwnedShard& shard, kernels::TypedSpan gradient, WorkingSlots* slots) {
+kernels::RangeStep RangeStepOf(const ShardUpdate& update, const TensorOptimizer& optimizer,
+                               const OwnedShard& shard, kernels::TypedSpan gradient,
+                               WorkingSlots* slots) {
   kernels::RangeStep step;
   step.optimizer = optimizer.optimizer;
   step.scalars = update.scalars.span();
@@ -56,10 +52,18 @@ absl::Status RunKernel(const ShardUpdate& update, const TensorOptimizer& optimiz
   }
   step.random = update.random;
   step.first_block = shard.range.begin / kernels::kQuantBlock;
-  return kernels::Step(step);
+  if (update.look) update.look->pass->Finish(shard.range.begin, &step);
+  return step;
 }
 
-}  // namespace
+absl::StatusOr<kernels::TypedSpan> StagedGradient(const Shard& shard) NO_THREAD_SAFETY_ANALYSIS {
+  const std::shared_ptr<GradientStage> stage = shard.gradient;
+  if (!stage || (stage->result && stage->result->absent))
+    return kernels::TypedSpan{kernels::DType::kBF16, Zeros(), shard.count()};
+  if (!stage->result)
+    return ShardError(absl::StatusCode::kFailedPrecondition, shard, "no gradient is staged");
+  return kernels::TypedSpan{KernelDType(stage->dtype), stage->whole->data(), shard.count()};
+}
 
 absl::Status ShardStore::Apply(int32_t id, const ShardUpdate& update) {
   auto found = Find(id);
@@ -103,25 +107,17 @@ absl::StatusOr<BufferPtr> ShardStore::Contents(const Shard& shard, Slot slot,
   return buffer;
 }
 
-// Holds the job's window for one apply that brings spilled slots back.
-class WindowLease {
- public:
-  WindowLease(Mutex* mutex, CondVar* free, bool* busy) : mutex_(mutex), free_(free), busy_(busy) {
-    MutexLock lock(mutex_);
-    while (*busy_) free_->Wait(mutex_);
-    *busy_ = true;
-  }
-  ~WindowLease() {
-    MutexLock lock(mutex_);
-    *busy_ = false;
-    free_->Signal();
-  }
-
- private:
-  Mutex* const mutex_;
-  CondVar* const free_;
-  bool* const busy_;
-};
+WindowLease::WindowLease(Mutex* mutex, CondVar* free, bool* busy)
+    : mutex_(mutex), free_(free), busy_(busy) {
+  MutexLock lock(mutex_);
+  while (*busy_) free_->Wait(mutex_);
+  *busy_ = true;
+}
+WindowLease::~WindowLease() {
+  MutexLock lock(mutex_);
+  *busy_ = false;
+  free_->Signal();
+}
 
 // A spill that could not be finished owes the window to the next apply.
 absl::Status ShardStore::EnsureWindow(uint64_t bytes) {
@@ -139,13 +135,15 @@ absl::Status ShardStore::EnsureWindow(uint64_t bytes) {
 // While `busy`, slots change by this thread alone, so that they are read without the lock.
 absl::Status ShardStore::ApplyGradient(Shard* shard,
                                        const ShardUpdate& update) NO_THREAD_SAFETY_ANALYSIS {
-  const std::shared_ptr<GradientStage> stage = shard->gradient;
-  if (!stage || !stage->result)
-    return ShardError(absl::StatusCode::kFailedPrecondition, *shard, "no gradient is staged");
-  if (stage->result->absent) return absl::OkStatus();
   const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
+  if (shard->expected.empty()) return absl::OkStatus();  // it takes no gradients
+  const auto gradient = StagedGradient(*shard);
+  if (!gradient.ok()) return gradient.status();
   if (optimizer.frozen() || update.scalars.count != optimizer.optimizer->scalar_count)
     return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
+  if (optimizer.optimizer->scope != kernels::Scope::kElement && !update.look)
+    return absl::InvalidArgumentError("the tensor was not looked at");
+  const kernels::StepScalars& scalars = update.look ? update.look->pass->scalars() : update.scalars;
   uint64_t streamed_bytes = 0;
   for (const SlotState& slot : shard->slots)
     if (slot.format.exists() && slot.tier == Tier::kNvme)
@@ -162,7 +160,9 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
     SlotState& state = shard->slots[i];
     const Slot slot = static_cast<Slot>(i);
     if (!state.format.exists()) continue;
-    if (slot >= kFirstState && !optimizer.optimizer->KeepsState(update.scalars.span())) continue;
+    if (slot >= kFirstState && state.format.axis == SlotFormat::Axis::kElements &&
+        !optimizer.optimizer->KeepsState(scalars.span()))
+      continue;
     const uint64_t bytes = state.format.Bytes(shard->count());
     const bool held = state.data && state.data.use_count() > 1;
     if (state.data && !held) {
@@ -214,13 +214,18 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
     }
     if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
     slots.buffers[i] = *std::move(buffer);
-    slots.fresh[i] = true;
   }
 
-  const kernels::TypedSpan gradient{KernelDType(stage->dtype), stage->whole->data(),
-                                    shard->count()};
-  if (absl::Status run = RunKernel(update, optimizer, shard->info, gradient, &slots); !run.ok())
-    return Annotated(run, shard->Name());
+  const absl::Status run =
+      kernels::Step(RangeStepOf(update, optimizer, shard->info, *gradient, &slots));
+  if (!run.ok()) return Annotated(run, shard->Name());
+  for (const Slot slot : {RowSlot(), ColumnSlot()}) {
+    const size_t i = static_cast<size_t>(slot);
+    if (!slots.buffers[i] || !update.look) continue;
+    const kernels::PassMemory& found = update.look->pass->memory();
+    CopyAverages(slot == RowSlot() ? found.rows : found.columns, shard->slots[i].format,
+                 slots.buffers[i].get());
+  }
 
   for (size_t i = 0; i < kStoredSlotCount; ++i) {
     SlotState& state = shard->slots[i];

@@ -19,12 +19,6 @@ size_t Index(Slot slot) { return static_cast<size_t>(slot); }
 
 // The scales beside a slot of codes, and back.
 Slot AbsmaxOf(Slot codes) { return static_cast<Slot>(Index(codes) + 1); }
-kernels::DType KernelDType(v1::DType dtype) {
-  return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
-         : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16
-                                   : kernels::DType::kF16;
-}
-
 // How a piece's elements become stored ones.
 enum class Conversion : uint8_t { kCopy, kSplit, kQuantise };
 struct Recipe {
@@ -107,6 +101,14 @@ class LoadSink : public PieceSink {
   absl::Status Convert(uint64_t local, uint64_t count, absl::Span<const uint8_t> bytes) {
     switch (conversion_) {
       case Conversion::kCopy:
+        if (first_.format.axis != SlotFormat::Axis::kElements) {
+          for (uint64_t i = 0; i < count; ++i) {
+            const uint64_t index = first_.format.AxisIndex(shard_.info.range.begin + local + i);
+            std::memcpy(&first_.data->as<float>()[index - first_.format.axis_begin],
+                        bytes.data() + i * sizeof(float), sizeof(float));
+          }
+          return absl::OkStatus();
+        }
         std::memcpy(first_.data->data() + local * ElementBytes(dtype_), bytes.data(), bytes.size());
         return absl::OkStatus();
       case Conversion::kSplit: {
@@ -179,6 +181,11 @@ bool Writes(const Recipe& recipe, size_t slot) {
 void Cover(const Shard& shard, const SlotFormat& format, const Box& box,
            std::vector<bool>* covered) {
   ForEachRun(box, shard.tensor->shape, shard.info.range, [&](Range run) {
+    if (format.axis != SlotFormat::Axis::kElements) {
+      for (uint64_t element = run.begin; element < run.end; ++element)
+        (*covered)[format.AxisIndex(element) - format.axis_begin] = true;
+      return;
+    }
     uint64_t begin = run.begin - shard.info.range.begin, end = run.end - shard.info.range.begin;
     begin /= format.elements_per;
     end = format.ElementCount(end);
@@ -244,6 +251,8 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(int32_t id
   auto recipe = RecipeOf(shard, shard.slots, slot, dtype);
   if (!recipe.ok()) return recipe.status();
   const SlotFormat format = shard.slots[recipe->first].format;
+  if (absl::Status valid = format.CheckBox(tensor.shape, box, slot); !valid.ok())
+    return ShardError(valid.code(), shard, std::string(valid.message()));
   uint64_t elements = part.count();
   if (format.elements_per > 1 || recipe->conversion == Conversion::kQuantise) {
     if (simple.flat) {

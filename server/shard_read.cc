@@ -81,6 +81,8 @@ absl::StatusOr<std::unique_ptr<ShardReader>> ShardStore::OpenRead(const ReadRequ
       second_view.spilled = second->spilled;
     }
   }
+  if (absl::Status valid = format.CheckBox(tensor.shape, wanted.box, stored); !valid.ok())
+    return ShardError(valid.code(), shard, std::string(valid.message()));
   const Range part = BoxPart(request.box, tensor.shape, shard.info.range);
   if (part.empty())
     return ShardError(absl::StatusCode::kInvalidArgument, shard,
@@ -141,7 +143,8 @@ ShardReader::ShardReader(const Tensor* tensor, OwnedShard shard, SlotFormat form
       part_ = {0, format_.ElementCount(part_.count())};
       first /= format_.elements_per;
     }
-    if (source_.values && request_.dtype == format_.dtype)
+    if (source_.values && request_.dtype == format_.dtype &&
+        format_.axis == SlotFormat::Axis::kElements)
       direct_offset_bytes_ = first * element_bytes_;
   }
 }
@@ -207,6 +210,14 @@ absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out)
   if (!source_.values) {  // never written: zero, whatever the code of it
     std::memset(out, request_.dtype == format_.dtype ? format_.initial_byte : 0,
                 count * element_bytes_);
+    return absl::OkStatus();
+  }
+  if (format_.axis != SlotFormat::Axis::kElements) {
+    const absl::Span<const float> averages = std::as_const(*source_.values).as<float>();
+    for (uint64_t i = 0; i < count; ++i) {
+      const uint64_t index = format_.AxisIndex(shard_.range.begin + first + i);
+      std::memcpy(out + i * sizeof(float), &averages[index - format_.axis_begin], sizeof(float));
+    }
     return absl::OkStatus();
   }
   if (request_.dtype == format_.dtype) {

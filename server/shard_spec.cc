@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "kernels/blocks.h"
+#include "kernels/tensor_pass.h"
 #include "kernels/types.h"
 #include "proto/dtype.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr uint64_t kLeastQuantisedElements = 4096;
 constexpr char kAbsmaxSuffix[] = "_absmax";
+constexpr char kRows[] = "row_var", kColumns[] = "col_var";
 
 struct State {
   std::string name, absmax_name;
@@ -32,6 +34,7 @@ const std::vector<State>& States() {
     for (const kernels::OptimizerUnit& unit : kernels::OptimizerUnits())
       for (const kernels::StateSpec& state : unit.optimizer.states)
         add(state.name, state.code_book);
+    for (const char* average : {kRows, kColumns}) add(average, kernels::CodeBook::kUnsigned);
     return list;
   }();
   return *states;
@@ -90,6 +93,23 @@ SlotFormat RemainderOf(const Tensor& tensor, const TensorOptimizer& optimizer) {
   return {};
 }
 
+// Averages of the rows or columns that `range` touches.
+SlotFormat AveragesOf(const kernels::MatrixShape& shape, bool rows, Range range) {
+  SlotFormat format{v1::DTYPE_F32};
+  format.axis = rows ? SlotFormat::Axis::kRows : SlotFormat::Axis::kColumns;
+  format.rows = shape.rows;
+  format.columns = shape.columns;
+  if (rows) {
+    format.axis_begin = range.begin / shape.columns;
+    format.axis_count = (range.end - 1) / shape.columns + 1 - format.axis_begin;
+  } else {
+    const uint64_t matrix = shape.rows * shape.columns;
+    format.axis_begin = range.begin / matrix * shape.columns;
+    format.axis_count = ((range.end - 1) / matrix + 1) * shape.columns - format.axis_begin;
+  }
+  return format;
+}
+
 }  // namespace
 
 const char* SlotName(Slot slot) {
@@ -120,6 +140,9 @@ absl::StatusOr<Slot> ParseSlot(absl::string_view name) {
   return absmax ? static_cast<Slot>(static_cast<size_t>(slot) + 1) : slot;
 }
 
+Slot RowSlot() { return StateSlot(kRows); }
+Slot ColumnSlot() { return StateSlot(kColumns); }
+
 kernels::CodeBook CodeBookOf(Slot state) { return States()[StateIndex(state)].code_book; }
 
 kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wanted,
@@ -129,18 +152,41 @@ kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wa
   return quantised ? wanted : kernels::StateFormat::kFp32;
 }
 
+uint64_t SlotFormat::AxisIndex(uint64_t element) const {
+  const uint64_t row = element / columns;
+  return axis == Axis::kRows ? row : row / rows * columns + element % columns;
+}
+
+absl::Status SlotFormat::CheckBox(const std::vector<uint64_t>& shape, const Box& box,
+                                  Slot slot) const {
+  if (axis == Axis::kElements) return absl::OkStatus();
+  const size_t dimension = shape.size() - (axis == Axis::kRows ? 1 : 2);
+  if (!box.flat && box.offset[dimension] == 0 && box.extent[dimension] == 1)
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(SlotName(slot), " has offset 0 and extent 1 in dimension ", dimension,
+                   ", one number for each ", axis == Axis::kRows ? "row" : "column", "; box ",
+                   ToString(box), " has not"));
+}
+
 uint64_t SlotFormat::ElementCount(uint64_t shard_elements) const {
+  if (axis != Axis::kElements) return axis_count;
   return (shard_elements + elements_per - 1) / elements_per;
 }
 uint64_t SlotFormat::Bytes(uint64_t shard_elements) const {
   return exists() ? ElementCount(shard_elements) * ElementBytes(dtype) : 0;
 }
 
-SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot) {
+SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot,
+                    Range range) {
   if (!tensor.is_parameter) return slot == Slot::kWeight ? SlotFormat{tensor.dtype} : SlotFormat{};
   if (slot == Slot::kWeight) return {v1::DTYPE_BF16};
   if (slot == Slot::kRemainder) return RemainderOf(tensor, optimizer);
   if (slot == Slot::kMaster) return {};
+  const auto shape = kernels::MatrixShape::Of(tensor.shape);
+  if (!optimizer.frozen() && kernels::TensorPass::IsFactored(*optimizer.optimizer, shape))
+    return slot == RowSlot() || slot == ColumnSlot() ? AveragesOf(shape, slot == RowSlot(), range)
+                                                     : SlotFormat{};
   const kernels::StateSpec* state = StateOf(optimizer, slot);
   if (state == nullptr) return {};
   return IsAbsmax(slot) ? AbsmaxOf(optimizer.state) : ValuesOf(optimizer.state, state->code_book);

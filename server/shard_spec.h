@@ -38,6 +38,9 @@ absl::StatusOr<Slot> ParseSlot(absl::string_view name);
 // The values of an optimizer's state; their absmax is the next slot. `name` is one of
 // kernels::StateSpec.
 Slot StateSlot(absl::string_view name);
+// Adafactor's averages over rows ("row_var") and columns ("col_var").
+Slot RowSlot();
+Slot ColumnSlot();
 // Of a state's values.
 kernels::CodeBook CodeBookOf(Slot state);
 
@@ -86,13 +89,27 @@ struct SlotFormat {
   uint32_t elements_per = 1;
   uint8_t initial_byte = 0;  // every byte of a fresh slot (127: the signed code of zero)
 
+  // Averages over rows or columns (Adafactor): one stored element for each row of the tensor that
+  // the shard touches, or for each column of each matrix. They are read and set by boxes of the
+  // first column or row. Shards that share one hold it each; the one that has the first element of
+  // the row or column is believed.
+  enum class Axis : uint8_t { kElements, kRows, kColumns };
+  Axis axis = Axis::kElements;
+  uint64_t rows = 1, columns = 1;           // of a matrix
+  uint64_t axis_begin = 0, axis_count = 0;  // of those of the tensor, the shard's
+
   bool exists() const { return dtype != v1::DTYPE_UNSPECIFIED; }
+  // Of an element of the flattened tensor, the place of its row or column among those of the
+  // tensor.
+  uint64_t AxisIndex(uint64_t element) const;
+  // InvalidArgument unless the box lies in the first column or row.
+  absl::Status CheckBox(const std::vector<uint64_t>& shape, const Box& box, Slot slot) const;
   uint64_t ElementCount(uint64_t shard_elements) const;
   uint64_t Bytes(uint64_t shard_elements) const;
   friend bool operator==(const SlotFormat&, const SlotFormat&) = default;
 };
 // A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder, unless its optimizer
-// has another master.
-SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot);
+// has another master. `range`: the shard's.
+SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot, Range range);
 
 }  // namespace orlop::server

@@ -14,12 +14,6 @@
 namespace orlop::server {
 namespace {
 
-kernels::DType KernelDType(v1::DType dtype) {
-  return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
-         : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16
-                                   : kernels::DType::kF16;
-}
-
 // A piece that lies in memory as it comes. `owner` keeps the memory while the stream lives.
 class FlatSink : public PieceSink {
  public:

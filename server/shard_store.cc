@@ -87,8 +87,8 @@ absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(JobLayout layout,
       // Until it is known to be frozen, a parameter keeps its exact master.
       TensorOptimizer any;
       any.optimizer = kernels::FindOptimizer("adamw");
-      absl::Status placed =
-          store->PlaceSlot(shard.get(), slot, FormatOf(*shard->tensor, any, slot));
+      absl::Status placed = store->PlaceSlot(
+          shard.get(), slot, FormatOf(*shard->tensor, any, slot, shard->info.range));
       if (!placed.ok()) return store->WithSmallestBudget(placed);
     }
   return store;
@@ -178,9 +178,9 @@ absl::Status ShardStore::WithSmallestBudget(const absl::Status& status) const {
     need = 0;
     for (const auto& shard : shards_)
       for (size_t i = 0; i < kStoredSlotCount; ++i)
-        need += Buffer::Footprint(
-            FormatOf(*shard->tensor, optimizers_[shard->info.tensor], static_cast<Slot>(i))
-                .Bytes(shard->count()));
+        need += Buffer::Footprint(FormatOf(*shard->tensor, optimizers_[shard->info.tensor],
+                                           static_cast<Slot>(i), shard->info.range)
+                                      .Bytes(shard->count()));
   }
   const uint64_t others = tiers_->accountant().reserved_bytes(Tier::kDram) - own;
   v1::ErrorDetail detail;
@@ -260,7 +260,7 @@ absl::Status ShardStore::PlaceOptimizerSlots(std::vector<ReplacedSlot>* replaced
   auto changes = [&](Shard* shard, Slot slot) {
     MutexLock lock(&shard->mutex);
     return shard->slots[static_cast<size_t>(slot)].format !=
-           FormatOf(*shard->tensor, optimizers_[shard->info.tensor], slot);
+           FormatOf(*shard->tensor, optimizers_[shard->info.tensor], slot, shard->info.range);
   };
   std::vector<std::pair<Shard*, Slot>> empty;
   for (auto& shard : shards_)
@@ -272,11 +272,12 @@ absl::Status ShardStore::PlaceOptimizerSlots(std::vector<ReplacedSlot>* replaced
       empty.emplace_back(shard.get(), slot);
     }
   for (const auto& [shard, slot] : empty)
-    if (absl::Status placed =
-            PlaceSlot(shard, slot, FormatOf(*shard->tensor, optimizers_[shard->info.tensor], slot));
+    if (absl::Status placed = PlaceSlot(
+            shard, slot,
+            FormatOf(*shard->tensor, optimizers_[shard->info.tensor], slot, shard->info.range));
         !placed.ok())
       return placed;
-  return absl::OkStatus();
+  return ReserveLook();
 }
 
 // Leaves a slot that does not exist.

@@ -30,6 +30,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/optimizer.h"
+#include "kernels/tensor_pass.h"
 #include "server/shard_read.h"
 #include "server/shard_spec.h"
 #include "server/staging.h"
@@ -59,6 +60,14 @@ struct StagedShard {
   bool absent = false;
 };
 
+// What the first phase of a step found in a whole tensor (kernels/tensor_pass.h), and the memory
+// that its shards' updates read.
+struct TensorLook {
+  BufferPtr averages;  // of rows, of columns, and the factors of rows; or null
+  BufferPtr matrix;    // the update and its workspace; or null
+  std::optional<kernels::TensorPass> pass;
+};
+
 // What to do to a shard whose decision is committed.
 struct ShardUpdate {
   enum class Kind : uint8_t { kApply, kSkip, kLoad };
@@ -67,6 +76,7 @@ struct ShardUpdate {
   bool untouched = false;  // the tensor was absent from all contributors
   kernels::StepScalars scalars;
   kernels::RandomKey random;
+  std::shared_ptr<const TensorLook> look;  // what Look found, of an optimizer that looks
 };
 
 struct SlotStatus {
@@ -146,7 +156,14 @@ class ShardStore : public Spillable {
   //   (wrong version, not staged),
   //           ResourceExhausted (a failing disk took back nothing of earlier applies: nothing has
   //           changed, try again).
+  //   Of an optimizer that looks at a whole tensor first (kernels::Scope), update.look is given.
   absl::Status Apply(int32_t shard, const ShardUpdate& update);
+  // The first phase of a step of such a tensor, all of whose shards are here, at one version,
+  // staged and not being applied. Changes nothing, so that it may be done again. One matrix at a
+  // time: its memory comes back when the last update that has the look is gone.
+  //   Status  as Apply; ResourceExhausted: no memory for it now
+  absl::StatusOr<std::shared_ptr<const TensorLook>> Look(uint32_t tensor,
+                                                         const ShardUpdate& update);
   // Shards in order of next use: as pulled at the last version that was pulled, then as at the one
   // before, then manifest order.
   std::vector<int32_t> NextUseOrder() const;
@@ -198,6 +215,9 @@ class ShardStore : public Spillable {
   absl::StatusOr<StagedShard> SumGradient(const Shard& shard, GradientStage* stage);
   absl::StatusOr<StagedShard> FillLoad(Shard* shard, const std::shared_ptr<LoadStage>& stage);
   absl::Status ApplyGradient(Shard* shard, const ShardUpdate& update);
+  absl::Status LookAtShard(Shard* shard, const ShardUpdate& update, TensorLook* look);
+  absl::Status LookForAverages(Shard* shard, absl::Span<float> rows, absl::Span<float> columns);
+  absl::Status ReserveLook();
   void WriteBackStranded();
   absl::Status ApplyLoad(Shard* shard, const ShardUpdate& update);
   // A slot's present bytes for reading; null: initial.
@@ -217,6 +237,7 @@ class ShardStore : public Spillable {
   // One apply's slots, and the same on disk: a new value before the old one goes. They only grow.
   Reservation window_ GUARDED_BY(mutex_), spill_window_ GUARDED_BY(mutex_);
   std::shared_ptr<Reservation> staging_ GUARDED_BY(mutex_);
+  Reservation look_ GUARDED_BY(mutex_);  // at the largest matrix
   // First pulls of weights, in order: of the newest version pulled, and of the one before it.
   int64_t pulled_version_ GUARDED_BY(mutex_) = -1;
   std::vector<int32_t> pulled_ GUARDED_BY(mutex_);

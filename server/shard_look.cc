@@ -1,0 +1,164 @@
+// The first phase of a step of a tensor whose optimizer looks at all of it: its shards are read in
+// order, and nothing is changed.
+#include <algorithm>
+#include <utility>
+
+#include "proto/status.h"
+#include "server/shard.h"
+
+namespace orlop::server {
+namespace {
+
+uint64_t MatrixBytes(const kernels::MatrixShape& shape) {
+  return Buffer::Footprint(sizeof(float) *
+                           (shape.count() + kernels::TensorPass::MatrixWorkspace(shape)));
+}
+
+}  // namespace
+
+// A committed step must not fail for lack of memory: the room of the largest look is kept.
+absl::Status ShardStore::ReserveLook() {
+  uint64_t bytes = 0;
+  for (const auto& shard : shards_) {
+    const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
+    if (!optimizer.frozen() && optimizer.optimizer->scope == kernels::Scope::kMatrix)
+      bytes = std::max(bytes, MatrixBytes(kernels::MatrixShape::Of(shard->tensor->shape)));
+  }
+  if (bytes == 0) return absl::OkStatus();
+  Reservation room;
+  {
+    MutexLock lock(&mutex_);
+    if (look_.reserved_bytes() >= bytes) return absl::OkStatus();
+    room = std::exchange(look_, Reservation());
+  }
+  room = Reservation();
+  auto reserved = tiers_->Reserve({Tier::kDram, layout_.job, "apply"}, bytes);
+  if (!reserved.ok()) return reserved.status();
+  MutexLock lock(&mutex_);
+  look_ = *std::move(reserved);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const TensorLook>> ShardStore::Look(uint32_t tensor,
+                                                                   const ShardUpdate& update) {
+  const kernels::Optimizer* optimizer = optimizers_[tensor].optimizer;
+  if (optimizer == nullptr || update.scalars.count != optimizer->scalar_count)
+    return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
+  const auto shape = kernels::MatrixShape::Of(layout_.tensors[tensor].shape);
+  std::vector<Shard*> shards;
+  for (const auto& shard : shards_)
+    if (shard->info.tensor == tensor) shards.push_back(shard.get());
+
+  auto look = std::make_shared<TensorLook>();
+  kernels::PassMemory memory;
+  if (kernels::TensorPass::IsFactored(*optimizer, shape)) {
+    const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
+    auto buffer = tiers_->NewBuffer({Tier::kDram, layout_.job, "apply"},
+                                    (2 * rows + columns) * sizeof(float));
+    if (!buffer.ok()) return buffer.status();
+    look->averages = *std::move(buffer);
+    const absl::Span<float> values = look->averages->as<float>();
+    memory.rows = values.subspan(0, rows);
+    memory.columns = values.subspan(rows, columns);
+    memory.row_factors = values.subspan(rows + columns, rows);
+    for (Shard* shard : shards) {
+      absl::Status status = LookForAverages(shard, memory.rows, memory.columns);
+      if (!status.ok()) return status;
+    }
+  }
+  if (optimizer->scope == kernels::Scope::kMatrix) {
+    MutexLock lock(&mutex_);
+    auto buffer = look_.Allocate(MatrixBytes(shape));
+    if (!buffer.ok()) return buffer.status();
+    look->matrix = *std::move(buffer);
+    memory.matrix = look->matrix->as<float>().data();
+    memory.workspace = memory.matrix + shape.count();
+  }
+  look->pass.emplace(*optimizer, shape, update.scalars, memory);
+  for (int round = 0; round < look->pass->rounds(); ++round) {
+    for (Shard* shard : shards) {
+      shard->Acquire();
+      absl::Status status = LookAtShard(shard, update, look.get());
+      shard->Release();
+      if (!status.ok()) return status;
+    }
+    look->pass->EndRound();
+  }
+  return look;
+}
+
+// Each average from the shard that has its row's or column's first element.
+absl::Status ShardStore::LookForAverages(Shard* shard, absl::Span<float> rows,
+                                         absl::Span<float> columns) NO_THREAD_SAFETY_ANALYSIS {
+  shard->Acquire();
+  absl::Status status;
+  for (const Slot slot : {RowSlot(), ColumnSlot()}) {
+    const SlotState& state = shard->slots[static_cast<size_t>(slot)];
+    const SlotFormat& format = state.format;
+    auto contents = Contents(*shard, slot, state);
+    status.Update(contents.status());
+    if (!status.ok() || *contents == nullptr) continue;  // fresh: zeros
+    const absl::Span<const float> own = std::as_const(**contents).as<float>();
+    for (uint64_t i = 0; i < format.axis_count; ++i) {
+      const uint64_t index = format.axis_begin + i;
+      const uint64_t first =
+          slot == RowSlot()
+              ? index * format.columns
+              : index / format.columns * format.columns * format.rows + index % format.columns;
+      if (first >= shard->info.range.begin && first < shard->info.range.end)
+        (slot == RowSlot() ? rows : columns)[index] = own[i];
+    }
+  }
+  shard->Release();
+  return status;
+}
+
+// The caller has acquired the shard.
+absl::Status ShardStore::LookAtShard(Shard* shard, const ShardUpdate& update,
+                                     TensorLook* look) NO_THREAD_SAFETY_ANALYSIS {
+  if (update.step != shard->version + 1)
+    return ShardError(
+        absl::StatusCode::kFailedPrecondition, *shard,
+        absl::StrCat("cannot look at version ", shard->version, " for version ", update.step),
+        v1::ErrorDetail::WRONG_STEP);
+  const auto gradient = StagedGradient(*shard);
+  if (!gradient.ok()) return gradient.status();
+  uint64_t streamed_bytes = 0;
+  for (const SlotState& slot : shard->slots)
+    if (slot.format.exists() && slot.tier == Tier::kNvme)
+      streamed_bytes += Buffer::Footprint(slot.format.Bytes(shard->count()));
+  std::optional<WindowLease> lease;
+  if (streamed_bytes > 0) {
+    lease.emplace(&mutex_, &window_free_, &window_busy_);
+    if (absl::Status room = EnsureWindow(streamed_bytes); !room.ok())
+      return Annotated(room, shard->Name());
+  }
+  WorkingSlots slots;
+  for (size_t i = 0; i < kStoredSlotCount; ++i) {
+    SlotState& state = shard->slots[i];
+    if (!state.format.exists()) continue;
+    slots.buffers[i] = state.data;
+    if (state.data) continue;
+    const Slot slot = static_cast<Slot>(i);
+    const uint64_t bytes = state.format.Bytes(shard->count());
+    const bool fresh = state.tier == Tier::kDram;  // its first contents, in its own room
+    auto buffer = InitialBuffer(state.format, bytes, fresh ? &state.room : &window_);
+    if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
+    if (state.spilled) {
+      absl::Status restored = tiers_->Restore(shard->Key(layout_.job, slot), *state.spilled,
+                                              {(*buffer)->data(), bytes});
+      if (!restored.ok()) return restored;
+    }
+    slots.buffers[i] = *buffer;
+    if (!fresh) continue;
+    MutexLock lock(&shard->mutex);
+    state.data = *std::move(buffer);
+  }
+  ShardUpdate plain = update;
+  plain.look = nullptr;  // the pass gives its own scalars and input
+  return look->pass->Add(
+      RangeStepOf(plain, optimizers_[shard->info.tensor], shard->info, *gradient, &slots),
+      shard->info.range.begin);
+}
+
+}  // namespace orlop::server
