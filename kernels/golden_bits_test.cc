@@ -131,6 +131,7 @@ const std::vector<Golden>& AllGolden() {
        0x62566da70bb09d33,
        {{2, 0.9f, 0.1f, 0.999f, 0.001f, 0.9999f, 0.0001f, 10, 31.6f, 5, 1e-8f, 1e-3f, 1e-5f},
         {0, 0.3f, 0.7f, 0, 1, 0.9f, 0.1f, 1.1f, 1, 0.5f, 0, 1e-2f, 0}}},
+      {"store", 0x46d1e8ef3174a6e1, {{0}}},
   };
   return all;
 }
