@@ -143,6 +143,7 @@ const std::vector<Golden>& AllGolden() {
        0xec956c9a563e9d59,
        {{0, 0.95f, 0.05f, 1, 1e-4f, 2e-2f, 0, 3.4445f, -4.775f, 2.0315f, 1e-7f, 5},
         {1, 0.3f, 0.7f, 0, 0, 1e-3f, 1, 2, -1.5f, 0.5f, 0, 1}}},
+      {"store", 0x46d1e8ef3174a6e1, {{0}}},
   };
   return all;
 }

@@ -1,7 +1,8 @@
 // What an optimizer's file is written with. kernels/optimizers/NAME.h holds one struct:
 //
 //   kHyperParameters   names, defaults and ranges, in the order in which Prepare gets them
-//   kStates            up to three states (StateSpec)
+//   kStates            up to three states (StateSpec); where there are none, here and above, a
+//                      std::array of no elements
 //   Scalars            floats: what one step needs, and
 //   Prepare(h, t)      computes them in fp64 for the t-th update, t from 1
 //   Rule<A>            built of Scalars; operator()(gradient, master, states) returns the new
@@ -26,8 +27,10 @@
 // CUDA's, so it includes nothing and has no namespace of its own.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -57,7 +60,8 @@ inline constexpr size_t kCommonScalars = 2;  // gradient_scale, states to round 
 template <class O>
 ORLOP_DEVICE typename O::Scalars ScalarsOf(const float* scalars) {
   typename O::Scalars own;
-  std::memcpy(&own, scalars + kCommonScalars, sizeof(own));
+  if constexpr (!std::is_empty_v<typename O::Scalars>)
+    std::memcpy(&own, scalars + kCommonScalars, sizeof(own));
   return own;
 }
 
@@ -103,7 +107,8 @@ OptimizerUnit MakeUnit(const char* name, Updates reference, Updates (*active)())
     };
   unit.optimizer.prepare = [](const double* values, double t, float* scalars) {
     const typename O::Scalars own = O::Prepare(values, t);
-    std::memcpy(scalars + kCommonScalars, &own, sizeof(own));
+    if constexpr (!std::is_empty_v<typename O::Scalars>)
+      std::memcpy(scalars + kCommonScalars, &own, sizeof(own));
   };
   unit.optimizer.validate = [](const double* values) {
     if constexpr (requires { O::Validate(values); }) return O::Validate(values);

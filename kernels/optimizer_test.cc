@@ -377,6 +377,22 @@ TEST(Sgd, WithoutMomentumLeavesTheBufferAlone) {
   EXPECT_FLOAT_EQ(range.Master()[299], 0.9f);
 }
 
+// All numbers, of both signs, subnormals and the largest: the exact master is what was pushed.
+TEST(Store, KeepsTheBitsOfWhatIsPushed) {
+  Source source(69);
+  std::vector<float> pushed = source.Floats(100'000, Hostility::kAnyBits);
+  for (float& value : pushed) value = std::isfinite(value) ? value : -0.0f;
+  pushed[0] = std::numeric_limits<float>::max();
+  pushed[1] = std::numeric_limits<float>::denorm_min();
+  ForEachTarget([&] {
+    for (const StateFormat state : {StateFormat::kFp32, StateFormat::k8Bit, StateFormat::k4Bit}) {
+      Range range = NewRange("store", {state}, source.Floats(pushed.size(), Hostility::kTame));
+      Take(range, {}, 0, pushed);
+      EXPECT_TRUE(SameBits(range.Master(), pushed)) << "seed 69";
+    }
+  });
+}
+
 TEST(Prepare, ComputesBiasCorrectionsFromTheAppliedCount) {
   const Optimizer* adamw = Find("adamw");
   const std::vector<double> values = Values(AdamWConfig{});

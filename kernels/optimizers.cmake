@@ -11,7 +11,8 @@ set(ORLOP_OPTIMIZERS
   ademamix
   lamb
   adafactor
-  muon)
+  muon
+  store)
 
 # Compiles each of them as one file of `target`, made of `template`: optimizer_unit.cc.in, or the .cu.in of kernels/cuda.
 function(orlop_add_optimizers target template)

@@ -336,7 +336,19 @@ absl::Status ValidateOptimizer(const JobModel& model,
                           absl::StrCat(what, "fp32 tensor ", t, " is not in the group"));
     }
   }
+  if (const int g = GroupThatTakesWeights(optimizer); g >= 0 && optimizer.max_norm() > 0) {
+    return BadRequest("max_norm", absl::StrCat(optimizer.max_norm()), "0",
+                      absl::StrCat("max_norm is ", optimizer.max_norm(), ", but group ", g,
+                                   " has optimizer '", optimizer.groups(g).optimizer(),
+                                   "', which takes weights: these cannot be clipped"));
+  }
   return CheckWholeTensors(model, optimizer);
+}
+
+int GroupThatTakesWeights(const v1::ConfigureOptimizerRequest& optimizer) {
+  for (int g = 0; g < optimizer.groups_size(); ++g)
+    if (optimizer.groups(g).optimizer() == "store") return g;
+  return -1;
 }
 
 bool NeedsWholeTensor(const kernels::Optimizer& optimizer) {

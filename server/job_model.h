@@ -85,6 +85,10 @@ class JobModel {
 absl::Status ValidateOptimizer(const JobModel& model,
                                const v1::ConfigureOptimizerRequest& optimizer);
 
+// Index of the first group whose optimizer is "store": what is pushed is weights, which are neither
+// clipped nor scaled. -1: none.
+int GroupThatTakesWeights(const v1::ConfigureOptimizerRequest& optimizer);
+
 // Whether a step of this optimizer looks at all of a tensor before it updates any element.
 bool NeedsWholeTensor(const kernels::Optimizer& optimizer);
 // Checks that what such an optimizer trains lies on one server each. FailedPrecondition naming

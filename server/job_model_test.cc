@@ -60,5 +60,20 @@ TEST(JobModel, SplitTensorIsRefusedToAnOptimizerThatNeedsItWhole) {
     EXPECT_NE(refused.message().find(word), std::string::npos) << word << ": " << refused;
 }
 
+TEST(JobModel, WeightsThatAreStoredCannotBeClipped) {
+  const std::shared_ptr<const JobModel> model = TwoTensors();
+  v1::ConfigureOptimizerRequest request = Groups();
+  request.set_max_norm(1.5);
+  EXPECT_TRUE(ValidateOptimizer(*model, request).ok());
+  request.add_groups()->set_optimizer("store");
+  const absl::Status refused = ValidateOptimizer(*model, request);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(DetailOf(refused).field(), "max_norm");
+  for (const char* word : {"max_norm is 1.5", "group 2", "'store'"})
+    EXPECT_NE(refused.message().find(word), std::string::npos) << word << ": " << refused;
+  request.set_max_norm(0);
+  EXPECT_TRUE(ValidateOptimizer(*model, request).ok());
+}
+
 }  // namespace
 }  // namespace orlop::server

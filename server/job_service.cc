@@ -127,6 +127,21 @@ absl::StatusOr<std::optional<Page>> Collect(const Page& page, Reservation room,
   return joined;
 }
 
+// Weights that are pushed are of no loss.
+absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
+  const int group = GroupThatTakesWeights(model.definition().optimizer());
+  if (group < 0 || loss_scale == 1) return absl::OkStatus();
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BAD_REQUEST);
+  detail.set_field("loss_scale");
+  detail.set_actual(absl::StrCat(loss_scale));
+  detail.set_limit("1");
+  return MakeError(absl::StatusCode::kInvalidArgument,
+                   absl::StrCat("loss_scale is ", loss_scale, ", but group ", group, " of job '",
+                                model.job(), "' has optimizer 'store', which takes weights: 1"),
+                   detail);
+}
+
 // Whether they differ in TensorSpec.whole at most.
 bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
   if (asked.tensors_size() != existing.tensors_size()) return false;
@@ -492,6 +507,8 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
       return explain(absl::FailedPreconditionError(
           absl::StrCat("job '", request->job(), "' has no optimizer: call ConfigureOptimizer")));
     }
+    if (absl::Status status = CheckUnscaled(*model, commit.scale); !status.ok())
+      return explain(status);
     auto groups = ParseGroups(*model, request->groups());
     if (!groups.ok()) return explain(groups.status());
     commit.groups = *std::move(groups);

@@ -18,20 +18,22 @@
 namespace orlop::kernels::cuda {
 
 #ifdef __CUDACC__
+#pragma nv_diag_suppress 186  // "pointless comparison" of loops over no states
 #define ORLOP_UNROLL_STATES _Pragma("unroll")
 #else
 #define ORLOP_UNROLL_STATES
 #endif
 
-// What a thread keeps, and what all share.
+// What a thread keeps, and what all share. Device code has no empty variables.
+constexpr size_t AtLeastOne(size_t states) { return states > 0 ? states : 1; }
 template <size_t kReads>
 struct Registers {
-  float state[kReads];  // and the input
+  float state[AtLeastOne(kReads)];  // and the input
 };
 template <size_t kStates>
 struct SharedMemory {
-  uint32_t largest[kStates][2];  // of each half, as fp32 bits
-  uint8_t codes[kStates][kQuantBlock];
+  uint32_t largest[AtLeastOne(kStates)][2];  // of each half, as fp32 bits
+  uint8_t codes[AtLeastOne(kStates)][kQuantBlock];
 };
 
 // O: an optimizer's struct (kernels/optimizer_rule.h).

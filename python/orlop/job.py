@@ -33,7 +33,7 @@ class Begun:
 
     gradients: dict[int, tuple[torch.Tensor, int]] | None  # with their versions; None: others have taken their place
     decision: dict[str, Any] | None = None                 # once known to be committed
-    pulled: bool = False
+    pulled: bool = False                                   # or not wanted
 
 
 class TrainingJob:
@@ -178,10 +178,10 @@ class TrainingJob:
     # After a call that raised. Every rank is in the same place: make_step, load and pull_tracked raise on all ranks or on none. Ctrl-C
     # in a collective is another matter: then the process group is out of step, and the processes start again.
 
-    def begin(self, gradients: dict[int, torch.Tensor]) -> None:
-        """From here to :meth:`finish` a step may be left half made."""
+    def begin(self, gradients: dict[int, torch.Tensor], pulls: bool = True) -> None:
+        """From here to :meth:`finish` a step may be left half made; `pulls`: its weights are wanted here."""
         self._open = self.step + 1
-        self._begun = Begun({index: (gradient, gradient._version) for index, gradient in gradients.items()})
+        self._begun = Begun({index: (gradient, gradient._version) for index, gradient in gradients.items()}, pulled=not pulls)
 
     def finish(self) -> None:
         self._begun = None
@@ -210,7 +210,7 @@ class TrainingJob:
 
     def catch_up(self) -> dict[str, Any] | None:
         """Ends what a call that raised left half made, on all ranks at once. The decision of the step begun last, if it was committed;
-        its weights are here then. If not, nothing of it is left."""
+        its weights are here then, if they were wanted. If not, nothing of it is left."""
         self._settle()
         if self._begun is None:
             return None

@@ -41,6 +41,7 @@ class Optimizer(torch.optim.Optimizer):
     needs_whole_tensors: bool = False
 
     slots: tuple[str, ...] = ()  # of the optimizer state, as torch names them
+    _steps_here = False  # the parameters are stepped in this process, and the servers take them: nothing is pulled after a step
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the verdict to us
 
     def __init__(self, params: Params, defaults: dict[str, Any], *, session: Session | None = None, state: str = "8bit",
@@ -122,12 +123,13 @@ class Optimizer(torch.optim.Optimizer):
         if stopped and self._catch_up(job) and not changed:
             job.finish()
             return
-        job.begin(gradients)
+        job.begin(gradients, pulls=not self._steps_here)
         self._note(self._commit(job, gradients, present, loss_scale))
         if not self.skipped:
             for index in present:
                 self.state[self._trained[index]]["step"] += 1
-            job.pull_tracked()
+            if not self._steps_here:
+                job.pull_tracked()
         job.finish()
         self._last_end = time.perf_counter()
         self.timings = job.seconds | {"total": self._last_end - begin}
@@ -355,7 +357,8 @@ class Optimizer(torch.optim.Optimizer):
         """What this rank has to push, unless something here forbids a step."""
         if self.session.optimizer is not self:
             raise Superseded(_SUPERSEDED)
-        self._job.check_unedited()
+        if not self._steps_here:
+            self._job.check_unedited()
         return self._gradients()
 
     @torch.no_grad()

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from .job import TrainingJob
 from .optimizer import Optimizer, Params
+from .session import Session
 
 
 def _floats(group: dict[str, Any], *names: str) -> dict[str, float]:
@@ -365,3 +367,68 @@ class AdEMAMix(Optimizer):
     def _check_values(self, values: dict[str, float]) -> None:
         alpha = values["alpha"]
         super()._check_values(values | {"alpha": 0.0 if alpha >= 1 else alpha})  # a weight here, not a decay
+
+
+class Store(Optimizer):
+    """No optimizer: the servers keep the weights that you step yourself, with any ``torch.optim.Optimizer`` or none.
+
+    :meth:`step` pushes the parameters' values, all of them at every step, and commits them: the servers have versions that change as a
+    whole, :meth:`Session.get`, :meth:`Session.export`, and the weights for the next run. Nothing comes back: the parameters stay what
+    they are. What your own optimizer keeps beside the weights (its momentum) is not stored.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    master : str
+        As for :class:`AdamW`: ``"exact"`` keeps the bits of fp32, bf16 and fp16 parameters; of a bf16 parameter the fp32 master becomes
+        the bf16 value.
+    session : Session, optional
+        Default: the one opened last.
+
+    Notes
+    -----
+    Parameters that require no gradient when the job is joined are stored then, and later by :meth:`Session.store` only.
+
+    A new job takes the weights of rank 0; of an existing job the servers' weights win: bind the model, so that they are there at its first
+    forward. A first ``step()`` without that replaces what was stepped before it.
+
+    A value that is NaN or infinite makes the job skip the step: ``skipped`` is true then, the servers keep the weights of the step before,
+    and the parameters here keep theirs. ``grad_norm`` is the norm of the weights that were pushed.
+
+    With several processes each sends its slice of its own parameters, unaveraged: they must be the same on all, as
+    DistributedDataParallel keeps them. A loss scale does not matter: values are pushed as they are.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = session.bind(torch.nn.Linear(3, 1))
+    ...     inner, store = torch.optim.SGD(model.parameters(), lr=0.1), orlop.Store(model.parameters())
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     inner.step(); store.step()
+    ...     session.get("weight").equal(model.weight)
+    True
+    """
+
+    _steps_here = True
+
+    def __init__(self, params: Params, *, master: str = "exact", session: Session | None = None) -> None:
+        super().__init__(params, {}, session=session, state="fp32", master=master)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "store"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return {}
+
+    def _gradients(self) -> dict[int, torch.Tensor]:
+        return {index: parameter.detach() for index, parameter in self._trained.items()}
+
+    def _loss_scale_of_step(self) -> float:
+        return 1.0
+
+    def _layout(self, job: TrainingJob) -> dict[str, Any]:
+        layout = super()._layout(job)
+        self._reduced = not job.workers.alone
+        return layout

@@ -39,6 +39,15 @@ def test_two_workers_are_one_with_the_whole_batch(servers, tmp_path, alone, opti
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
+def test_replicas_that_step_themselves_are_stored(servers, tmp_path):
+    """Three, whose average is not always exact. Each compares after every step."""
+    replicas = torchrun(servers, "stored", tmp_path / "w.pt", "--store", "--ddp", workers=3)
+    with orlop.connect(servers.address, job="stored") as session:
+        assert session.step == 6
+        for name, value in replicas.items():
+            assert torch.equal(session.get(name), value), name
+
+
 @pytest.mark.parametrize("fault", ["push", "commit", "answer", "pull", "edit"])
 def test_a_step_that_fails_on_one_rank_raises_on_all_and_can_be_repeated(servers, tmp_path, fault):
     undisturbed = torchrun(servers, "calm-" + fault, tmp_path / "a.pt")
