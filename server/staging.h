@@ -43,7 +43,7 @@ class PieceWriter {
     uint64_t total_bytes = 0;
     kernels::DType dtype = kernels::DType::kF32;
     bool reduce = false;  // take the norm (gradients written as one range)
-    std::string name;  // "tensor layer.weight, shard 3", for messages
+    std::string name;     // "tensor layer.weight, shard 3", for messages
     // What a sink without destination takes at once: 64 KiB are whole 256-blocks of any float.
     uint64_t sink_bytes = 64 << 10;
   };
