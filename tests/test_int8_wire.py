@@ -173,6 +173,8 @@ def test_a_bad_element_skips_and_bad_bytes_are_refused(make_cluster):
         job.set_state({"bias": gradients["bias"]}, dtype="I8_BLOCK", encode=encode)
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", "bias", "float32, bfloat16, float16 or int8 with block scales, not int8"):
         job.push({"bias": gradients["bias"].astype("i1")}, dtype="I8")
+    with refused("INVALID_ARGUMENT", "BAD_REQUEST", "bias", "cannot read weight as int8 with block scales"):
+        job.pull("bias", dtype="I8_BLOCK")
     tiny = np.full(300, 2.0**-149 * 100, "<f4")  # a subnormal scale, 1 ulp of zero
     job.push({**gradients, "bias": tiny}, dtype="I8_BLOCK", encode=encode)
     assert job.commit([RULE]).outcome == stubs().job.CommitStepResponse.APPLY
