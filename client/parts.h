@@ -25,7 +25,8 @@ struct PushPart {
   v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // of `data`; UNSPECIFIED: the manifest's
   std::optional<Box> box;                   // absent: the whole tensor
   absl::Span<const std::byte>
-      data;  // the box's elements in row-major order, little endian, exactly its size
+      data;  // the box's elements in row-major order, little endian, exactly its size; I8_BLOCK:
+             // encoded piece by piece (client/pieces.h)
   std::optional<uint64_t>
       applied_count;  // SetState only: updates the tensor has seen (bias correction)
 };

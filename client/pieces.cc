@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "proto/dtype.h"
@@ -91,16 +92,12 @@ absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vect
   if (absl::Status status = ValidateBox(box, shape, count); !status.ok())
     return PartError(tensor.name(), "box", ToString(box), std::string(status.message()));
   const v1::DType dtype = part.dtype == v1::DTYPE_UNSPECIFIED ? tensor.dtype() : part.dtype;
-  const size_t element_bytes = ElementBytes(dtype);
-  if (element_bytes == 0)
+  if (PieceBytes(dtype, 1) == 0)
     return PartError(tensor.name(), "dtype", absl::StrCat(dtype), "a known type");
   const uint64_t per = ElementsPer(part, box, dtype);
-  const uint64_t stored = (BoxElementCount(box) + per - 1) / per;
-  if (part.bytes != stored * element_bytes)
-    return PartError(tensor.name(), "size of data", absl::StrCat(part.bytes, " bytes"),
-                     absl::StrCat(stored, " elements of ", std::string(DTypeName(dtype)), ", ",
-                                  stored * element_bytes, " bytes"));
   const auto [first, last] = ShardsOf(box, shape, manifest.shard_elements());
+  std::vector<Piece> cut;
+  uint64_t bytes = 0;
   for (uint64_t shard = first; shard <= last; ++shard) {
     const Range range = BoxPart(box, shape, ShardRange(shard, count, manifest.shard_elements()));
     if (range.empty()) continue;
@@ -111,11 +108,17 @@ absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vect
     piece.region.set_dtype(dtype);
     piece.region.set_shard(shard);
     if (part.box->has_value()) *piece.region.mutable_box() = ToProto(box);
-    piece.data = part.data + range.begin / per * element_bytes;
-    piece.bytes = (range.count() + per - 1) / per * element_bytes;
+    piece.data = part.data + bytes;
+    piece.bytes = PieceBytes(dtype, (range.count() + per - 1) / per);
     piece.applied_count = part.applied_count;
-    pieces->push_back(std::move(piece));
+    bytes += piece.bytes;
+    cut.push_back(std::move(piece));
   }
+  if (part.bytes != bytes)
+    return PartError(tensor.name(), "size of data", absl::StrCat(part.bytes, " bytes"),
+                     absl::StrCat((BoxElementCount(box) + per - 1) / per, " elements of ",
+                                  std::string(DTypeName(dtype)), ", ", bytes, " bytes"));
+  std::move(cut.begin(), cut.end(), std::back_inserter(*pieces));
   return absl::OkStatus();
 }
 

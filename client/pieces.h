@@ -40,7 +40,8 @@ struct PartView {
 // The elements of a box inside a shard are one contiguous range of the box's row-major buffer
 // (proto/box.h), so a piece is one range of the caller's memory. Of a flat box of whole blocks, the
 // absmax of a quantised slot (an fp32 per block) and its 4-bit codes (two to a byte) may be given
-// as they are stored.
+// as they are stored. Data of DTYPE_I8_BLOCK are the encoded pieces one after another, each with
+// blocks of its own.
 //   Statuses  InvalidArgument for an unknown index, a box outside the tensor, or a buffer of
 //   another size.
 absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vector<Piece>* pieces);

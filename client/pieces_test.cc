@@ -121,6 +121,32 @@ TEST(SplitPart, CutsScalesAndFourBitCodesAsTheyAreStored) {
             .ok());
 }
 
+// Blocks are a piece's own: each piece has its short last block.
+TEST(SplitPart, CutsInt8BlocksPieceByPiece) {
+  const Manifest manifest = OneTensor({3000}, 1024);
+  std::vector<char> data(2 * 4 + 424 + 4 * 4 + 1024 + 4 + 52);  // [600, 2100)
+  const std::optional<Box> box = Box{{600}, {1500}, true};
+  PartView part{0, "gradient", v1::DTYPE_I8_BLOCK, &box, data.data(), data.size(), {}};
+  std::vector<Piece> pieces;
+  ASSERT_TRUE(SplitPart(part, manifest, &pieces).ok());
+  ASSERT_EQ(pieces.size(), 3);
+  const size_t bytes[] = {432, 1040, 56};
+  size_t at = 0;
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(pieces[i].region.shard(), i);
+    EXPECT_EQ(pieces[i].region.dtype(), v1::DTYPE_I8_BLOCK);
+    EXPECT_EQ(pieces[i].data, data.data() + at);
+    EXPECT_EQ(pieces[i].bytes, bytes[i]);
+    at += bytes[i];
+  }
+  part.bytes -= 1;
+  EXPECT_EQ(
+      SplitPart(part, manifest, &pieces).message(),
+      "tensor w: size of data is 1527 bytes; expected 1500 elements of int8 with block scales, "
+      "1528 bytes");
+  EXPECT_EQ(pieces.size(), 3);
+}
+
 TEST(FlatSlice, CoversEveryElementOnceInWholeBlocks) {
   for (uint64_t count : {1ull, 255ull, 256ull, 257ull, 1000ull, 4096ull, 100'001ull})
     for (uint32_t world : {1u, 2u, 3u, 7u}) {

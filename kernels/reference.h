@@ -4,6 +4,7 @@
 #pragma once
 #include "kernels/blocks.h"
 #include "kernels/casts.h"
+#include "kernels/int8_blocks.h"
 #include "kernels/optimizer.h"
 #include "kernels/quantize.h"
 #include "kernels/reduce.h"
@@ -51,6 +52,9 @@ void QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const floa
                     absl::Span<uint8_t> codes, absl::Span<float> absmax);
 void DequantizeBlocks(CodeBook code_book, absl::Span<const uint8_t> codes,
                       absl::Span<const float> absmax, absl::Span<float> values);
+
+void EncodeInt8(TypedSpan source, const ErrorFeedback* feedback, absl::Span<uint8_t> wire);
+void DecodeInt8(absl::Span<const uint8_t> wire, absl::Span<uint16_t> values);
 
 // The sums of one block (at most 256 elements) alone.
 BlockSums ReduceBlock(TypedSpan block);

@@ -50,6 +50,7 @@ class PaddedBlock {
   }
   void CopyTo(T* destination, size_t count) const { memcpy(destination, data_, count * sizeof(T)); }
   T* get() { return data_; }
+  const T* get() const { return data_; }
 
  private:
   HWY_ALIGN_MAX T data_[kQuantBlock];

@@ -24,6 +24,8 @@ std::string_view DTypeName(v1::DType dtype) {
       return "int64";
     case v1::DTYPE_BOOL:
       return "bool";
+    case v1::DTYPE_I8_BLOCK:
+      return "int8 with block scales";
     default:
       return "unspecified";
   }

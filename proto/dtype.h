@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 
 #include "absl/status/statusor.h"
@@ -9,7 +10,7 @@
 
 namespace orlop {
 
-// Bytes of one element; 0 for UNSPECIFIED and unknown values.
+// Bytes of one element; 0 for UNSPECIFIED and unknown values, and for I8_BLOCK, which has no such.
 constexpr size_t ElementBytes(v1::DType dtype) {
   switch (dtype) {
     case v1::DTYPE_F64:
@@ -34,6 +35,15 @@ constexpr size_t ElementBytes(v1::DType dtype) {
 // What a parameter, its gradient or its exported state may be on the wire.
 constexpr bool IsFloat(v1::DType dtype) {
   return dtype == v1::DTYPE_F32 || dtype == v1::DTYPE_BF16 || dtype == v1::DTYPE_F16;
+}
+
+// What a gradient may be on the wire.
+constexpr bool IsGradient(v1::DType dtype) { return IsFloat(dtype) || dtype == v1::DTYPE_I8_BLOCK; }
+
+// Bytes of a piece of `count` elements.
+constexpr uint64_t PieceBytes(v1::DType dtype, uint64_t count) {
+  return dtype == v1::DTYPE_I8_BLOCK ? count + (count + 255) / 256 * sizeof(float)
+                                     : count * ElementBytes(dtype);
 }
 
 // "float32", "bfloat16", ... as torch names them; "unspecified" otherwise.

@@ -162,10 +162,13 @@ TEST(Status, AnnotatedKeepsTheDetailAndAddsToIt) {
 
 TEST(DType, EveryValueHasASizeAndAName) {
   for (int value = v1::DType_MIN + 1; value <= v1::DType_MAX; ++value) {
-    EXPECT_GT(ElementBytes(static_cast<v1::DType>(value)), 0u) << value;
+    EXPECT_GT(PieceBytes(static_cast<v1::DType>(value), 1), 0u) << value;
     EXPECT_NE(DTypeName(static_cast<v1::DType>(value)), "unspecified") << value;
   }
   EXPECT_EQ(ElementBytes(v1::DTYPE_UNSPECIFIED), 0u);
+  EXPECT_EQ(PieceBytes(v1::DTYPE_BF16, 300), 600u);
+  EXPECT_EQ(PieceBytes(v1::DTYPE_I8_BLOCK, 256), 260u);
+  EXPECT_EQ(PieceBytes(v1::DTYPE_I8_BLOCK, 257), 265u);
 }
 
 }  // namespace

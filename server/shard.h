@@ -24,14 +24,19 @@ struct SlotState {
   std::optional<SpilledSlot> spilled;
 };
 
+// What a gradient lies in memory as: int8 is decoded when it comes.
+inline v1::DType StagedDType(v1::DType wire) {
+  return wire == v1::DTYPE_I8_BLOCK ? v1::DTYPE_BF16 : wire;
+}
+
 // A gradient piece that the layout asks for.
 struct GradientPiece {
   ExpectedPiece expected;
   Range part;            // of the box's buffer, in elements
   bool claimed = false;  // a stream is writing it
   bool stored = false;
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
-  BufferPtr bytes;  // its own; null: it lies in GradientStage::whole
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // on the wire; see StagedDType
+  BufferPtr bytes;                          // its own; null: it lies in GradientStage::whole
   PieceResult result;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/casts.h"
+#include "kernels/int8_blocks.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
@@ -46,6 +47,39 @@ class ScatterSink : public PieceSink {
   RunCursor cursor_;
 };
 
+// int8 with block scales, decoded to bf16 on its way to another sink.
+class Int8Sink : public PieceSink {
+ public:
+  // Whole blocks, about 64 KiB.
+  static constexpr uint64_t kSinkBytes = 252 * kernels::kInt8BlockBytes;
+
+  Int8Sink(std::unique_ptr<PieceSink> sink, std::string name)
+      : sink_(std::move(sink)), name_(std::move(name)), destination_(sink_->Destination()) {}
+  absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) override {
+    const uint64_t first = kernels::Int8Count(offset_bytes),
+                   count = kernels::Int8Count(bytes.size());
+    uint16_t* values = reinterpret_cast<uint16_t*>(destination_) + first;
+    if (destination_ == nullptr) {
+      decoded_.resize(count);
+      values = decoded_.data();
+    }
+    if (absl::Status status = kernels::DecodeInt8(bytes, {values, count}); !status.ok())
+      return MakeError(status.code(),
+                       absl::StrCat(name_, ", elements from ", first,
+                                    " of the piece: ", std::string(status.message())),
+                       v1::ErrorDetail::BAD_REQUEST);
+    if (destination_ != nullptr) return absl::OkStatus();
+    return sink_->Write(first * sizeof(uint16_t),
+                        {reinterpret_cast<const uint8_t*>(values), count * sizeof(uint16_t)});
+  }
+
+ private:
+  const std::unique_ptr<PieceSink> sink_;
+  const std::string name_;
+  uint8_t* const destination_;
+  std::vector<uint16_t> decoded_;
+};
+
 Range PartOf(const Shard& shard, const Box& box) {
   return BoxPart(box, shard.tensor->shape, shard.info.range);
 }
@@ -82,8 +116,8 @@ std::shared_ptr<GradientStage> NewStage(
 absl::Status AddPiece(const Shard& shard, const GradientPiece& piece, Range range,
                       absl::Span<float> sum) {
   const Range flat = {shard.info.range.begin + range.begin, shard.info.range.begin + range.end};
-  const kernels::DType dtype = KernelDType(piece.dtype);
-  const uint64_t element_bytes = ElementBytes(piece.dtype);
+  const kernels::DType dtype = KernelDType(StagedDType(piece.dtype));
+  const uint64_t element_bytes = kernels::SizeOf(dtype);
   uint64_t at =
       BoxElementsBelow(piece.expected.box, shard.tensor->shape, flat.begin) - piece.part.begin;
   absl::Status status;
@@ -207,10 +241,11 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginGradient(int32_t i
   auto found = Find(id);
   if (!found.ok()) return found.status();
   Shard& shard = **found;
-  if (!IsFloat(dtype))
-    return ShardError(absl::StatusCode::kInvalidArgument, shard,
-                      absl::StrCat("a gradient is float32, bfloat16 or float16, not ",
-                                   std::string(DTypeName(dtype))));
+  if (!IsGradient(dtype))
+    return ShardError(
+        absl::StatusCode::kInvalidArgument, shard,
+        absl::StrCat("a gradient is float32, bfloat16, float16 or int8 with block scales, not ",
+                     std::string(DTypeName(dtype))));
   if (absl::Status room = CheckDiskForApply(); !room.ok()) return Annotated(room, shard.Name());
   std::shared_ptr<GradientStage> stage;
   {
@@ -227,9 +262,10 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginGradient(int32_t i
     return ShardError(absl::StatusCode::kInvalidArgument, shard,
                       absl::StrCat("no piece of rank ", rank, ", region ", region, " is expected"));
   const size_t index = piece - stage->pieces.begin();
-  const uint64_t element_bytes = ElementBytes(dtype), bytes = piece->part.count() * element_bytes;
-  PieceWriter::Options options{bytes, KernelDType(dtype), false,
-                               absl::StrCat(shard.Name(), ", rank ", rank)};
+  const v1::DType staged_dtype = StagedDType(dtype);
+  const uint64_t element_bytes = ElementBytes(staged_dtype);
+  PieceWriter::Options options{PieceBytes(dtype, piece->part.count()), KernelDType(staged_dtype),
+                               false, absl::StrCat(shard.Name(), ", rank ", rank)};
   if (piece->stored) {
     if (piece->dtype != dtype)
       return ShardError(absl::StatusCode::kAlreadyExists, shard,
@@ -245,19 +281,19 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginGradient(int32_t i
   std::unique_ptr<PieceSink> sink;
   BufferPtr own;
   if (stage->direct) {
-    if (stage->whole && stage->dtype != dtype)
+    if (stage->whole && stage->dtype != staged_dtype)
       return ShardError(
           absl::StatusCode::kInvalidArgument, shard,
           absl::StrCat("pieces of this shard are ", std::string(DTypeName(stage->dtype)), ", not ",
-                       std::string(DTypeName(dtype))));
+                       std::string(DTypeName(staged_dtype))));
     if (!stage->whole) {
       auto buffer = StagingBuffer(shard.count() * element_bytes);
       if (!buffer.ok()) return Annotated(buffer.status(), shard.Name());
       stage->whole = *std::move(buffer);
-      stage->dtype = dtype;
+      stage->dtype = staged_dtype;
     }
     const Box simple = Simplified(piece->expected.box, shard.tensor->shape);
-    options.reduce = stage->pieces.size() == 1;
+    options.reduce = stage->pieces.size() == 1 && staged_dtype == dtype;
     if (simple.flat) {
       const uint64_t first =
           std::max(simple.offset[0], shard.info.range.begin) - shard.info.range.begin;
@@ -266,10 +302,14 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginGradient(int32_t i
       sink = std::make_unique<ScatterSink>(stage->whole, shard, simple, element_bytes);
     }
   } else {
-    auto buffer = StagingBuffer(bytes);
+    auto buffer = StagingBuffer(piece->part.count() * element_bytes);
     if (!buffer.ok()) return Annotated(buffer.status(), shard.Name());
     own = *std::move(buffer);
     sink = std::make_unique<FlatSink>(own, 0);
+  }
+  if (staged_dtype != dtype) {
+    options.sink_bytes = Int8Sink::kSinkBytes;
+    sink = std::make_unique<Int8Sink>(std::move(sink), options.name);
   }
   piece->claimed = true;
   auto keep = [&shard, stage, index, dtype, own](const PieceResult& result) -> absl::Status {
@@ -315,7 +355,7 @@ absl::StatusOr<StagedShard> ShardStore::SumGradient(const Shard& shard, Gradient
   const bool any =
       std::any_of(pieces.begin(), pieces.end(), [](const GradientPiece& p) { return p.stored; });
   absl::StatusOr<StagedShard> staged = StagedShard{.absent = true};
-  if (any && stage->direct && pieces.size() == 1) {
+  if (any && stage->direct && pieces.size() == 1 && pieces[0].dtype == stage->dtype) {
     const PieceResult& result = pieces[0].result;
     staged =
         StagedShard{result.digest, result.sums.sum_squares, result.sums.nonfinite_count, false};

@@ -1,8 +1,11 @@
 // Staging of gradients.
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <optional>
 
+#include "kernels/int8_blocks.h"
 #include "server/shard_fixture.h"
 
 namespace orlop::server {
@@ -158,6 +161,139 @@ TEST(Staging, JoinsPartsOfOneGradient) {
     EXPECT_EQ(staged.digest, DigestOfBytes(AsBytes(gradient)));
     EXPECT_EQ(staged.sum_squares, sums.sum_squares);
   }
+}
+
+std::vector<uint8_t> Int8(const std::vector<float>& values) {
+  std::vector<uint8_t> wire(kernels::Int8Bytes(values.size()));
+  EXPECT_TRUE(kernels::EncodeInt8({kernels::DType::kF32, values.data(), values.size()}, nullptr,
+                                  absl::MakeSpan(wire))
+                  .ok());
+  return wire;
+}
+std::vector<uint16_t> Int8Decoded(const std::vector<uint8_t>& wire) {
+  std::vector<uint16_t> values(kernels::Int8Count(wire.size()));
+  EXPECT_TRUE(kernels::DecodeInt8(wire, absl::MakeSpan(values)).ok());
+  return values;
+}
+std::vector<uint8_t> BF16Bytes(const std::vector<uint16_t>& values) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(values.data());
+  return {bytes, bytes + 2 * values.size()};
+}
+
+// Chunks end in mid-block, and the piece in a short one. What is staged is bf16, within its room.
+TEST(Staging, DecodesInt8AsItComes) {
+  constexpr uint64_t kCount = (5u << 20) + 1234;
+  const std::vector<uint8_t> wire = Int8(Normal(kCount, 6));
+  const std::vector<uint8_t> decoded = BF16Bytes(Int8Decoded(wire));
+  kernels::BlockSums sums;
+  kernels::ReduceGradient({kernels::DType::kBF16, decoded.data(), kCount}, &sums);
+  for (const size_t chunk_bytes : {kLeafBytes, 4 * kLeafBytes}) {
+    World world;
+    auto store = NewStore(&world, Layout({Parameter("w", {kCount}, v1::DTYPE_BF16)}, 1 << 26));
+    ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout())).ok());
+    const uint64_t before = world.accountant.reserved_bytes(Tier::kDram);
+    const absl::Status sent =
+        Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire, chunk_bytes);
+    ASSERT_TRUE(sent.ok()) << sent;
+    EXPECT_EQ(world.accountant.reserved_bytes(Tier::kDram), before);
+    const StagedShard staged = store->StageGradient(0).value();
+    EXPECT_EQ(staged.digest, DigestOfBytes(decoded));
+    EXPECT_EQ(staged.sum_squares, sums.sum_squares);
+    EXPECT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire, chunk_bytes).ok());
+    EXPECT_EQ(store->BeginGradient(0, 0, 0, v1::DTYPE_BF16).status().code(),
+              absl::StatusCode::kAlreadyExists);
+  }
+}
+
+// Columns and slices that begin and end anywhere, over shards, beside a piece that is bf16 already.
+TEST(Staging, DecodesInt8OfAnyBox) {
+  World world;
+  constexpr uint64_t kRows = 700, kColumns = 1000;
+  const auto gradient = Normal(kRows * kColumns, 7);
+  const std::vector<std::vector<Box>> layouts = {
+      {Flat(0, 100'001), Flat(100'001, kRows * kColumns - 100'001)},
+      {Rectangle({0, 0}, {kRows, 333}), Rectangle({0, 333}, {kRows, 667})},
+  };
+  for (const std::vector<Box>& boxes : layouts) {
+    auto store =
+        NewStore(&world, Layout({Parameter("w", {kRows, kColumns}, v1::DTYPE_BF16)}, 256 * 1024));
+    std::vector<ExpectedPiece> pieces;
+    for (const OwnedShard& shard : store->layout().shards)
+      for (uint32_t rank = 0; rank < 2; ++rank)
+        if (!BoxPart(boxes[rank], {kRows, kColumns}, shard.range).empty())
+          pieces.push_back({shard.id, rank, 0, boxes[rank]});
+    ASSERT_TRUE(store->SetLayout(pieces).ok());
+    std::vector<uint16_t> expected(kRows * kColumns);
+    for (const ExpectedPiece& piece : pieces) {
+      const Range range = store->layout().shards[piece.shard].range;
+      std::vector<float> part;
+      ForEachRun(piece.box, {kRows, kColumns}, range, [&](Range run) {
+        part.insert(part.end(), gradient.begin() + run.begin, gradient.begin() + run.end);
+      });
+      const std::vector<uint8_t> wire = Int8(part);
+      const std::vector<uint16_t> decoded = Int8Decoded(wire);
+      size_t at = 0;
+      ForEachRun(piece.box, {kRows, kColumns}, range, [&](Range run) {
+        for (uint64_t i = run.begin; i < run.end; ++i) expected[i] = decoded[at++];
+      });
+      const bool as_bf16 = piece.shard == 0 && piece.rank == 0;
+      const absl::Status sent =
+          Send(store->BeginGradient(piece.shard, piece.rank, 0,
+                                    as_bf16 ? v1::DTYPE_BF16 : v1::DTYPE_I8_BLOCK),
+               as_bf16 ? BF16Bytes(decoded) : wire);
+      ASSERT_TRUE(sent.ok()) << sent;
+    }
+    for (const OwnedShard& shard : store->layout().shards) {
+      const std::vector<uint16_t> part(expected.begin() + shard.range.begin,
+                                       expected.begin() + shard.range.end);
+      EXPECT_EQ(store->StageGradient(shard.id).value().digest, DigestOfBytes(BF16Bytes(part)));
+    }
+  }
+}
+
+TEST(Staging, SumsInt8InFp32) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {50'000})}, 1 << 20));
+  ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout(), 2)).ok());
+  std::vector<float> sum(50'000, -0.0f);
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    const std::vector<uint8_t> wire = Int8(Normal(50'000, 8 + rank));
+    ASSERT_TRUE(Send(store->BeginGradient(0, rank, 0, v1::DTYPE_I8_BLOCK), wire).ok());
+    const std::vector<uint16_t> decoded = Int8Decoded(wire);
+    for (size_t i = 0; i < sum.size(); ++i)
+      sum[i] += std::bit_cast<float>(uint32_t{decoded[i]} << 16);
+  }
+  EXPECT_EQ(store->StageGradient(0).value().digest, DigestOfBytes(AsBytes(sum)));
+}
+
+TEST(Staging, Int8OfABadElementReachesTheVetoAndABadScaleIsRefused) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {5000})}, 1 << 20));
+  ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout())).ok());
+  auto values = Normal(5000, 1);
+  values[1000] = std::numeric_limits<float>::infinity();
+  std::vector<uint8_t> wire = Int8(values);
+  ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire).ok());
+  EXPECT_EQ(store->StageGradient(0).value().nonfinite_count, 256u);
+  store->DropStaged();
+
+  const float scale = -0.25f;
+  std::memcpy(&wire[2 * kernels::kInt8BlockBytes], &scale, sizeof scale);
+  const absl::Status refused = Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire);
+  EXPECT_TRUE(absl::IsInvalidArgument(refused));
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("tensor 'w', shard 0, rank 0, elements from 0 of the piece: the scale of "
+                        "block 2 is -0.25; at least +0"));
+  auto writer = store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK).value();
+  const absl::Span<const uint8_t> slices[] = {wire};  // what came is not what was sent
+  EXPECT_TRUE(absl::IsAborted(writer->WriteChunk(0, slices, 1)));
+  writer.reset();
+
+  wire.push_back(0);
+  const absl::Status longer = Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire);
+  EXPECT_TRUE(absl::IsInvalidArgument(longer));
+  EXPECT_THAT(std::string(longer.message()),
+              HasSubstr("chunk of 5081 bytes at offset 0 of a piece of 5080"));
 }
 
 TEST(Staging, AbsentContributorsAreZeroAndNonFiniteIsCounted) {

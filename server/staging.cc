@@ -11,9 +11,6 @@
 namespace orlop::server {
 namespace {
 
-// What a sink takes at once. Divides a leaf; whole 256-blocks of any float.
-constexpr uint64_t kBlockBytes = 64 << 10;
-static_assert(kLeafBytes % kBlockBytes == 0);
 // What is hashed, then copied and summed while it is in the first-level cache. Whole 256-blocks of
 // any float.
 constexpr uint64_t kStripBytes = 4 << 10;
@@ -28,7 +25,7 @@ PieceWriter::PieceWriter(Options options, std::unique_ptr<PieceSink> sink,
       keep_(std::move(keep)),
       release_(std::move(release)),
       destination_(sink_->Destination()) {
-  if (destination_ == nullptr) block_.resize(std::min(kBlockBytes, options_.total_bytes));
+  if (destination_ == nullptr) block_.resize(std::min(options_.sink_bytes, options_.total_bytes));
 }
 
 PieceWriter::~PieceWriter() {
@@ -58,11 +55,13 @@ absl::Status PieceWriter::WriteChunk(uint64_t offset_bytes,
                      " of a piece of ", options_.total_bytes, "; chunks are whole MiB, at most ",
                      kMaxChunkBytes, ", but at the end of the piece"),
         v1::ErrorDetail::BAD_REQUEST);
+  absl::Status sunk;  // told after the checksum: damaged bytes are to be sent again
   for (const absl::Span<const uint8_t> slice : slices) {
     if (destination_ != nullptr) {
       CopyToDestination(slice);
-    } else if (absl::Status status = PassToSink(slice); !status.ok()) {
-      return status;
+    } else {
+      hasher_.Add(slice.data(), slice.size());
+      if (sunk.ok()) sunk = PassToSink(slice);
     }
   }
   const std::vector<uint64_t> leaves = hasher_.Finish();
@@ -72,6 +71,7 @@ absl::Status PieceWriter::WriteChunk(uint64_t offset_bytes,
                      absl::StrCat(options_.name, ": chunk at offset ", offset_bytes,
                                   " has checksum ", actual, "; the sender said ", checksum),
                      v1::ErrorDetail::CHECKSUM);
+  if (!sunk.ok()) return sunk;
   digest_.AddLeaves(leaves);
   state_ = State::kWriting;
   return absl::OkStatus();
@@ -108,13 +108,12 @@ void PieceWriter::CopyToDestination(absl::Span<const uint8_t> slice) {
 absl::Status PieceWriter::PassToSink(absl::Span<const uint8_t> slice) {
   while (!slice.empty()) {
     const uint64_t pending = written_bytes_ - consumed_bytes_;
-    const size_t take = std::min<uint64_t>(slice.size(), kBlockBytes - pending);
+    const size_t take = std::min<uint64_t>(slice.size(), options_.sink_bytes - pending);
     std::memcpy(block_.data() + pending, slice.data(), take);
     slice.remove_prefix(take);
     written_bytes_ += take;
     const absl::Span<const uint8_t> block(block_.data(), pending + take);
-    if (block.size() < kBlockBytes && written_bytes_ < options_.total_bytes) continue;
-    hasher_.Add(block.data(), block.size());
+    if (block.size() < options_.sink_bytes && written_bytes_ < options_.total_bytes) continue;
     if (options_.reduce)
       kernels::ReduceGradient(
           {options_.dtype, block.data(), block.size() / kernels::SizeOf(options_.dtype)},

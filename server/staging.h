@@ -29,7 +29,7 @@ class PieceSink {
   // Where the bytes of the piece from `offset` on belong, if they are kept as they come; null:
   // Write is called.
   virtual uint8_t* Destination() { return nullptr; }
-  // Takes whole elements (whole 256-blocks, but at the end of the piece).
+  // Takes whole Options::sink_bytes, but at the end of the piece.
   virtual absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) {
     return absl::OkStatus();
   }
@@ -44,6 +44,8 @@ class PieceWriter {
     kernels::DType dtype = kernels::DType::kF32;
     bool reduce = false;  // take the norm (gradients written as one range)
     std::string name;     // "tensor layer.weight, shard 3", for messages
+    // What a sink without destination takes at once: 64 KiB are whole 256-blocks of any float.
+    uint64_t sink_bytes = 64 << 10;
   };
   // `keep` registers the piece with its shard; called by Keep, at most once.
   PieceWriter(Options options, std::unique_ptr<PieceSink> sink,

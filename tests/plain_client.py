@@ -322,8 +322,8 @@ class PlainJob:
         return stubs().types.Region(tensor=tensor, slot=slot, dtype=wire_dtype(dtype) if dtype else 0, box=box_message(box),
                                     shard=shard)
 
-    def pieces(self, tensor, array, box=None):
-        """(shard, bytes) of an array that fills `box` of the tensor: its elements in the shard, in flat order."""
+    def pieces(self, tensor, array, box=None, encode=np.ndarray.tobytes):
+        """(shard, bytes) of an array that fills `box` of the tensor: its elements in the shard, in flat order, by `encode`."""
         spec = self.tensors[self.index[tensor]]
         if box is None:
             first, array = 0, array.reshape(-1)
@@ -342,14 +342,15 @@ class PlainJob:
                 begin, end = max(begin - first, 0), max(end - first, 0)
             part = array[begin:end]
             if part.size:
-                yield shard, part.tobytes()
+                yield shard, encode(part)
 
-    def streams(self, arrays, key, slot="", dtype=None, chunk_bytes=LEAF_BYTES, boxes=None, applied_counts=None):
+    def streams(self, arrays, key, slot="", dtype=None, chunk_bytes=LEAF_BYTES, boxes=None, applied_counts=None,
+                encode=np.ndarray.tobytes):
         """{address: [Chunk]} of arrays {tensor: array, or (box, array) pairs}."""
         by_address = {}
         for tensor, value in arrays.items():
             for box, array in value if isinstance(value, list) else [(None, value)]:
-                for shard, payload in self.pieces(tensor, array, box):
+                for shard, payload in self.pieces(tensor, array, box, encode):
                     messages = by_address.setdefault(self.owners[self.index[tensor], shard], [])
                     count = (applied_counts or {}).get(tensor)
                     region = self.region(tensor, slot, dtype, box, shard)

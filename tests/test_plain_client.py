@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import plain_client
+import int8_blocks
 from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS
 from plain_client import ADAMW, PlainJob, Tensor, bfloat16_bits, detail_of, from_bfloat16_bits, piece_digest, stubs
 from test_bad_input import refused
@@ -70,6 +71,25 @@ def test_plain_client_creates_pushes_commits_and_pulls(make_cluster, server_coun
     for name, array in job.pull_all().items():
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6, err_msg=name)
     assert job.status().committed_step == 3
+
+
+def test_plain_client_pushes_int8_with_block_scales(make_cluster):
+    """Encoded by numpy from the description in types.proto; the servers take it as bfloat16 of the decoded values."""
+    cluster, weights, jobs = make_cluster(2), random_arrays(1), []
+    for name in ("int8", "decoded"):
+        job = cluster.job(name, TENSORS, shard_elements=SMALL_SHARD_ELEMENTS)
+        job.create()
+        job.configure()
+        job.join()
+        job.load(weights)
+        jobs.append(job)
+    for seed in (2, 3):
+        gradients = random_arrays(seed)
+        answers = [jobs[0].step(gradients, [ADAMW], dtype="I8_BLOCK", encode=int8_blocks.encode),
+                   jobs[1].step(gradients, [ADAMW], dtype="BF16",
+                                encode=lambda part: bfloat16_bits(int8_blocks.decode(int8_blocks.encode(part))).tobytes())]
+        assert answers[0].gradient_norm == answers[1].gradient_norm
+    assert jobs[0].snapshot() == jobs[1].snapshot()
 
 
 def test_committed_step_returns_the_kept_decision_when_repeated(make_cluster):

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "kernels/blocks.h"
+#include "kernels/int8_blocks.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "kernels/targets.h"
@@ -140,6 +142,55 @@ std::pair<double, uint64_t> SquaredNorm(std::pair<uintptr_t, std::string> gradie
   return total;
 }
 
+// Calls visit(begin, end) for each piece of a flat range that begins at element `first` of its
+// tensor, in elements of the range.
+template <typename Visit>
+void ForEachPiece(uint64_t first, size_t count, uint64_t shard_elements, Visit visit) {
+  for (size_t begin = 0; begin < count;) {
+    const size_t end =
+        std::min<size_t>(count, begin + shard_elements - (first + begin) % shard_elements);
+    visit(begin, end);
+    begin = end;
+  }
+}
+
+size_t Int8BytesOf(uint64_t first, size_t count, uint64_t shard_elements) {
+  size_t bytes = 0;
+  ForEachPiece(first, count, shard_elements,
+               [&](size_t begin, size_t end) { bytes += kernels::Int8Bytes(end - begin); });
+  return bytes;
+}
+
+// The pieces of a flat range one after another, as client::PushPart wants them.
+void EncodeInt8(std::pair<uintptr_t, std::string> gradient, uint64_t first, size_t count,
+                uint64_t shard_elements, double loss_scale, uintptr_t residual,
+                uintptr_t next_residual, uintptr_t encoded, int threads) {
+  const kernels::TypedSpan whole{DTypeOf(gradient.second),
+                                 reinterpret_cast<const void*>(gradient.first), count};
+  struct Task {
+    size_t begin, count;
+    uint8_t* to;
+  };
+  std::vector<Task> tasks;
+  auto* to = reinterpret_cast<uint8_t*>(encoded);
+  ForEachPiece(first, count, shard_elements, [&](size_t begin, size_t end) {
+    for (; begin < end; begin += kRangeElements) {
+      tasks.push_back({begin, std::min(kRangeElements, end - begin), to});
+      to += kernels::Int8Bytes(tasks.back().count);
+    }
+  });
+  RunOnPool(threads, tasks.size(), [&](size_t i) {
+    const Task& task = tasks[i];
+    const kernels::ErrorFeedback feedback{
+        static_cast<float>(loss_scale),
+        {reinterpret_cast<const uint16_t*>(residual) + task.begin, task.count},
+        {reinterpret_cast<uint16_t*>(next_residual) + task.begin, task.count}};
+    // Sizes are right by construction.
+    (void)kernels::EncodeInt8(kernels::Slice(whole, task.begin, task.count), &feedback,
+                              {task.to, kernels::Int8Bytes(task.count)});
+  });
+}
+
 std::vector<std::string> Targets() {
   std::vector<std::string> names;
   for (const int64_t target : kernels::SupportedTargets())
@@ -164,6 +215,8 @@ void BindKernels(nb::module_& module) {
   module.def("kernel_optimizers", Optimizers);
   module.def("kernel_step", Step);
   module.def("kernel_squared_norm", SquaredNorm);
+  module.def("kernel_int8_bytes", Int8BytesOf);
+  module.def("kernel_encode_int8", EncodeInt8);
   module.def("kernel_targets", Targets);
   module.def("kernel_use_target", UseTarget);
 }

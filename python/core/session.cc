@@ -139,6 +139,8 @@ void BindSession(nb::module_& module) {
   nb::class_<Session>(module, "Session")
       .def_prop_ro("job", [](const Session& self) { return self.job(); })
       .def_prop_ro("existed", &Session::existed)
+      .def_prop_ro("shard_elements",
+                   [](const Session& self) { return self.manifest().shard_elements(); })
       .def_prop_ro("tensors", &TensorsOf)
       .def_prop_ro("state", [](const Session& self) { return StateOf(self.state()); })
       .def("configure_optimizer", &ConfigureOptimizer, "request"_a)

@@ -8,8 +8,9 @@ import torch
 
 from . import foreign
 from .errors import NotFound
-from .job import Part, TrainingJob, part
+from .job import TrainingJob
 from .options import OPTIONS
+from .wire import Part, part
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import kernels
-from .job import Part, TrainingJob, part
+from .job import TrainingJob
+from .wire import Part, part
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer

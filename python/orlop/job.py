@@ -12,19 +12,11 @@ import torch
 from . import _core
 from .errors import Aborted, EditedWeights, FailedPrecondition, Unavailable
 from .names import DTYPE_NAMES, Entry
+from .wire import GradientWire, Part, part
 from .workers import Bucket, Workers
-
-Part = tuple[int, str, str, "tuple[int, int] | None", torch.Tensor, "int | None"]
 
 STEP_TRIES = 8  # attempts of one step that servers may give up (restarts) before the error is the caller's
 SETTLE_SECONDS = 60.0  # how long a decision under way, or a recovery, may keep us from knowing what became of a step
-
-
-def part(index: int, tensor: torch.Tensor, slot: str = "", flat: tuple[int, int] | None = None,
-         applied_count: int | None = None) -> Part:
-    """What the client sends or fills: `tensor` must be contiguous host memory for a pull; for a push it is made so."""
-    host = tensor.detach().contiguous().cpu().view(-1)
-    return index, slot, DTYPE_NAMES[tensor.dtype], flat, host, applied_count
 
 
 @dataclass
@@ -61,6 +53,7 @@ class TrainingJob:
         self.existed: bool = self.workers.run_first(create)
         self.core = created[0] if created else client.create_job(name, specs)
         self.joined = False
+        self.wire = GradientWire(None, self.core.shard_elements)
         self.seconds: dict[str, float] = {}
         self._layout: dict[str, Any] = {}
         self._seen_versions: dict[int, tuple[int, int]] = {}
@@ -225,9 +218,15 @@ class TrainingJob:
             self.workers.together(self.core.refresh)
         self._open = None
         if self._begun is not None and self._begun.decision is None:
-            self._begun.decision = decision
+            self._decided(decision)
             if decision is None:
                 self._begun = None
+
+    def _decided(self, decision: dict[str, Any] | None) -> None:
+        """What became of the step begun last is known now; None: it was not made."""
+        if self._begun is not None:
+            self._begun.decision = decision
+        self.wire.settle(decision["outcome"] if decision is not None else None)
 
     def _end_open(self) -> dict[str, Any] | None:
         """The decision of the open step, if it was committed after all; else the attempt is aborted."""
@@ -249,7 +248,8 @@ class TrainingJob:
                 raise error
             time.sleep(0.02)
 
-    def reduce(self, gradients: dict[int, torch.Tensor], present: set[int], reduced: bool) -> tuple[list[Part], list[int]]:
+    def reduce(self, gradients: dict[int, torch.Tensor], present: set[int], reduced: bool,
+               loss_scale: float) -> tuple[list[Part], list[int]]:
         """What this rank pushes, and which of its tensors nobody has a gradient for, as manifest indexes.
 
         `gradients` are flat. With several workers: averaged here (or taken as they are, if `reduced`), this rank's slice of each.
@@ -257,13 +257,13 @@ class TrainingJob:
         start = time.perf_counter()
         tracked = list(self._seen_versions)
         if self.workers.alone:
-            parts = [part(index, gradient) for index, gradient in gradients.items()]
+            parts = [self.wire.part(index, gradient, loss_scale) for index, gradient in gradients.items()]
             return parts, [index for index in tracked if index not in gradients]
         parts = []
         for bucket in self._buckets:
             for piece, values in self._slices(bucket, gradients, reduced):
                 if piece.index in present:
-                    parts.append(part(piece.index, values, flat=(piece.begin, piece.end - piece.begin)))
+                    parts.append(self.wire.part(piece.index, values, loss_scale, (piece.begin, piece.end - piece.begin)))
         mine = {piece.index for bucket in self._buckets for piece in bucket.segments[self.workers.rank]}
         self.seconds["reduce"] = time.perf_counter() - start
         return parts, [index for index in tracked if index in mine and index not in present]
@@ -282,12 +282,12 @@ class TrainingJob:
                   absent: list[int], loss_scale: float) -> dict[str, Any]:
         """Pushes, commits, and answers the decision. Redoes attempts that servers gave up.
 
-        `parts` is everything this rank contributes; `start()`, if given, sends of it, the first time, what is not on its way already.
+        `parts` is everything this rank contributes; `start()`, if given, completes it and sends, the first time, what is not on its way
+        already.
         Raises on every rank if it does on one.
         """
         decision = self.workers.together(lambda: self._make_step(parts, start, groups, absent, loss_scale))
-        if self._begun is not None:
-            self._begun.decision = decision
+        self._decided(decision)
         self._open = None
         return decision
 
@@ -297,7 +297,9 @@ class TrainingJob:
         for tries in range(STEP_TRIES):
             try:
                 begin = time.perf_counter()
-                for push in start() if start is not None else [self.push(parts, loss_scale)]:
+                pushes = start() if start is not None else [self.push(parts, loss_scale)]
+                start = None
+                for push in pushes:
                     if push is not None:
                         push.wait()
                 pushed = time.perf_counter()
@@ -310,7 +312,6 @@ class TrainingJob:
                 decided = self._recover(error, target)
                 if decided is not None:
                     return decided
-                start = None
         raise AssertionError("unreachable")
 
     def _recover(self, error: Aborted | FailedPrecondition, target: int) -> dict[str, Any] | None:

@@ -13,10 +13,11 @@ import torch
 
 from . import checkpoint, foreign, names
 from .errors import Superseded
-from .job import TrainingJob, part
+from .job import TrainingJob
 from .options import OPTIONS
 from .overlap import BackwardPusher
 from .session import Session, default_session
+from .wire import KINDS, GradientWire, Part
 
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 
@@ -46,7 +47,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Params, defaults: dict[str, Any], *, session: Session | None = None, state: str = "8bit",
                  rounding: str = "no_zero", master: str = "exact", max_norm: float | None = None, overlap: str | None = None,
-                 accumulation_steps: int | None = None) -> None:
+                 accumulation_steps: int | None = None, gradient_wire: str | None = None) -> None:
+        if gradient_wire not in KINDS:
+            raise ValueError(f"gradient_wire={gradient_wire!r}; one of {', '.join(map(repr, KINDS))}")
         if overlap not in (None, "backward"):
             raise ValueError(f"overlap={overlap!r}; None or 'backward'")
         if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
@@ -56,6 +59,7 @@ class Optimizer(torch.optim.Optimizer):
         self._session = session
         self._job: TrainingJob | None = None
         self._max_norm = max_norm
+        self._gradient_wire = gradient_wire
         self._pusher = BackwardPusher(accumulation_steps) if overlap == "backward" else None
         self._trained: dict[int, torch.Tensor] = {}     # by manifest index
         self._group_order: list[int] = []               # param_groups that the servers know
@@ -242,6 +246,7 @@ class Optimizer(torch.optim.Optimizer):
         job.configure(self._configuration(job))
         job.join(self._layout(job))
         job.track(list(self._trained))
+        job.wire = GradientWire(self._gradient_wire, job.core.shard_elements)
         self._job = job
         self._stale_weights = False
         try:
@@ -400,13 +405,15 @@ class Optimizer(torch.optim.Optimizer):
         flat = {index: gradient.reshape(-1) for index, gradient in gradients.items()}
         groups = [self._values(self.param_groups[number]) for number in self._group_order]
         if self._pusher is None:
-            parts, absent = job.reduce(flat, present, self._reduced)
+            parts, absent = job.reduce(flat, present, self._reduced, loss_scale)
             return job.make_step(parts, None, groups, absent, loss_scale)
-        parts = [part(index, gradient) for index, gradient in flat.items()]
+        parts: list[Part] = []
 
         def pushes() -> list[Any]:
             sent, under_way = self._pusher.finish(gradients, loss_scale, unscaled=getattr(self, "grad_scale", loss_scale) is None)
-            return [*under_way, job.push([p for p in parts if p[0] not in sent], loss_scale)]
+            others = [job.wire.part(index, gradient, loss_scale) for index, gradient in flat.items() if index not in sent]
+            parts[:] = [*sent.values(), *others]
+            return [*under_way, job.push(others, loss_scale)]
         absent = [index for index in self._trained if index not in gradients]
         return job.make_step(parts, pushes, groups, absent, loss_scale)
 

@@ -50,6 +50,10 @@ class AdamW(Optimizer):
         ``"backward"``: push gradients while backward runs, in the backward that :meth:`last_backward` or `accumulation_steps` names.
     accumulation_steps : int, optional
         Backwards per step, for `overlap`.
+    gradient_wire : str, optional
+        How gradients travel: ``"fp32"``, ``"bf16"``, ``"fp16"``, or ``"int8"`` for slow networks: 1.016 bytes per element, and what
+        rounding loses is kept here (2 bytes per element pushed, 4 while a step is open) and sent with the next gradient. Default: as
+        they are.
 
     Notes
     -----
@@ -100,7 +104,7 @@ class Adam(Optimizer):
     foreach, fused
         Accepted and ignored.
     **options
-        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
 
     Examples
     --------
@@ -145,7 +149,7 @@ class SGD(Optimizer):
     foreach, fused
         Accepted and ignored.
     **options
-        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
 
     Examples
     --------
@@ -190,7 +194,7 @@ class Lion(Optimizer):
     lr, betas, weight_decay
         As in the paper's code.
     **options
-        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
 
     References
     ----------
@@ -235,7 +239,7 @@ class Adagrad(Optimizer):
     foreach, fused
         Accepted and ignored.
     **options
-        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
 
     Examples
     --------
@@ -284,7 +288,7 @@ class RMSprop(Optimizer):
     foreach
         Accepted and ignored.
     **options
-        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`.
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
 
     Examples
     --------
@@ -333,7 +337,7 @@ class AdEMAMix(Optimizer):
     T : float
         Steps of warm-up of alpha and the slow beta; 0: none.
     **options
-        session, state, rounding, master, max_norm, overlap, accumulation_steps: as for :class:`AdamW`. The slow momentum is rounded
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`. The slow momentum is rounded
         stochastically where ``rounding`` is ``"no_zero"``: nearest rounding would freeze it.
 
     References

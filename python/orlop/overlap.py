@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from . import _core
     from .job import TrainingJob
+    from .wire import Part
 
 
 class BackwardPusher:
@@ -34,7 +35,7 @@ class BackwardPusher:
         self._loss_scale = lambda: 1.0
         self._scale_sent = 1.0
         self._counts: dict[int, int] = {}
-        self._sent: dict[int, tuple[torch.Tensor, int]] = {}  # gradient and its version when sent
+        self._sent: dict[int, tuple[torch.Tensor, int, Part]] = {}  # gradient, its version when sent, and what was sent
         self._pushes: list[_core.Push] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -75,31 +76,33 @@ class BackwardPusher:
             return
         if index in self._sent or parameter.grad is None:  # sent before: finish() finds that it changed
             return
-        from .job import part
         assert self._job is not None
+        if self._job.is_open:  # the attempt ends, and what became of its step is not known: step() will push
+            return
         if not self._sent:
             self._scale_sent = self._loss_scale()
-        push = self._job.push([part(index, parameter.grad)], self._scale_sent)
+        part = self._job.wire.part(index, parameter.grad, self._scale_sent)
+        push = self._job.push([part], self._scale_sent)
         assert push is not None
-        self._sent[index] = (parameter.grad, parameter.grad._version)
+        self._sent[index] = (parameter.grad, parameter.grad._version, part)
         self._pushes.append(push)
 
     def finish(self, gradients: dict[int, torch.Tensor], loss_scale: float,
-               unscaled: bool) -> tuple[set[int], list[_core.Push]]:
-        """Which of these gradients are on their way already, and their pushes. None are, after an abort, if any changed since.
+               unscaled: bool) -> tuple[dict[int, Part], list[_core.Push]]:
+        """Which of these gradients are on their way already, as parts, and their pushes. None are, after an abort, if any changed since.
 
         `unscaled`: GradScaler.unscale_ changed them, which leaves their versions as they were.
         """
         stale = bool(self._sent) and (unscaled or self._scale_sent != loss_scale)
-        for index, (sent, version) in self._sent.items():
+        for index, (sent, version, _) in self._sent.items():
             now = gradients.get(index)
             stale |= now is None or now.data_ptr() != sent.data_ptr() or now._version != version
         if stale:
             self._warn()
             self.abort("a gradient changed after its push")
-        sent, pushes = set(self._sent), self._pushes
+        parts, pushes = {index: part for index, (_, _, part) in self._sent.items()}, self._pushes
         self._reset()
-        return sent, pushes
+        return parts, pushes
 
     def abort(self, reason: str) -> None:
         """Takes back what was sent for the open attempt, if anything was."""
@@ -113,6 +116,8 @@ class BackwardPusher:
         """Forgets what was sent, where somebody else aborts the attempt."""
         for push in self._pushes:
             push.cancel()
+        if self._sent and self._job is not None:
+            self._job.wire.settle(None)
         self._reset()  # waits until no gradient is read any more
 
     def _reset(self) -> None:

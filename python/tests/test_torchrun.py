@@ -61,6 +61,17 @@ def test_an_abort_that_fails_on_one_rank_raises_on_all_and_the_step_can_be_repea
     assert all(torch.equal(undisturbed[name], repeated[name]) for name in undisturbed)
 
 
+@pytest.mark.parametrize("calm, disturbances", [((), [("--fault", "answer")]),
+                                                (("--overlap",), [("--fault", "abort"), ("--second-thoughts",)])],
+                         ids=["averaged here", "averaged by servers"])
+def test_what_is_sent_again_as_int8_has_the_same_residuals(servers, tmp_path, calm, disturbances):
+    options = ("--wire", "int8", *calm)
+    undisturbed = torchrun(servers, "calm" + "".join(options), tmp_path / "a.pt", *options)
+    for disturbance in disturbances:
+        repeated = torchrun(servers, "again" + "".join(options + disturbance), tmp_path / "b.pt", *options, *disturbance)
+        assert all(torch.equal(undisturbed[name], repeated[name]) for name in undisturbed)
+
+
 def test_killing_a_worker_in_mid_push_changes_no_bit(servers, tmp_path):
     undisturbed = torchrun(servers, "undisturbed", tmp_path / "a.pt")
     torchrun(servers, "disturbed", tmp_path / "b.pt", "--kill-at", "3")

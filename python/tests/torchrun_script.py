@@ -18,6 +18,7 @@ parser.add_argument("out")
 parser.add_argument("--ddp", action="store_true")
 parser.add_argument("--overlap", action="store_true")
 parser.add_argument("--store", action="store_true", help="stepped here, by torch; with --ddp")
+parser.add_argument("--wire", help="gradient_wire")
 parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push rank 1 kills itself")
 parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
 parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit made), "
@@ -54,7 +55,7 @@ class Faulty:
 with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if arguments.fault else 60) as session:
     session.bind(model)
     options = {"overlap": "backward", "accumulation_steps": 1} if arguments.overlap else {}
-    optimizer = orlop.AdamW(model.parameters(), lr=0.01, state="fp32", max_norm=1.0, **options)
+    optimizer = orlop.AdamW(model.parameters(), lr=0.01, state="fp32", max_norm=1.0, gradient_wire=arguments.wire, **options)
     if arguments.store:
         inner = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
         optimizer = orlop.Store(model.parameters())
