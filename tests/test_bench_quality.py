@@ -21,16 +21,23 @@ def outside_markers(text):
     return before, rest.split(END)[1]
 
 
+@pytest.fixture(scope="module")
+def servers(bin_dir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORLOP_BIN_DIR", str(bin_dir))
+        with orlop.local(servers=2) as session:
+            yield session.address
+
+
 @pytest.mark.parametrize("name", quality.ORLOP)
-def test_steps_in_this_process_give_the_bits_of_the_servers(name, bin_dir, monkeypatch):
-    monkeypatch.setenv("ORLOP_BIN_DIR", str(bin_dir))
+def test_steps_in_this_process_give_the_bits_of_the_servers(name, servers):
     state, master = (*quality.ORLOP[name], "exact")[:2]
     training = quality.Training(name, run.parse_arguments(["--steps", "6", "--seed", "0", *SMALL]))
     theirs = quality.seeded_model(training.options)
-    with orlop.local(servers=2) as session:
+    with orlop.connect(servers, job=name.replace(", ", "-").replace(" ", "-")) as session:
         session.bind(theirs)
         optimizer = orlop.AdamW(model.parameter_groups(theirs, train.WEIGHT_DECAY), lr=1.0, betas=train.BETAS, state=state, master=master,
-                                max_norm=train.MAX_NORM)
+                                max_norm=train.MAX_NORM, session=session)
         for step in range(training.options.steps):
             _, gradients = training.gradients(step)
             for parameter, gradient in zip(theirs.parameters(), gradients):
