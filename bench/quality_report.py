@@ -97,7 +97,7 @@ def goals(found: dict) -> list[Goal]:
                for name, limit in MOST_ABOVE.items()]
     if BITSANDBYTES in results:
         ours, theirs = results["Orlop 8-bit"].weight_error, results[BITSANDBYTES].weight_error
-        checked.append(Goal("Orlop 8-bit: weight error beside bitsandbytes'", f"{ours:.4f}", f"at most {theirs:.4f}", ours <= theirs))
+        checked.append(Goal("Orlop 8-bit: weight error beside bitsandbytes'", f"{ours:.5f}", f"at most {theirs:.5f}", ours <= theirs))
     for name in MOST_ABOVE:
         steps = results[name].recovery_steps
         checked.append(Goal(f"{name}: back within {MOST_OFF:.0%} after the spike", "never" if steps is None else f"after {steps} steps",
@@ -115,7 +115,7 @@ def figures_table(found: dict) -> str:
     for name, result in figures(found).items():
         rows.append([name, f"{np.mean(result.held_out):.4f}", ", ".join(f"{loss:.4f}" for loss in result.held_out),
                      "" if name == BASELINE else f"{result.above:+.2%}",
-                     "" if result.weight_error is None else f"{result.weight_error:.4f}",
+                     "" if result.weight_error is None else f"{result.weight_error:.5f}",
                      "never" if result.recovery_steps is None else str(result.recovery_steps), f"{result.spike_above:+.2%}",
                      "" if result.along is None else f"{result.along:.2%}"])
     return report.table(["", "held-out loss, mean", f"seeds {seeds}", "above fp32", "weight error, given gradients",
