@@ -8,7 +8,7 @@ JOBS   ?= $(shell nproc)
 FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples' $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc'))
 
 .DEFAULT_GOAL := build
-.PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers install uninstall format lint cuda-report clean help
+.PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers bench-quality install uninstall format lint cuda-report clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ $(PEERS)/.ready: bench/peers/requirements.txt | packages
 
 bench-peers: build $(PEERS)/.ready ## AdamW beside torch's, DeepSpeed's and others', into bench/RESULTS.md (ARGS="--rounds 15")
 	$(PEERS)/bin/python bench/peers/adamw.py $(ARGS)
+
+bench-quality: build $(PEERS)/.ready ## train the demo with every state format beside fp32 and bitsandbytes, into bench/RESULTS.md
+	$(PEERS)/bin/python -m bench.quality $(ARGS)
 
 install: build ## install orlopd, orlop and the C++ client (PREFIX=/usr/local)
 	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)

@@ -336,7 +336,7 @@ def main() -> None:
     text = report.markdown(candidates, times, GOALS, skipped, options, load)
     print(text)
     report.draw(times, options.chart)
-    report.write_between_markers(options.results, text, options.chart)
+    report.write_between_markers(options.results, "bench-peers", text, "One AdamW step: nanoseconds per parameter", options.chart)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-BEGIN, END = "<!-- bench-peers: begin -->", "<!-- bench-peers: end -->"
 PACKAGES = ("torch", "deepspeed", "bitsandbytes", "torchao", "numpy")
 COLOURS = {"copy": "#9aa5ad", "torch fused": "#d1603d", "DeepSpeed": "#e0a030", "bitsandbytes": "#7a6c9d", "torchao": "#8fb572",
            "Orlop": "#0b6e8a"}
@@ -57,12 +56,12 @@ def machine() -> str:
             f"{platform.system()} {platform.release()}")
 
 
-def versions() -> str:
-    """Python, Orlop if it was measured, and the peers that are installed."""
+def versions(packages: tuple[str, ...] = PACKAGES) -> str:
+    """Python, Orlop if it was measured, and those packages that are installed."""
     found = [f"Python {platform.python_version()}"]
     if "orlop.kernels" in sys.modules:
         found.append(f"Orlop {sys.modules['orlop'].__version__}")
-    for package in PACKAGES:
+    for package in packages:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -129,9 +128,9 @@ def draw(times: dict[str, list[float]], path: pathlib.Path) -> None:
     plt.close(figure)
 
 
-def write_between_markers(path: pathlib.Path, text: str, chart: pathlib.Path) -> None:
-    """Replace what a document has between the markers by a report and its chart."""
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    picture = f"![One AdamW step: nanoseconds per parameter]({os.path.relpath(chart, path.parent)})"
-    path.write_text(f"{before}{BEGIN}\n{text}\n\n{picture}\n{END}{after}")
+def write_between_markers(path: pathlib.Path, markers: str, text: str, title: str, chart: pathlib.Path) -> None:
+    """Replace what a document has between the markers of that name by a report and its chart."""
+    begin, end = f"<!-- {markers}: begin -->", f"<!-- {markers}: end -->"
+    before, rest = path.read_text().split(begin)
+    _, after = rest.split(end)
+    path.write_text(f"{before}{begin}\n{text}\n\n![{title}]({os.path.relpath(chart, path.parent)})\n{end}{after}")

@@ -136,9 +136,10 @@ class Shard:
 
     def master(self) -> torch.Tensor:
         """The fp32 weights, in the shape they came in."""
-        bits = self.weight.contiguous().view(torch.int16).to(torch.int32).reshape(-1) << 16
+        bits = self.weight.contiguous().view(torch.int16).to(torch.int32).reshape(-1)
+        bits <<= 16  # in place, here and below: a model's weights are read after every step
         if self._remainder.numel():
-            bits = bits + (self._remainder.to(torch.int32) << (8 if self._remainder.dtype == torch.int8 else 0))
+            bits.add_(self._remainder, alpha=256 if self._remainder.dtype == torch.int8 else 1)
         return bits.view(torch.float32).reshape(self.weight.shape)
 
     def state(self, name: str) -> torch.Tensor:

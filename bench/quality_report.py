@@ -1,0 +1,180 @@
+"""What `quality.py` prints, draws and writes: every format's figures, those that have a limit beside it, and curves."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
+import numpy as np  # noqa: E402
+
+from bench.peers import report  # noqa: E402
+from demo import model  # noqa: E402
+
+BASELINE, BITSANDBYTES = "torch fp32", "bitsandbytes 8-bit"
+MOST_ABOVE = {"Orlop 8-bit": 0.005, "Orlop 4-bit": 0.02, "Orlop 8-bit, 24-bit master": 0.005, "Orlop 8-bit, bf16 master": 0.005}
+MOST_OFF = 0.05  # drift's length, and the loss after a spike
+WINDOW = 10  # steps that a loss is the mean of
+STYLES = {BASELINE: ("#444444", "-"), "Orlop fp32": ("#9aa5ad", "--"), "Orlop 8-bit": ("#0b6e8a", "-"), "Orlop 4-bit": ("#e0a030", "-"),
+          "Orlop 8-bit, 24-bit master": ("#8fb572", "-."), "Orlop 8-bit, bf16 master": ("#d1603d", "-"), BITSANDBYTES: ("#7a6c9d", ":")}
+
+
+class Figures(NamedTuple):
+    """What one format came to.
+
+    Attributes
+    ----------
+    held_out : list of float
+        Of each seed, at the end.
+    above : float
+        The mean beside fp32's mean, relative.
+    weight_error : float or None
+        At the end, given fp32's gradients, the mean of all seeds; None of fp32 itself.
+    recovery_steps : int or None
+        After the spike, until the loss stays within `MOST_OFF` of the run without; None if it never does.
+    spike_above : float
+        Held-out loss at the end of the run with the spike beside the run without, relative.
+    along : float or None
+        Length of the drift along fp32's, relative to it.
+    """
+
+    held_out: list[float]
+    above: float
+    weight_error: float | None
+    recovery_steps: int | None
+    spike_above: float
+    along: float | None
+
+
+class Goal(NamedTuple):
+    """A figure that has a limit."""
+
+    what: str
+    found: str
+    limit: str
+    met: bool
+
+
+def means(values: list[float]) -> np.ndarray:
+    """Of every `WINDOW` values in a row (of all, where there are fewer)."""
+    window = min(WINDOW, len(values))
+    return np.convolve(values, np.full(window, 1 / window), "valid")
+
+
+def after_spike(record: dict) -> np.ndarray:
+    """Loss with the spike beside the loss without, relative, from the step of the spike on; `means` of each."""
+    return means(record["spike"]["losses"]) / means(record["losses"][record["spike"]["step"]:]) - 1
+
+
+def recovery_steps(record: dict) -> int | None:
+    outside = np.flatnonzero(after_spike(record) > MOST_OFF)
+    if len(outside) and outside[-1] == len(after_spike(record)) - 1:
+        return None
+    return int(outside[-1]) + 1 if len(outside) else 0
+
+
+def figures(found: dict) -> dict[str, Figures]:
+    """Of every format that was measured."""
+    own, results = found["own"], {}
+    baseline = np.mean([record["held_out"] for record in own[BASELINE].values()])
+    for name, records in own.items():
+        held_out = [record["held_out"] for record in records.values()]
+        first = next(record for record in records.values() if "spike" in record)
+        errors = [record["weight_error"][name][-1][1] for record in own[BASELINE].values() if name != BASELINE]
+        results[name] = Figures(held_out, float(np.mean(held_out) / baseline - 1), float(np.mean(errors)) if errors else None,
+                                recovery_steps(first), first["spike"]["held_out"] / first["held_out"] - 1,
+                                found["drift"][name][-1][1] if name in found["drift"] else None)
+    return results
+
+
+def goals(found: dict) -> list[Goal]:
+    """Every figure with a limit, and whether it keeps it."""
+    results = figures(found)
+    checked = [Goal(f"{name}: held-out loss above fp32's", f"{results[name].above:+.2%}", f"at most {limit:.1%}", results[name].above <= limit)
+               for name, limit in MOST_ABOVE.items()]
+    if BITSANDBYTES in results:
+        ours, theirs = results["Orlop 8-bit"].weight_error, results[BITSANDBYTES].weight_error
+        checked.append(Goal("Orlop 8-bit: weight error beside bitsandbytes'", f"{ours:.5f}", f"at most {theirs:.5f}", ours <= theirs))
+    for name in MOST_ABOVE:
+        steps = results[name].recovery_steps
+        checked.append(Goal(f"{name}: back within {MOST_OFF:.0%} after the spike", "never" if steps is None else f"after {steps} steps",
+                            "before the end", steps is not None))
+    for name in MOST_ABOVE:
+        along = results[name].along
+        checked.append(Goal(f"{name}: drift along fp32's", f"{along:.2%}", f"{1 - MOST_OFF:.0%} to {1 + MOST_OFF:.0%}", abs(along - 1) <= MOST_OFF))
+    return checked
+
+
+def figures_table(found: dict) -> str:
+    """A row for every format."""
+    seeds = ", ".join(str(seed) for seed in found["own"][BASELINE])
+    rows = []
+    for name, result in figures(found).items():
+        rows.append([name, f"{np.mean(result.held_out):.4f}", ", ".join(f"{loss:.4f}" for loss in result.held_out),
+                     "" if name == BASELINE else f"{result.above:+.2%}",
+                     "" if result.weight_error is None else f"{result.weight_error:.5f}",
+                     "never" if result.recovery_steps is None else str(result.recovery_steps), f"{result.spike_above:+.2%}",
+                     "" if result.along is None else f"{result.along:.2%}"])
+    return report.table(["", "held-out loss, mean", f"seeds {seeds}", "above fp32", "weight error, given gradients",
+                         f"steps to within {MOST_OFF:.0%} after the spike", "held-out loss above the run without", "drift along fp32's"], rows)
+
+
+def markdown(found: dict, skipped: list[str]) -> str:
+    """The whole report but the chart."""
+    demo, drift_steps = found["options"], max(points[-1][0] for points in found["drift"].values())
+    config = model.ModelConfig(demo.depth, demo.width, context=demo.context)
+    facts = (f"The demo's GPT, {config.parameter_count() / 1e6:.2f} M parameters, {demo.steps} steps of {demo.batch} x {demo.context} bytes, "
+             f"lr {demo.lr:g} with warm-up and cosine, seeds {', '.join(str(seed) for seed in found['own'][BASELINE])}; drift: {drift_steps} "
+             f"steps of a smaller one. {report.machine()}; {report.versions(('torch', 'bitsandbytes', 'numpy'))}.")
+    limits = report.table(["", "found", "limit", ""], [[*goal[:3], "met" if goal.met else "missed"] for goal in goals(found)])
+    return "\n\n".join([facts, figures_table(found), limits, *skipped])
+
+
+def seed_mean(records: dict, key: str = "losses") -> np.ndarray:
+    return np.mean([record[key] for record in records.values()], axis=0)
+
+
+def draw(found: dict, path: pathlib.Path) -> None:
+    """Six panels, the formats in the same colours: losses, what they end above fp32, weight errors, the spike and the drift."""
+    own, results = found["own"], figures(found)
+    baseline = seed_mean(own[BASELINE])
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+             "font.size": 10, "axes.titlesize": 11}
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
+        (losses, above, ends), (errors, spike, drift) = axes
+        for place, (name, (colour, line)) in enumerate((name, STYLES[name]) for name in own):
+            options = {"color": colour, "linestyle": line, "linewidth": 1.8}
+            mean = seed_mean(own[name])
+            steps = np.arange(len(means(mean))) + min(WINDOW, len(mean))
+            losses.plot(steps, means(mean), label=name, **options)
+            each = [loss / other - 1 for loss, other in zip(results[name].held_out, results[BASELINE].held_out)]
+            if name != BASELINE:
+                above.plot(steps, (means(mean) / means(baseline) - 1) * 100, **options)
+                points = np.mean([record["weight_error"][name] for record in own[BASELINE].values()], axis=0)
+                errors.plot(*points.T, **options)
+                drift.plot([point[0] for point in found["drift"][name]], [point[1] * 100 for point in found["drift"][name]], **options)
+                ends.plot([value * 100 for value in each], [place] * len(each), "o", color=colour, alpha=0.45, markersize=5)
+                ends.plot(results[name].above * 100, place, "D", color=colour, markersize=8)
+            if name in MOST_ABOVE:
+                ends.plot([MOST_ABOVE[name] * 100] * 2, [place - 0.35, place + 0.35], color="#b00020", linewidth=2)
+            record = next(record for record in own[name].values() if "spike" in record)
+            ratio = after_spike(record) * 100
+            spike.plot(np.arange(len(ratio)) + record["spike"]["step"], ratio, **options)
+        losses.set(title="Training loss, mean of all seeds", xlabel="step", ylabel=f"nats per byte, mean of {WINDOW} steps")
+        above.set(title="Training loss beside torch fp32's", xlabel="step", ylabel="above, %")
+        compared = [name for name in own if name != BASELINE]
+        ends.set(title="Held-out loss at the end (red: limit)", xlabel="above torch fp32's, % (diamond: mean of seeds)")
+        ends.set_yticks([list(own).index(name) for name in compared], compared)
+        ends.invert_yaxis()
+        errors.set(title="Weight error, given torch fp32's gradients", xlabel="step", ylabel="relative L2 of the weight change", yscale="log")
+        spike.set(title="After a gradient 100 times as large", xlabel="step", ylabel="training loss above the run without, %")
+        spike.axhline(MOST_OFF * 100, color="#b00020", linewidth=1.2)
+        drift.axhspan(100 - MOST_OFF * 100, 100 + MOST_OFF * 100, color="#0b6e8a", alpha=0.08)
+        drift.set(title="Drift at a learning rate of 1e-6", xlabel="step", ylabel="length along torch fp32's, %")
+        figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=len(own), frameon=False)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
