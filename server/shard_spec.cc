@@ -161,8 +161,16 @@ absl::Status SlotFormat::CheckBox(const std::vector<uint64_t>& shape, const Box&
                                   Slot slot) const {
   if (axis == Axis::kElements) return absl::OkStatus();
   const size_t dimension = shape.size() - (axis == Axis::kRows ? 1 : 2);
-  if (!box.flat && box.offset[dimension] == 0 && box.extent[dimension] == 1)
-    return absl::OkStatus();
+  const uint64_t first = box.offset[0], count = box.extent[0];
+  bool inside;
+  if (!box.flat) {
+    inside = box.offset[dimension] == 0 && box.extent[dimension] == 1;
+  } else if (axis == Axis::kRows) {
+    inside = columns == 1 || (first % columns == 0 && count == 1);
+  } else {
+    inside = rows == 1 || first % (rows * columns) + count <= columns;
+  }
+  if (inside) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(SlotName(slot), " has offset 0 and extent 1 in dimension ", dimension,
                    ", one number for each ", axis == Axis::kRows ? "row" : "column", "; box ",

@@ -21,6 +21,12 @@ v1::DType DTypeOf(nb::handle name) {
 std::optional<Box> BoxOf(nb::handle range) {
   if (range.is_none()) return std::nullopt;
   auto pair = nb::cast<nb::tuple>(range);
+  if (nb::isinstance<nb::tuple>(pair[0])) {
+    Box box;
+    for (nb::handle offset : pair[0]) box.offset.push_back(nb::cast<uint64_t>(offset));
+    for (nb::handle extent : pair[1]) box.extent.push_back(nb::cast<uint64_t>(extent));
+    return box;
+  }
   return Box{.offset = {nb::cast<uint64_t>(pair[0])},
              .extent = {nb::cast<uint64_t>(pair[1])},
              .flat = true};

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 Message = dict[str, Any]
-Part = tuple[int, str, str, tuple[int, int] | None, Tensor, int | None]
-"""Tensor index, slot, dtype name, flat (offset, count) or None for the whole tensor, contiguous host memory, applied count."""
+Part = tuple[int, str, str, tuple[Any, Any] | None, Tensor, int | None]
+"""Tensor index, slot, dtype name, box (offset and count of the flattened tensor, or tuples, one for each dimension) or None for all of it, contiguous host memory, applied count."""
 
 class Push:
     def wait(self) -> int: ...

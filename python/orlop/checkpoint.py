@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import foreign
+from . import foreign, names
 from .errors import NotFound
 from .job import TrainingJob
 from .options import OPTIONS
@@ -109,18 +109,19 @@ def parts(optimizer: Optimizer, job: TrainingJob, state_dict: dict[str, Any]) ->
         index = job.index_of[id(parameter)]
         if number in masters and _rounds_to(masters[number], parameter):
             sent.append(part(index, masters[number], "master"))
-        for slot in optimizer.slots:
+        for slot in optimizer.slots_of(parameter):
             value = state.get(slot)
             if value is None:
                 continue
-            if value.shape != parameter.shape:
-                raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {list(parameter.shape)}")
+            shape = names.shape_of(slot, parameter.shape)
+            if list(value.shape) != shape:
+                raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {shape}")
             if isinstance(value, foreign.Quantised):
                 sent += foreign.parts(job, index, slot, value, _count(state), stored[index])
                 continue
             if _count(state) == 0:  # before its first update; torch's Adagrad begins with a sum that the servers add with the first one
                 value = torch.zeros_like(value)
-            sent.append(part(index, value.float(), slot, applied_count=_count(state)))
+            sent.append(part(index, value.float(), slot, names.box_of(slot, parameter.shape), _count(state)))
     return sent
 
 
@@ -174,4 +175,4 @@ def _full(optimizer: Optimizer, parameter: torch.Tensor) -> dict[str, Any]:
     if optimizer._job is None or not parameter.requires_grad or count == 0:
         return optimizer._state_before_first_update(parameter)
     name = optimizer._job.entries[optimizer._job.index_of[id(parameter)]].name
-    return {"step": count.clone(), **{slot: optimizer.session.get(name, slot) for slot in optimizer.slots}}
+    return {"step": count.clone(), **{slot: optimizer.session.get(name, slot) for slot in optimizer.slots_of(parameter)}}

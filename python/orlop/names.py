@@ -74,6 +74,24 @@ def of_groups(param_groups: list[dict[str, Any]]) -> list[Entry]:
     return _collect(named, is_buffer=False)
 
 
+def shape_of(slot: str, shape: Iterable[int]) -> list[int]:
+    """Of one slot of a tensor: the tensor's, but for Adafactor's averages over rows and columns."""
+    sizes = [int(size) for size in shape]
+    if slot == "row_var":
+        sizes[-1:] = [1]
+    elif slot == "col_var":
+        sizes[-2:-1] = [1]
+    return sizes
+
+
+def box_of(slot: str, shape: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Offset and extent by which all of a slot is read and set; None: the whole tensor."""
+    if slot not in ("row_var", "col_var"):
+        return None
+    extent = shape_of(slot, shape)
+    return (0,) * len(extent), tuple(extent)
+
+
 def _names(entry: Entry) -> list[str]:
     return [entry.name, *entry.tied_names]
 

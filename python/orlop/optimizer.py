@@ -435,6 +435,10 @@ class Optimizer(torch.optim.Optimizer):
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         raise NotImplementedError
 
+    def slots_of(self, parameter: torch.Tensor) -> tuple[str, ...]:
+        """Of the state of one parameter on the servers."""
+        return self.slots
+
     def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
         """As torch's constructor makes it: nothing, but for Adagrad."""
         return {}

@@ -143,13 +143,13 @@ class Session:
         name : str
             Tensor, by any of its names.
         slot : str
-            ``"weight"`` (the manifest's dtype), ``"master"``, ``"exp_avg"``, ``"exp_avg_sq"``, ``"momentum_buffer"`` (all fp32), or
-            ``"remainder"`` (int16).
+            ``"weight"`` (the manifest's dtype), ``"master"``, ``"exp_avg"``, ``"exp_avg_sq"``, ``"momentum_buffer"``, ... (all fp32), or
+            ``"remainder"`` (int16). ``"row_var"`` and ``"col_var"`` have torch's shapes: 1 in the last dimension, or the one before.
 
         Returns
         -------
         torch.Tensor
-            On the CPU, of the tensor's shape.
+            On the CPU, of the slot's shape.
 
         Raises
         ------
@@ -166,8 +166,8 @@ class Session:
             raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
         stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
         dtype = stored if slot == "weight" else _DTYPE_OF_SLOT.get(slot, torch.float32)
-        out = torch.empty(spec["shape"], dtype=dtype)
-        core.pull([(index, slot, names.DTYPE_NAMES[dtype], None, out.view(-1), None)], latest=True)
+        out = torch.empty(names.shape_of(slot, spec["shape"]), dtype=dtype)
+        core.pull([(index, slot, names.DTYPE_NAMES[dtype], names.box_of(slot, spec["shape"]), out.view(-1), None)], latest=True)
         return out
 
     @property

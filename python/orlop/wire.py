@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from . import _core
 from .names import DTYPE_NAMES
 
-Part = tuple[int, str, str, "tuple[int, int] | None", torch.Tensor, "int | None"]
+Part = tuple[int, str, str, "tuple[Any, Any] | None", torch.Tensor, "int | None"]
 
 CASTS = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = (*CASTS, "int8")
 
 
-def part(index: int, tensor: torch.Tensor, slot: str = "", flat: tuple[int, int] | None = None,
+def part(index: int, tensor: torch.Tensor, slot: str = "", box: tuple[Any, Any] | None = None,
          applied_count: int | None = None) -> Part:
-    """What the client sends or fills: `tensor` must be contiguous host memory for a pull; for a push it is made so."""
+    """What the client sends or fills: `tensor` must be contiguous host memory for a pull; for a push it is made so.
+
+    `box` is offset and extent of the flattened tensor, or tuples of them, one for each dimension; None: all of it.
+    """
     host = tensor.detach().contiguous().cpu().view(-1)
-    return index, slot, DTYPE_NAMES[tensor.dtype], flat, host, applied_count
+    return index, slot, DTYPE_NAMES[tensor.dtype], box, host, applied_count
 
 
 class GradientWire:
@@ -45,7 +50,7 @@ class GradientWire:
     def part(self, index: int, gradient: torch.Tensor, loss_scale: float, flat: tuple[int, int] | None = None) -> Part:
         """A gradient that was multiplied by `loss_scale`, whole or of one flat range, to be pushed for the open step."""
         if self._kind != "int8":
-            return part(index, gradient.to(CASTS[self._kind] or gradient.dtype), flat=flat)
+            return part(index, gradient.to(CASTS[self._kind] or gradient.dtype), box=flat)
         host = part(index, gradient)[4]
         key, first, count = (index, flat), flat[0] if flat else 0, host.numel()
         residual = self._residuals.get(key)
