@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "kernels/targets.h"
+#include "kernels/tensor_pass.h"
 #include "kernels/thread_pool.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
@@ -74,6 +76,7 @@ nb::dict Describe(const kernels::Optimizer& optimizer) {
   for (const kernels::StateSpec& state : optimizer.states)
     states[state.name] = state.code_book == kernels::CodeBook::kSigned;
   out["states"] = states;
+  out["whole_tensor"] = optimizer.scope != kernels::Scope::kElement;
   return out;
 }
 
@@ -84,13 +87,46 @@ nb::dict Optimizers() {
   return out;
 }
 
+// The first phase of an optimizer that looks at the whole tensor, and what it works in.
+class Look {
+ public:
+  // `averages`: of rows, then of columns; null where there are none.
+  Look(const kernels::RangeStep& whole, const kernels::StepScalars& scalars,
+       const std::vector<uint64_t>& shape, float* averages) {
+    const kernels::Optimizer& optimizer = *whole.optimizer;
+    const auto matrix = kernels::MatrixShape::Of(shape);
+    kernels::PassMemory memory;
+    if (kernels::TensorPass::IsFactored(optimizer, matrix)) {
+      const size_t rows = matrix.matrices * matrix.rows, columns = matrix.matrices * matrix.columns;
+      memory_.resize(rows);
+      memory = {{averages, rows}, {averages + rows, columns}, absl::MakeSpan(memory_)};
+    } else if (optimizer.scope == kernels::Scope::kMatrix) {
+      memory_.resize(matrix.count() + kernels::TensorPass::MatrixWorkspace(matrix));
+      memory.matrix = memory_.data();
+      memory.workspace = memory_.data() + matrix.count();
+    }
+    pass_.emplace(optimizer, matrix, scalars, memory);
+    for (int round = 0; round < pass_->rounds() && status_.ok(); ++round) {
+      status_ = pass_->Add(whole, 0);
+      if (status_.ok()) pass_->EndRound();
+    }
+  }
+  const absl::Status& status() const { return status_; }
+  void Finish(kernels::RangeStep* whole) const { pass_->Finish(0, whole); }
+
+ private:
+  std::vector<float> memory_;
+  std::optional<kernels::TensorPass> pass_;
+  absl::Status status_;
+};
+
 // A whole tensor, cut into ranges for the threads.
 void Step(const std::string& optimizer, const std::vector<double>& values, int64_t applied_count,
           float gradient_scale, std::pair<uintptr_t, std::string> gradient, size_t count,
           uintptr_t weight, uintptr_t remainder, const std::string& master,
           const std::string& state, const std::string& rounding,
           const std::vector<std::pair<uintptr_t, uintptr_t>>& states, uint64_t seed,
-          uint64_t tensor, int threads) {
+          uint64_t tensor, int threads, const std::vector<uint64_t>& shape, uintptr_t averages) {
   kernels::RangeStep whole;
   whole.optimizer = &Find(optimizer);
   ThrowIfError(whole.optimizer->Validate(values));
@@ -118,6 +154,15 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
     whole.states[i] = {reinterpret_cast<void*>(states[i].first),
                        reinterpret_cast<float*>(states[i].second)};
   whole.random = kernels::RandomKey::Of(seed, tensor, static_cast<uint64_t>(applied_count) + 1);
+  std::optional<Look> look;
+  if (whole.optimizer->scope != kernels::Scope::kElement) {
+    nb::gil_scoped_release released;
+    look.emplace(whole, scalars, shape, reinterpret_cast<float*>(averages));
+  }
+  if (look.has_value()) {
+    ThrowIfError(look->status());
+    look->Finish(&whole);
+  }
   std::vector<absl::Status> done((count + kRangeElements - 1) / kRangeElements);
   RunOnPool(threads, done.size(), [&](size_t i) {
     done[i] = kernels::Step(kernels::PartOf(whole, i * kRangeElements, kRangeElements));

@@ -13,6 +13,7 @@ Examples
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -21,8 +22,9 @@ from . import _core
 BLOCK = {"8bit": 256, "4bit": 128}  # elements that share one absmax
 
 
-def optimizers() -> dict[str, dict[str, dict[str, float]]]:
-    """Every optimizer by name: ``hyper_parameters`` with their defaults, and ``states``, true where signed."""
+def optimizers() -> dict[str, dict[str, Any]]:
+    """Every optimizer by name: ``hyper_parameters`` with their defaults, ``states``, true where signed, and ``whole_tensor``: whether it
+    looks at a whole tensor before it changes an element."""
     return _core.kernel_optimizers()
 
 
@@ -97,6 +99,8 @@ class Shard:
         self._values: dict[str, torch.Tensor] = {}
         self.codes: dict[str, torch.Tensor] = {}
         self.absmax: dict[str, torch.Tensor] = {}
+        self._rows = master.shape[:-1].numel() if optimizer == "adafactor" and master.dim() > 1 else 0
+        self._averages = torch.zeros(self._rows + self._rows // master.shape[-2] * master.shape[-1] if self._rows else 0)
         for name, is_signed in self._spec["states"].items():
             if state == "fp32":
                 self._values[name] = torch.zeros(count)
@@ -131,7 +135,8 @@ class Shard:
                   for name in self._spec["states"]]
         _core.kernel_step(self.optimizer, [float(value) for value in values.values()], self.steps, gradient_scale,
                           (address, _name(gradient.dtype)), gradient.numel(), self.weight.data_ptr(), self._remainder.data_ptr(),
-                          *self._formats, states, self._seed, self._tensor, threads or os.cpu_count() or 1)
+                          *self._formats, states, self._seed, self._tensor, threads or os.cpu_count() or 1,
+                          list(self.weight.shape), self._averages.data_ptr())
         self.steps += 1
 
     def master(self) -> torch.Tensor:
@@ -143,7 +148,9 @@ class Shard:
         return bits.view(torch.float32).reshape(self.weight.shape)
 
     def state(self, name: str) -> torch.Tensor:
-        """One state as fp32, flat."""
+        """One state as fp32, flat; of Adafactor's matrices ``"row_var"`` and ``"col_var"``, too."""
+        if name in ("row_var", "col_var") and self._rows:
+            return self._averages[:self._rows] if name == "row_var" else self._averages[self._rows:]
         if self._values:
             return self._values[name]
         book = code_book(self._formats[1], self._spec["states"][name])

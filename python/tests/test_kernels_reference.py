@@ -108,6 +108,52 @@ class AdEMAMix:
         return p - lr * (direction + weight_decay * p)
 
 
+class LAMB:
+    """You et al., 2020, algorithm 2, with the identity for phi."""
+
+    def step(self, p, g, t, lr, beta1, beta2, eps, weight_decay):
+        self.m = beta1 * getattr(self, "m", 0) + (1 - beta1) * g
+        self.v = beta2 * getattr(self, "v", 0) + (1 - beta2) * g * g
+        u = self.m / (1 - beta1 ** t) / (np.sqrt(self.v / (1 - beta2 ** t)) + eps) + weight_decay * p
+        return p - lr * np.linalg.norm(p) / np.linalg.norm(u) * u
+
+
+class Adafactor:
+    """Shazeer and Stern, 2018, algorithms 4 to 6, as torch.optim.Adafactor orders them."""
+
+    def step(self, p, g, t, lr, beta2_decay, eps1, eps2, d, weight_decay):
+        w = t ** beta2_decay
+        alpha = max(eps2, np.sqrt(np.mean(p * p))) * min(lr, t ** -0.5)
+        if p.ndim > 1:
+            self.r = (1 - w) * getattr(self, "r", 0) + w * np.mean(g * g, -1, keepdims=True)
+            self.c = (1 - w) * getattr(self, "c", 0) + w * np.mean(g * g, -2, keepdims=True)
+            v = self.r * self.c / np.maximum(np.mean(self.r, -2, keepdims=True), eps1)
+        else:
+            v = self.v = (1 - w) * getattr(self, "v", 0) + w * g * g
+        u = g / np.sqrt(np.maximum(v, eps1 ** 2))
+        return p * (1 - lr * weight_decay) - alpha / max(1, np.sqrt(np.mean(u * u)) / d) * u
+
+
+class Muon:
+    """Jordan et al., 2024, as torch.optim.Muon orders it, all in float64."""
+
+    def step(self, p, g, t, lr, weight_decay, momentum, nesterov, ns_a, ns_b, ns_c, eps, ns_steps, adjust_lr):
+        self.m = momentum * getattr(self, "m", 0) + (1 - momentum) * g
+        x = (1 - momentum) * g + momentum * self.m if nesterov else self.m
+        x = x / max(np.linalg.norm(x), eps)
+        for _ in range(int(ns_steps)):
+            a = x @ x.T
+            x = ns_a * x + (ns_b * a + ns_c * a @ a) @ x
+        rows, columns = p.shape
+        adjust = 0.2 * np.sqrt(max(rows, columns)) if adjust_lr else np.sqrt(max(1, rows / columns))
+        return p * (1 - lr * weight_decay) - lr * adjust * x
+
+
+def adafactor_of(p, h):
+    return torch.optim.Adafactor([p], lr=h["lr"], beta2_decay=h["beta2_decay"], eps=(h["eps1"], h["eps2"]), d=h["d"],
+                                 weight_decay=h["weight_decay"])
+
+
 def adam_of(kind):
     return lambda p, h: kind([p], lr=h["lr"], betas=(h["beta1"], h["beta2"]), eps=h["eps"], weight_decay=h["weight_decay"])
 
@@ -121,6 +167,7 @@ ADAM = dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1)
 SGD_FORM = dict(lr=0.1, momentum=0.0, dampening=0.0, weight_decay=0.1, nesterov=0)
 RMS = dict(lr=1e-3, alpha=0.99, eps=1e-8, weight_decay=0.1)
 GRAD = dict(lr=1e-2, lr_decay=0.0, weight_decay=0.1, initial_accumulator_value=0.0, eps=1e-10)
+FACTOR = dict(lr=1e-2, beta2_decay=-0.8, eps1=2.0 ** -23, eps2=1e-3, d=1.0, weight_decay=0.1)
 MIX = dict(lr=1e-3, beta1=0.9, beta2=0.999, beta3=0.9999, eps=1e-8, weight_decay=0.1, alpha=5.0, warmup=0)
 RMSPROP, SGD_OF = same_names(torch.optim.RMSprop, centered=bool), same_names(torch.optim.SGD, nesterov=bool)
 ADAGRAD = same_names(torch.optim.Adagrad)
@@ -142,6 +189,8 @@ CASES = {
     "lion": ("lion", Lion, dict(lr=1e-4, beta1=0.9, beta2=0.99, weight_decay=0.1), None),
     "ademamix": ("ademamix", AdEMAMix, MIX, None),
     "ademamix-warmup": ("ademamix", AdEMAMix, MIX | dict(warmup=15), None),
+    "lamb": ("lamb", LAMB, ADAM | dict(eps=1e-6), None),
+    "adafactor": ("adafactor", Adafactor, FACTOR, adafactor_of),
     "ademamix-long-warmup": ("ademamix", AdEMAMix, MIX | dict(warmup=1000), None),
 }
 # Of weights: absolute and relative, by the gradients' type.
@@ -149,7 +198,46 @@ TOLERANCES = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-3, 1e-2), torch.f
 
 
 def test_the_cases_are_all_optimizers():
-    assert {case[0] for case in CASES.values()} == set(kernels.optimizers())
+    others = {"store",  # no optimizer: test_store.py
+              "muon"}   # of matrices: below
+    assert {case[0] for case in CASES.values()} | others == set(kernels.optimizers())
+
+
+MATRICES = {"adafactor": FACTOR, "adafactor-slow": FACTOR | dict(d=2.0, eps1=1e-3),
+            "muon": dict(lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=1, ns_a=3.4445, ns_b=-4.775, ns_c=2.0315, eps=1e-7, ns_steps=5,
+                         adjust_lr=0),
+            "muon-plain": dict(lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=0, ns_a=2.0, ns_b=-1.5, ns_c=0.5, eps=1e-7, ns_steps=8,
+                               adjust_lr=1)}
+
+
+@pytest.mark.parametrize("shape", [(60, 70), (70, 60), (3, 20, 61)], ids=str)
+@pytest.mark.parametrize("case", MATRICES)
+def test_25_steps_of_matrices_are_those_of_the_papers_and_of_torch(case, shape):
+    name, values = case.partition("-")[0], MATRICES[case]
+    if name == "muon" and len(shape) != 2:
+        pytest.skip("Muon steps matrices")
+    model = {"adafactor": Adafactor, "muon": Muon}[name]()
+    generator = torch.Generator().manual_seed(SEED)
+    start = 0.1 * torch.randn(shape, generator=generator)
+    shard, expected = kernels.Shard(name, start, state="fp32"), start.double().numpy()
+    theirs = start.clone().requires_grad_()
+    optimizer = adafactor_of(theirs, values) if name == "adafactor" else torch.optim.Muon(
+        [theirs], values["lr"], values["weight_decay"], values["momentum"], bool(values["nesterov"]),
+        (values["ns_a"], values["ns_b"], values["ns_c"]), values["eps"], values["ns_steps"],
+        "match_rms_adamw" if values["adjust_lr"] else None)
+    for t in range(1, 26):
+        gradient = 0.01 * torch.randn(shape, generator=generator)
+        shard.step(gradient, values)
+        expected = model.step(expected, gradient.double().numpy(), t, **values)
+        theirs.grad = gradient
+        optimizer.step()
+    error = np.abs(shard.master().numpy() - expected)
+    moved = np.abs(expected - start.numpy()).mean()
+    print(f"{case} {shape}: largest error {error.max():.2g} of a mean change of {moved:.2g}")
+    assert (error <= 1e-6 + 1e-5 * np.abs(expected)).all()
+    # torch iterates in bf16, with 8 bits.
+    bound = 0.05 * moved if name == "muon" else 2e-6
+    assert (shard.master() - theirs.detach()).abs().mean() <= bound
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -240,7 +328,7 @@ def test_threads_change_no_bit(name, state, rounding, master):
 
 
 @pytest.mark.parametrize("state, rounding", [("fp32", "no_zero"), ("8bit", "no_zero"), ("8bit", "nearest"), ("4bit", "nearest")])
-@pytest.mark.parametrize("name", kernels.optimizers())
+@pytest.mark.parametrize("name", [name for name, spec in kernels.optimizers().items() if not spec["whole_tensor"]])
 def test_1_2_3_and_8_shards_give_the_same_bits(name, state, rounding):
     """Stochastic rounding counts blocks from the tensor's begin, which Shard cannot be told: kernels/optimizer_test.cc and the servers."""
     count = 256 * 24 + 5
