@@ -19,6 +19,7 @@ import torch
 
 from . import kernels
 from .job import TrainingJob
+from .names import shape_of
 from .wire import Part, part
 
 if TYPE_CHECKING:
@@ -160,10 +161,10 @@ def _parameters(optimizer: Optimizer, groups: list[dict[str, Any]]) -> dict[int,
 
 
 def _check_shapes(optimizer: Optimizer, name: str, parameter: torch.Tensor, values: dict[str, Any]) -> None:
-    for slot in optimizer.slots:
-        value = values.get(slot)
-        if value is not None and value.shape != parameter.shape:
-            raise ValueError(f"{slot} of {name!r} has shape {list(value.shape)}; expected {list(parameter.shape)}")
+    for slot in optimizer.slots_of(parameter):
+        value, expected = values.get(slot), shape_of(slot, parameter.shape)
+        if value is not None and list(value.shape) != expected:
+            raise ValueError(f"{slot} of {name!r} has shape {list(value.shape)}; expected {expected}")
 
 
 def _quantised(name: str, what: str, codes: torch.Tensor, absmax: torch.Tensor, book: torch.Tensor, blocks: tuple[int, ...]) -> Quantised:
@@ -369,7 +370,7 @@ def export(optimizer: Optimizer, state_dict: dict[str, Any], format: str) -> dic
         count = optimizer.state[parameter]["step"]
         if job is None or not parameter.requires_grad or count == 0:
             continue  # as before a parameter's first update
-        values = {slot: _read(optimizer, stored[job.index_of[id(parameter)]], slot) for slot in optimizer.slots}
+        values = {slot: _read(optimizer, stored[job.index_of[id(parameter)]], slot) for slot in optimizer.slots_of(parameter)}
         state[number] = write(optimizer, parameter, int(count), values)
     return {"state": state, "param_groups": groups}
 

@@ -463,7 +463,8 @@ class Adafactor(Optimizer):
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         eps1, eps2 = group["eps"]
         if eps1 is None:
-            eps1 = torch.finfo(group["params"][0].dtype).eps
+            dtypes = [parameter.dtype for parameter in group["params"] if isinstance(parameter, torch.Tensor)]  # numbers in a state_dict
+            eps1 = torch.finfo(dtypes[0] if dtypes else torch.float32).eps
         return _floats(group, "lr", "beta2_decay", "d", "weight_decay") | {"eps1": float(eps1), "eps2": float(eps2)}
 
     def _check_values(self, values: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ import orlop
 from conftest import train_step
 
 SLOTS = {"Adam": ("exp_avg", "exp_avg_sq"), "AdamW": ("exp_avg", "exp_avg_sq"), "Lion": ("exp_avg",), "Adagrad": ("sum",),
-         "SGD": ("momentum_buffer",), "AdEMAMix": ("exp_avg", "exp_avg_slow", "exp_avg_sq")}
+         "SGD": ("momentum_buffer",), "LAMB": ("exp_avg", "exp_avg_sq"), "AdEMAMix": ("exp_avg", "exp_avg_slow", "exp_avg_sq")}
 FULL = ("square_avg", "momentum_buffer", "grad_avg")
 CASES = {
     "Adam": dict(lr=1e-3, weight_decay=0.1),
@@ -17,6 +17,8 @@ CASES = {
     "RMSprop-momentum": dict(lr=1e-3, weight_decay=0.1, momentum=0.9),
     "RMSprop-centered": dict(lr=1e-3, weight_decay=0.1, centered=True),
     "AdEMAMix": dict(weight_decay=0.1, T=10),
+    "LAMB": dict(lr=1e-2, weight_decay=0.1),
+    "Adafactor": dict(lr=1e-2, weight_decay=0.1),
     "AdamW-4bit": dict(state="4bit"),
     "AdamW-4bit-nearest": dict(state="4bit", rounding="nearest"),
     "AdamW-24bit": dict(master="24bit"),
@@ -62,8 +64,10 @@ def made(case, parameters, session, **options):
     return getattr(orlop, case.partition("-")[0])(parameters, session=session, **CASES[case] | options)
 
 
-def slots_of(case):
+def slots_of(case, parameter):
     name = case.partition("-")[0]
+    if name == "Adafactor":
+        return ("row_var", "col_var") if parameter.dim() > 1 else ("variance",)
     return SLOTS[name] if name != "RMSprop" else FULL if case != "RMSprop" else FULL[:1]
 
 
@@ -77,7 +81,8 @@ def trained(session, case, batches, dtype=torch.float32, **options):
 
 
 def stored(session, net, case):
-    return {(name, slot): session.get(name, slot) for name, _ in net.named_parameters() for slot in ("weight", "master", *slots_of(case))}
+    return {(name, slot): session.get(name, slot) for name, parameter in net.named_parameters()
+            for slot in ("weight", "master", *slots_of(case, parameter))}
 
 
 def same(actual, expected):
@@ -100,7 +105,7 @@ def test_one_and_two_servers_give_the_same_bits(one_server, servers, case, batch
         assert values.isfinite().all() and (values != 0).any(), (name, slot)
 
 
-TORCH = {"Adam": torch.optim.Adam, "Adagrad": torch.optim.Adagrad, "RMSprop": torch.optim.RMSprop,
+TORCH = {"Adam": torch.optim.Adam, "Adagrad": torch.optim.Adagrad, "Adafactor": torch.optim.Adafactor, "RMSprop": torch.optim.RMSprop,
          "RMSprop-momentum": torch.optim.RMSprop, "RMSprop-centered": torch.optim.RMSprop}
 
 
@@ -130,6 +135,46 @@ def test_torchs_state_dict_steps_on_here_and_back_there(servers, case, batches):
             train_step(back, again, batch)
         for a, b in zip(theirs.parameters(), back.parameters()):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=3e-6)
+
+
+def test_muons_state_dict_steps_on_here_and_back_there(servers, batches):
+    """torch orthogonalises in bf16: the weights differ by its rounding, the momentum does not."""
+    def make():
+        torch.manual_seed(3)
+        return torch.nn.Sequential(torch.nn.Linear(75, 200, bias=False), torch.nn.Tanh(), torch.nn.Linear(200, 8, bias=False))
+
+    def steps(net, optimizer, some):
+        for batch in some:
+            train_step(net, optimizer, batch)
+
+    with orlop.connect(servers.address, job="muon") as session:
+        theirs, net, back = make(), make(), make()
+        optimizer = torch.optim.Muon(theirs.parameters(), lr=0.01)
+        steps(theirs, optimizer, batches[:4])
+        net.load_state_dict(theirs.state_dict())
+        session.bind(net)
+        ours = orlop.Muon(net.parameters(), lr=0.01, session=session, state="fp32")
+        ours.load_state_dict(optimizer.state_dict())
+        ours.attach()
+        for (name, _), state in zip(net.named_parameters(), optimizer.state_dict()["state"].values()):
+            assert torch.equal(session.get(name, "momentum_buffer"), state["momentum_buffer"])
+        before = [p.clone() for p in theirs.parameters()]
+        steps(theirs, optimizer, batches[4:8])
+        steps(net, ours, batches[4:8])
+        for a, b, start in zip(theirs.parameters(), net.parameters(), before):
+            assert (a - b).abs().mean() <= 0.05 * (a - start).abs().mean()
+        back.load_state_dict(net.state_dict())
+        again = torch.optim.Muon(back.parameters(), lr=0.01)
+        again.load_state_dict(ours.state_dict(full=True))
+        steps(net, ours, batches[8:])
+        steps(back, again, batches[8:])
+        for a, b in zip(net.parameters(), back.parameters()):
+            assert (a - b).abs().max() <= 2e-3
+
+
+def test_muon_refuses_what_is_no_matrix():
+    with pytest.raises(ValueError, match="2D parameters"):
+        orlop.Muon(torch.nn.Linear(3, 2).parameters())
 
 
 @pytest.mark.parametrize("case", TORCH)
