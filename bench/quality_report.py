@@ -115,7 +115,7 @@ def figures_table(found: dict) -> str:
     for name, result in figures(found).items():
         rows.append([name, f"{np.mean(result.held_out):.4f}", ", ".join(f"{loss:.4f}" for loss in result.held_out),
                      "" if name == BASELINE else f"{result.above:+.2%}",
-                     "" if result.weight_error is None else f"{result.weight_error:.5f}",
+                     "" if result.weight_error is None else f"{result.weight_error:.4g}",
                      "never" if result.recovery_steps is None else str(result.recovery_steps), f"{result.spike_above:+.2%}",
                      "" if result.along is None else f"{result.along:.2%}"])
     return report.table(["", "held-out loss, mean", f"seeds {seeds}", "above fp32", "weight error, given gradients",
@@ -127,8 +127,8 @@ def markdown(found: dict, skipped: list[str]) -> str:
     demo, drift_steps = found["options"], max(points[-1][0] for points in found["drift"].values())
     config = model.ModelConfig(demo.depth, demo.width, context=demo.context)
     facts = (f"The demo's GPT, {config.parameter_count() / 1e6:.2f} M parameters, {demo.steps} steps of {demo.batch} x {demo.context} bytes, "
-             f"lr {demo.lr:g} with warm-up and cosine, seeds {', '.join(str(seed) for seed in found['own'][BASELINE])}; drift: {drift_steps} "
-             f"steps of a smaller one. {report.machine()}; {report.versions(('torch', 'bitsandbytes', 'numpy'))}.")
+             f"lr {demo.lr:g} with warm-up and cosine, seeds {', '.join(str(seed) for seed in found['own'][BASELINE])}; spike: the "
+             f"first seed; drift: {drift_steps} steps of a smaller GPT, the first seed. {report.machine()}; {report.versions(('torch', 'bitsandbytes', 'numpy'))}.")
     limits = report.table(["", "found", "limit", ""], [[*goal[:3], "met" if goal.met else "missed"] for goal in goals(found)])
     return "\n\n".join([facts, figures_table(found), limits, *skipped])
 
