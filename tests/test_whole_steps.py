@@ -149,3 +149,27 @@ def test_what_does_not_fit_is_refused(three):
         job.configure(job.groups("lamb", parts=[["split"]]))
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", "muon steps matrices", "'cube' has 3 dimensions"):
         job.configure(job.groups("muon", parts=[["cube"]]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_shard_that_nobody_has_a_gradient_for_steps_by_zeros(three, optimizer):
+    """Two workers with a slice of each tensor, and the first has no gradient: its shard is as one pushed zeros for."""
+    tensors = [Tensor("weight", (4, 128), whole=True)]
+    results = []
+    for zeros in (True, False):
+        job = three.job(f"absent.{optimizer}.{zeros}", tensors, shard_elements=256)
+        job.create(seed=7)
+        job.configure(job.groups(optimizer))
+        job.join([job.layout(preset="FLAT_SLICES")] * 2)
+        generator = np.random.default_rng(1)
+        weights, gradient = (generator.standard_normal((4, 128)).astype("f4") for _ in range(2))
+        job.load({"weight": weights})
+        if zeros:
+            job.push({"weight": [((0, 256), np.zeros(256, "f4"))]}, rank=0)
+        job.push({"weight": [((256, 256), gradient.reshape(-1)[256:])]}, rank=1)
+        calls = [job.job().CommitStep.future(job.commit_request(rank, [VALUES[optimizer]], absent_tensors=[] if zeros or rank else [0]))
+                 for rank in (0, 1)]
+        job.committed_step = calls[0].result().step
+        results.append(stored(job))
+        assert not np.array_equal(job.pull("weight", "master").reshape(-1)[:256], weights.reshape(-1)[:256]), "no decay"
+    assert results[0] == results[1]
