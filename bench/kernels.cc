@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -19,6 +20,7 @@
 #include "kernels/blocks.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
+#include "kernels/tensor_pass.h"
 #include "kernels/thread_pool.h"
 
 namespace orlop::bench {
@@ -136,6 +138,32 @@ void ResetState(const Workload& work, Tensor* tensor) {
   }
 }
 
+// The first phase of a step that looks at the whole tensor, on one thread as on a server, taken as
+// a matrix of kColumns; of kMatrix the element-wise part alone is measured, with any update.
+class Look {
+ public:
+  static constexpr uint64_t kColumns = 4096;
+  absl::Status Take(const kernels::RangeStep& whole, const kernels::StepScalars& scalars) {
+    const kernels::MatrixShape shape{1, whole.gradient.count / kColumns, kColumns, true};
+    averages_.resize(2 * shape.rows + shape.columns);
+    const absl::Span<float> values = absl::MakeSpan(averages_);
+    pass_.emplace(*whole.optimizer, shape, scalars,
+                  kernels::PassMemory{values.subspan(0, shape.rows),
+                                      values.subspan(2 * shape.rows, shape.columns),
+                                      values.subspan(shape.rows, shape.rows)});
+    for (int round = 0; round < pass_->rounds(); ++round) {
+      if (absl::Status status = pass_->Add(whole, 0); !status.ok()) return status;
+      pass_->EndRound();
+    }
+    return absl::OkStatus();
+  }
+  void Finish(kernels::RangeStep* whole) const { pass_->Finish(0, whole); }
+
+ private:
+  std::vector<float> averages_;
+  std::optional<kernels::TensorPass> pass_;
+};
+
 absl::Status StepAll(const Workload& work, int64_t applied, Tensor* tensor,
                      kernels::ThreadPool* pool) {
   kernels::RangeStep whole;
@@ -150,6 +178,13 @@ absl::Status StepAll(const Workload& work, int64_t applied, Tensor* tensor,
   for (size_t i = 0; i < work.optimizer->states.size(); ++i)
     whole.states[i] = {tensor->values[i]->data(),
                        reinterpret_cast<float*>(tensor->absmax[i]->data())};
+  Look look;
+  if (work.optimizer->scope == kernels::Scope::kMatrix) {
+    whole.input.values = reinterpret_cast<const float*>(tensor->copy.data());
+  } else if (work.optimizer->scope != kernels::Scope::kElement) {
+    if (absl::Status status = look.Take(whole, scalars); !status.ok()) return status;
+    look.Finish(&whole);
+  }
   std::vector<absl::Status> done(tensor->count / kTaskElements);
   pool->Run(done.size(), [&](size_t i) {
     done[i] = kernels::Step(kernels::PartOf(whole, i * kTaskElements, kTaskElements));

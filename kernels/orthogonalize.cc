@@ -12,7 +12,7 @@
 namespace orlop::kernels {
 namespace {
 
-// The machine's vector unit decides how often it fits; the result does not depend on threads.
+// Threads would cut the products in other places, and change their bits.
 void UseOneThread() {
   static const bool once = [] {
     openblas_set_num_threads(1);

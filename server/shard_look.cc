@@ -16,22 +16,27 @@ uint64_t MatrixBytes(const kernels::MatrixShape& shape) {
 
 }  // namespace
 
-// A committed step must not fail for lack of memory: the room of the largest look is kept.
-absl::Status ShardStore::ReserveLook() {
+uint64_t ShardStore::LookBytes() const {
   uint64_t bytes = 0;
   for (const auto& shard : shards_) {
     const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
     if (!optimizer.frozen() && optimizer.optimizer->scope == kernels::Scope::kMatrix)
       bytes = std::max(bytes, MatrixBytes(kernels::MatrixShape::Of(shard->tensor->shape)));
   }
-  if (bytes == 0) return absl::OkStatus();
-  Reservation room;
+  return bytes;
+}
+
+// A committed step must not fail for lack of memory: the room of the largest look is kept.
+absl::Status ShardStore::ReserveLook() {
+  const uint64_t bytes = LookBytes();
+  Reservation before;
   {
     MutexLock lock(&mutex_);
-    if (look_.reserved_bytes() >= bytes) return absl::OkStatus();
-    room = std::exchange(look_, Reservation());
+    if (look_.reserved_bytes() == bytes) return absl::OkStatus();
+    before = std::exchange(look_, Reservation());
   }
-  room = Reservation();
+  before = Reservation();  // gives its room back first
+  if (bytes == 0) return absl::OkStatus();
   auto reserved = tiers_->Reserve({Tier::kDram, layout_.job, "apply"}, bytes);
   if (!reserved.ok()) return reserved.status();
   MutexLock lock(&mutex_);

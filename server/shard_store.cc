@@ -185,6 +185,7 @@ absl::Status ShardStore::WithSmallestBudget(const absl::Status& status) const {
   const uint64_t others = tiers_->accountant().reserved_bytes(Tier::kDram) - own;
   v1::ErrorDetail detail;
   detail.set_reason(v1::ErrorDetail::BUDGET);
+  need += LookBytes();
   detail.set_limit(absl::StrCat(others + need));
   return Annotated(status,
                    absl::StrCat("job '", layout_.job, "' needs a memory budget of at least ",

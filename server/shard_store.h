@@ -217,6 +217,7 @@ class ShardStore : public Spillable {
   absl::Status ApplyGradient(Shard* shard, const ShardUpdate& update);
   absl::Status LookAtShard(Shard* shard, const ShardUpdate& update, TensorLook* look);
   absl::Status LookForAverages(Shard* shard, absl::Span<float> rows, absl::Span<float> columns);
+  uint64_t LookBytes() const;
   absl::Status ReserveLook();
   void WriteBackStranded();
   absl::Status ApplyLoad(Shard* shard, const ShardUpdate& update);
