@@ -19,6 +19,7 @@ size_t Index(Slot slot) { return static_cast<size_t>(slot); }
 
 // The scales beside a slot of codes, and back.
 Slot AbsmaxOf(Slot codes) { return static_cast<Slot>(Index(codes) + 1); }
+
 // How a piece's elements become stored ones.
 enum class Conversion : uint8_t { kCopy, kSplit, kQuantise };
 struct Recipe {
