@@ -146,11 +146,12 @@ class Look {
   absl::Status Take(const kernels::RangeStep& whole, const kernels::StepScalars& scalars) {
     const kernels::MatrixShape shape{1, whole.gradient.count / kColumns, kColumns, true};
     averages_.resize(2 * shape.rows + shape.columns);
+    sums_.resize(shape.rows + shape.columns);
     const absl::Span<float> values = absl::MakeSpan(averages_);
     pass_.emplace(*whole.optimizer, shape, scalars,
-                  kernels::PassMemory{values.subspan(0, shape.rows),
-                                      values.subspan(2 * shape.rows, shape.columns),
-                                      values.subspan(shape.rows, shape.rows)});
+                  kernels::PassMemory{
+                      values.subspan(0, shape.rows), values.subspan(2 * shape.rows, shape.columns),
+                      values.subspan(shape.rows, shape.rows), absl::MakeSpan(sums_)});
     for (int round = 0; round < pass_->rounds(); ++round) {
       if (absl::Status status = pass_->Add(whole, 0); !status.ok()) return status;
       pass_->EndRound();
@@ -161,6 +162,7 @@ class Look {
 
  private:
   std::vector<float> averages_;
+  std::vector<double> sums_;
   std::optional<kernels::TensorPass> pass_;
 };
 

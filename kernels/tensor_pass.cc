@@ -15,7 +15,7 @@ TensorPass::TensorPass(const Optimizer& optimizer, const MatrixShape& shape,
                        const StepScalars& scalars, const PassMemory& memory)
     : optimizer_(optimizer), shape_(shape), memory_(memory), scalars_(scalars) {
   optimizer_.begin(shape_, scalars_.values);
-  if (IsFactored(optimizer_, shape_)) factors_.emplace(shape_);
+  if (IsFactored(optimizer_, shape_)) factors_.emplace(shape_, memory.sums);
   measures_ = !factors_.has_value();
 }
 

@@ -25,6 +25,7 @@ struct PassMemory {
   // kFactored from two dimensions: the averages of the tensor, [matrices * rows] and [matrices *
   // columns], which become the new ones, and the factors of its rows.
   absl::Span<float> rows, columns, row_factors;
+  absl::Span<double> sums;  // matrices * (rows + columns)
   // kMatrix: the update, [rows * columns], and MatrixWorkspace(shape) floats.
   float* matrix = nullptr;
   float* workspace = nullptr;

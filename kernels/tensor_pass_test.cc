@@ -31,6 +31,7 @@ struct Tensor {
       rows.assign(shape.matrices * shape.rows, 0);
       row_factors = rows;
       columns.assign(shape.matrices * shape.columns, 0);
+      sums.assign(rows.size() + columns.size(), 5);  // of a step before
     }
     if (optimizer->scope == Scope::kMatrix) {
       matrix.assign(shape.count(), 0);
@@ -38,7 +39,8 @@ struct Tensor {
     }
   }
   PassMemory memory() {
-    PassMemory memory{absl::MakeSpan(rows), absl::MakeSpan(columns), absl::MakeSpan(row_factors)};
+    PassMemory memory{absl::MakeSpan(rows), absl::MakeSpan(columns), absl::MakeSpan(row_factors),
+                      absl::MakeSpan(sums)};
     if (!matrix.empty()) {
       memory.matrix = matrix.data();
       memory.workspace = workspace.data();
@@ -74,6 +76,7 @@ struct Tensor {
   Source source;
   Range range;
   std::vector<float> rows, columns, row_factors, matrix, workspace;
+  std::vector<double> sums;
 };
 
 TEST(TensorPass, NoCutChangesABit) {
@@ -108,7 +111,8 @@ TEST(FactorSums, AreMeansOfSquares) {
     Source source(3);
     std::vector<float> gradient = source.Floats(shape.count(), Hostility::kTame);
     gradient[5] = std::numeric_limits<float>::infinity();  // adds nothing
-    FactorSums sums(shape);
+    std::vector<double> memory(shape.matrices * (shape.rows + shape.columns));
+    FactorSums sums(shape, absl::MakeSpan(memory));
     sums.Add(Span(gradient), 0.25f);
     std::vector<float> rows(shape.matrices * shape.rows), columns(shape.matrices * shape.columns);
     sums.Average({1, 0, 0}, absl::MakeSpan(rows), absl::MakeSpan(columns));

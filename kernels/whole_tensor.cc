@@ -44,8 +44,12 @@ MatrixShape MatrixShape::Of(absl::Span<const uint64_t> shape) {
   return of;
 }
 
-FactorSums::FactorSums(const MatrixShape& shape)
-    : shape_(shape), rows_(shape.matrices * shape.rows), columns_(shape.matrices * shape.columns) {}
+FactorSums::FactorSums(const MatrixShape& shape, absl::Span<double> sums)
+    : shape_(shape),
+      rows_(sums.subspan(0, shape.matrices * shape.rows)),
+      columns_(sums.subspan(shape.matrices * shape.rows)) {
+  std::fill(sums.begin(), sums.end(), 0.0);
+}
 
 void FactorSums::AddRow(const float* values, uint64_t column, uint64_t count) {
   const uint64_t row = next_ / shape_.columns;

@@ -7,7 +7,6 @@
 //   Threads   no shared state.
 #pragma once
 #include <cstdint>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -30,7 +29,8 @@ absl::Status Measure(const RangeStep& step, Measured* measured, float* first);
 // Means of squares over rows and over columns of a gradient in [matrices, rows, columns].
 class FactorSums {
  public:
-  explicit FactorSums(const MatrixShape& shape);
+  // `sums`, of matrices * (rows + columns) elements, becomes zero and is worked in.
+  FactorSums(const MatrixShape& shape, absl::Span<double> sums);
   // The next elements of the flattened tensor; `scale` is multiplied into each first, in fp32.
   void Add(TypedSpan gradient, float scale);
 
@@ -44,7 +44,7 @@ class FactorSums {
   const MatrixShape shape_;
   uint64_t next_ = 0;      // element of the flattened tensor
   double lanes_[16] = {};  // of the row under way, by column
-  std::vector<double> rows_, columns_;
+  const absl::Span<double> rows_, columns_;
 };
 
 // The factors whose products estimate the second moment (Shazeer and Stern, 2018, alg. 4): of a row

@@ -192,6 +192,7 @@ absl::Status LoadFlush(const storage::Store& store, const std::string& job, int6
   Decoder in(*index);
   for (int i = 0; i < 3; ++i) in.String();  // the caller's
   FlushAccess access(shards, HeadKey(job, head->info.serial) + "/");
+  access.BeginLoad();
   shards->DropStaged();
   if (const uint64_t count = in.Number(); count != access.all().size())
     return absl::FailedPreconditionError(absl::StrCat("flush of job '", job, "' has ", count,

@@ -105,6 +105,7 @@ class FlushAccess {
       : shards_(shards), prefix_(std::move(prefix)) {}
 
   const std::vector<std::unique_ptr<Shard>>& all() const { return shards_->shards_; }
+  void BeginLoad() { ++shards_->loads_; }
 
   absl::Status WriteShard(storage::Store* store, int64_t step, Shard* shard,
                           Encoder* index) NO_THREAD_SAFETY_ANALYSIS;

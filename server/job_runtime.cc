@@ -478,6 +478,7 @@ void JobRuntime::OnPeer(int from, const step::Message& message) {
 
 void JobRuntime::Tick() {
   Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    room_status_ = absl::OkStatus();
     for (Update& update : std::exchange(waiting_for_room_, {})) SubmitUpdate(std::move(update));
     for (PendingLook& look : std::exchange(looks_waiting_, {})) SubmitLook(std::move(look));
     *actions = std::exchange(unsynced_, {});
@@ -512,10 +513,11 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
       continue;
     }
     if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
-      if (!waiting_for_room_.empty() || !looks_waiting_.empty()) return room_status_;
+      if (!room_status_.ok()) return room_status_;
       if (!unsynced_status_.ok()) return unsynced_status_;
       return absl::DeadlineExceededError(
-          absl::StrCat("job '", job_, "' did not come to rest: it waits for another server"));
+          absl::StrCat("job '", job_, "' did not come to rest: it waits for another server",
+                       ", or its step is still being applied"));
     }
   }
   return flush_status_;
@@ -735,12 +737,12 @@ void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
     const ShardUpdate& update = scalars_->UpdateFor(tensor);
     const bool steps = update.kind == ShardUpdate::Kind::kApply && !update.untouched;
     if (!steps || !Looks(tensor)) {
-      SubmitUpdate({apply.shard, apply.decision, scalars_, nullptr});
+      SubmitUpdate({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
       continue;
     }
     PendingLook& look = gathering_[tensor];
     look.tensor = tensor;
-    look.updates.push_back({apply.shard, apply.decision, scalars_, nullptr});
+    look.updates.push_back({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
     if (look.updates.size() < model_->ShardCountOf(tensor)) continue;
     SubmitLook(std::move(look));
     gathering_.erase(tensor);
@@ -763,9 +765,15 @@ void JobRuntime::SubmitLook(PendingLook look) {
 
 void JobRuntime::LookInPool(const PendingLook& look) {
   const Update& first = look.updates[0];
-  const auto found = shards_->Look(look.tensor, first.scalars->UpdateFor(look.tensor));
+  {
+    MutexLock lock(&mutex_);
+    if (closed_ || first.loads != shards_->loads()) return;
+  }
+  auto found = shards_->Look(look.tensor, first.scalars->UpdateFor(look.tensor));
   Complete([&](int64_t, step::Actions*) NO_THREAD_SAFETY_ANALYSIS {
-    if (participant_->prepared() != first.decision) return;  // rolled back meanwhile
+    const bool rolled_back =
+        participant_->prepared() != first.decision || first.loads != shards_->loads();
+    if (rolled_back) return;
     for (Update update : look.updates) {
       if (found.ok()) {
         update.look = *found;
@@ -775,11 +783,14 @@ void JobRuntime::LookInPool(const PendingLook& look) {
       EndUpdateOfMatrix(update);
       if (!absl::IsResourceExhausted(found.status())) damaged_[update.shard] = found.status();
     }
-    if (found.ok()) return;
+    if (found.ok()) return found->reset();  // the updates have it
     if (!absl::IsResourceExhausted(found.status()))
       return spdlog::error("job {}: tensor '{}' cannot make step {}: {}", job_,
                            model_->tensors()[look.tensor].name, first.decision->step,
                            std::string(found.status().message()));
+    if (room_status_.ok())
+      spdlog::warn("job {}: step {} waits for room: {}", job_, first.decision->step,
+                   std::string(found.status().message()));
     room_status_ = found.status();
     looks_waiting_.push_back(look);  // nothing has changed, and it is tried again
   });
@@ -797,21 +808,26 @@ void JobRuntime::EndUpdateOfMatrix(const Update& update) {
 }
 
 void JobRuntime::SubmitUpdate(Update update) {
-  environment_.pool->Submit(
-      [self = shared_from_this(), update = std::move(update)] { self->ApplyInPool(update); });
+  environment_.pool->Submit([self = shared_from_this(), update = std::move(update)]() mutable {
+    self->ApplyInPool(std::move(update));
+  });
 }
 
-void JobRuntime::ApplyInPool(const Update& update) {
-  const auto& [shard, decision, scalars, look] = update;
+void JobRuntime::ApplyInPool(Update update) {
   uint32_t tensor = 0;
   {
     MutexLock lock(&mutex_);
     if (closed_) return;
-    tensor = static_cast<uint32_t>(model_->spec()->shards[shard].tensor);
+    tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
   }
-  ShardUpdate wanted = scalars->UpdateFor(tensor);
-  wanted.look = look;
-  const absl::Status status = shards_->Apply(shard, wanted);
+  ShardUpdate wanted = update.scalars->UpdateFor(tensor);
+  wanted.loads = update.loads;
+  wanted.look = std::exchange(update.look, nullptr);
+  const absl::Status status = shards_->Apply(update.shard, wanted);
+  if (absl::IsAborted(status)) return;                               // rolled back meanwhile
+  if (absl::IsResourceExhausted(status)) update.look = wanted.look;  // for the next try
+  const bool looked = wanted.look != nullptr;
+  wanted.look.reset();  // its memory goes back before another look begins
   Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
     if (participant_->prepared() != update.decision) return;  // rolled back meanwhile
     if (absl::IsResourceExhausted(
@@ -822,7 +838,7 @@ void JobRuntime::ApplyInPool(const Update& update) {
                      std::string(status.message()));
       return waiting_for_room_.push_back(update);
     }
-    if (look != nullptr) EndUpdateOfMatrix(update);
+    if (looked) EndUpdateOfMatrix(update);
     if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
       damaged_[update.shard] = status;
       return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, update.shard,
@@ -837,6 +853,10 @@ void JobRuntime::ApplyInPool(const Update& update) {
 }
 
 void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
+  waiting_for_room_.clear();
+  gathering_.clear();
+  looks_waiting_.clear();
+  matrix_updates_left_ = 0;
   environment_.pool->Submit([self = shared_from_this(), action] {
     absl::Status status = LoadFlush(self->environment_.data->store(), self->job_, action.step,
                                     /*with_staged=*/false, self->shards_.get());
@@ -849,10 +869,6 @@ void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
     }
     self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
       self->damaged_.clear();
-      self->waiting_for_room_.clear();
-      self->gathering_.clear();
-      self->looks_waiting_.clear();
-      self->matrix_updates_left_ = 0;
       self->participant_->OnFlushRestored(action.decision, decision, status, now, actions);
     });
   });

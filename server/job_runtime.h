@@ -157,6 +157,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
     step::DecisionPtr decision;
     std::shared_ptr<const DecisionScalars> scalars;
     std::shared_ptr<const TensorLook> look;  // at the tensor, if its optimizer takes one
+    int64_t loads = 0;                       // as ShardUpdate::loads
   };
   // The first phase of a tensor whose optimizer looks at all of it: once all its shards may be
   // applied.
@@ -199,7 +200,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void SubmitApplies(std::vector<step::StartApply> applies) REQUIRES(mutex_);
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void SubmitUpdate(Update update);
-  void ApplyInPool(const Update& update);
+  void ApplyInPool(Update update);
   // Whether a step of the tensor begins with a look at all of it.
   bool Looks(uint32_t tensor) const REQUIRES(mutex_);
   // Matrices wait for one another, as there is memory for a look at one.

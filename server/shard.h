@@ -157,9 +157,15 @@ struct WorkingSlots {
 kernels::RangeStep RangeStepOf(const ShardUpdate& update, const TensorOptimizer& optimizer,
                                const OwnedShard& shard, kernels::TypedSpan gradient,
                                WorkingSlots* slots);
-// What is staged of a shard. Of one that no contributor had a gradient for, though of others of its
-// tensor there was one: zeros. FailedPrecondition: nothing is staged.
-absl::StatusOr<kernels::TypedSpan> StagedGradient(const Shard& shard) NO_THREAD_SAFETY_ANALYSIS;
+// What is staged of a shard: held as long as it is read. Of one that no contributor had a gradient
+// for, though of others of its tensor there was one: zeros.
+struct StagedGradient {
+  std::shared_ptr<GradientStage> stage;
+  bool absent = false;
+  kernels::TypedSpan values;
+};
+// FailedPrecondition: pieces have come and were not summed.
+absl::StatusOr<StagedGradient> StagedGradientOf(Shard* shard);
 
 // Holds the job's window for one apply, or look, that brings spilled slots back.
 class WindowLease {

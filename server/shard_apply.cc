@@ -56,13 +56,24 @@ kernels::RangeStep RangeStepOf(const ShardUpdate& update, const TensorOptimizer&
   return step;
 }
 
-absl::StatusOr<kernels::TypedSpan> StagedGradient(const Shard& shard) NO_THREAD_SAFETY_ANALYSIS {
-  const std::shared_ptr<GradientStage> stage = shard.gradient;
-  if (!stage || (stage->result && stage->result->absent))
-    return kernels::TypedSpan{kernels::DType::kBF16, Zeros(), shard.count()};
-  if (!stage->result)
-    return ShardError(absl::StatusCode::kFailedPrecondition, shard, "no gradient is staged");
-  return kernels::TypedSpan{KernelDType(stage->dtype), stage->whole->data(), shard.count()};
+absl::StatusOr<StagedGradient> StagedGradientOf(Shard* shard) {
+  StagedGradient staged;
+  {
+    MutexLock lock(&shard->mutex);
+    staged.stage = shard->gradient;
+  }
+  staged.absent = true;
+  if (staged.stage) {
+    MutexLock lock(&staged.stage->mutex);
+    const GradientStage& stage = *staged.stage;
+    const bool came = std::ranges::any_of(stage.pieces, &GradientPiece::stored);
+    if (came && !stage.result)
+      return ShardError(absl::StatusCode::kFailedPrecondition, *shard, "no gradient is staged");
+    staged.absent = !came;
+    if (came) staged.values = {KernelDType(stage.dtype), stage.whole->data(), shard->count()};
+  }
+  if (staged.absent) staged.values = {kernels::DType::kBF16, Zeros(), shard->count()};
+  return staged;
 }
 
 absl::Status ShardStore::Apply(int32_t id, const ShardUpdate& update) {
@@ -71,6 +82,10 @@ absl::Status ShardStore::Apply(int32_t id, const ShardUpdate& update) {
   Shard* shard = *found;
   shard->Acquire();
   absl::Status status;
+  if (update.loads >= 0 && update.loads != loads_) {
+    shard->Release();
+    return absl::AbortedError("the shard was restored meanwhile");
+  }
   {
     MutexLock lock(&shard->mutex);
     const bool follows = update.kind == ShardUpdate::Kind::kLoad
@@ -137,10 +152,12 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
                                        const ShardUpdate& update) NO_THREAD_SAFETY_ANALYSIS {
   const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
   if (shard->expected.empty()) return absl::OkStatus();  // it takes no gradients
-  const auto gradient = StagedGradient(*shard);
+  const auto gradient = StagedGradientOf(shard);
   if (!gradient.ok()) return gradient.status();
   if (optimizer.frozen() || update.scalars.count != optimizer.optimizer->scalar_count)
     return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
+  if (gradient->absent && absl::string_view(optimizer.optimizer->name) == "store")
+    return absl::OkStatus();  // zeros would be its new weights
   if (optimizer.optimizer->scope != kernels::Scope::kElement && !update.look)
     return absl::InvalidArgumentError("the tensor was not looked at");
   const kernels::StepScalars& scalars = update.look ? update.look->pass->scalars() : update.scalars;
@@ -217,7 +234,7 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
   }
 
   const absl::Status run =
-      kernels::Step(RangeStepOf(update, optimizer, shard->info, *gradient, &slots));
+      kernels::Step(RangeStepOf(update, optimizer, shard->info, gradient->values, &slots));
   if (!run.ok()) return Annotated(run, shard->Name());
   for (const Slot slot : {RowSlot(), ColumnSlot()}) {
     const size_t i = static_cast<size_t>(slot);

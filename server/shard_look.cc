@@ -9,24 +9,38 @@
 namespace orlop::server {
 namespace {
 
-uint64_t MatrixBytes(const kernels::MatrixShape& shape) {
-  return Buffer::Footprint(sizeof(float) *
-                           (shape.count() + kernels::TensorPass::MatrixWorkspace(shape)));
+// What a look at a tensor works in.
+struct Sizes {
+  uint64_t sums = 0, floats = 0;  // fp64 and fp32 elements
+  uint64_t bytes() const { return sums * sizeof(double) + floats * sizeof(float); }
+};
+Sizes SizesOf(const kernels::Optimizer& optimizer, const kernels::MatrixShape& shape) {
+  const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
+  if (kernels::TensorPass::IsFactored(optimizer, shape))
+    return {rows + columns, 2 * rows + columns};
+  if (optimizer.scope != kernels::Scope::kMatrix) return {};
+  return {0, shape.count() + kernels::TensorPass::MatrixWorkspace(shape)};
 }
 
 }  // namespace
 
+// Factored tensors are looked at side by side, matrices one after another.
 uint64_t ShardStore::LookBytes() const {
-  uint64_t bytes = 0;
+  uint64_t factored = 0, matrix = 0;
   for (const auto& shard : shards_) {
     const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
-    if (!optimizer.frozen() && optimizer.optimizer->scope == kernels::Scope::kMatrix)
-      bytes = std::max(bytes, MatrixBytes(kernels::MatrixShape::Of(shard->tensor->shape)));
+    if (optimizer.frozen() || shard->info.index > 0) continue;
+    const uint64_t bytes = Buffer::Footprint(
+        SizesOf(*optimizer.optimizer, kernels::MatrixShape::Of(shard->tensor->shape)).bytes());
+    if (optimizer.optimizer->scope == kernels::Scope::kMatrix)
+      matrix = std::max(matrix, bytes);
+    else
+      factored += bytes;
   }
-  return bytes;
+  return factored + matrix;
 }
 
-// A committed step must not fail for lack of memory: the room of the largest look is kept.
+// A committed step must not fail for lack of memory: the room of its looks is kept.
 absl::Status ShardStore::ReserveLook() {
   const uint64_t bytes = LookBytes();
   Reservation before;
@@ -56,28 +70,27 @@ absl::StatusOr<std::shared_ptr<const TensorLook>> ShardStore::Look(uint32_t tens
 
   auto look = std::make_shared<TensorLook>();
   kernels::PassMemory memory;
-  if (kernels::TensorPass::IsFactored(*optimizer, shape)) {
-    const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
-    auto buffer = tiers_->NewBuffer({Tier::kDram, layout_.job, "apply"},
-                                    (2 * rows + columns) * sizeof(float));
+  if (const Sizes sizes = SizesOf(*optimizer, shape); sizes.bytes() > 0) {
+    MutexLock lock(&mutex_);
+    auto buffer = look_.Allocate(sizes.bytes());
     if (!buffer.ok()) return buffer.status();
-    look->averages = *std::move(buffer);
-    const absl::Span<float> values = look->averages->as<float>();
-    memory.rows = values.subspan(0, rows);
-    memory.columns = values.subspan(rows, columns);
-    memory.row_factors = values.subspan(rows + columns, rows);
-    for (Shard* shard : shards) {
-      absl::Status status = LookForAverages(shard, memory.rows, memory.columns);
-      if (!status.ok()) return status;
+    look->memory = *std::move(buffer);
+    memory.sums = look->memory->as<double>().subspan(0, sizes.sums);
+    const absl::Span<float> floats = look->memory->as<float>().subspan(2 * sizes.sums);
+    if (optimizer->scope == kernels::Scope::kMatrix) {
+      memory.matrix = floats.data();
+      memory.workspace = floats.data() + shape.count();
+    } else {
+      const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
+      memory.rows = floats.subspan(0, rows);
+      memory.row_factors = floats.subspan(rows, rows);
+      memory.columns = floats.subspan(2 * rows, columns);
     }
   }
-  if (optimizer->scope == kernels::Scope::kMatrix) {
-    MutexLock lock(&mutex_);
-    auto buffer = look_.Allocate(MatrixBytes(shape));
-    if (!buffer.ok()) return buffer.status();
-    look->matrix = *std::move(buffer);
-    memory.matrix = look->matrix->as<float>().data();
-    memory.workspace = memory.matrix + shape.count();
+  for (Shard* shard : shards) {
+    if (memory.rows.empty()) break;
+    absl::Status status = LookForAverages(shard, memory.rows, memory.columns);
+    if (!status.ok()) return status;
   }
   look->pass.emplace(*optimizer, shape, update.scalars, memory);
   for (int round = 0; round < look->pass->rounds(); ++round) {
@@ -126,7 +139,7 @@ absl::Status ShardStore::LookAtShard(Shard* shard, const ShardUpdate& update,
         absl::StatusCode::kFailedPrecondition, *shard,
         absl::StrCat("cannot look at version ", shard->version, " for version ", update.step),
         v1::ErrorDetail::WRONG_STEP);
-  const auto gradient = StagedGradient(*shard);
+  const auto gradient = StagedGradientOf(shard);
   if (!gradient.ok()) return gradient.status();
   uint64_t streamed_bytes = 0;
   for (const SlotState& slot : shard->slots)
@@ -148,6 +161,10 @@ absl::Status ShardStore::LookAtShard(Shard* shard, const ShardUpdate& update,
     const uint64_t bytes = state.format.Bytes(shard->count());
     const bool fresh = state.tier == Tier::kDram;  // its first contents, in its own room
     auto buffer = InitialBuffer(state.format, bytes, fresh ? &state.room : &window_);
+    if (!fresh && absl::IsResourceExhausted(buffer.status())) {
+      WriteBackStranded();
+      buffer = InitialBuffer(state.format, bytes, &window_);
+    }
     if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
     if (state.spilled) {
       absl::Status restored = tiers_->Restore(shard->Key(layout_.job, slot), *state.spilled,
@@ -162,7 +179,7 @@ absl::Status ShardStore::LookAtShard(Shard* shard, const ShardUpdate& update,
   ShardUpdate plain = update;
   plain.look = nullptr;  // the pass gives its own scalars and input
   return look->pass->Add(
-      RangeStepOf(plain, optimizers_[shard->info.tensor], shard->info, *gradient, &slots),
+      RangeStepOf(plain, optimizers_[shard->info.tensor], shard->info, gradient->values, &slots),
       shard->info.range.begin);
 }
 

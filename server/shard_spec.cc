@@ -104,6 +104,11 @@ SlotFormat AveragesOf(const kernels::MatrixShape& shape, bool rows, Range range)
     format.axis_count = (range.end - 1) / shape.columns + 1 - format.axis_begin;
   } else {
     const uint64_t matrix = shape.rows * shape.columns;
+    if (range.begin / shape.columns == (range.end - 1) / shape.columns) {  // within one row
+      format.axis_begin = range.begin / matrix * shape.columns + range.begin % shape.columns;
+      format.axis_count = range.count();
+      return format;
+    }
     format.axis_begin = range.begin / matrix * shape.columns;
     format.axis_count = ((range.end - 1) / matrix + 1) * shape.columns - format.axis_begin;
   }

@@ -63,8 +63,7 @@ struct StagedShard {
 // What the first phase of a step found in a whole tensor (kernels/tensor_pass.h), and the memory
 // that its shards' updates read.
 struct TensorLook {
-  BufferPtr averages;  // of rows, of columns, and the factors of rows; or null
-  BufferPtr matrix;    // the update and its workspace; or null
+  BufferPtr memory;  // kernels::PassMemory; or null
   std::optional<kernels::TensorPass> pass;
 };
 
@@ -77,6 +76,9 @@ struct ShardUpdate {
   kernels::StepScalars scalars;
   kernels::RandomKey random;
   std::shared_ptr<const TensorLook> look;  // what Look found, of an optimizer that looks
+  // ShardStore::loads() as the update was made: what a flush has replaced since is not stepped. -1:
+  // whatever is there.
+  int64_t loads = -1;
 };
 
 struct SlotStatus {
@@ -157,7 +159,9 @@ class ShardStore : public Spillable {
   //           ResourceExhausted (a failing disk took back nothing of earlier applies: nothing has
   //           changed, try again).
   //   Of an optimizer that looks at a whole tensor first (kernels::Scope), update.look is given.
+  //   Aborted: a flush was loaded since update.loads.
   absl::Status Apply(int32_t shard, const ShardUpdate& update);
+  int64_t loads() const { return loads_; }
   // The first phase of a step of such a tensor, all of whose shards are here, at one version,
   // staged and not being applied. Changes nothing, so that it may be done again. One matrix at a
   // time: its memory comes back when the last update that has the look is gone.
@@ -230,6 +234,7 @@ class ShardStore : public Spillable {
   std::vector<TensorOptimizer>
       optimizers_;  // per tensor; written by Configure alone, which nothing may run beside
   bool configured_ = false;
+  std::atomic<int64_t> loads_ = 0;           // of flushes begun
   std::atomic<bool> configuring_ = false;    // nothing new is staged
   std::atomic<bool> keep_resident_ = false;  // SpillCold moves nothing of this job
   mutable Mutex mutex_;                      // configuration, reservations, order of use
@@ -238,7 +243,7 @@ class ShardStore : public Spillable {
   // One apply's slots, and the same on disk: a new value before the old one goes. They only grow.
   Reservation window_ GUARDED_BY(mutex_), spill_window_ GUARDED_BY(mutex_);
   std::shared_ptr<Reservation> staging_ GUARDED_BY(mutex_);
-  Reservation look_ GUARDED_BY(mutex_);  // at the largest matrix
+  Reservation look_ GUARDED_BY(mutex_);  // at all factored tensors and at the largest matrix
   // First pulls of weights, in order: of the newest version pulled, and of the one before it.
   int64_t pulled_version_ GUARDED_BY(mutex_) = -1;
   std::vector<int32_t> pulled_ GUARDED_BY(mutex_);

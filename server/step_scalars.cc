@@ -119,6 +119,9 @@ absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contribu
     const kernels::StepScalars scalars =
         OptimizerOf(model, group)
             .Prepare(ValuesOf((*inputs.groups)[group]), applied - 1, scale.factor);
+    for (const float value : scalars.span())
+      if (!std::isfinite(value))
+        return BadValue(group, "values", "beyond what fp32 holds, once multiplied as a step needs");
     for (const float value : scalars.span()) set->add_bits(std::bit_cast<uint32_t>(value));
   }
   return out.SerializeAsString();

@@ -173,3 +173,29 @@ def test_a_shard_that_nobody_has_a_gradient_for_steps_by_zeros(three, optimizer)
         results.append(stored(job))
         assert not np.array_equal(job.pull("weight", "master").reshape(-1)[:256], weights.reshape(-1)[:256]), "no decay"
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("shape", [(2, 5000), (5000, 1), (1, 5000), (3, 4, 700), (70, 90)], ids=str)
+def test_averages_of_odd_shapes_do_not_depend_on_the_cut(three, shape):
+    results = []
+    for shard_elements in (1 << 22, 1024):
+        job = three.job(f"odd.{'x'.join(map(str, shape))}.{shard_elements}", [Tensor("weight", shape, whole=True)],
+                        shard_elements=shard_elements)
+        job.create(seed=7)
+        job.configure(job.groups("adafactor"))
+        job.join()
+        generator = np.random.default_rng(1)
+        job.load({"weight": generator.standard_normal(shape).astype("f4")})
+        for _ in range(3):
+            job.step({"weight": generator.standard_normal(shape).astype("f4")}, [VALUES["adafactor"]])
+        results.append(stored(job))
+    assert results[0] == results[1]
+
+
+def test_hyper_parameters_that_no_step_can_have_are_refused_before_the_commit(three):
+    job = made(three, "beyond", "adafactor", 1 << 22, "fp32")
+    job.push(arrays(1))
+    beyond = VALUES["adafactor"] | {"eps1": 1e25}
+    with refused("INVALID_ARGUMENT", "HYPER_PARAMETERS", "groups[0].values", "fp32"):
+        job.commit([beyond, beyond])
+    job.commit([VALUES["adafactor"]] * 2)

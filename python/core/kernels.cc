@@ -99,7 +99,11 @@ class Look {
     if (kernels::TensorPass::IsFactored(optimizer, matrix)) {
       const size_t rows = matrix.matrices * matrix.rows, columns = matrix.matrices * matrix.columns;
       memory_.resize(rows);
-      memory = {{averages, rows}, {averages + rows, columns}, absl::MakeSpan(memory_)};
+      sums_.resize(rows + columns);
+      memory = {{averages, rows},
+                {averages + rows, columns},
+                absl::MakeSpan(memory_),
+                absl::MakeSpan(sums_)};
     } else if (optimizer.scope == kernels::Scope::kMatrix) {
       memory_.resize(matrix.count() + kernels::TensorPass::MatrixWorkspace(matrix));
       memory.matrix = memory_.data();
@@ -116,6 +120,7 @@ class Look {
 
  private:
   std::vector<float> memory_;
+  std::vector<double> sums_;
   std::optional<kernels::TensorPass> pass_;
   absl::Status status_;
 };

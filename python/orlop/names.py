@@ -77,6 +77,8 @@ def of_groups(param_groups: list[dict[str, Any]]) -> list[Entry]:
 def shape_of(slot: str, shape: Iterable[int]) -> list[int]:
     """Of one slot of a tensor: the tensor's, but for Adafactor's averages over rows and columns."""
     sizes = [int(size) for size in shape]
+    if len(sizes) < 2:
+        return sizes
     if slot == "row_var":
         sizes[-1:] = [1]
     elif slot == "col_var":
@@ -86,9 +88,9 @@ def shape_of(slot: str, shape: Iterable[int]) -> list[int]:
 
 def box_of(slot: str, shape: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Offset and extent by which all of a slot is read and set; None: the whole tensor."""
-    if slot not in ("row_var", "col_var"):
-        return None
     extent = shape_of(slot, shape)
+    if slot not in ("row_var", "col_var") or len(extent) < 2:
+        return None
     return (0,) * len(extent), tuple(extent)
 
 
