@@ -103,6 +103,10 @@ struct Optimizer {
   void (*prepare)(const double* values, double t, float* scalars);
   bool (*keeps_state)(const float* scalars);
 
+  // What comes as the gradient are new weights, which are neither clipped nor scaled, and for which
+  // there are no zeros where one is absent.
+  bool takes_weights;
+
   // Scalars that only the owner of the tensor can know. They are made of IEEE operations alone, so
   // that every machine finds the same bits. No effect for kElement.
   Scope scope;

@@ -10,6 +10,7 @@
 //                      and updates the states, in the words of arithmetic.h
 //   Validate(h)        optional: what the ranges do not say
 //   KeepsState(s)      optional: false if this step uses no state
+//   kTakesWeights      optional: true where the gradient is new weights (Optimizer::takes_weights)
 //
 // An optimizer that looks at the whole tensor first (Scope in optimizer.h) also has
 //
@@ -87,6 +88,7 @@ OptimizerUnit MakeUnit(const char* name, Updates reference, Updates (*active)())
   constexpr size_t kScalarCount = kCommonScalars + sizeof(typename O::Scalars) / sizeof(float);
   static_assert(kScalarCount <= kMaxScalars && std::size(O::kStates) <= kMaxStates);
   OptimizerUnit unit{{name, O::kHyperParameters, O::kStates, kScalarCount}, reference, active};
+  if constexpr (requires { O::kTakesWeights; }) unit.optimizer.takes_weights = O::kTakesWeights;
   unit.optimizer.scope = ScopeOf<O>();
   unit.optimizer.begin = [](const MatrixShape& shape, float* scalars) {
     if constexpr (requires(typename O::Scalars * s) { O::Begin(shape, s); })

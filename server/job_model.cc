@@ -347,7 +347,7 @@ absl::Status ValidateOptimizer(const JobModel& model,
 
 int GroupThatTakesWeights(const v1::ConfigureOptimizerRequest& optimizer) {
   for (int g = 0; g < optimizer.groups_size(); ++g)
-    if (optimizer.groups(g).optimizer() == "store") return g;
+    if (kernels::FindOptimizer(optimizer.groups(g).optimizer())->takes_weights) return g;
   return -1;
 }
 

@@ -85,8 +85,8 @@ class JobModel {
 absl::Status ValidateOptimizer(const JobModel& model,
                                const v1::ConfigureOptimizerRequest& optimizer);
 
-// Index of the first group whose optimizer is "store": what is pushed is weights, which are neither
-// clipped nor scaled. -1: none.
+// Index of the first group whose optimizer takes weights (kernels::Optimizer::takes_weights), which
+// are neither clipped nor scaled. -1: none. Optimizers are known by name.
 int GroupThatTakesWeights(const v1::ConfigureOptimizerRequest& optimizer);
 
 // Whether a step of this optimizer looks at all of a tensor before it updates any element.

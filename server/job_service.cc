@@ -136,10 +136,12 @@ absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
   detail.set_field("loss_scale");
   detail.set_actual(absl::StrCat(loss_scale));
   detail.set_limit("1");
-  return MakeError(absl::StatusCode::kInvalidArgument,
-                   absl::StrCat("loss_scale is ", loss_scale, ", but group ", group, " of job '",
-                                model.job(), "' has optimizer 'store', which takes weights: 1"),
-                   detail);
+  return MakeError(
+      absl::StatusCode::kInvalidArgument,
+      absl::StrCat("loss_scale is ", loss_scale, ", but group ", group, " of job '", model.job(),
+                   "' has optimizer '", model.definition().optimizer().groups(group).optimizer(),
+                   "', which takes weights: 1"),
+      detail);
 }
 
 // Whether they differ in TensorSpec.whole at most.

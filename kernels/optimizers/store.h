@@ -1,6 +1,7 @@
 // No optimizer: the worker steps, and the servers take what it made.
 //   p = g
 struct Store {
+  static constexpr bool kTakesWeights = true;
   static constexpr std::array<HyperParameter, 0> kHyperParameters{};
   static constexpr std::array<StateSpec, 0> kStates{};
 
