@@ -145,13 +145,9 @@ class Look {
   static constexpr uint64_t kColumns = 4096;
   absl::Status Take(const kernels::RangeStep& whole, const kernels::StepScalars& scalars) {
     const kernels::MatrixShape shape{1, whole.gradient.count / kColumns, kColumns, true};
-    averages_.resize(2 * shape.rows + shape.columns);
-    sums_.resize(shape.rows + shape.columns);
-    const absl::Span<float> values = absl::MakeSpan(averages_);
+    memory_.resize((kernels::PassMemory::Bytes(*whole.optimizer, shape) + 7) / 8);
     pass_.emplace(*whole.optimizer, shape, scalars,
-                  kernels::PassMemory{
-                      values.subspan(0, shape.rows), values.subspan(2 * shape.rows, shape.columns),
-                      values.subspan(shape.rows, shape.rows), absl::MakeSpan(sums_)});
+                  kernels::PassMemory(*whole.optimizer, shape, memory_.data()));
     for (int round = 0; round < pass_->rounds(); ++round) {
       if (absl::Status status = pass_->Add(whole, 0); !status.ok()) return status;
       pass_->EndRound();
@@ -161,8 +157,7 @@ class Look {
   void Finish(kernels::RangeStep* whole) const { pass_->Finish(0, whole); }
 
  private:
-  std::vector<float> averages_;
-  std::vector<double> sums_;
+  std::vector<double> memory_;
   std::optional<kernels::TensorPass> pass_;
 };
 

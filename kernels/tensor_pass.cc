@@ -7,8 +7,27 @@ namespace orlop::kernels {
 bool TensorPass::IsFactored(const Optimizer& optimizer, const MatrixShape& shape) {
   return optimizer.scope == Scope::kFactored && shape.is_matrix;
 }
-uint64_t TensorPass::MatrixWorkspace(const MatrixShape& shape) {
-  return OrthogonalizeWorkspace(shape.rows, shape.columns);
+
+uint64_t PassMemory::Bytes(const Optimizer& optimizer, const MatrixShape& shape) {
+  const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
+  if (TensorPass::IsFactored(optimizer, shape))
+    return (rows + columns) * sizeof(double) + (2 * rows + columns) * sizeof(float);
+  if (optimizer.scope != Scope::kMatrix) return 0;
+  return (shape.count() + OrthogonalizeWorkspace(shape.rows, shape.columns)) * sizeof(float);
+}
+
+PassMemory::PassMemory(const Optimizer& optimizer, const MatrixShape& shape, void* memory) {
+  if (optimizer.scope == Scope::kMatrix) {
+    matrix = static_cast<float*>(memory);
+    workspace = matrix + shape.count();
+  } else if (TensorPass::IsFactored(optimizer, shape)) {
+    const uint64_t row_count = shape.matrices * shape.rows;
+    const uint64_t column_count = shape.matrices * shape.columns;
+    sums = {static_cast<double*>(memory), row_count + column_count};
+    rows = {reinterpret_cast<float*>(sums.data() + sums.size()), row_count};
+    columns = {rows.data() + row_count, column_count};
+    row_factors = {columns.data() + column_count, row_count};
+  }
 }
 
 TensorPass::TensorPass(const Optimizer& optimizer, const MatrixShape& shape,

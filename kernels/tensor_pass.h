@@ -20,28 +20,33 @@
 
 namespace orlop::kernels {
 
-// What a pass works in; all of it must live until the last range was stepped.
+// What a pass works in, in memory of the caller's that must live until the last range was stepped.
 struct PassMemory {
+  // Bytes that it takes; 0: none.
+  static uint64_t Bytes(const Optimizer& optimizer, const MatrixShape& shape);
+  // `memory`: that many, aligned for fp64.
+  PassMemory(const Optimizer& optimizer, const MatrixShape& shape, void* memory);
+
   // kFactored from two dimensions: the averages of the tensor, [matrices * rows] and [matrices *
   // columns], which become the new ones, and the factors of its rows.
   absl::Span<float> rows, columns, row_factors;
   absl::Span<double> sums;  // matrices * (rows + columns)
-  // kMatrix: the update, [rows * columns], and MatrixWorkspace(shape) floats.
+  // kMatrix: the update, [rows * columns], and OrthogonalizeWorkspace(rows, columns) floats.
   float* matrix = nullptr;
   float* workspace = nullptr;
 };
 
 class TensorPass {
  public:
-  // Floats that `memory` needs, of an optimizer and a tensor; 0 of the others.
   static bool IsFactored(const Optimizer& optimizer, const MatrixShape& shape);
-  static uint64_t MatrixWorkspace(const MatrixShape& shape);
 
   // `scalars` as of Optimizer::Prepare.
   TensorPass(const Optimizer& optimizer, const MatrixShape& shape, const StepScalars& scalars,
              const PassMemory& memory);
 
   int rounds() const { return factors_.has_value() ? 2 : 1; }
+  // Whether this round reads more of a range than its gradient.
+  bool reads_slots() const { return measures_; }
   // The range's scalars and input are the pass's own. InvalidArgument: as Measure.
   absl::Status Add(RangeStep range, uint64_t begin);
   void EndRound();

@@ -736,7 +736,7 @@ void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
     const auto tensor = static_cast<uint32_t>(model_->spec()->shards[apply.shard].tensor);
     const ShardUpdate& update = scalars_->UpdateFor(tensor);
     const bool steps = update.kind == ShardUpdate::Kind::kApply && !update.untouched;
-    if (!steps || !Looks(tensor)) {
+    if (!steps || ScopeOf(tensor) == kernels::Scope::kElement) {
       SubmitUpdate({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
       continue;
     }
@@ -749,14 +749,13 @@ void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
   }
 }
 
-bool JobRuntime::Looks(uint32_t tensor) const {
-  const kernels::Optimizer* optimizer = shards_->optimizers()[tensor].optimizer;
-  return optimizer != nullptr && NeedsWholeTensor(*optimizer);
+kernels::Scope JobRuntime::ScopeOf(uint32_t tensor) const {
+  const TensorOptimizer& optimizer = shards_->optimizers()[tensor];
+  return optimizer.frozen() ? kernels::Scope::kElement : optimizer.optimizer->scope;
 }
 
 void JobRuntime::SubmitLook(PendingLook look) {
-  const bool is_matrix =
-      shards_->optimizers()[look.tensor].optimizer->scope == kernels::Scope::kMatrix;
+  const bool is_matrix = ScopeOf(look.tensor) == kernels::Scope::kMatrix;
   if (is_matrix && matrix_updates_left_ > 0) return looks_waiting_.push_back(std::move(look));
   if (is_matrix) matrix_updates_left_ = look.updates.size();
   environment_.pool->Submit(
@@ -799,8 +798,7 @@ void JobRuntime::LookInPool(const PendingLook& look) {
 // Begins the next matrix after the last update of one.
 void JobRuntime::EndUpdateOfMatrix(const Update& update) {
   const auto tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
-  if (!Looks(tensor) || shards_->optimizers()[tensor].optimizer->scope != kernels::Scope::kMatrix)
-    return;
+  if (ScopeOf(tensor) != kernels::Scope::kMatrix) return;
   if (matrix_updates_left_ == 0 || --matrix_updates_left_ > 0 || looks_waiting_.empty()) return;
   PendingLook next = std::move(looks_waiting_.front());
   looks_waiting_.pop_front();

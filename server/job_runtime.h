@@ -201,8 +201,8 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void SubmitUpdate(Update update);
   void ApplyInPool(Update update);
-  // Whether a step of the tensor begins with a look at all of it.
-  bool Looks(uint32_t tensor) const REQUIRES(mutex_);
+  // What a step of the tensor looks at first.
+  kernels::Scope ScopeOf(uint32_t tensor) const REQUIRES(mutex_);
   // Matrices wait for one another, as there is memory for a look at one.
   void SubmitLook(PendingLook look) REQUIRES(mutex_);
   void LookInPool(const PendingLook& look);

@@ -147,6 +147,38 @@ absl::Status ShardStore::EnsureWindow(uint64_t bytes) {
   return OpenWindow();
 }
 
+// The window, if the shard has slots on disk.
+absl::Status ShardStore::LeaseWindow(const Shard& shard,
+                                     std::optional<WindowLease>* lease) NO_THREAD_SAFETY_ANALYSIS {
+  uint64_t bytes = 0;
+  for (const SlotState& slot : shard.slots)
+    if (slot.format.exists() && slot.tier == Tier::kNvme)
+      bytes += Buffer::Footprint(slot.format.Bytes(shard.count()));
+  if (bytes == 0) return absl::OkStatus();
+  lease->emplace(&mutex_, &window_free_, &window_busy_);
+  absl::Status room = EnsureWindow(bytes);
+  return room.ok() ? room : Annotated(room, shard.Name());
+}
+
+// A slot without bytes in memory: its first ones in its own room, or those on disk in the window.
+absl::StatusOr<BufferPtr> ShardStore::BringSlot(Shard* shard, Slot slot) NO_THREAD_SAFETY_ANALYSIS {
+  SlotState& state = shard->slots[static_cast<size_t>(slot)];
+  const uint64_t bytes = state.format.Bytes(shard->count());
+  Reservation* const room = state.tier == Tier::kDram ? &state.room : &window_;
+  auto buffer = InitialBuffer(state.format, bytes, room);
+  if (room == &window_ && absl::IsResourceExhausted(buffer.status())) {
+    WriteBackStranded();
+    buffer = InitialBuffer(state.format, bytes, room);
+  }
+  if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
+  if (state.spilled)
+    if (absl::Status restored = tiers_->Restore(shard->Key(layout_.job, slot), *state.spilled,
+                                                {(*buffer)->data(), bytes});
+        !restored.ok())
+      return restored;
+  return buffer;
+}
+
 // While `busy`, slots change by this thread alone, so that they are read without the lock.
 absl::Status ShardStore::ApplyGradient(Shard* shard,
                                        const ShardUpdate& update) NO_THREAD_SAFETY_ANALYSIS {
@@ -156,21 +188,13 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
   if (!gradient.ok()) return gradient.status();
   if (optimizer.frozen() || update.scalars.count != optimizer.optimizer->scalar_count)
     return absl::InvalidArgumentError("the decision's scalars are not of this tensor's optimizer");
-  if (gradient->absent && absl::string_view(optimizer.optimizer->name) == "store")
+  if (gradient->absent && optimizer.optimizer->takes_weights)
     return absl::OkStatus();  // zeros would be its new weights
   if (optimizer.optimizer->scope != kernels::Scope::kElement && !update.look)
     return absl::InvalidArgumentError("the tensor was not looked at");
   const kernels::StepScalars& scalars = update.look ? update.look->pass->scalars() : update.scalars;
-  uint64_t streamed_bytes = 0;
-  for (const SlotState& slot : shard->slots)
-    if (slot.format.exists() && slot.tier == Tier::kNvme)
-      streamed_bytes += Buffer::Footprint(slot.format.Bytes(shard->count()));
   std::optional<WindowLease> lease;
-  if (streamed_bytes > 0) {
-    lease.emplace(&mutex_, &window_free_, &window_busy_);
-    if (absl::Status room = EnsureWindow(streamed_bytes); !room.ok())
-      return Annotated(room, shard->Name());
-  }
+  if (absl::Status leased = LeaseWindow(*shard, &lease); !leased.ok()) return leased;
 
   WorkingSlots slots;
   for (size_t i = 0; i < kStoredSlotCount; ++i) {
@@ -209,27 +233,16 @@ absl::Status ShardStore::ApplyGradient(Shard* shard,
         continue;
       }
       buffer = room.Allocate(bytes);
-      if (!buffer.ok()) return buffer.status();
+      if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
       if (slot == Slot::kWeight)
         slots.old_weight = state.data;
       else
         std::memcpy((*buffer)->data(), state.data->data(), bytes);
       slots.rooms[i] = std::move(room);
-    } else if (state.tier == Tier::kDram) {
-      buffer = InitialBuffer(state.format, bytes, &state.room);
     } else {
-      buffer = InitialBuffer(state.format, bytes, &window_);
-      if (absl::IsResourceExhausted(buffer.status())) {
-        WriteBackStranded();
-        buffer = InitialBuffer(state.format, bytes, &window_);
-      }
-      if (buffer.ok() && state.spilled)
-        if (absl::Status restored = tiers_->Restore(shard->Key(layout_.job, slot), *state.spilled,
-                                                    {(*buffer)->data(), bytes});
-            !restored.ok())
-          return restored;
+      buffer = BringSlot(shard, slot);
     }
-    if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
+    if (!buffer.ok()) return buffer.status();
     slots.buffers[i] = *std::move(buffer);
   }
 

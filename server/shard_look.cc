@@ -7,31 +7,14 @@
 #include "server/shard.h"
 
 namespace orlop::server {
-namespace {
-
-// What a look at a tensor works in.
-struct Sizes {
-  uint64_t sums = 0, floats = 0;  // fp64 and fp32 elements
-  uint64_t bytes() const { return sums * sizeof(double) + floats * sizeof(float); }
-};
-Sizes SizesOf(const kernels::Optimizer& optimizer, const kernels::MatrixShape& shape) {
-  const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
-  if (kernels::TensorPass::IsFactored(optimizer, shape))
-    return {rows + columns, 2 * rows + columns};
-  if (optimizer.scope != kernels::Scope::kMatrix) return {};
-  return {0, shape.count() + kernels::TensorPass::MatrixWorkspace(shape)};
-}
-
-}  // namespace
-
 // Factored tensors are looked at side by side, matrices one after another.
 uint64_t ShardStore::LookBytes() const {
   uint64_t factored = 0, matrix = 0;
   for (const auto& shard : shards_) {
     const TensorOptimizer& optimizer = optimizers_[shard->info.tensor];
     if (optimizer.frozen() || shard->info.index > 0) continue;
-    const uint64_t bytes = Buffer::Footprint(
-        SizesOf(*optimizer.optimizer, kernels::MatrixShape::Of(shard->tensor->shape)).bytes());
+    const uint64_t bytes = Buffer::Footprint(kernels::PassMemory::Bytes(
+        *optimizer.optimizer, kernels::MatrixShape::Of(shard->tensor->shape)));
     if (optimizer.optimizer->scope == kernels::Scope::kMatrix)
       matrix = std::max(matrix, bytes);
     else
@@ -69,24 +52,14 @@ absl::StatusOr<std::shared_ptr<const TensorLook>> ShardStore::Look(uint32_t tens
     if (shard->info.tensor == tensor) shards.push_back(shard.get());
 
   auto look = std::make_shared<TensorLook>();
-  kernels::PassMemory memory;
-  if (const Sizes sizes = SizesOf(*optimizer, shape); sizes.bytes() > 0) {
+  if (const uint64_t bytes = kernels::PassMemory::Bytes(*optimizer, shape); bytes > 0) {
     MutexLock lock(&mutex_);
-    auto buffer = look_.Allocate(sizes.bytes());
+    auto buffer = look_.Allocate(bytes);
     if (!buffer.ok()) return buffer.status();
     look->memory = *std::move(buffer);
-    memory.sums = look->memory->as<double>().subspan(0, sizes.sums);
-    const absl::Span<float> floats = look->memory->as<float>().subspan(2 * sizes.sums);
-    if (optimizer->scope == kernels::Scope::kMatrix) {
-      memory.matrix = floats.data();
-      memory.workspace = floats.data() + shape.count();
-    } else {
-      const uint64_t rows = shape.matrices * shape.rows, columns = shape.matrices * shape.columns;
-      memory.rows = floats.subspan(0, rows);
-      memory.row_factors = floats.subspan(rows, rows);
-      memory.columns = floats.subspan(2 * rows, columns);
-    }
   }
+  const kernels::PassMemory memory(*optimizer, shape,
+                                   look->memory ? look->memory->data() : nullptr);
   for (Shard* shard : shards) {
     if (memory.rows.empty()) break;
     absl::Status status = LookForAverages(shard, memory.rows, memory.columns);
@@ -141,40 +114,22 @@ absl::Status ShardStore::LookAtShard(Shard* shard, const ShardUpdate& update,
         v1::ErrorDetail::WRONG_STEP);
   const auto gradient = StagedGradientOf(shard);
   if (!gradient.ok()) return gradient.status();
-  uint64_t streamed_bytes = 0;
-  for (const SlotState& slot : shard->slots)
-    if (slot.format.exists() && slot.tier == Tier::kNvme)
-      streamed_bytes += Buffer::Footprint(slot.format.Bytes(shard->count()));
   std::optional<WindowLease> lease;
-  if (streamed_bytes > 0) {
-    lease.emplace(&mutex_, &window_free_, &window_busy_);
-    if (absl::Status room = EnsureWindow(streamed_bytes); !room.ok())
-      return Annotated(room, shard->Name());
-  }
   WorkingSlots slots;
-  for (size_t i = 0; i < kStoredSlotCount; ++i) {
-    SlotState& state = shard->slots[i];
-    if (!state.format.exists()) continue;
-    slots.buffers[i] = state.data;
-    if (state.data) continue;
-    const Slot slot = static_cast<Slot>(i);
-    const uint64_t bytes = state.format.Bytes(shard->count());
-    const bool fresh = state.tier == Tier::kDram;  // its first contents, in its own room
-    auto buffer = InitialBuffer(state.format, bytes, fresh ? &state.room : &window_);
-    if (!fresh && absl::IsResourceExhausted(buffer.status())) {
-      WriteBackStranded();
-      buffer = InitialBuffer(state.format, bytes, &window_);
+  if (look->pass->reads_slots()) {
+    if (absl::Status leased = LeaseWindow(*shard, &lease); !leased.ok()) return leased;
+    for (size_t i = 0; i < kStoredSlotCount; ++i) {
+      SlotState& state = shard->slots[i];
+      if (!state.format.exists() || state.format.axis != SlotFormat::Axis::kElements) continue;
+      slots.buffers[i] = state.data;
+      if (state.data) continue;
+      auto buffer = BringSlot(shard, static_cast<Slot>(i));
+      if (!buffer.ok()) return buffer.status();
+      slots.buffers[i] = *buffer;
+      if (state.tier == Tier::kNvme) continue;
+      MutexLock lock(&shard->mutex);
+      state.data = *std::move(buffer);
     }
-    if (!buffer.ok()) return Annotated(buffer.status(), shard->Name());
-    if (state.spilled) {
-      absl::Status restored = tiers_->Restore(shard->Key(layout_.job, slot), *state.spilled,
-                                              {(*buffer)->data(), bytes});
-      if (!restored.ok()) return restored;
-    }
-    slots.buffers[i] = *buffer;
-    if (!fresh) continue;
-    MutexLock lock(&shard->mutex);
-    state.data = *std::move(buffer);
   }
   ShardUpdate plain = update;
   plain.look = nullptr;  // the pass gives its own scalars and input

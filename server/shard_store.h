@@ -39,6 +39,7 @@
 namespace orlop::server {
 
 struct Shard;  // server/shard.h
+class WindowLease;
 struct GradientStage;
 struct LoadStage;
 struct SlotState;
@@ -218,6 +219,8 @@ class ShardStore : public Spillable {
                                                             v1::DType dtype, const Box& box);
   absl::StatusOr<StagedShard> SumGradient(const Shard& shard, GradientStage* stage);
   absl::StatusOr<StagedShard> FillLoad(Shard* shard, const std::shared_ptr<LoadStage>& stage);
+  absl::Status LeaseWindow(const Shard& shard, std::optional<WindowLease>* lease);
+  absl::StatusOr<BufferPtr> BringSlot(Shard* shard, Slot slot);
   absl::Status ApplyGradient(Shard* shard, const ShardUpdate& update);
   absl::Status LookAtShard(Shard* shard, const ShardUpdate& update, TensorLook* look);
   absl::Status LookForAverages(Shard* shard, absl::Span<float> rows, absl::Span<float> columns);

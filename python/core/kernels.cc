@@ -93,34 +93,24 @@ class Look {
   // `averages`: of rows, then of columns; null where there are none.
   Look(const kernels::RangeStep& whole, const kernels::StepScalars& scalars,
        const std::vector<uint64_t>& shape, float* averages) {
-    const kernels::Optimizer& optimizer = *whole.optimizer;
     const auto matrix = kernels::MatrixShape::Of(shape);
-    kernels::PassMemory memory;
-    if (kernels::TensorPass::IsFactored(optimizer, matrix)) {
-      const size_t rows = matrix.matrices * matrix.rows, columns = matrix.matrices * matrix.columns;
-      memory_.resize(rows);
-      sums_.resize(rows + columns);
-      memory = {{averages, rows},
-                {averages + rows, columns},
-                absl::MakeSpan(memory_),
-                absl::MakeSpan(sums_)};
-    } else if (optimizer.scope == kernels::Scope::kMatrix) {
-      memory_.resize(matrix.count() + kernels::TensorPass::MatrixWorkspace(matrix));
-      memory.matrix = memory_.data();
-      memory.workspace = memory_.data() + matrix.count();
-    }
-    pass_.emplace(optimizer, matrix, scalars, memory);
+    memory_.resize((kernels::PassMemory::Bytes(*whole.optimizer, matrix) + 7) / 8);
+    const kernels::PassMemory memory(*whole.optimizer, matrix, memory_.data());
+    std::copy_n(averages, memory.rows.size(), memory.rows.begin());
+    std::copy_n(averages + memory.rows.size(), memory.columns.size(), memory.columns.begin());
+    pass_.emplace(*whole.optimizer, matrix, scalars, memory);
     for (int round = 0; round < pass_->rounds() && status_.ok(); ++round) {
       status_ = pass_->Add(whole, 0);
       if (status_.ok()) pass_->EndRound();
     }
+    std::copy(memory.rows.begin(), memory.rows.end(), averages);
+    std::copy(memory.columns.begin(), memory.columns.end(), averages + memory.rows.size());
   }
   const absl::Status& status() const { return status_; }
   void Finish(kernels::RangeStep* whole) const { pass_->Finish(0, whole); }
 
  private:
-  std::vector<float> memory_;
-  std::vector<double> sums_;
+  std::vector<double> memory_;
   std::optional<kernels::TensorPass> pass_;
   absl::Status status_;
 };
