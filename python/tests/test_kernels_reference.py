@@ -210,12 +210,10 @@ MATRICES = {"adafactor": FACTOR, "adafactor-slow": FACTOR | dict(d=2.0, eps1=1e-
                                adjust_lr=1)}
 
 
-@pytest.mark.parametrize("shape", [(60, 70), (70, 60), (3, 20, 61)], ids=str)
-@pytest.mark.parametrize("case", MATRICES)
+@pytest.mark.parametrize("case, shape", [(case, shape) for case in MATRICES for shape in [(60, 70), (70, 60), (3, 20, 61)]
+                                         if len(shape) == 2 or not case.startswith("muon")], ids=str)
 def test_25_steps_of_matrices_are_those_of_the_papers_and_of_torch(case, shape):
     name, values = case.partition("-")[0], MATRICES[case]
-    if name == "muon" and len(shape) != 2:
-        pytest.skip("Muon steps matrices")
     model = {"adafactor": Adafactor, "muon": Muon}[name]()
     generator = torch.Generator().manual_seed(SEED)
     start = 0.1 * torch.randn(shape, generator=generator)
