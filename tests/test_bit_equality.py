@@ -258,6 +258,7 @@ def test_mean_of_several_contributors_is_their_average(make_cluster, recording):
 def test_shards_of_a_tensor_are_placed_on_several_servers_and_explained(make_cluster, recording):
     job = start_job(make_cluster(3), recording)
     assert len(job.addresses()) == 3
+    job.pull("token.weight")  # waits until the LOAD, which is committed, is applied
     shards = job.describe("token.weight").shards
     assert [(shard.first_element, shard.element_count) for shard in shards] == [
         (0, SHARD_ELEMENTS), (SHARD_ELEMENTS, 4500 * 256 - SHARD_ELEMENTS)]
