@@ -24,7 +24,7 @@ struct BlockKernels {
                  BlockRandom random, StateSpan to);
   // reduce.h's ReduceGradient, of at most a block.
   void (*reduce)(TypedSpan gradient, BlockSums* sums);
-  // k8Bit, given what Fused found; null: not fused here.
+  // k8Bit, given the largest bits of magnitudes (FusedRange); null: not fused here.
   void (*encode_found)(CodeBook code_book, Rounding rounding, const float* from,
                        uint32_t largest_bits, BlockRandom random, StateSpan to);
 };
@@ -46,19 +46,22 @@ using BlockMeasure = void (*)(const float* scalars, const float* gradient, const
                               float* const* states, float* const* out);
 inline constexpr size_t kMeasures = 2;
 
-// The same with everything around it but the encoding, for 8-bit state and the exact master:
-// divisions and square roots then overlap with the work of decoding, joining and splitting.
-struct FusedBlock {
+// The same over whole blocks, one after another, with everything around it, for 8-bit state and the
+// exact master (fused-inl.h). As RangeStep, but for:
+struct FusedRange {
   const void* gradient;
   DType dtype;  // kBF16 or kF32
   const uint16_t* weight;
   uint16_t* new_weight;
   int16_t* remainder;
   const StateSpan* states;
-  float* values[kMaxStates];          // out: the new states
-  uint32_t largest_bits[kMaxStates];  // out: of their magnitudes, as fp32 bits
+  const Rounding* rounding;  // of each state
+  RandomKey random;
+  uint64_t first_block;
+  size_t blocks;
+  decltype(BlockKernels::encode_found) encode;
 };
-using FusedUpdate = void (*)(const float* scalars, FusedBlock* block);
+using FusedUpdate = void (*)(const float* scalars, const FusedRange& range);
 
 // What an optimizer's file compiles to.
 struct Updates {

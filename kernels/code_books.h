@@ -17,6 +17,7 @@
 #pragma once
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 namespace orlop::kernels {
@@ -151,8 +152,7 @@ constexpr DecadeTables MakeDecadeTables(bool is_signed) {
 struct SegmentTables {
   alignas(64) std::array<int32_t, 32> segment{};
   alignas(64) std::array<float, 32> next{};
-  // By segment: the code (unsigned) or k (signed) is magnitude * scale + bias, rounded, up to
-  // `last`.
+  // By segment: k is magnitude * scale + bias, rounded, up to `last`.
   alignas(64) std::array<float, 16> scale{}, bias{}, last{};
 };
 
@@ -160,7 +160,6 @@ struct SegmentTables {
 constexpr SegmentTables MakeSegmentTables(bool is_signed, float zero_k) {
   const std::array<float, 8> begins = MakeLowerBounds(is_signed);
   const DecadeTables decades = MakeDecadeTables(is_signed);
-  const float code_of_k = is_signed ? 0 : -1;
   SegmentTables tables;
   for (int exponent = 0; exponent < 32; ++exponent) {
     const float binade = std::bit_cast<float>(static_cast<uint32_t>(96 + exponent) << 23);
@@ -170,11 +169,11 @@ constexpr SegmentTables MakeSegmentTables(bool is_signed, float zero_k) {
       if (begin > binade && begin < 2 * binade) tables.next[exponent] = begin;
     }
   }
-  tables.bias[0] = tables.last[0] = zero_k + code_of_k;
+  tables.bias[0] = tables.last[0] = zero_k;
   for (int i = 0; i <= kDecades; ++i) {
     tables.scale[i + 1] = decades.scale[i];
-    tables.bias[i + 1] = decades.bias[i] + code_of_k;
-    tables.last[i + 1] = decades.last[i] + code_of_k;
+    tables.bias[i + 1] = decades.bias[i];
+    tables.last[i + 1] = decades.last[i];
   }
   return tables;
 }
@@ -203,21 +202,30 @@ constexpr StochasticTables MakeStochasticTables(bool is_signed) {
   return tables;
 }
 
-// The four bytes of every entry, for byte permutes.
+// The four bytes of every entry, for byte permutes. Of the signed book the magnitudes by k, and 1.0
+// (k = 128) in place of 0: seven bits of k find them, and 1.0's lower two bytes are 0.
+template <size_t kSize>
 struct BytePlanes {
-  alignas(64) std::array<std::array<uint8_t, 256>, 4> plane{};
+  alignas(64) std::array<std::array<uint8_t, kSize>, 4> plane{};
 };
 
-constexpr BytePlanes MakeBytePlanes(bool is_signed) {
-  const std::array<float, 256> book = MakeCodeBook(is_signed);
-  BytePlanes planes;
-  for (int code = 0; code < 256; ++code) {
+template <size_t kSize>
+constexpr BytePlanes<kSize> MakeBytePlanes(const std::array<float, kSize>& entries) {
+  BytePlanes<kSize> planes;
+  for (size_t i = 0; i < kSize; ++i) {
     for (int byte = 0; byte < 4; ++byte) {
-      planes.plane[byte][code] =
-          static_cast<uint8_t>(std::bit_cast<uint32_t>(book[code]) >> (8 * byte));
+      planes.plane[byte][i] =
+          static_cast<uint8_t>(std::bit_cast<uint32_t>(entries[i]) >> (8 * byte));
     }
   }
   return planes;
+}
+
+constexpr std::array<float, 128> MakeMagnitudes() {
+  const std::array<float, 256> book = MakeCodeBook(true);
+  std::array<float, 128> magnitudes{1};
+  for (int k = 1; k < 128; ++k) magnitudes[k] = book[kSignedZeroCode + k];
+  return magnitudes;
 }
 
 inline constexpr SlotTables kSignedSlots = MakeSlotTables(true);
@@ -229,8 +237,8 @@ inline constexpr StochasticTables kUnsignedStochastic = MakeStochasticTables(fal
 inline constexpr SegmentTables kSignedSegments = MakeSegmentTables(true, 0);
 inline constexpr SegmentTables kUnsignedSegments = MakeSegmentTables(false, 1);
 inline constexpr SegmentTables kNoZeroSegments = MakeSegmentTables(false, 2);
-inline constexpr BytePlanes kSignedPlanes = MakeBytePlanes(true);
-inline constexpr BytePlanes kUnsignedPlanes = MakeBytePlanes(false);
+inline constexpr BytePlanes<128> kSignedPlanes = MakeBytePlanes(MakeMagnitudes());
+inline constexpr BytePlanes<256> kUnsignedPlanes = MakeBytePlanes(MakeCodeBook(false));
 // Magnitudes below are nearest to zero.
 inline constexpr float kSignedSmallest = MakeLowerBounds(true)[0];
 inline constexpr float kUnsignedSmallest = MakeLowerBounds(false)[0];

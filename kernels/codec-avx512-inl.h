@@ -7,6 +7,8 @@
 #define ORLOP_KERNELS_CODEC_AVX512_INL_H_
 #endif
 
+#include <array>
+
 #include "kernels/code_books.h"
 #include "kernels/quantize.h"
 #include "kernels/simd-inl.h"
@@ -16,26 +18,62 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_AVX3_DL
-// One byte of 64 table entries: two permutes of half the table each.
-HWY_INLINE __m512i LookupPlane(const std::array<uint8_t, 256>& plane, __m512i codes) {
+// Four vectors of 32-bit lanes that hold two pairs are made of 64 bytes, and become such, within
+// 128 bits: byte 16 l + 4 v + e of the 64 is lane 4 l + e of vector v (0 and 2 even, 1 and 3 odd).
+// kBytesToVectors has the index of each such byte in its block, kVectorsToBytes the way back.
+inline constexpr size_t IndexOfByte(size_t byte) {
+  const size_t vector = byte / 4 % 4, lane = byte / 16 * 4 + byte % 4;
+  return vector / 2 * 32 + 2 * lane + vector % 2;
+}
+alignas(64) inline constexpr std::array<uint8_t, 64> kBytesToVectors = [] {
+  std::array<uint8_t, 64> order{};
+  for (size_t byte = 0; byte < 64; ++byte) order[byte] = static_cast<uint8_t>(IndexOfByte(byte));
+  return order;
+}();
+alignas(64) inline constexpr std::array<uint8_t, 64> kVectorsToBytes = [] {
+  std::array<uint8_t, 64> order{};
+  for (size_t byte = 0; byte < 64; ++byte) order[IndexOfByte(byte)] = static_cast<uint8_t>(byte);
+  return order;
+}();
+
+// One byte of 64 entries, of those in the mask. Of 256: two permutes of half the table each.
+inline constexpr __mmask64 kAllBytes = ~__mmask64{0};
+HWY_INLINE __m512i LookupPlane(const std::array<uint8_t, 128>& plane, __m512i index,
+                               __mmask64 mask) {
+  return _mm512_maskz_permutex2var_epi8(mask, _mm512_load_si512(plane.data()), index,
+                                        _mm512_load_si512(plane.data() + 64));
+}
+HWY_INLINE __m512i LookupPlane(const std::array<uint8_t, 256>& plane, __m512i index) {
   const uint8_t* table = plane.data();
   const __m512i low =
-      _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
-  const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), codes,
+      _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+  const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), index,
                                                 _mm512_load_si512(table + 192));
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
 }
 
-// The entries of 64 codes, in index order, as four vectors.
-HWY_INLINE void DecodeByPermutes(const code_book_internal::BytePlanes& book,
-                                 const uint8_t* HWY_RESTRICT codes, VF* entries) {
-  // Ordered so that interleaving, which stays within 128 bits, ends in index order.
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i c = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
-  const __m512i b0 = LookupPlane(book.plane[0], c), b1 = LookupPlane(book.plane[1], c);
-  const __m512i b2 = LookupPlane(book.plane[2], c), b3 = LookupPlane(book.plane[3], c);
-  const __m512i low01 = _mm512_unpacklo_epi8(b0, b1), high01 = _mm512_unpackhi_epi8(b0, b1);
-  const __m512i low23 = _mm512_unpacklo_epi8(b2, b3), high23 = _mm512_unpackhi_epi8(b2, b3);
+// The entries of 64 codes as four vectors.
+template <CodeBook kBook>
+HWY_INLINE void DecodeByPermutes(const uint8_t* HWY_RESTRICT codes, VF* entries) {
+  using namespace code_book_internal;
+  const __m512i c =
+      _mm512_permutexvar_epi8(_mm512_load_si512(kBytesToVectors.data()), _mm512_loadu_si512(codes));
+  __m512i b[4];
+  if constexpr (kBook == CodeBook::kUnsigned) {
+    ORLOP_UNROLL
+    for (size_t byte = 0; byte < 4; ++byte) b[byte] = LookupPlane(kUnsignedPlanes.plane[byte], c);
+  } else {
+    const __m512i zero_code = _mm512_set1_epi8(kSignedZeroCode);
+    const __m512i k = _mm512_sub_epi8(c, zero_code), magnitude = _mm512_abs_epi8(k);
+    const __mmask64 is_some = _mm512_test_epi8_mask(k, k);  // 0 has 1.0's place in the table
+    const __mmask64 is_negative = _mm512_cmplt_epu8_mask(c, zero_code);
+    ORLOP_UNROLL
+    for (size_t byte = 0; byte < 4; ++byte)
+      b[byte] = LookupPlane(kSignedPlanes.plane[byte], magnitude, byte < 2 ? kAllBytes : is_some);
+    b[3] = _mm512_mask_add_epi8(b[3], is_negative, b[3], _mm512_set1_epi8(-128));
+  }
+  const __m512i low01 = _mm512_unpacklo_epi8(b[0], b[1]), high01 = _mm512_unpackhi_epi8(b[0], b[1]);
+  const __m512i low23 = _mm512_unpacklo_epi8(b[2], b[3]), high23 = _mm512_unpackhi_epi8(b[2], b[3]);
   entries[0].raw = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low01, low23));
   entries[1].raw = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low01, low23));
   entries[2].raw = _mm512_castsi512_ps(_mm512_unpacklo_epi16(high01, high23));
@@ -44,10 +82,33 @@ HWY_INLINE void DecodeByPermutes(const code_book_internal::BytePlanes& book,
 #endif  // HWY_AVX3_DL
 
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-// As Map::Nearest, for kNoZero of both books and kNearest of the unsigned one.
-class SegmentEncoder {
+// As codec-inl.h says.
+class Positions {
  public:
-  HWY_INLINE SegmentEncoder(const code_book_internal::SegmentTables& tables, float inverse)
+  Positions() = default;
+  HWY_INLINE Positions(CodeBook book, Rounding rounding, float inverse)
+      : Positions(book == CodeBook::kSigned       ? code_book_internal::kSignedSegments
+                  : rounding == Rounding::kNoZero ? code_book_internal::kNoZeroSegments
+                                                  : code_book_internal::kUnsignedSegments,
+                  inverse) {}
+
+  template <CodeBook kBook, Rounding kRounding>
+  HWY_INLINE VF Of(VF x, VF* r) const {
+    r->raw = _mm512_mul_ps(x.raw, inverse_);
+    // The larger magnitude of r and 2^-31.
+    const __m512 a = _mm512_range_ps(r->raw, _mm512_set1_ps(0x1p-31f), 0b1011);
+    const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
+    const __mmask16 next =
+        _mm512_cmp_ps_mask(a, _mm512_permutex2var_ps(next0_, exponent, next1_), _CMP_GE_OQ);
+    const __m512i begin = _mm512_permutex2var_epi32(segment0_, exponent, segment1_);
+    const __m512i segment = _mm512_mask_add_epi32(begin, next, begin, _mm512_set1_epi32(1));
+    const __m512 position = _mm512_fmadd_ps(a, _mm512_permutexvar_ps(segment, scale_),
+                                            _mm512_permutexvar_ps(segment, bias_));
+    return VF{_mm512_min_ps(position, _mm512_permutexvar_ps(segment, last_))};
+  }
+
+ private:
+  HWY_INLINE Positions(const code_book_internal::SegmentTables& tables, float inverse)
       : inverse_(_mm512_set1_ps(inverse)),
         segment0_(_mm512_load_si512(&tables.segment[0])),
         segment1_(_mm512_load_si512(&tables.segment[16])),
@@ -57,34 +118,6 @@ class SegmentEncoder {
         bias_(_mm512_load_ps(tables.bias.data())),
         last_(_mm512_load_ps(tables.last.data())) {}
 
-  template <bool kIsSigned>
-  HWY_INLINE VI Code(VF x, MF* near_tie) const {
-    const __m512 r = _mm512_mul_ps(x.raw, inverse_);
-    // The larger magnitude of r and 2^-31.
-    const __m512 a = _mm512_range_ps(r, _mm512_set1_ps(0x1p-31f), 0b1011);
-    const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
-    const __mmask16 next =
-        _mm512_cmp_ps_mask(a, _mm512_permutex2var_ps(next0_, exponent, next1_), _CMP_GE_OQ);
-    const __m512i begin = _mm512_permutex2var_epi32(segment0_, exponent, segment1_);
-    const __m512i segment = _mm512_mask_add_epi32(begin, next, begin, _mm512_set1_epi32(1));
-    const __m512 position = _mm512_fmadd_ps(a, _mm512_permutexvar_ps(segment, scale_),
-                                            _mm512_permutexvar_ps(segment, bias_));
-    const __m512 within = _mm512_min_ps(position, _mm512_permutexvar_ps(segment, last_));
-    // What rounding takes away. The roundings of the sum below show only where this is near a tie.
-    const __m512 cut = _mm512_abs_ps(_mm512_reduce_ps(within, 0));
-    near_tie->raw = _mm512_cmp_ps_mask(cut, _mm512_set1_ps(0.5f - 1.0f / (1 << 14)), _CMP_GT_OQ);
-    if constexpr (kIsSigned) {
-      const __m512 sign = _mm512_set1_ps(-0.0f);
-      const __m512 k = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-          _mm512_castps_si512(sign), _mm512_castps_si512(r), _mm512_castps_si512(within), 0xCA));
-      return VI{_mm512_cvtps_epi32(_mm512_add_ps(k, _mm512_set1_ps(kSignedZeroCode)))};
-    } else {
-      const __m512i bits = _mm512_castps_si512(x.raw);
-      return VI{_mm512_maskz_cvtps_epi32(_mm512_test_epi32_mask(bits, bits), within)};
-    }
-  }
-
- private:
   __m512 inverse_;
   __m512i segment0_, segment1_;
   __m512 next0_, next1_, scale_, bias_, last_;

@@ -23,40 +23,77 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// ---- Bytes: four vectors of lanes at a time ----
+// ---- Two pairs (simd-inl.h) at a time: four vectors, even, odd, even, odd ----
 
-// Stores lanes of -1 .. 255 as bytes; -1 as 0.
-HWY_INLINE void StoreCodes(VI c0, VI c1, VI c2, VI c3, uint8_t* HWY_RESTRICT to) {
+HWY_INLINE size_t FourLanes() { return 4 * FloatLanes(); }
+
+HWY_INLINE void LoadFour(const float* HWY_RESTRICT values, VF* four) {
+  ORLOP_UNROLL
+  for (size_t j = 0; j < 4; j += 2) {
+    const Pair pair = LoadPair(values + j * FloatLanes());
+    four[j] = pair.even;
+    four[j + 1] = pair.odd;
+  }
+}
+HWY_INLINE void StoreFour(const VF* four, float* HWY_RESTRICT values) {
+  ORLOP_UNROLL
+  for (size_t j = 0; j < 4; j += 2) StorePair({four[j], four[j + 1]}, values + j * FloatLanes());
+}
+
+// The codes of numbers k (code_books.h), the signed book's with their sign. What is beyond the
+// codes is cut off: -128 gives code 0; 0 of the unsigned book, too.
+template <CodeBook kBook>
+HWY_INLINE void StoreNumbers(const VI* k, uint8_t* HWY_RESTRICT to) {
+  constexpr int16_t kOffset = kBook == CodeBook::kSigned ? kSignedZeroCode : -1;
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  const __m512i offset = _mm512_set1_epi16(kOffset);
   const __m512i bytes =
-      _mm512_packus_epi16(_mm512_packs_epi32(c0.raw, c1.raw), _mm512_packs_epi32(c2.raw, c3.raw));
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, bytes));
-#elif HWY_TARGET == HWY_AVX2
-  const __m256i bytes =
-      _mm256_packus_epi16(_mm256_packs_epi32(c0.raw, c1.raw), _mm256_packs_epi32(c2.raw, c3.raw));
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(bytes, order));
+      _mm512_packus_epi16(_mm512_add_epi16(_mm512_packs_epi32(k[0].raw, k[1].raw), offset),
+                          _mm512_add_epi16(_mm512_packs_epi32(k[2].raw, k[3].raw), offset));
+#if HWY_TARGET == HWY_AVX3_DL
+  const __m512i order = _mm512_load_si512(kVectorsToBytes.data());
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi8(order, bytes));
 #else
-  const size_t lanes = FloatLanes();
-  hn::StoreU(hn::DemoteTo(DU8(), c0), DU8(), to);
-  hn::StoreU(hn::DemoteTo(DU8(), c1), DU8(), to + lanes);
-  hn::StoreU(hn::DemoteTo(DU8(), c2), DU8(), to + 2 * lanes);
-  hn::StoreU(hn::DemoteTo(DU8(), c3), DU8(), to + 3 * lanes);
+  const __m128i mix = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  const __m512i mixed = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(mix));
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi64(order, mixed));
+#endif
+#elif HWY_TARGET == HWY_AVX2
+  const __m256i offset = _mm256_set1_epi16(kOffset);
+  const __m256i bytes =
+      _mm256_packus_epi16(_mm256_add_epi16(_mm256_packs_epi32(k[0].raw, k[1].raw), offset),
+                          _mm256_add_epi16(_mm256_packs_epi32(k[2].raw, k[3].raw), offset));
+  const __m128i mix = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  const __m256i mixed = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(mix));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(mixed, 0xD8));
+#else
+  const DI di;
+  ORLOP_UNROLL
+  for (size_t j = 0; j < 4; j += 2) {
+    const VI even = hn::Max(hn::Add(k[j], hn::Set(di, kOffset)), hn::Zero(di));
+    const VI odd = hn::Max(hn::Add(k[j + 1], hn::Set(di, kOffset)), hn::Zero(di));
+    const VI both = hn::Or(even, hn::ShiftLeft<8>(odd));
+    hn::StoreU(hn::DemoteTo(DU16(), both), DU16(),
+               reinterpret_cast<uint16_t*>(to + j * FloatLanes()));
+  }
 #endif
 }
 
-// The values of four vectors of codes.
+// The values of codes.
 template <CodeBook kBook>
 HWY_INLINE void DecodeFour(const uint8_t* HWY_RESTRICT codes, VF absmax, VF* values) {
 #if HWY_TARGET == HWY_AVX3_DL
-  DecodeByPermutes(Map<kBook>::kPlanes, codes, values);
+  DecodeByPermutes<kBook>(codes, values);
   ORLOP_UNROLL
   for (size_t j = 0; j < 4; ++j) values[j] = hn::Mul(values[j], absmax);
 #else
+  const DI di;
   ORLOP_UNROLL
-  for (size_t j = 0; j < 4; ++j) {
-    values[j] = Map<kBook>::Decode(codes + j * FloatLanes(), absmax);
+  for (size_t j = 0; j < 4; j += 2) {
+    const VI both = hn::BitCast(di, hn::PromoteTo(DU(), LoadBits16(codes + j * FloatLanes())));
+    values[j] = Map<kBook>::Decode(hn::And(both, hn::Set(di, 255)), absmax);
+    values[j + 1] = Map<kBook>::Decode(hn::ShiftRight<8>(both), absmax);
   }
 #endif
 }
@@ -64,89 +101,105 @@ HWY_INLINE void DecodeFour(const uint8_t* HWY_RESTRICT codes, VF absmax, VF* val
 template <CodeBook kBook>
 HWY_INLINE void DecodeBlock(const uint8_t* HWY_RESTRICT codes, float absmax,
                             float* HWY_RESTRICT values) {
-  const size_t lanes = FloatLanes();
-  for (size_t i = 0; i < kQuantBlock; i += 4 * lanes) {
+  for (size_t i = 0; i < kQuantBlock; i += FourLanes()) {
     VF four[4];
     DecodeFour<kBook>(codes + i, hn::Set(DF(), absmax), four);
-    ORLOP_UNROLL
-    for (size_t j = 0; j < 4; ++j) hn::StoreU(four[j], DF(), values + i + j * lanes);
+    StoreFour(four, values + i);
   }
 }
 
+// ---- Rounding to nearest ----
+
+#if HWY_TARGET != HWY_AVX3 && HWY_TARGET != HWY_AVX3_DL
+// Where values lie in a code book.
+class Positions {
+ public:
+  Positions() = default;
+  HWY_INLINE Positions(CodeBook, Rounding, float inverse) : inverse_(hn::Set(DF(), inverse)) {}
+  // r = x * inverse, and k of its magnitude before rounding (Map::Position; of an unsigned 0 any).
+  template <CodeBook kBook, Rounding kRounding>
+  HWY_INLINE VF Of(VF x, VF* r) const {
+    *r = hn::Mul(x, inverse_);
+    return Map<kBook>::template Position<kRounding>(hn::Abs(*r));
+  }
+
+ private:
+  VF inverse_;
+};
+#endif
+
+// k of x by kNoZero, the signed book's with its sign.
+template <CodeBook kBook>
+HWY_INLINE VI NoZeroNumber(const Positions& positions, VF x) {
+  VF r;
+  const VF position = positions.Of<kBook, Rounding::kNoZero>(x, &r);
+  if (kBook == CodeBook::kSigned) return ToNearestInt(hn::CopySignToAbs(position, r));
+  const auto some = hn::RebindMask(DI(), hn::Ne(x, hn::Zero(DF())));
+  return hn::IfThenElseZero(some, ToNearestInt(position));
+}
+
+// As NoZeroNumber by kNearest; *near_tie: the lanes that are so near to a tie that only exact
+// comparison can tell.
+template <CodeBook kBook>
+HWY_INLINE VI NearestNumber(const Positions& positions, VF x, MF* near_tie) {
+  const DF df;
+  VF r;
+  const VF position = positions.Of<kBook, Rounding::kNearest>(x, &r);
+  const VF cut = hn::Abs(hn::Sub(position, hn::Round(position)));
+  *near_tie = hn::Gt(cut, hn::Set(df, 0.5f - 1.0f / (1 << 14)));
+  if (kBook == CodeBook::kUnsigned) return ToNearestInt(position);
+  const VI k = ToNearestInt(hn::CopySignToAbs(position, r));
+  // A negative one that is nearest to 0 keeps its sign.
+  const DI di;
+  const auto negative_zero =
+      hn::And(hn::Eq(k, hn::Zero(di)), hn::Lt(hn::BitCast(di, x), hn::Zero(di)));
+  return hn::Add(k, hn::VecFromMask(di, negative_zero));
+}
+
 // Redoes exactly the lanes of a vector that are near a tie: their codes are right or one off.
-template <CodeBook kBook, Rounding kRounding>
+// Values and codes of a block from its first or second element on.
+template <CodeBook kBook>
 HWY_NOINLINE void FixTies(MF near_tie, const float* values, float absmax, uint8_t* codes) {
   uint8_t bits[8] = {};
   hn::StoreMaskBits(DF(), near_tie, bits);
   for (size_t i = 0; i < FloatLanes(); ++i) {
     if ((bits[i / 8] & (1 << (i % 8))) == 0) continue;
-    codes[i] = reference::Encode(kBook, kRounding, values[i], absmax, 0);
+    codes[2 * i] = reference::Encode(kBook, Rounding::kNearest, values[2 * i], absmax, 0);
   }
 }
 
-// Codes of vectors, rounded to nearest.
-template <CodeBook kBook, Rounding kRounding>
-class NearestEncoder {
- public:
-  using M = Map<kBook>;
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  static constexpr bool kBySegments = kRounding == Rounding::kNoZero || !M::kIsSigned;
-#else
-  static constexpr bool kBySegments = false;
-#endif
-  explicit HWY_INLINE NearestEncoder(float inverse) : vector_(MakeVector(inverse)) {}
-  HWY_INLINE VI Code(VF x, MF* near_tie) const {
-    if constexpr (kBySegments) {
-      return vector_.template Code<M::kIsSigned>(x, near_tie);
-    } else {
-      return M::template Nearest<kRounding>(x, vector_, near_tie);
-    }
-  }
-
- private:
-  static HWY_INLINE auto MakeVector(float inverse) {
-    if constexpr (kBySegments) {
-      using namespace code_book_internal;
-      return SegmentEncoder(M::kIsSigned                     ? kSignedSegments
-                            : kRounding == Rounding::kNoZero ? kNoZeroSegments
-                                                             : kUnsignedSegments,
-                            inverse);
-    } else {
-      return hn::Set(DF(), inverse);
-    }
-  }
-  decltype(MakeVector(1)) vector_;
-};
+// ---- Blocks ----
 
 // Codes of 256 codable values, whose absmax (not 0) is what they are scaled by.
 template <CodeBook kBook, Rounding kRounding>
 HWY_INLINE void EncodeScaled(const float* HWY_RESTRICT values, float absmax, BlockRandom random,
                              uint8_t* HWY_RESTRICT codes) {
   const DF df;
-  using M = Map<kBook>;
   const VF inverse = hn::Set(df, 1 / absmax);
-  const NearestEncoder<kBook, kRounding> encoder(1 / absmax);
-  const size_t lanes = FloatLanes();
-  for (size_t i = 0; i < kQuantBlock; i += 4 * lanes) {
-    if constexpr (kRounding == Rounding::kStochastic) {
-      const auto code = [&](size_t at) HWY_ATTR {
-        return M::Stochastic(hn::LoadU(df, values + at), inverse, RandomUnits(random, at));
-      };
-      StoreCodes(code(i), code(i + lanes), code(i + 2 * lanes), code(i + 3 * lanes), codes + i);
-    } else {
-      MF t0, t1, t2, t3;
-      const auto code = [&](size_t at, MF* near_tie)
-                            HWY_ATTR { return encoder.Code(hn::LoadU(df, values + at), near_tie); };
-      const VI c0 = code(i, &t0), c1 = code(i + lanes, &t1);
-      const VI c2 = code(i + 2 * lanes, &t2), c3 = code(i + 3 * lanes, &t3);
-      StoreCodes(c0, c1, c2, c3, codes + i);
-      if (HWY_LIKELY(hn::AllFalse(df, hn::Or(hn::Or(t0, t1), hn::Or(t2, t3))))) continue;
-      const MF ties[4] = {t0, t1, t2, t3};
-      ORLOP_UNROLL
-      for (size_t j = 0; j < 4; ++j) {
-        if (hn::AllFalse(df, ties[j])) continue;
-        FixTies<kBook, kRounding>(ties[j], values + i + j * lanes, absmax, codes + i + j * lanes);
+  const Positions positions(kBook, kRounding, 1 / absmax);
+  for (size_t i = 0; i < kQuantBlock; i += FourLanes()) {
+    VF x[4];
+    VI k[4];
+    MF near_tie[4];
+    LoadFour(values + i, x);
+    ORLOP_UNROLL
+    for (size_t j = 0; j < 4; ++j) {
+      if constexpr (kRounding == Rounding::kStochastic) {
+        const VF unit = RandomUnits<2>(random, i + j / 2 * PairLanes() + j % 2);
+        k[j] = Map<kBook>::Stochastic(x[j], inverse, unit);
+      } else if constexpr (kRounding == Rounding::kNoZero) {
+        k[j] = NoZeroNumber<kBook>(positions, x[j]);
+      } else {
+        k[j] = NearestNumber<kBook>(positions, x[j], &near_tie[j]);
       }
+    }
+    StoreNumbers<kBook>(k, codes + i);
+    if constexpr (kRounding != Rounding::kNearest) continue;
+    ORLOP_UNROLL
+    for (size_t j = 0; j < 4; ++j) {
+      if (HWY_LIKELY(hn::AllFalse(df, near_tie[j]))) continue;
+      const size_t first = i + j / 2 * PairLanes() + j % 2;
+      FixTies<kBook>(near_tie[j], values + first, absmax, codes + first);
     }
   }
 }

@@ -17,19 +17,26 @@ namespace HWY_NAMESPACE {
 
 // Sixteen table entries, chosen per lane by `index` (0..15).
 HWY_INLINE VF Lookup16(const std::array<float, 16>& table, VI index) {
-  const DF df;
-#if HWY_MAX_BYTES >= 64
-  return hn::TableLookupLanes(hn::Load(df, table.data()), hn::IndicesFromVec(df, index));
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return Lookup8(table, index);  // by four bits of the index
+#elif HWY_TARGET == HWY_AVX2
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table.data()), index.raw);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(table.data() + 8), index.raw);
+  return VF{_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index.raw, 28)))};
 #else
-  return hn::GatherIndex(df, table.data(), index);
+  return hn::GatherIndex(DF(), table.data(), index);
 #endif
 }
 
 HWY_INLINE void Decode4(bool is_signed, const uint8_t* codes, const float* absmax, float* values) {
+  const DI di;
   const auto& book = is_signed ? kSigned4CodeBook : kUnsigned4CodeBook;
-  for (size_t i = 0; i < kQuantBlock; ++i) {
-    const uint8_t pair = codes[i / 2];
-    values[i] = book[i % 2 == 0 ? pair & 15 : pair >> 4] * absmax[i / kFourBitBlock];
+  for (size_t i = 0; i < kQuantBlock; i += PairLanes()) {
+    const VF scale = hn::Set(DF(), absmax[i / kFourBitBlock]);
+    const VI both = hn::PromoteTo(di, hn::LoadU(DU8(), codes + i / 2));
+    StorePair({hn::Mul(Lookup16(book, hn::And(both, hn::Set(di, 15))), scale),
+               hn::Mul(Lookup16(book, hn::ShiftRight<4>(both)), scale)},
+              values + i);
   }
 }
 
@@ -45,10 +52,11 @@ HWY_INLINE VI SignedCode4(VF r, const std::array<float, 16>& thresholds) {
   return code;
 }
 
+// Codes of r, of every other element from `at` on.
 HWY_INLINE VI Code4(bool is_signed, bool stochastic, VF r, BlockRandom random, size_t at) {
   const DF df;
   const DI di;
-  const VF unit = stochastic ? RandomUnits(random, at) : hn::Zero(df);
+  const VF unit = stochastic ? RandomUnits<2>(random, at) : hn::Zero(df);
   if (!is_signed) {  // entry k / 16, k from 1
     const VF position = hn::Mul(r, hn::Set(df, 16));
     const VF k = stochastic ? hn::Floor(hn::Add(position, unit)) : hn::Round(position);
@@ -68,7 +76,6 @@ HWY_INLINE void Encode4(bool is_signed, Rounding rounding, const float* values, 
   const DF df;
   const bool stochastic = rounding == Rounding::kStochastic;
   HWY_ALIGN_MAX float codable[kQuantBlock];
-  HWY_ALIGN_MAX int32_t wide[kQuantBlock];
   for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
     const VF x = hn::LoadU(df, values + i);
     hn::Store(is_signed ? Map<CodeBook::kSigned>::Codable(x) : Map<CodeBook::kUnsigned>::Codable(x),
@@ -83,13 +90,15 @@ HWY_INLINE void Encode4(bool is_signed, Rounding rounding, const float* values, 
     absmax[begin / kFourBitBlock] = block_absmax;
     const float scale = quantize_internal::ScaleOf(block_absmax);
     const VF inverse = hn::Set(df, block_absmax == 0 ? 0 : 1 / (block_absmax * scale));
-    for (size_t i = begin; i < begin + kFourBitBlock; i += FloatLanes()) {
-      const VF x = hn::Mul(hn::Load(df, codable + i), hn::Set(df, scale));
-      hn::Store(Code4(is_signed, stochastic, hn::Mul(x, inverse), random, i), DI(), wide + i);
+    const auto code = [&](VF x, size_t at) HWY_ATTR {
+      const VF r = hn::Mul(hn::Mul(x, hn::Set(df, scale)), inverse);
+      return Code4(is_signed, stochastic, r, random, at);
+    };
+    for (size_t i = begin; i < begin + kFourBitBlock; i += PairLanes()) {
+      const Pair pair = LoadPair(codable + i);
+      const VI both = hn::Or(code(pair.even, i), hn::ShiftLeft<4>(code(pair.odd, i + 1)));
+      hn::StoreU(hn::DemoteTo(DU8(), both), DU8(), codes + i / 2);
     }
-  }
-  for (size_t i = 0; i < kQuantBlock; i += 2) {
-    codes[i / 2] = static_cast<uint8_t>(wide[i] | wide[i + 1] << 4);
   }
 }
 

@@ -18,17 +18,20 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// Eight table entries, chosen per lane by `slot` (0..7). The table repeats for 16 lanes.
+// Eight table entries, chosen per lane by the low three bits of `slot`. The table repeats for 16
+// lanes.
 HWY_INLINE VF Lookup8(const std::array<float, 16>& table, VI slot) {
-  const DF df;
-#if HWY_MAX_BYTES >= 32
-  return hn::TableLookupLanes(hn::Load(df, table.data()), hn::IndicesFromVec(df, slot));
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return VF{_mm512_permutexvar_ps(slot.raw, _mm512_load_ps(table.data()))};
+#elif HWY_TARGET == HWY_AVX2
+  return VF{_mm256_permutevar8x32_ps(_mm256_load_ps(table.data()), slot.raw)};
 #else
-  return hn::GatherIndex(df, table.data(), slot);
+  return hn::GatherIndex(DF(), table.data(), hn::And(slot, hn::Set(DI(), 7)));
 #endif
 }
 
-// Truncates; the value fits.
+// Truncates, or rounds to nearest, ties to even; the value fits. Highway's own care for those that
+// do not.
 HWY_INLINE VI ToInt(VF v) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   return VI{_mm512_cvttps_epi32(v.raw)};
@@ -36,6 +39,15 @@ HWY_INLINE VI ToInt(VF v) {
   return VI{_mm256_cvttps_epi32(v.raw)};
 #else
   return hn::ConvertTo(DI(), v);
+#endif
+}
+HWY_INLINE VI ToNearestInt(VF v) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return VI{_mm512_cvtps_epi32(v.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  return VI{_mm256_cvtps_epi32(v.raw)};
+#else
+  return hn::NearestInt(v);
 #endif
 }
 
@@ -48,8 +60,6 @@ struct Map {
       kIsSigned ? code_book_internal::kSignedDecades : code_book_internal::kUnsignedDecades;
   static constexpr const code_book_internal::StochasticTables& kStochasticTables =
       kIsSigned ? code_book_internal::kSignedStochastic : code_book_internal::kUnsignedStochastic;
-  static constexpr const code_book_internal::BytePlanes& kPlanes =
-      kIsSigned ? code_book_internal::kSignedPlanes : code_book_internal::kUnsignedPlanes;
   static constexpr float kSmallest =
       kIsSigned ? code_book_internal::kSignedSmallest : code_book_internal::kUnsignedSmallest;
   static constexpr float kZeroK = kIsSigned ? 0 : 1;  // the number of the entry 0
@@ -62,19 +72,18 @@ struct Map {
     return hn::MulAdd(error, reciprocal, estimate);
   }
 
-  static HWY_INLINE VF Decode(const uint8_t* codes, VF absmax) {
+  static HWY_INLINE VF Decode(VI code, VF absmax) {
     const DF df;
     const DI di;
-    const VI code = hn::PromoteTo(di, hn::LoadU(DU8(), codes));
     const VI offset_code =
         kIsSigned ? hn::Sub(code, hn::Set(di, kSignedZeroCode)) : hn::Add(code, hn::Set(di, 1));
     const VF k = hn::ConvertTo(df, kIsSigned ? hn::Abs(offset_code) : offset_code);
-    const VI slot = hn::And(hn::ShiftRight<23>(hn::BitCast(di, k)), hn::Set(di, 7));
+    const VI slot = hn::ShiftRight<23>(hn::BitCast(di, k));
     const VF numerator = hn::MulAdd(hn::Set(df, 18.0f), k, Lookup8(kSlots.offset, slot));
     VF value =
         Quotient(numerator, Lookup8(kSlots.denominator, slot), Lookup8(kSlots.reciprocal, slot));
     if constexpr (kIsSigned) {
-      value = hn::IfThenElse(hn::Eq(k, hn::Zero(df)), hn::Zero(df), value);
+      value = hn::IfThenElseZero(hn::Ne(k, hn::Zero(df)), value);
       value = hn::CopySignToAbs(value, hn::BitCast(df, offset_code));
     }
     return hn::Mul(value, absmax);
@@ -105,45 +114,22 @@ struct Map {
     return hn::Add(decade, hn::BitCast(di, hn::VecFromMask(df, below)));
   }
 
-  // Codes of k (0..256) with the sign of r, as integers that StoreCodes saturates: -1.0 gives -1.
-  static HWY_INLINE VI CodeOf(VF k, VF r) {
-    const DF df;
-    if (!kIsSigned) return ToInt(hn::Sub(k, hn::Set(df, 1.0f)));
-    const VF zero_code = hn::Set(df, static_cast<float>(kSignedZeroCode));
-    return ToInt(hn::Add(hn::CopySignToAbs(k, r), zero_code));
-  }
-
-  // The nearest code of x (codable, scaled). *near_tie gets the lanes that are so near to a tie
-  // that only exact comparison can tell: k before rounding is off by less than 5e-5, the sum of a
-  // few fp32 roundings at magnitude 256 or less and of the rounding of the two entries.
+  // k before rounding, of a magnitude a (0..1) that is not 0 where the book is unsigned. It is off
+  // by less than 5e-5: a few fp32 roundings at 256 or less, and those of the two entries.
   template <Rounding kRounding>
-  static HWY_INLINE VI Nearest(VF x, VF inverse, MF* near_tie) {
+  static HWY_INLINE VF Position(VF a) {
     const DF df;
-    const VF r = hn::Mul(x, inverse);
-    const VF a = hn::Abs(r);
     const VI decade = DecadeOf(a, kDecadeTables.lower_bound);
     const VF position =
         hn::MulAdd(a, Lookup8(kDecadeTables.scale, decade), Lookup8(kDecadeTables.bias, decade));
     const VF within = hn::Min(position, Lookup8(kDecadeTables.last, decade));
-    VF k = hn::Round(within);
-    *near_tie = hn::Gt(hn::Abs(hn::Sub(within, k)), hn::Set(df, 0.5f - 1.0f / (1 << 14)));
-    if constexpr (kRounding == Rounding::kNoZero && !kIsSigned) {
-      // x, since r may have underflowed; the least k of a decade is 2 where r has.
-      k = hn::IfThenElse(hn::Eq(x, hn::Zero(df)), hn::Set(df, kZeroK), hn::Max(k, hn::Set(df, 2)));
-    } else {
-      k = hn::IfThenElse(hn::Lt(a, hn::Set(df, kSmallest)), hn::Set(df, kZeroK), k);
-    }
-    VI code = CodeOf(k, r);
-    if constexpr (kRounding == Rounding::kNearest && kIsSigned) {  // keeps the sign
-      const VI sign = hn::BitCast(DI(), x);
-      const auto negative_zero =
-          hn::And(hn::RebindMask(DI(), hn::Eq(k, hn::Zero(df))), hn::Lt(sign, hn::Zero(DI())));
-      code = hn::Add(code, hn::VecFromMask(DI(), negative_zero));
-    }
-    return code;
+    const MF is_coded = hn::Ge(a, hn::Set(df, kSmallest));
+    if constexpr (kIsSigned) return hn::IfThenElseZero(is_coded, within);
+    if constexpr (kRounding == Rounding::kNoZero) return hn::Max(within, hn::Set(df, 2));
+    return hn::IfThenElse(is_coded, within, hn::Set(df, 1));
   }
 
-  // The code of x, up or down by `unit` (0..1).
+  // k of x, with its sign, up or down by `unit` (0..1).
   static HWY_INLINE VI Stochastic(VF x, VF inverse, VF unit) {
     const DF df;
     const VF r = hn::Mul(x, inverse);
@@ -160,7 +146,7 @@ struct Map {
     if (!kIsSigned) {
       k = hn::IfThenElse(hn::Eq(x, hn::Zero(df)), hn::Set(df, kZeroK), hn::Max(k, hn::Set(df, 2)));
     }
-    return CodeOf(k, r);
+    return ToInt(kIsSigned ? hn::CopySignToAbs(k, r) : k);
   }
   static constexpr float kSmallestValue =
       kIsSigned ? kSignedCodeBook[kSignedZeroCode + 1] : kUnsignedCodeBook[1];

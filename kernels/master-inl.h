@@ -15,62 +15,51 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// Two vectors of exact masters, and back.
-HWY_INLINE void JoinTwo(const uint16_t* HWY_RESTRICT weight, const int16_t* HWY_RESTRICT remainder,
-                        VF* first, VF* second) {
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  // weight + (remainder < 0 ? -1 : 0) and remainder are the high and low halves of the sum.
-  const __m512i order0 =
-      _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
-                       37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i order1 = _mm512_add_epi16(order0, _mm512_set1_epi16(16));
-  const __m512i low = _mm512_loadu_si512(remainder);
-  const __m512i high = _mm512_add_epi16(_mm512_loadu_si512(weight), _mm512_srai_epi16(low, 15));
-  first->raw = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, order0, high));
-  second->raw = _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, order1, high));
-#else
-  *first = JoinLanes(weight, remainder);
-  *second = JoinLanes(weight + FloatLanes(), remainder + FloatLanes());
-#endif
+// Exact masters from their halves, and back. weight + (remainder < 0 ? -1 : 0) and remainder are
+// the high and the low half of a master.
+HWY_INLINE Pair JoinPair(const uint16_t* HWY_RESTRICT weight,
+                         const int16_t* HWY_RESTRICT remainder) {
+  const hn::Repartition<uint16_t, DF> d16;
+  const hn::Repartition<int16_t, DF> di16;
+  const DU du;
+  const auto remainders = hn::LoadU(di16, remainder);
+  const auto high =
+      hn::Add(hn::LoadU(d16, weight), hn::BitCast(d16, hn::ShiftRight<15>(remainders)));
+  const auto low = hn::BitCast(d16, remainders);
+  const auto high_of_even = hn::BitCast(d16, hn::ShiftLeft<16>(hn::BitCast(du, high)));
+  const auto low_of_odd = hn::BitCast(d16, hn::ShiftRight<16>(hn::BitCast(du, low)));
+  return {hn::BitCast(DF(), hn::OddEven(high_of_even, low)),
+          hn::BitCast(DF(), hn::OddEven(high, low_of_odd))};
 }
 
-HWY_INLINE void SplitTwo(VF first, VF second, uint16_t* HWY_RESTRICT weight,
-                         int16_t* HWY_RESTRICT remainder) {
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  // The remainder is the low half; the weight the high half of what is half a step more.
-  const __m512i low =
-      _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
-                       24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(1));
-  const __m512i half = _mm512_set1_epi32(0x8000);
-  const __m512i a = _mm512_castps_si512(CanonicalIfNaN(first).raw);
-  const __m512i b = _mm512_castps_si512(CanonicalIfNaN(second).raw);
-  _mm512_storeu_si512(weight, _mm512_permutex2var_epi16(_mm512_add_epi32(a, half), high,
-                                                        _mm512_add_epi32(b, half)));
-  _mm512_storeu_si512(remainder, _mm512_permutex2var_epi16(a, low, b));
-#else
-  SplitLanes(first, weight, remainder);
-  SplitLanes(second, weight + FloatLanes(), remainder + FloatLanes());
-#endif
+// The remainder is the low half; the weight the high half of what is half a step more.
+HWY_INLINE void SplitPair(Pair master, uint16_t* HWY_RESTRICT weight,
+                          int16_t* HWY_RESTRICT remainder) {
+  const hn::Repartition<uint16_t, DF> d16;
+  const hn::Repartition<int16_t, DF> di16;
+  const DU du;
+  const auto even = hn::BitCast(du, CanonicalIfNaN(master.even));
+  const auto odd = hn::BitCast(du, CanonicalIfNaN(master.odd));
+  const auto half = hn::Set(du, 0x8000);
+  const auto high_of_even = hn::ShiftRight<16>(hn::Add(even, half));
+  const auto high_of_odd = hn::Add(odd, half);
+  const auto low_of_odd = hn::ShiftLeft<16>(odd);
+  hn::StoreU(hn::OddEven(hn::BitCast(d16, high_of_odd), hn::BitCast(d16, high_of_even)), d16,
+             weight);
+  hn::StoreU(hn::OddEven(hn::BitCast(di16, low_of_odd), hn::BitCast(di16, even)), di16, remainder);
 }
 
 HWY_INLINE void JoinExact(const uint16_t* HWY_RESTRICT weight,
                           const int16_t* HWY_RESTRICT remainder, float* HWY_RESTRICT master) {
-  const size_t lanes = FloatLanes();
-  for (size_t i = 0; i < kQuantBlock; i += 2 * lanes) {
-    VF first, second;
-    JoinTwo(weight + i, remainder + i, &first, &second);
-    hn::StoreU(first, DF(), master + i);
-    hn::StoreU(second, DF(), master + i + lanes);
+  for (size_t i = 0; i < kQuantBlock; i += PairLanes()) {
+    StorePair(JoinPair(weight + i, remainder + i), master + i);
   }
 }
 
 HWY_INLINE void SplitExact(const float* HWY_RESTRICT master, uint16_t* HWY_RESTRICT weight,
                            int16_t* HWY_RESTRICT remainder) {
-  const size_t lanes = FloatLanes();
-  for (size_t i = 0; i < kQuantBlock; i += 2 * lanes) {
-    SplitTwo(hn::LoadU(DF(), master + i), hn::LoadU(DF(), master + i + lanes), weight + i,
-             remainder + i);
+  for (size_t i = 0; i < kQuantBlock; i += PairLanes()) {
+    SplitPair(LoadPair(master + i), weight + i, remainder + i);
   }
 }
 

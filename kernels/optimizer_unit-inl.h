@@ -1,7 +1,6 @@
 // One optimizer's rule over 256 elements, for the instruction set at hand, and, once, for the
 // scalar reference, with its registration. ORLOP_OPTIMIZER_* are those of optimizer_unit.cc.in.
-#include "kernels/codec-inl.h"
-#include "kernels/master-inl.h"
+#include "kernels/fused-inl.h"
 #include "kernels/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -58,64 +57,10 @@ void MeasureBlock(const float* scalars, const float* gradient, const float* mast
   }
 }
 
-// Two vectors: what the exact master is joined and split by.
-template <DType kType>
-HWY_INLINE void UpdateTwo(const ORLOP_OPTIMIZER_STRUCT::Rule<VectorArithmetic>& rule, VF scale,
-                          const FusedBlock& block, size_t i, hn::Vec<DU>* largest) {
+void Fused(const float* scalars, const FusedRange& range) {
   using O = ORLOP_OPTIMIZER_STRUCT;
-  constexpr size_t kStates = std::size(O::kStates);
-  const auto* gradient = static_cast<const uint8_t*>(block.gradient);
-  VF master[2];
-  JoinTwo(block.weight + i, block.remainder + i, &master[0], &master[1]);
-  ORLOP_UNROLL
-  for (size_t j = 0; j < 2; ++j) {
-    const size_t at = i + j * FloatLanes();
-    VF state[kStates] = {};
-    ORLOP_UNROLL
-    for (size_t s = 0; s < kStates; ++s) state[s] = hn::LoadU(DF(), block.values[s] + at);
-    const VF g = hn::Mul(LoadTyped<kType>(gradient + at * SizeOf(kType)), scale);
-    master[j] = rule(g, master[j], state);
-    ORLOP_UNROLL
-    for (size_t s = 0; s < kStates; ++s) {
-      hn::StoreU(state[s], DF(), block.values[s] + at);
-      largest[s] = O::kStates[s].code_book == CodeBook::kSigned
-                       ? Map<CodeBook::kSigned>::Larger(largest[s], state[s])
-                       : Map<CodeBook::kUnsigned>::Larger(largest[s], state[s]);
-    }
-  }
-  SplitTwo(master[0], master[1], block.new_weight + i, block.remainder + i);
-}
-
-template <DType kType>
-HWY_INLINE void UpdateFused(const float* scalars, FusedBlock* block) {
-  using O = ORLOP_OPTIMIZER_STRUCT;
-  constexpr size_t kStates = std::size(O::kStates);
-  ORLOP_UNROLL
-  for (size_t s = 0; s < kStates; ++s) {
-    const auto* codes = static_cast<const uint8_t*>(block->states[s].values);
-    if (O::kStates[s].code_book == CodeBook::kSigned) {
-      DecodeBlock<CodeBook::kSigned>(codes, *block->states[s].absmax, block->values[s]);
-    } else {
-      DecodeBlock<CodeBook::kUnsigned>(codes, *block->states[s].absmax, block->values[s]);
-    }
-  }
-  const O::Rule<VectorArithmetic> rule(ScalarsOf<O>(scalars));
-  const VF scale = hn::Set(DF(), scalars[0]);
-  hn::Vec<DU> largest[kStates];
-  ORLOP_UNROLL
-  for (size_t s = 0; s < kStates; ++s) largest[s] = hn::Zero(DU());
-  for (size_t i = 0; i < kQuantBlock; i += 2 * FloatLanes()) {
-    UpdateTwo<kType>(rule, scale, *block, i, largest);
-  }
-  ORLOP_UNROLL
-  for (size_t s = 0; s < kStates; ++s) {
-    block->largest_bits[s] = hn::GetLane(hn::MaxOfLanes(DU(), largest[s]));
-  }
-}
-
-void Fused(const float* scalars, FusedBlock* block) {
-  if (block->dtype == DType::kBF16) return UpdateFused<DType::kBF16>(scalars, block);
-  UpdateFused<DType::kF32>(scalars, block);
+  if (range.dtype == DType::kBF16) return FusedPass<O, DType::kBF16>::Run(scalars, range);
+  FusedPass<O, DType::kF32>::Run(scalars, range);
 }
 
 template <class O>

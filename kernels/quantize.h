@@ -4,11 +4,11 @@
 //   Block     256 consecutive elements (the last block: what is left) share absmax, their largest
 //             magnitude, fp32.
 //   Decode    value = code_book[code] * absmax, one fp32 product. absmax must be finite and >= 0.
-//   Encode    code of the code-book value nearest to r = x * (1 / absmax) (one IEEE fp32 division
-//   per
-//             block, one product per element), measured exactly; an exact tie goes to the even
-//             code. Where absmax is outside 2^-64 .. 2^64, x and absmax are first multiplied by
-//             2^64 or 2^-64. A block of zeros has absmax 0 and the code of 0 everywhere.
+//   Encode    code of the code-book value nearest to r = x * (1 / absmax): one IEEE fp32 division
+//             per block, one product per element. What nearest means beside the middle of two
+//             values: Rounding. Where absmax is outside 2^-64 .. 2^64, x and absmax are first
+//             multiplied by 2^64 or 2^-64. A block of zeros has absmax 0 and the code of 0
+//             everywhere.
 //   Special   an infinity saturates to +-FLT_MAX; a NaN gets the code of 0 and does not touch
 //             absmax, so one bad element leaves its neighbours alone. Unsigned: a negative x is
 //             coded as 0.
@@ -32,11 +32,15 @@ enum class CodeBook : uint8_t {
 
 enum class Rounding : uint8_t {
   // Nearest, but a positive unsigned x is never coded as 0: below the middle of 0 and code 1 it
-  // gets
-  // code 1. The default: losing sqrt(v) of a small element divides its update by almost nothing.
+  // gets code 1. The default: losing sqrt(v) of a small element divides its update by almost
+  // nothing. The number k (code_books.h) is |r| * scale + bias of the decade whose range holds |r|,
+  // one fused multiply-add, up to the decade's last, rounded to the nearest whole number, ties to
+  // even. That is the nearest value wherever r is farther than 2^-14 of a gap from the middle of
+  // two.
   kNoZero,
-  // The codes of bitsandbytes' CUDA kernels: nearest, and a signed x keeps its sign: a negative one
-  // (-0 too) that is nearest to 0 gets the code below it.
+  // The codes of bitsandbytes' CUDA kernels: nearest, measured exactly; an exact tie goes to the
+  // even code. A signed x keeps its sign: a negative one (-0 too) that is nearest to 0 gets the
+  // code below it.
   kNearest,
   // Up or down with a probability linear between neighbouring entries (random.h), so that a change
   // smaller than half a gap is not lost on average. A positive unsigned x is never coded as 0.

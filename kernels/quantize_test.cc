@@ -127,32 +127,66 @@ std::vector<float> NearTies(CodeBook book) {
   return points;
 }
 
-TEST(Quantize, FindsTheNearestCodeEvenBesideTies) {
+// Ratios r beside ties and at all magnitudes down to far below the first code, as blocks whose
+// absmax is 1.
+std::vector<float> Ratios(CodeBook book, Source& source) {
+  std::vector<float> points = NearTies(book);
+  for (int i = 0; i < 20000; ++i) {
+    const double magnitude = std::pow(10.0, -10.0 * (source.Bits() % 100000) / 100000);
+    points.push_back(static_cast<float>(source.Bits() % 2 == 0 ? magnitude : -magnitude));
+  }
+  std::vector<float> values;
+  for (const float point : points) {
+    if (values.size() % kQuantBlock == 0) values.push_back(1);
+    values.push_back(book == CodeBook::kUnsigned ? std::fabs(point) : point);
+  }
+  return values;
+}
+
+TEST(Quantize, NearestIsExactEvenBesideTies) {
   Source source(41);
   for (const CodeBook book : {CodeBook::kSigned, CodeBook::kUnsigned}) {
-    std::vector<float> points = NearTies(book);
-    for (int i = 0; i < 20000; ++i) {  // all magnitudes down to far below the first code
-      const double magnitude = std::pow(10.0, -10.0 * (source.Bits() % 100000) / 100000);
-      points.push_back(static_cast<float>(source.Bits() % 2 == 0 ? magnitude : -magnitude));
-    }
-    if (book == CodeBook::kUnsigned) {
-      for (float& point : points) point = std::fabs(point);
-    }
-    std::vector<float> values;  // each block begins with 1, so that absmax is 1 and r is the point
-    for (const float point : points) {
-      if (values.size() % kQuantBlock == 0) values.push_back(1);
-      values.push_back(point);
-    }
+    const std::vector<float> values = Ratios(book, source);
     std::vector<uint8_t> expected;
-    for (const float value : values) expected.push_back(BruteForceCode(book, value));
+    for (const float value : values) {
+      expected.push_back(BruteForceCode(book, value));
+      if (book == CodeBook::kSigned && expected.back() == kSignedZeroCode && std::signbit(value)) {
+        expected.back() = kSignedZeroCode - 1;  // it keeps its sign
+      }
+    }
     ForEachTarget([&] {
-      // Of the signed book, kNearest keeps the sign of what is nearest to 0.
-      const Rounding rounding = book == CodeBook::kSigned ? Rounding::kNoZero : Rounding::kNearest;
-      const Quantized quantized = Quantize(book, rounding, values);
+      const Quantized quantized = Quantize(book, Rounding::kNearest, values);
       for (size_t i = 0; i < values.size(); ++i) {
         ASSERT_EQ(+quantized.codes[i], +expected[i]) << "r = " << values[i] << ", seed 41";
       }
     });
+  }
+}
+
+TEST(Quantize, NoZeroIsNearestButBesideTies) {
+  Source source(46);
+  for (const CodeBook book : {CodeBook::kSigned, CodeBook::kUnsigned}) {
+    const std::vector<float> values = Ratios(book, source);
+    size_t others = 0;
+    ForEachTarget([&] {
+      const Quantized quantized = Quantize(book, Rounding::kNoZero, values);
+      for (size_t i = 0; i < values.size(); ++i) {
+        const uint8_t code = quantized.codes[i];
+        uint8_t nearest = BruteForceCode(book, values[i]);
+        if (book == CodeBook::kUnsigned && values[i] > 0 && nearest == 0) nearest = 1;
+        if (code == nearest) continue;
+        ++others;
+        const double gap =
+            TableOf(book)[std::max(code, nearest)] - TableOf(book)[std::min(code, nearest)];
+        const double r = values[i],
+                     from_middle = std::fabs(
+                         r -
+                         (static_cast<double>(TableOf(book)[code]) + TableOf(book)[nearest]) / 2);
+        ASSERT_EQ(std::abs(code - nearest), 1) << "r = " << r << ", seed 46";
+        ASSERT_LT(from_middle, 0x1p-14 * gap) << "r = " << r << ", seed 46";
+      }
+    });
+    EXPECT_GT(others, 0u);  // a tie is measured in fp32
   }
 }
 

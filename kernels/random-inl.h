@@ -23,15 +23,18 @@ HWY_INLINE VU MixLanes(VU x) {
   return hn::Xor(x, hn::ShiftRight<16>(x));
 }
 
-// Of elements first .. first + lanes of the block.
+// Of elements first .. first + lanes of the block, or, kStride 2, of every other one.
+template <int kStride = 1>
 HWY_INLINE VU RandomLanes(BlockRandom block, size_t first) {
   const DU du;
-  const VU element = hn::Iota(du, static_cast<uint32_t>(first));
+  const VU element = hn::Add(hn::ShiftLeft<kStride - 1>(hn::Iota(du, 0)),
+                             hn::Set(du, static_cast<uint32_t>(first)));
   return MixLanes(
       hn::Add(MixLanes(hn::Xor(element, hn::Set(du, block.low))), hn::Set(du, block.high)));
 }
+template <int kStride>
 HWY_INLINE VF RandomUnits(BlockRandom block, size_t first) {
-  const VI bits = hn::BitCast(DI(), hn::ShiftRight<8>(RandomLanes(block, first)));
+  const VI bits = hn::BitCast(DI(), hn::ShiftRight<8>(RandomLanes<kStride>(block, first)));
   return hn::Mul(hn::ConvertTo(DF(), bits), hn::Set(DF(), 0x1p-24f));
 }
 

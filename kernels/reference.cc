@@ -38,6 +38,23 @@ uint8_t NearestCode(const std::array<float, 256>& table, float r) {
   return upper % 2 == 0 ? upper : upper - 1;
 }
 
+// The code of r by the rule of kNoZero; not of an unsigned 0.
+uint8_t NoZeroCode(CodeBook code_book, float r) {
+  using namespace code_book_internal;
+  const bool is_signed = code_book == CodeBook::kSigned;
+  const DecadeTables& decades = is_signed ? kSignedDecades : kUnsignedDecades;
+  const float a = std::fabs(r);
+  float k = is_signed ? 0 : 2;
+  if (a >= (is_signed ? kSignedSmallest : kUnsignedSmallest)) {
+    int decade = kDecades;
+    while (a < decades.lower_bound[decade]) --decade;
+    const float position = std::fma(a, decades.scale[decade], decades.bias[decade]);
+    k = std::nearbyint(std::min(position, decades.last[decade]));
+  }
+  const float code = is_signed ? static_cast<float>(kSignedZeroCode) + std::copysign(k, r) : k - 1;
+  return static_cast<uint8_t>(std::clamp(code, 0.0f, 255.0f));
+}
+
 // The code of r by the rule of kStochastic; k counts magnitudes as in code_books.h.
 uint8_t StochasticCode(CodeBook code_book, float r, float unit) {
   using namespace code_book_internal;
@@ -135,10 +152,9 @@ uint8_t Encode(CodeBook code_book, Rounding rounding, float x, float absmax, flo
   if (absmax == 0 || (x == 0 && !is_signed)) return ZeroCode(code_book);
   const float r = x * scale.before * scale.inverse;
   if (rounding == Rounding::kStochastic) return StochasticCode(code_book, r, unit);
+  if (rounding == Rounding::kNoZero) return NoZeroCode(code_book, r);
   const uint8_t code = NearestCode(TableOf(code_book), r);
-  if (code != ZeroCode(code_book)) return code;
-  if (is_signed) return rounding == Rounding::kNearest && std::signbit(x) ? code - 1 : code;
-  return rounding == Rounding::kNoZero ? 1 : code;
+  return is_signed && code == kSignedZeroCode && std::signbit(x) ? code - 1 : code;
 }
 
 uint8_t Encode4(CodeBook code_book, Rounding rounding, float x, float absmax, float unit) {

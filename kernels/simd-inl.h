@@ -123,6 +123,37 @@ HWY_INLINE VF LoadTyped(const uint8_t* from) {
   }
 }
 
+// ---- Pairs ----
+
+// The even and the odd elements of as many as two vectors hold: so 16-bit and 4-bit elements come
+// apart, and go back, by shifts and masks.
+struct Pair {
+  VF even, odd;
+};
+HWY_INLINE size_t PairLanes() { return 2 * FloatLanes(); }
+
+HWY_INLINE Pair LoadPair(const float* from) {
+  Pair pair;
+  hn::LoadInterleaved2(DF(), from, pair.even, pair.odd);
+  return pair;
+}
+HWY_INLINE void StorePair(Pair pair, float* to) {
+  hn::StoreInterleaved2(pair.even, pair.odd, DF(), to);
+}
+
+template <DType kType>
+HWY_INLINE Pair LoadTypedPair(const uint8_t* from) {
+  const hn::Repartition<uint8_t, DF> bytes;
+  if constexpr (kType == DType::kBF16) {
+    const auto both = hn::BitCast(DU(), hn::LoadU(bytes, from));
+    const auto odd = hn::And(both, hn::Set(DU(), 0xFFFF0000u));
+    return {hn::BitCast(DF(), hn::ShiftLeft<16>(both)), hn::BitCast(DF(), odd)};
+  } else {
+    static_assert(kType == DType::kF32);
+    return LoadPair(reinterpret_cast<const float*>(from));
+  }
+}
+
 template <DType kType>
 HWY_INLINE void WidenBlock(const uint8_t* from, float* HWY_RESTRICT to) {
   for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {

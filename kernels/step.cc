@@ -158,25 +158,16 @@ struct Pass {
            step.master == MasterFormat::kExact && step.gradient.dtype != DType::kF16;
   }
 
-  void RunFused(const Block& block, uint64_t index) const {
-    alignas(64) float values[kMaxStates][kQuantBlock];
-    FusedBlock fused{block.gradient,
-                     step.gradient.dtype,
-                     block.weight,
-                     block.new_weight,
-                     reinterpret_cast<int16_t*>(block.remainder),
-                     block.states,
-                     {values[0], values[1], values[2]},
-                     {}};
-    updates.fused(step.scalars.data(), &fused);
-    for (size_t i = 0; i < states; ++i) {
-      kernels.encode_found(BookOf(i), rounding[i], values[i], fused.largest_bits[i],
-                           RandomOf(index, i), block.states[i]);
-    }
+  // Whole blocks, from `first` on.
+  void RunFused(const Block& first, uint64_t index, size_t blocks) const {
+    updates.fused(step.scalars.data(),
+                  {first.gradient, step.gradient.dtype, first.weight, first.new_weight,
+                   reinterpret_cast<int16_t*>(first.remainder), first.states, rounding, step.random,
+                   index, blocks, kernels.encode_found});
   }
 
   void Run(const Block& block, uint64_t index) const {
-    if (IsFused()) return RunFused(block, index);
+    if (IsFused()) return RunFused(block, index, 1);
     Loaded loaded;
     Load(block, &loaded);
     updates.update(step.scalars.data(), loaded.gradient, loaded.master, loaded.values);
@@ -222,7 +213,10 @@ void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Update
   const Pass pass = PassOf(step, kernels, updates);
   const size_t tail = step.gradient.count % kQuantBlock;
   const size_t whole = step.gradient.count - tail;
-  for (size_t begin = 0; begin < whole; begin += kQuantBlock) {
+  const size_t fused = pass.IsFused() ? whole : 0;
+  if (fused > 0)
+    pass.RunFused(BlockAt(step, pass.states, 0), step.first_block, fused / kQuantBlock);
+  for (size_t begin = fused; begin < whole; begin += kQuantBlock) {
     pass.Run(BlockAt(step, pass.states, begin), step.first_block + begin / kQuantBlock);
   }
   if (tail == 0) return;

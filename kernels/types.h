@@ -17,7 +17,8 @@ namespace orlop::kernels {
 
 // Raised whenever an output bit of any kernel may change. Stored in decisions and snapshots.
 //   2  codes are of x * (1 / absmax), one division per block, where version 1 divided each element
-inline constexpr uint32_t kArithmeticVersion = 2;
+//   3  8-bit codes by Rounding::kNoZero are those of k computed in fp32, not measured exactly
+inline constexpr uint32_t kArithmeticVersion = 3;
 
 // Consecutive elements of a flattened tensor that share one absmax and one partial sum.
 inline constexpr size_t kQuantBlock = 256;

@@ -189,8 +189,9 @@ ORLOP_BLOCK const Segment& SegmentOf(const Binade* binades, const Segment* segme
   return segments[binade.segment + (a >= binade.next ? 1 : 0)];
 }
 
-// The number k of the entry whose magnitude is nearest to a; ties exactly.
-ORLOP_BLOCK uint32_t NearestNumber(const BookTables& tables, float a) {
+// The number k of the entry whose magnitude is nearest to a; beside ties as `exactly` says: by
+// kNearest, or by kNoZero.
+ORLOP_BLOCK uint32_t NearestNumber(const BookTables& tables, float a, bool exactly) {
   const Segment segment = SegmentOf(tables.nearest, tables.nearest_segments, a);
   float position = fmaf(a, segment.scale, segment.bias);
   if (position > segment.last) position = segment.last;
@@ -199,7 +200,7 @@ ORLOP_BLOCK uint32_t NearestNumber(const BookTables& tables, float a) {
   const uint32_t k = BitsOf(shifted) & 0x1FF;
   // position is off by less than 5e-5 (codec-inl.h): only so near to a tie may k be one off.
   const float nearest = shifted - kWhole, difference = position - nearest;
-  if (fabsf(difference) <= 0.5f - 0x1p-14f) return k;
+  if (!exactly || fabsf(difference) <= 0.5f - 0x1p-14f) return k;
   const uint32_t upper = difference > 0 ? k + 1 : k;
   return a >= tables.bound[upper] ? upper : upper - 1;
 }
@@ -221,8 +222,9 @@ ORLOP_BLOCK uint32_t Encode8(Rounding rounding, float x, float absmax, float uni
   if (absmax == 0 || (!kIsSigned && x == 0)) return kIsSigned ? kSignedZeroCode : 0;
   const float r = Ratio(x, absmax);
   const bool stochastic = rounding == Rounding::kStochastic;
-  const uint32_t k = stochastic ? StochasticNumber(TablesOf<kBook>(), fabsf(r), unit)
-                                : NearestNumber(TablesOf<kBook>(), fabsf(r));
+  const uint32_t k =
+      stochastic ? StochasticNumber(TablesOf<kBook>(), fabsf(r), unit)
+                 : NearestNumber(TablesOf<kBook>(), fabsf(r), rounding == Rounding::kNearest);
   if (!kIsSigned) {
     const uint32_t least = rounding == Rounding::kNearest ? 1 : 2;
     const uint32_t code = (k > least ? k : least) - 1;
