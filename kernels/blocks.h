@@ -80,7 +80,8 @@ absl::Span<const OptimizerUnit> OptimizerUnits();
 // input is made.
 absl::Status CheckStep(const RangeStep& step, bool measures = false);
 
-// How the states of a step are rounded: kNoZero becomes kStochastic for those that would freeze.
+// How the states of a step are rounded: kNoZero becomes kStochastic for those that nearest rounding
+// would freeze, slow averages and all of k4Bit.
 Rounding RoundingOf(const RangeStep& step, size_t state);
 
 // The unit of a step's optimizer. InvalidArgument: there is none, or the scalars are not its own.

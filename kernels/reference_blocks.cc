@@ -1,6 +1,9 @@
-// The reference of blocks.h: the pieces of a fused step in plain scalar C++.
+// The reference of blocks.h and int8_blocks.h: the pieces of a fused step and of the int8 wire in
+// plain scalar C++.
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/blocks.h"
 #include "kernels/code_books4.h"
@@ -84,6 +87,43 @@ void EncodeOfBlock(StateFormat format, CodeBook code_book, Rounding rounding, co
 }
 
 }  // namespace
+
+void EncodeInt8(TypedSpan source, const ErrorFeedback* feedback, absl::Span<uint8_t> wire) {
+  for (size_t begin = 0; begin < source.count; begin += kQuantBlock) {
+    const size_t count = std::min(kQuantBlock, source.count - begin);
+    float x[kQuantBlock];
+    float absmax = 0;
+    bool finite = true;
+    for (size_t i = 0; i < count; ++i) {
+      x[i] = Load(source, begin + i);
+      if (feedback != nullptr)
+        x[i] = std::fma(BF16ToF32(feedback->residual[begin + i]), feedback->loss_scale, x[i]);
+      absmax = std::max(absmax, std::fabs(x[i]));
+      finite = finite && std::isfinite(x[i]);
+    }
+    const float scale = finite ? absmax / 127 : CanonicalNaN();
+    uint8_t* const to = wire.data() + begin / kQuantBlock * kInt8BlockBytes;
+    std::memcpy(to, &scale, sizeof scale);
+    for (size_t i = 0; i < count; ++i) {
+      const float nearest = std::nearbyint(std::clamp(x[i] / scale, -127.0f, 127.0f));
+      const auto code = static_cast<int8_t>(scale > 0 ? nearest : 0);
+      to[sizeof scale + i] = static_cast<uint8_t>(code);
+      if (feedback == nullptr) continue;
+      const float decoded = BF16ToF32(F32ToBF16(code * scale));
+      feedback->next[begin + i] = F32ToBF16((x[i] - decoded) * (1 / feedback->loss_scale));
+    }
+  }
+}
+
+void DecodeInt8(absl::Span<const uint8_t> wire, absl::Span<uint16_t> values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint8_t* const block = wire.data() + i / kQuantBlock * kInt8BlockBytes;
+    float scale;
+    std::memcpy(&scale, block, sizeof scale);
+    const auto code = static_cast<int8_t>(block[sizeof scale + i % kQuantBlock]);
+    values[i] = F32ToBF16(std::isfinite(scale) ? code * scale : CanonicalNaN());
+  }
+}
 
 const BlockKernels kBlockKernels = {WidenOfBlock,  JoinOfBlock,   SplitOfBlock,
                                     DecodeOfBlock, EncodeOfBlock, reference::ReduceGradient,

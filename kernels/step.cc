@@ -205,8 +205,8 @@ Pass PassOf(const RangeStep& step, const BlockKernels& kernels, const Updates& u
 
 Rounding RoundingOf(const RangeStep& step, size_t state) {
   const auto frozen = static_cast<uint32_t>(step.scalars[1]);
-  const bool stochastic = step.rounding == Rounding::kNoZero && (frozen >> state & 1) != 0;
-  return stochastic ? Rounding::kStochastic : step.rounding;
+  const bool freezes = (frozen >> state & 1) != 0 || step.format == StateFormat::k4Bit;
+  return step.rounding == Rounding::kNoZero && freezes ? Rounding::kStochastic : step.rounding;
 }
 
 void StepBlocks(const RangeStep& step, const BlockKernels& kernels, const Updates& updates) {

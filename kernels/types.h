@@ -17,7 +17,8 @@ namespace orlop::kernels {
 
 // Raised whenever an output bit of any kernel may change. Stored in decisions and snapshots.
 //   2  codes are of x * (1 / absmax), one division per block, where version 1 divided each element
-//   3  8-bit codes by Rounding::kNoZero are those of k computed in fp32, not measured exactly
+//   3  8-bit codes by Rounding::kNoZero are those of k computed in fp32, not measured exactly; steps
+//      of 4-bit state take it for kStochastic
 inline constexpr uint32_t kArithmeticVersion = 3;
 
 // Consecutive elements of a flattened tensor that share one absmax and one partial sum.

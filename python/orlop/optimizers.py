@@ -38,9 +38,9 @@ class AdamW(Optimizer):
         ``"8bit"`` (1 byte a moment), ``"fp32"`` or ``"4bit"``. Tensors under 4,096 elements, of one dimension, and embeddings of a bound
         model stay fp32.
     rounding : str
-        Of quantised state: ``"no_zero"`` (nearest, no positive second moment coded as 0; averages whose beta is 0.9995 or more, which
-        nearest rounding freezes, are rounded stochastically), ``"nearest"`` (bitsandbytes' CUDA rule, its order of decay and update
-        included) or ``"stochastic"`` (seeded by job, tensor, element and step).
+        Of quantised state: ``"no_zero"`` (nearest, no positive second moment coded as 0; averages whose beta is 0.9995 or more and 4-bit
+        states, which nearest rounding freezes, are rounded stochastically), ``"nearest"`` (bitsandbytes' CUDA rule, its order of decay
+        and update included) or ``"stochastic"`` (seeded by job, tensor, element and step).
     master : str
         ``"exact"`` (the fp32 weights), ``"24bit"`` or ``"bf16"``: 2, 1 or 0 bytes beside the bf16 weight, the last two rounded
         stochastically.

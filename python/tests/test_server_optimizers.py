@@ -209,7 +209,7 @@ def test_a_full_state_dict_steps_on_in_another_job_bit_for_bit(servers, case, dt
         other.load_state_dict(optimizer.state_dict(full=True))
         other.attach()
         same(stored(second, copy, case), stored(first, net, case))
-        if "stochastic" in case or "bf16" in case or "24bit" in case or "AdEMAMix" in case:
+        if "stochastic" in case or "bf16" in case or "24bit" in case or "AdEMAMix" in case or case == "AdamW-4bit":
             return  # rounded by numbers of the job and its step
         for batch in batches[4:7]:
             train_step(net, optimizer, batch)
