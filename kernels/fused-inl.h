@@ -48,6 +48,7 @@ class FusedPass {
   using Rule = typename O::template Rule<VectorArithmetic>;
   static constexpr size_t kStates = std::size(O::kStates);
   static constexpr size_t kRooms = std::max<size_t>(kStates, 1);
+  static constexpr size_t kBlocksAhead = 4;  // prefetched
   static constexpr bool IsSigned(size_t s) { return O::kStates[s].code_book == CodeBook::kSigned; }
 
   // The new states of a block, in pairs: all even elements of two vectors, then their odd ones.
@@ -128,6 +129,12 @@ class FusedPass {
           Positions(O::kStates[s].code_book, Rounding::kNoZero, 1 / *states_before[s].absmax);
     }
     for (size_t i = 0; i < kQuantBlock; i += FourLanes()) {
+      const size_t ahead = begin + i + kBlocksAhead * kQuantBlock;
+      Prefetch(gradient + ahead * SizeOf(kType), FourLanes() * SizeOf(kType));
+      Prefetch(range.weight + ahead, FourLanes() * sizeof(*range.weight));
+      Prefetch(range.remainder + ahead, FourLanes() * sizeof(*range.remainder));
+      for (size_t s = 0; s < kStates; ++s)
+        Prefetch(static_cast<const uint8_t*>(range.states[s].values) + ahead, FourLanes());
       VF decoded[kRooms][4];
       VI numbers[kRooms][4];
       ORLOP_UNROLL

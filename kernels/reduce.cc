@@ -21,22 +21,56 @@ namespace HWY_NAMESPACE {
 using DD = hn::ScalableTag<double>;
 using VD = hn::Vec<DD>;
 
-// Vectors of fp64 that hold the sixteen lanes of the stated order, and of fp32 that fill them.
+// Vectors of fp64 that hold the sixteen lanes of the stated order, and elements at a time.
 constexpr size_t kLaneVectors = 16 / HWY_LANES(double);
-constexpr size_t kLoads = 16 / HWY_LANES(float);
+constexpr size_t kSpan = HWY_LANES(float) < 8 ? 16 : 2 * HWY_LANES(float);
+constexpr size_t kBytesAhead = 4096;  // prefetched
 
+// Two vectors: of bf16 the even elements and the odd ones, which need fewer shuffles; of other
+// types one after another.
 template <DType kType>
-HWY_INLINE VF LoadAndCopy(const uint8_t* from, uint8_t* to) {
-  using Bits = std::conditional_t<kType == DType::kF32, DF, DU16>;
-  const hn::Repartition<uint8_t, Bits> bytes;
-  const auto raw = hn::LoadU(bytes, from);
-  if (to != nullptr) hn::StoreU(raw, bytes, to);
-  const auto bits = hn::BitCast(Bits(), raw);
-  if constexpr (kType == DType::kF32) {
-    return bits;
+HWY_INLINE void LoadAndCopy(const uint8_t* from, uint8_t* to, VF* two) {
+  if constexpr (kType == DType::kBF16) {
+    const hn::Repartition<uint8_t, DF> bytes;
+    const auto raw = hn::LoadU(bytes, from);
+    if (to != nullptr) hn::StoreU(raw, bytes, to);
+    const Pair pair = WidenPair(raw);
+    two[0] = pair.even;
+    two[1] = pair.odd;
   } else {
-    return kType == DType::kBF16 ? FromBF16(bits) : FromF16(bits);
+    using Bits = std::conditional_t<kType == DType::kF32, DF, DU16>;
+    const hn::Repartition<uint8_t, Bits> bytes;
+    ORLOP_UNROLL
+    for (size_t k = 0; k < 2; ++k) {
+      const auto raw = hn::LoadU(bytes, from + k * hn::Lanes(bytes));
+      if (to != nullptr) hn::StoreU(raw, bytes, to + k * hn::Lanes(bytes));
+      if constexpr (kType == DType::kF32) {
+        two[k] = hn::BitCast(DF(), raw);
+      } else {
+        two[k] = FromF16(hn::BitCast(DU16(), raw));
+      }
+    }
   }
+}
+
+// Lane l and lane l + n / 2 of n, until one is left.
+template <class D>
+HWY_INLINE double SumHalves(D d, hn::Vec<D> v) {
+  if constexpr (sizeof(v) > 2 * sizeof(double)) {
+    const hn::Half<D> half;
+    return SumHalves(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    return hn::GetLane(v) + hn::ExtractLane(v, 1);
+  }
+}
+template <size_t kVectors>
+HWY_INLINE double SumVectors(VD* lane) {
+  ORLOP_UNROLL
+  for (size_t n = kVectors / 2; n > 0; n /= 2) {
+    ORLOP_UNROLL
+    for (size_t v = 0; v < n; ++v) lane[v] = hn::Add(lane[v], lane[v + n]);
+  }
+  return SumHalves(DD(), lane[0]);
 }
 
 // Sum of squares of one whole block, copied on the way where `to` is not null. Not finite if and
@@ -44,26 +78,34 @@ HWY_INLINE VF LoadAndCopy(const uint8_t* from, uint8_t* to) {
 template <DType kType>
 HWY_INLINE double SumSquares(const uint8_t* from, uint8_t* to) {
   const DD dd;
-  VD lane[kLaneVectors];
-  for (VD& v : lane) v = hn::Zero(dd);
-  for (size_t i = 0; i < kQuantBlock; i += 16) {
-    for (size_t load = 0; load < kLoads; ++load) {
-      const size_t at = (i + load * HWY_LANES(float)) * SizeOf(kType);
-      const VF x = LoadAndCopy<kType>(from + at, to == nullptr ? nullptr : to + at);
-      const VD low = hn::PromoteTo(dd, hn::LowerHalf(x));
-      const VD high = hn::PromoteTo(dd, hn::UpperHalf(hn::Half<DF>(), x));
-      lane[2 * load] = hn::MulAdd(low, low, lane[2 * load]);
-      lane[2 * load + 1] = hn::MulAdd(high, high, lane[2 * load + 1]);
+  // Even and odd lanes apart; halves of their sixteen are halves of their eight.
+  constexpr bool kInPairs = kType == DType::kBF16;
+  constexpr size_t kVectors = kInPairs ? kLaneVectors / 2 : kLaneVectors;
+  VD lanes[2][kVectors];
+  ORLOP_UNROLL
+  for (size_t v = 0; v < kVectors; ++v) lanes[0][v] = lanes[1][v] = hn::Zero(dd);
+  Prefetch(from + kBytesAhead, kQuantBlock * SizeOf(kType));
+  for (size_t i = 0; i < kQuantBlock; i += kSpan) {
+    ORLOP_UNROLL
+    for (size_t j = 0; j < kSpan; j += PairLanes()) {
+      const size_t at = (i + j) * SizeOf(kType);
+      VF two[2];
+      LoadAndCopy<kType>(from + at, to == nullptr ? nullptr : to + at, two);
+      ORLOP_UNROLL
+      for (size_t k = 0; k < 2; ++k) {
+        const VD low = hn::PromoteTo(dd, hn::LowerHalf(two[k]));
+        const VD high = hn::PromoteTo(dd, hn::UpperHalf(hn::Half<DF>(), two[k]));
+        VD* const lane = lanes[kInPairs ? k : 0];
+        const size_t first = kInPairs ? j / PairLanes() : j / FloatLanes() + k;
+        VD& low_lane = lane[2 * first % kVectors];
+        low_lane = hn::MulAdd(low, low, low_lane);
+        VD& high_lane = lane[(2 * first + 1) % kVectors];
+        high_lane = hn::MulAdd(high, high, high_lane);
+      }
     }
   }
-  HWY_ALIGN_MAX double sums[16];
-  for (size_t v = 0; v < kLaneVectors; ++v) {
-    hn::Store(lane[v], dd, sums + v * HWY_LANES(double));
-  }
-  for (int half = 8; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) sums[l] += sums[l + half];
-  }
-  return sums[0];
+  const double sum = SumVectors<kVectors>(lanes[0]);
+  return kInPairs ? sum + SumVectors<kVectors>(lanes[1]) : sum;
 }
 
 template <DType kType>
