@@ -17,12 +17,12 @@ from .amp import GradScaler
 from .errors import (Aborted, AlreadyExists, DataLoss, DeadlineExceeded, EditedWeights, Error, FailedPrecondition, InvalidArgument,
                      NotFound, OutOfRange, PermissionDenied, ResourceExhausted, Superseded, Unavailable, Unimplemented)
 from .optimizer import Optimizer
-from .optimizers import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, Lion, Muon, RMSprop, Store
+from .optimizers import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, Lion, Muon, RMSprop, Store, Together
 from .session import Session, connect, local
 
 __version__ = "0.1.0"
 __all__ = [
     "Aborted", "AdEMAMix", "Adafactor", "Adagrad", "Adam", "AdamW", "AlreadyExists", "DataLoss", "DeadlineExceeded", "EditedWeights", "Error", "FailedPrecondition", "GradScaler",
     "InvalidArgument", "LAMB", "Lion", "Muon", "NotFound", "Optimizer", "OutOfRange", "PermissionDenied", "RMSprop", "ResourceExhausted", "SGD", "Session", "Store", "Superseded",
-    "Unavailable", "Unimplemented", "connect", "errors", "kernels", "local",
+    "Together", "Unavailable", "Unimplemented", "connect", "errors", "kernels", "local",
 ]

@@ -237,10 +237,9 @@ class Optimizer(torch.optim.Optimizer):
             raise Superseded(_SUPERSEDED)
         entries = names.of_model(session.model) if session.model is not None else names.of_groups(self.param_groups)
         self._check_named(entries)
-        if self.needs_whole_tensors:
-            trained = {id(p) for group in self.param_groups for p in group["params"] if p.requires_grad}
-            for entry in entries:
-                entry.is_whole = id(entry.tensor) in trained
+        whole = {id(p) for group in self.param_groups if self._needs_whole(group) for p in group["params"] if p.requires_grad}
+        for entry in entries:
+            entry.is_whole = id(entry.tensor) in whole
         job = session.training_job(entries)
         self._match(job)
         job.configure(self._configuration(job))
@@ -434,6 +433,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         raise NotImplementedError
+
+    def _needs_whole(self, group: dict[str, Any]) -> bool:
+        """Whether each of its tensors must lie on one server."""
+        return self.needs_whole_tensors
 
     def slots_of(self, parameter: torch.Tensor) -> tuple[str, ...]:
         """Of the state of one parameter on the servers."""

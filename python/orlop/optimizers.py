@@ -478,8 +478,8 @@ class Adafactor(Optimizer):
 class Muon(Optimizer):
     """Muon with torch's rule: the momentum of a matrix is made orthogonal before it becomes the step.
 
-    For matrices alone; give other parameters to another optimizer, in a job of its own. Each of its tensors lies on one server. Its
-    products are a BLAS library's, so its bits are the same on machines of one type, not on every type.
+    For matrices alone; give other parameters to another optimizer, :class:`Together` with this one. Each of its tensors lies on one
+    server. Its products are a BLAS library's, so its bits are the same on machines of one type, not on every type.
 
     Parameters
     ----------
@@ -599,3 +599,86 @@ class Store(Optimizer):
         layout = super()._layout(job)
         self._reduced = not job.workers.alone
         return layout
+
+
+class Together(Optimizer):
+    """Several optimizers of one model as one: one push, one clipping, one commit, so that a step happens for all of them or for none.
+
+    Parameters
+    ----------
+    *parts : Optimizer
+        Of this package, not :class:`Store`, not used yet; each has its own parameters. From now on this one steps them.
+    session, max_norm, overlap, accumulation_steps, gradient_wire
+        As for :class:`AdamW`, here and not in the parts. `session`'s default is the first part's.
+
+    Notes
+    -----
+    ``param_groups`` are the parts' groups one after another, each with its ``part`` (0, 1, ...), which a group added later names, too.
+    Schedulers belong on this optimizer. ``state_dict(full=True)`` has torch's state of all parts; other libraries' formats have no place
+    for several optimizers.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = session.bind(torch.nn.Linear(3, 2))
+    ...     optimizer = orlop.Together(orlop.Muon([model.weight], lr=0.02), orlop.AdamW([model.bias], lr=1e-3), max_norm=1.0)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    def __init__(self, *parts: Optimizer, session: Session | None = None, max_norm: float | None = None, overlap: str | None = None,
+                 accumulation_steps: int | None = None, gradient_wire: str | None = None) -> None:
+        if not parts:
+            raise ValueError("orlop.Together of no optimizers; one or more are needed")
+        for part in parts:
+            if not isinstance(part, Optimizer) or isinstance(part, (Store, Together)):
+                raise ValueError(f"orlop.Together of {type(part).__module__}.{type(part).__name__}; this package's optimizers but Store")
+            if part.attached:
+                raise ValueError(f"the {type(part).__name__} has joined job {part.session.job!r} already; put it together before its first use")
+            for option, is_set in (("max_norm", part._max_norm), ("overlap", part._pusher), ("gradient_wire", part._gradient_wire)):
+                if is_set is not None:
+                    raise ValueError(f"{option} of the {type(part).__name__}: give it to orlop.Together, since all push and commit as one")
+        self._parts = parts
+        self.slots = tuple(dict.fromkeys(slot for part in parts for slot in part.slots))
+        groups = [{**group, "part": number} for number, part in enumerate(parts) for group in part.param_groups]
+        super().__init__(groups, {}, session=session or parts[0]._session, max_norm=max_norm, overlap=overlap,
+                         accumulation_steps=accumulation_steps, gradient_wire=gradient_wire)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, before the first step; ``part`` says whose it is, and that part's defaults hold."""
+        if param_group.get("part") not in range(len(self._parts)):
+            raise ValueError(f"part={param_group.get('part')!r} of a group; 0 to {len(self._parts) - 1}")
+        super().add_param_group({**self._part(param_group).defaults, **param_group})
+
+    def state_dict(self, full: bool = False, format: str = "torch") -> dict[str, Any]:
+        """As :meth:`AdamW.state_dict`, in torch's format alone."""
+        if format != "torch":
+            raise ValueError(f"format={format!r}: an optimizer of another library is one, this is {len(self._parts)}; 'torch'")
+        return super().state_dict(full, format)
+
+    def _part(self, group: dict[str, Any]) -> Optimizer:
+        return self._parts[group["part"]]
+
+    def _part_of(self, parameter: torch.Tensor) -> Optimizer:
+        return next(self._part(group) for group in self.param_groups if any(parameter is p for p in group["params"]))
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        self._part(group)._check_group(group)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return self._part(group)._algorithm(group)
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return self._part(group)._values(group)
+
+    def _needs_whole(self, group: dict[str, Any]) -> bool:
+        return self._part(group).needs_whole_tensors
+
+    def slots_of(self, parameter: torch.Tensor) -> tuple[str, ...]:
+        return self._part_of(parameter).slots_of(parameter)
+
+    def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
+        return self._part_of(parameter)._state_before_first_update(parameter)

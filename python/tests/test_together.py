@@ -1,0 +1,128 @@
+"""Muon for matrices and AdamW for the rest as one optimizer: the bits of both alone, one step for both or for none, and its state."""
+import pytest
+import torch
+
+import orlop
+from conftest import train_step
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(75, 100)
+        self.second = torch.nn.Linear(100, 8)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(7)
+    return [(torch.randn(16, 75, generator=generator), torch.randn(16, 8, generator=generator)) for _ in range(8)]
+
+
+def make_net():
+    torch.manual_seed(3)
+    return Net()
+
+
+def split(net):
+    named = list(net.named_parameters())
+    return [pair for pair in named if pair[1].dim() == 2], [pair for pair in named if pair[1].dim() != 2]
+
+
+def both(net, session, **options):
+    matrices, others = split(net)
+    return orlop.Together(orlop.Muon(matrices, lr=0.02, session=session), orlop.AdamW(others, lr=1e-2, session=session), **options)
+
+
+def test_steps_are_those_of_the_parts_alone(servers, batches):
+    net, apart = make_net(), make_net()
+    with orlop.connect(servers.address, job="together") as session, orlop.connect(servers.address, job="muon-alone") as first, \
+            orlop.connect(servers.address, job="adamw-alone") as second:
+        optimizer = both(net, session)
+        matrices, others = split(apart)
+        alone = [orlop.Muon(matrices, lr=0.02, session=first), orlop.AdamW(others, lr=1e-2, session=second)]
+        for batch in batches[:4]:
+            train_step(net, optimizer, batch)
+            for one in alone:
+                one.zero_grad()
+            torch.nn.functional.mse_loss(apart(batch[0]), batch[1]).backward()
+            for one in alone:
+                one.step()
+            for (name, a), b in zip(net.named_parameters(), apart.parameters()):
+                assert torch.equal(a, b), name
+        names = [entry.name for entry in optimizer._job.entries]
+        assert {names[t["index"]]: t["optimizer"] for t in session.client.list_tensors("together")} == {
+            "first.weight": "muon", "second.weight": "muon", "first.bias": "adamw", "second.bias": "adamw"}
+        for name, _ in split(apart)[0]:
+            assert torch.equal(session.get(name, "momentum_buffer"), first.get(name, "momentum_buffer"))
+
+
+def test_a_bad_gradient_of_one_part_stops_the_step_of_all(servers, batches):
+    net = make_net()
+    with orlop.connect(servers.address, job="together-veto") as session:
+        optimizer = both(net, session, max_norm=1.0)
+        train_step(net, optimizer, batches[0])
+        before = [p.detach().clone() for p in net.parameters()]
+        net.first.bias.grad[0] = torch.inf
+        optimizer.step()
+        assert optimizer.skipped
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+        train_step(net, optimizer, batches[1])
+        assert not optimizer.skipped and not any(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_schedulers_and_full_state_go_on_in_another_job(servers, batches):
+    net, copy = make_net(), make_net()
+    with orlop.connect(servers.address, job="together-from") as first, orlop.connect(servers.address, job="together-to") as second:
+        optimizer = both(net, first)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1 / (step + 1), lambda step: 0.5 ** step])
+        for batch in batches[:3]:
+            train_step(net, optimizer, batch)
+            scheduler.step()
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02 / 4, 1e-2 / 8])
+        copy.load_state_dict(net.state_dict())
+        other = both(copy, second)
+        saved = optimizer.state_dict(full=True)
+        assert [set(saved["state"][number]) for number in range(4)] == 2 * [{"step", "momentum_buffer"}] + 2 * [
+            {"step", "exp_avg", "exp_avg_sq"}]
+        other.load_state_dict(saved)
+        assert [group["lr"] for group in other.param_groups] == [group["lr"] for group in optimizer.param_groups]
+        for batch in batches[3:6]:
+            train_step(net, optimizer, batch)
+            train_step(copy, other, batch)
+        for (name, a), b in zip(net.named_parameters(), copy.named_parameters()):
+            assert torch.equal(a, b[1]), name
+
+
+def test_groups_added_later_take_their_parts_defaults(servers, batches):
+    net = make_net()
+    with orlop.connect(servers.address, job="together-groups") as session:
+        session.bind(net)
+        optimizer = orlop.Together(orlop.Muon([net.first.weight], momentum=0.5), orlop.AdamW([net.first.bias], lr=1e-2))
+        optimizer.add_param_group({"params": [net.second.weight], "part": 0, "lr": 0.1})
+        optimizer.add_param_group({"params": [net.second.bias], "part": 1})
+        assert optimizer.param_groups[2]["momentum"] == 0.5 and optimizer.param_groups[3]["lr"] == 1e-2
+        with pytest.raises(ValueError, match=r"part=None of a group; 0 to 1"):
+            optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
+        before = [p.detach().clone() for p in net.parameters()]
+        train_step(net, optimizer, batches[0])
+        assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_what_cannot_be_together_is_refused_by_name():
+    net = make_net()
+    with pytest.raises(ValueError, match="no optimizers"):
+        orlop.Together()
+    with pytest.raises(ValueError, match="torch.optim.sgd.SGD"):
+        orlop.Together(torch.optim.SGD(net.parameters()))
+    with pytest.raises(ValueError, match="Store"):
+        orlop.Together(orlop.Store(net.parameters()))
+    with pytest.raises(ValueError, match="max_norm of the AdamW: give it to orlop.Together"):
+        orlop.Together(orlop.AdamW(net.parameters(), max_norm=1.0))
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        orlop.Together(orlop.Lion(net.parameters()), orlop.AdamW(net.parameters()))
+    with pytest.raises(ValueError, match="an optimizer of another library is one, this is 1"):
+        orlop.Together(orlop.AdamW(net.parameters())).state_dict(full=True, format="torchao")
