@@ -47,7 +47,7 @@ using BlockMeasure = void (*)(const float* scalars, const float* gradient, const
 inline constexpr size_t kMeasures = 2;
 
 // The same over whole blocks, one after another, with everything around it, for 8-bit state and the
-// exact master (fused-inl.h). As RangeStep, but for:
+// exact master (fused-inl.h). Fields are RangeStep's, but for the last two.
 struct FusedRange {
   const void* gradient;
   DType dtype;  // kBF16 or kF32
@@ -58,8 +58,8 @@ struct FusedRange {
   const Rounding* rounding;  // of each state
   RandomKey random;
   uint64_t first_block;
-  size_t blocks;
-  decltype(BlockKernels::encode_found) encode;
+  size_t blocks;                                // 256 elements each
+  decltype(BlockKernels::encode_found) encode;  // what is not plain kNoZero
 };
 using FusedUpdate = void (*)(const float* scalars, const FusedRange& range);
 

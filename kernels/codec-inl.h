@@ -74,8 +74,8 @@ HWY_INLINE void StoreNumbers(const VI* k, uint8_t* HWY_RESTRICT to) {
     const VI even = hn::Max(hn::Add(k[j], hn::Set(di, kOffset)), hn::Zero(di));
     const VI odd = hn::Max(hn::Add(k[j + 1], hn::Set(di, kOffset)), hn::Zero(di));
     const VI both = hn::Or(even, hn::ShiftLeft<8>(odd));
-    hn::StoreU(hn::DemoteTo(DU16(), both), DU16(),
-               reinterpret_cast<uint16_t*>(to + j * FloatLanes()));
+    const hn::Repartition<uint8_t, DU16> bytes;
+    hn::StoreU(hn::BitCast(bytes, hn::DemoteTo(DU16(), both)), bytes, to + j * FloatLanes());
   }
 #endif
 }

@@ -57,16 +57,16 @@ void MeasureBlock(const float* scalars, const float* gradient, const float* mast
   }
 }
 
+template <class O>
 void Fused(const float* scalars, const FusedRange& range) {
-  using O = ORLOP_OPTIMIZER_STRUCT;
   if (range.dtype == DType::kBF16) return FusedPass<O, DType::kBF16>::Run(scalars, range);
   FusedPass<O, DType::kF32>::Run(scalars, range);
 }
 
 template <class O>
 Updates UpdatesOfRule() {
-  constexpr bool kHasInput = kReads < O >> std::size(O::kStates);
-  Updates updates{Update, kHasInput ? nullptr : Fused, nullptr};
+  Updates updates{Update, nullptr, nullptr};
+  if constexpr (kReads<O> == std::size(O::kStates)) updates.fused = Fused<O>;  // no input
   if constexpr (ScopeOf<O>() != Scope::kElement) updates.measure = MeasureBlock<O>;
   return updates;
 }
