@@ -1,7 +1,7 @@
 // What a fused step does to one 256-element block, each piece for every instruction set: the table
-// of the reference (reference.cc) and those of Highway's targets (blocks.cc, optimizer_unit-inl.h).
-// step.cc strings them together. All arrays are whole blocks at any alignment; none overlap, but
-// for the weight of Split, which may be that of Join.
+// of the reference (reference_blocks.cc) and those of Highway's targets (blocks.cc,
+// optimizer_unit-inl.h). step.cc strings them together. All arrays are whole blocks at any
+// alignment; none overlap, but for the weight of Split, which may be that of Join.
 #pragma once
 #include <cstdint>
 
@@ -47,7 +47,7 @@ using BlockMeasure = void (*)(const float* scalars, const float* gradient, const
 inline constexpr size_t kMeasures = 2;
 
 // The same over whole blocks, one after another, with everything around it, for 8-bit state and the
-// exact master (fused-inl.h). Fields are RangeStep's, but for the last two.
+// exact master (fused-inl.h). Fields as RangeStep's of these names.
 struct FusedRange {
   const void* gradient;
   DType dtype;  // kBF16 or kF32

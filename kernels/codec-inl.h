@@ -41,7 +41,8 @@ HWY_INLINE void StoreFour(const VF* four, float* HWY_RESTRICT values) {
 }
 
 // The codes of numbers k (code_books.h), the signed book's with their sign. What is beyond the
-// codes is cut off: -128 gives code 0; 0 of the unsigned book, too.
+// codes is cut off: -128 gives code 0, as 0 of the unsigned book does, and what stochastic rounding
+// takes beyond 1.0 gives 255.
 template <CodeBook kBook>
 HWY_INLINE void StoreNumbers(const VI* k, uint8_t* HWY_RESTRICT to) {
   constexpr int16_t kOffset = kBook == CodeBook::kSigned ? kSignedZeroCode : -1;
@@ -71,9 +72,11 @@ HWY_INLINE void StoreNumbers(const VI* k, uint8_t* HWY_RESTRICT to) {
   const DI di;
   ORLOP_UNROLL
   for (size_t j = 0; j < 4; j += 2) {
-    const VI even = hn::Max(hn::Add(k[j], hn::Set(di, kOffset)), hn::Zero(di));
-    const VI odd = hn::Max(hn::Add(k[j + 1], hn::Set(di, kOffset)), hn::Zero(di));
-    const VI both = hn::Or(even, hn::ShiftLeft<8>(odd));
+    const auto code = [&](VI number) HWY_ATTR {
+      const VI unbounded = hn::Add(number, hn::Set(di, kOffset));
+      return hn::Min(hn::Max(unbounded, hn::Zero(di)), hn::Set(di, 255));
+    };
+    const VI both = hn::Or(code(k[j]), hn::ShiftLeft<8>(code(k[j + 1])));
     const hn::Repartition<uint8_t, DU16> bytes;
     hn::StoreU(hn::BitCast(bytes, hn::DemoteTo(DU16(), both)), bytes, to + j * FloatLanes());
   }

@@ -1,5 +1,6 @@
 // Every kernel on every instruction set against the scalar reference, bit for bit: all counts from
 // 0 to 513, spans at odd addresses, tame, heavy-tailed and arbitrary bit patterns.
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -99,6 +100,56 @@ TEST(SameBits, EveryOptimizerInEveryFormat) {
     }
   }
   std::printf("%zu elements compared, seeds 101 to %zu\n", elements, static_cast<size_t>(seed));
+}
+
+void ExpectStepsLikeTheReference(Range actual, TypedSpan gradient, bool in_place) {
+  Range expected = actual;
+  const StepScalars scalars = ScalarsFor(*actual.optimizer, testing::Values(*actual.optimizer), 3);
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    const auto step = [&](Range& range) {
+      return range.StepOf(scalars, gradient, seed, 0, range.count, in_place);
+    };
+    const absl::Status status = Step(step(actual));
+    ASSERT_TRUE(status.ok()) << status;
+    reference::Step(step(expected));
+    actual.ExpectSameBits(expected);
+  }
+}
+
+// A block is encoded while the next one is stepped: runs of blocks that go that way, and some
+// between that do not.
+TEST(SameBits, RunsOfBlocksPlainAndNot) {
+  constexpr size_t kCount = 9 * kQuantBlock + 77;
+  for (const OptimizerUnit& unit : OptimizerUnits()) {
+    ForEachTarget([&] {
+      for (int variant = 0; variant < 8; ++variant) {
+        Source source(300 + variant);
+        const DType dtype = variant % 2 == 0 ? DType::kBF16 : DType::kF32;
+        const OddlyAligned gradient(source, dtype, kCount, Hostility::kTame);
+        Range range =
+            HostileRange(source, &unit.optimizer, {StateFormat::k8Bit}, kCount, Hostility::kTame);
+        for (size_t s = 0; s < unit.optimizer.states.size() && variant >= 4; ++s) {
+          for (const size_t block : {2, 3, 6}) range.absmax[s][block] = 1e30f;
+        }
+        ExpectStepsLikeTheReference(range, gradient.span(), variant / 2 % 2 == 0);
+        if (HasFailure()) FAIL() << unit.optimizer.name << ", variant " << variant;
+      }
+    });
+  }
+}
+
+// A number next to 1 rounds the last entry up to what no code is for.
+TEST(SameBits, StochasticRoundingEndsAtTheLastCode) {
+  constexpr size_t kCount = 1 << 19;  // of 2^16 and 2^17 one is rounded so
+  const Optimizer* optimizer = FindOptimizer("adamw");
+  Range range(optimizer, {StateFormat::k8Bit, MasterFormat::kExact, Rounding::kStochastic},
+              std::vector<float>(kCount, 0.5f));
+  for (size_t s = 0; s < optimizer->states.size(); ++s) {
+    range.codes[s].assign(kCount, 255);
+    std::fill(range.absmax[s].begin(), range.absmax[s].end(), 1.0f);
+  }
+  const std::vector<float> zeros(kCount);
+  ForEachTarget([&] { ExpectStepsLikeTheReference(range, testing::Span(zeros), true); });
 }
 
 TEST(SameBits, CastsAndMasters) {

@@ -198,7 +198,7 @@ ORLOP_BLOCK uint32_t NearestNumber(const BookTables& tables, float a, bool exact
   constexpr float kWhole = 0x1.8p23f;  // adding it rounds to a whole number, ties to even
   const float shifted = position + kWhole;
   const uint32_t k = BitsOf(shifted) & 0x1FF;
-  // position is off by less than 5e-5 (codec-inl.h): only so near to a tie may k be one off.
+  // position is off by less than 5e-5 (map-inl.h): only so near to a tie may k be one off.
   const float nearest = shifted - kWhole, difference = position - nearest;
   if (!exactly || fabsf(difference) <= 0.5f - 0x1p-14f) return k;
   const uint32_t upper = difference > 0 ? k + 1 : k;
