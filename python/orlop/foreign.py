@@ -209,8 +209,7 @@ def _count(name: str, values: dict[str, Any]) -> torch.Tensor:
 def _is_bitsandbytes(optimizer: Optimizer, state: dict[int, Any], groups: list[dict[str, Any]]) -> bool:
     if any(state.values()):
         return any(_WRAPPER in values or "state1" in values for values in state.values())
-    own = optimizer.param_groups[0]
-    return any("t_alpha" in group or "betas" in group and "betas" not in own for group in groups)
+    return any("t_alpha" in group or "betas" in group and "betas" not in own for own, group in zip(optimizer.param_groups, groups))
 
 
 def _bitsandbytes_slots(optimizer: Optimizer) -> tuple[tuple[str, ...], ...]:

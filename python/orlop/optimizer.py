@@ -42,6 +42,7 @@ class Optimizer(torch.optim.Optimizer):
     needs_whole_tensors: bool = False
 
     slots: tuple[str, ...] = ()  # of the optimizer state, as torch names them
+    _given_to: str | None = None  # the optimizer whose part this one is now
     _steps_here = False  # the parameters are stepped in this process, and the servers take them: nothing is pulled after a step
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the verdict to us
 
@@ -89,6 +90,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def session(self) -> Session:
         """The session given, or the default one."""
+        self._check_own()
         if self._session is None:
             self._session = default_session()
             self._session.claim(self)
@@ -114,6 +116,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError(f"{type(self).__name__}.step() takes no closure: the servers make one update per push; compute "
                                       "the loss and call backward() before step()")
+        self._check_own()
         begin = time.perf_counter()
         if not self.attached:
             self.attach()
@@ -165,6 +168,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's, before the first step."""
+        self._check_own()
         if getattr(self, "_job", None) is not None:
             raise RuntimeError(f"job {self._job.core.job!r} has its parameters fixed: add_param_group comes before the first step")
         super().add_param_group(param_group)
@@ -210,6 +214,7 @@ class Optimizer(torch.optim.Optimizer):
             A plain state_dict of another job or step than the servers hold; the message tells what they hold. Or something in a state
             that is not understood: the message names tensor, value and limit. Nothing has changed then.
         """
+        self._check_own()
         state_dict = foreign.to_torch(self, state_dict)
         checkpoint.check_available(self, state_dict)
         kept = checkpoint.without_tensors(self, state_dict)
@@ -415,6 +420,10 @@ class Optimizer(torch.optim.Optimizer):
             return [*under_way, job.push(others, loss_scale)]
         absent = [index for index in self._trained if index not in gradients]
         return job.make_step(parts, pushes, groups, absent, loss_scale)
+
+    def _check_own(self) -> None:
+        if self._given_to is not None:
+            raise RuntimeError(f"this {type(self).__name__} is a part of an orlop.{self._given_to}, which steps it: use that one")
 
     # What an algorithm adds.
 

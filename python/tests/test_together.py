@@ -101,7 +101,8 @@ def test_groups_added_later_take_their_parts_defaults(servers, batches):
     net = make_net()
     with orlop.connect(servers.address, job="together-groups") as session:
         session.bind(net)
-        optimizer = orlop.Together(orlop.Muon([net.first.weight], momentum=0.5), orlop.AdamW([net.first.bias], lr=1e-2))
+        optimizer = orlop.Together(orlop.Muon([net.first.weight], momentum=0.5, session=session),
+                                   orlop.AdamW([net.first.bias], lr=1e-2, session=session))
         optimizer.add_param_group({"params": [net.second.weight], "part": 0, "lr": 0.1})
         optimizer.add_param_group({"params": [net.second.bias], "part": 1})
         assert optimizer.param_groups[2]["momentum"] == 0.5 and optimizer.param_groups[3]["lr"] == 1e-2
@@ -110,6 +111,31 @@ def test_groups_added_later_take_their_parts_defaults(servers, batches):
         before = [p.detach().clone() for p in net.parameters()]
         train_step(net, optimizer, batches[0])
         assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_parts_know_the_groups_of_now(servers, batches):
+    """RMSprop is another algorithm once a group has momentum, and Adagrad's state has a value before the first step."""
+    net = make_net()
+    with orlop.connect(servers.address, job="together-now") as session:
+        session.bind(net)
+        optimizer = orlop.Together(orlop.RMSprop([net.first.weight], lr=1e-3, session=session),
+                                   orlop.Adagrad([net.first.bias], initial_accumulator_value=0.5, session=session))
+        optimizer.add_param_group({"params": [net.second.weight], "part": 0, "momentum": 0.9})
+        optimizer.add_param_group({"params": [net.second.bias], "part": 1, "initial_accumulator_value": 0.25})
+        assert set(optimizer.slots) == {"square_avg", "momentum_buffer", "grad_avg", "sum"}
+        saved = optimizer.state_dict(full=True)["state"]
+        assert saved[3]["sum"].eq(0.25).all() and saved[1]["sum"].eq(0.5).all()
+        train_step(net, optimizer, batches[0])
+        assert [t["optimizer"] for t in session.client.list_tensors("together-now")] == [
+            "rmsprop_full", "adagrad", "rmsprop_full", "adagrad"]
+
+
+def test_parts_of_two_sessions_are_refused(servers):
+    net = make_net()
+    with orlop.connect(servers.address, job="together-a") as first, orlop.connect(servers.address, job="together-b") as second:
+        matrices, others = split(net)
+        with pytest.raises(ValueError, match="the AdamW has another session than the Muon"):
+            orlop.Together(orlop.Muon(matrices, session=first), orlop.AdamW(others, session=second))
 
 
 def test_what_cannot_be_together_is_refused_by_name():
@@ -122,6 +148,17 @@ def test_what_cannot_be_together_is_refused_by_name():
         orlop.Together(orlop.Store(net.parameters()))
     with pytest.raises(ValueError, match="max_norm of the AdamW: give it to orlop.Together"):
         orlop.Together(orlop.AdamW(net.parameters(), max_norm=1.0))
+    part = orlop.AdamW(net.parameters())
+    whole = orlop.Together(part)
+    for use in (part.step, part.attach, lambda: part.load_state_dict({}), lambda: orlop.Together(part)):
+        with pytest.raises(RuntimeError, match="this AdamW is a part of an orlop.Together"):
+            use()
+    with pytest.raises(ValueError, match=r"belong to parts \[None\]; expected \[0\]"):
+        whole.load_state_dict(torch.optim.AdamW(net.parameters()).state_dict())
+    loaded = orlop.AdamW(net.parameters())
+    loaded._pending_state = {}
+    with pytest.raises(ValueError, match="the AdamW has joined a job or loaded a state"):
+        orlop.Together(loaded)
     with pytest.raises(ValueError, match="more than one parameter group"):
         orlop.Together(orlop.Lion(net.parameters()), orlop.AdamW(net.parameters()))
     with pytest.raises(ValueError, match="an optimizer of another library is one, this is 1"):
