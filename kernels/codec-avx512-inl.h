@@ -85,7 +85,7 @@ HWY_INLINE void DecodeByPermutes(const uint8_t* HWY_RESTRICT codes, VF* entries)
 // As codec-inl.h says.
 class Positions {
  public:
-  Positions() = default;
+  HWY_INLINE Positions() {}
   HWY_INLINE Positions(CodeBook book, Rounding rounding, float inverse)
       : Positions(book == CodeBook::kSigned       ? code_book_internal::kSignedSegments
                   : rounding == Rounding::kNoZero ? code_book_internal::kNoZeroSegments

@@ -117,7 +117,7 @@ HWY_INLINE void DecodeBlock(const uint8_t* HWY_RESTRICT codes, float absmax,
 // Where values lie in a code book.
 class Positions {
  public:
-  Positions() = default;
+  HWY_INLINE Positions() {}
   HWY_INLINE Positions(CodeBook, Rounding, float inverse) : inverse_(hn::Set(DF(), inverse)) {}
   // r = x * inverse, and k of its magnitude before rounding (Map::Position; of an unsigned 0 any).
   template <CodeBook kBook, Rounding kRounding>

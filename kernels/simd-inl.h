@@ -142,9 +142,9 @@ struct Pair {
 HWY_INLINE size_t PairLanes() { return 2 * FloatLanes(); }
 
 HWY_INLINE Pair LoadPair(const float* from) {
-  Pair pair;
-  hn::LoadInterleaved2(DF(), from, pair.even, pair.odd);
-  return pair;
+  VF even, odd;
+  hn::LoadInterleaved2(DF(), from, even, odd);
+  return {even, odd};
 }
 HWY_INLINE void StorePair(Pair pair, float* to) {
   hn::StoreInterleaved2(pair.even, pair.odd, DF(), to);
