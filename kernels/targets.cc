@@ -1,10 +1,16 @@
 #include "kernels/targets.h"
 
+// clang-format off: which instruction sets there are must be said before Highway is read
+#include "kernels/simd_targets.h"
 #include "hwy/highway.h"
-#include "kernels/simd_targets.h"  // before Highway
+// clang-format on
 
 namespace orlop::kernels {
 namespace {
+
+#if HWY_ARCH_X86
+static_assert((HWY_TARGETS & HWY_AVX3_DL) != 0, "tests would leave out what most machines run");
+#endif
 
 void Choose(int64_t targets) {
   hwy::SetSupportedTargetsForTest(targets);
