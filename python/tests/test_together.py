@@ -3,28 +3,7 @@ import pytest
 import torch
 
 import orlop
-from conftest import train_step
-
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(75, 100)
-        self.second = torch.nn.Linear(100, 8)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-@pytest.fixture
-def batches():
-    generator = torch.Generator().manual_seed(7)
-    return [(torch.randn(16, 75, generator=generator), torch.randn(16, 8, generator=generator)) for _ in range(8)]
-
-
-def make_net():
-    torch.manual_seed(3)
-    return Net()
+from conftest import loss_of, train_step
 
 
 def split(net):
@@ -37,7 +16,7 @@ def both(net, session, **options):
     return orlop.Together(orlop.Muon(matrices, lr=0.02, session=session), orlop.AdamW(others, lr=1e-2, session=session), **options)
 
 
-def test_steps_are_those_of_the_parts_alone(servers, batches):
+def test_steps_are_those_of_the_parts_alone(servers, make_net, batches):
     net, apart = make_net(), make_net()
     with orlop.connect(servers.address, job="together") as session, orlop.connect(servers.address, job="muon-alone") as first, \
             orlop.connect(servers.address, job="adamw-alone") as second:
@@ -48,7 +27,7 @@ def test_steps_are_those_of_the_parts_alone(servers, batches):
             train_step(net, optimizer, batch)
             for one in alone:
                 one.zero_grad()
-            torch.nn.functional.mse_loss(apart(batch[0]), batch[1]).backward()
+            loss_of(apart, batch).backward()
             for one in alone:
                 one.step()
             for (name, a), b in zip(net.named_parameters(), apart.parameters()):
@@ -60,7 +39,7 @@ def test_steps_are_those_of_the_parts_alone(servers, batches):
             assert torch.equal(session.get(name, "momentum_buffer"), first.get(name, "momentum_buffer"))
 
 
-def test_a_bad_gradient_of_one_part_stops_the_step_of_all(servers, batches):
+def test_a_bad_gradient_of_one_part_stops_the_step_of_all(servers, make_net, batches):
     net = make_net()
     with orlop.connect(servers.address, job="together-veto") as session:
         optimizer = both(net, session, max_norm=1.0)
@@ -74,7 +53,7 @@ def test_a_bad_gradient_of_one_part_stops_the_step_of_all(servers, batches):
         assert not optimizer.skipped and not any(torch.equal(a, b) for a, b in zip(before, net.parameters()))
 
 
-def test_schedulers_and_full_state_go_on_in_another_job(servers, batches):
+def test_schedulers_and_full_state_go_on_in_another_job(servers, make_net, batches):
     net, copy = make_net(), make_net()
     with orlop.connect(servers.address, job="together-from") as first, orlop.connect(servers.address, job="together-to") as second:
         optimizer = both(net, first)
@@ -97,7 +76,7 @@ def test_schedulers_and_full_state_go_on_in_another_job(servers, batches):
             assert torch.equal(a, b[1]), name
 
 
-def test_groups_added_later_take_their_parts_defaults(servers, batches):
+def test_groups_added_later_take_their_parts_defaults(servers, make_net, batches):
     net = make_net()
     with orlop.connect(servers.address, job="together-groups") as session:
         session.bind(net)
@@ -113,7 +92,7 @@ def test_groups_added_later_take_their_parts_defaults(servers, batches):
         assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters()))
 
 
-def test_parts_know_the_groups_of_now(servers, batches):
+def test_parts_know_the_groups_of_now(servers, make_net, batches):
     """RMSprop is another algorithm once a group has momentum, and Adagrad's state has a value before the first step."""
     net = make_net()
     with orlop.connect(servers.address, job="together-now") as session:
@@ -130,7 +109,7 @@ def test_parts_know_the_groups_of_now(servers, batches):
             "rmsprop_full", "adagrad", "rmsprop_full", "adagrad"]
 
 
-def test_parts_of_two_sessions_are_refused(servers):
+def test_parts_of_two_sessions_are_refused(servers, make_net):
     net = make_net()
     with orlop.connect(servers.address, job="together-a") as first, orlop.connect(servers.address, job="together-b") as second:
         matrices, others = split(net)
@@ -138,7 +117,7 @@ def test_parts_of_two_sessions_are_refused(servers):
             orlop.Together(orlop.Muon(matrices, session=first), orlop.AdamW(others, session=second))
 
 
-def test_what_cannot_be_together_is_refused_by_name():
+def test_what_cannot_be_together_is_refused_by_name(make_net):
     net = make_net()
     with pytest.raises(ValueError, match="no optimizers"):
         orlop.Together()
