@@ -21,7 +21,7 @@
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "kernels/tensor_pass.h"
-#include "kernels/thread_pool.h"
+#include "base/thread_pool.h"
 
 namespace orlop::bench {
 namespace {

@@ -8,7 +8,7 @@
 #include "cli/json.h"
 #include "cli/safetensors.h"
 #include "cli/table.h"
-#include "proto/box.h"
+#include "base/box.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {

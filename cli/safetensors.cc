@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "proto/box.h"
+#include "base/box.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {

@@ -11,9 +11,9 @@
 #include "orlop/v1/admin.grpc.pb.h"
 #include "orlop/v1/data.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "proto/limits.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "proto/status.h"
 
 namespace orlop::client {

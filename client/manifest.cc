@@ -1,7 +1,7 @@
 #include "client/manifest.h"
 
 #include "absl/strings/str_cat.h"
-#include "proto/box.h"
+#include "base/box.h"
 #include "proto/status.h"
 
 namespace orlop::client {

@@ -11,7 +11,7 @@
 #include "absl/types/span.h"
 #include "orlop/v1/job.pb.h"
 #include "orlop/v1/types.pb.h"
-#include "proto/box.h"
+#include "base/box.h"
 
 namespace orlop::client {
 

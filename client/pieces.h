@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "client/manifest.h"
 #include "client/parts.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 
 namespace orlop::client {
 
@@ -38,7 +38,7 @@ struct PartView {
 
 // Cuts a part along the shards that it meets and appends the pieces in ascending order of shard.
 // The elements of a box inside a shard are one contiguous range of the box's row-major buffer
-// (proto/box.h), so a piece is one range of the caller's memory. Of a flat box of whole blocks, the
+// (base/box.h), so a piece is one range of the caller's memory. Of a flat box of whole blocks, the
 // absmax of a quantised slot (an fp32 per block) and its 4-bit codes (two to a byte) may be given
 // as they are stored. Data of DTYPE_I8_BLOCK are the encoded pieces one after another, each with
 // blocks of its own.

@@ -9,7 +9,7 @@
 
 #include "absl/status/status.h"
 #include "client/parts.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 
 namespace orlop::client {
 

@@ -4,7 +4,7 @@
 
 #include <random>
 
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "proto/chunk.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"

@@ -16,7 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 
 namespace orlop::server {
 

@@ -18,7 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "kernels/thread_pool.h"
+#include "base/thread_pool.h"
 
 namespace orlop::server {
 

@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "proto/status.h"
 #include "server/flush_shard.h"
 

@@ -3,7 +3,7 @@
 #include <optional>
 #include <utility>
 
-#include "proto/checksum.h"
+#include "base/checksum.h"
 
 namespace orlop::server {
 namespace {

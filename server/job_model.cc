@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/types.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"

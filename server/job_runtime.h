@@ -17,7 +17,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "server/flush.h"
 #include "server/job_model.h"
 #include "server/peer_links.h"

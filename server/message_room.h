@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "proto/limits.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "server/accountant.h"
 
 namespace orlop::server {

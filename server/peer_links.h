@@ -14,7 +14,7 @@
 #include "orlop/v1/admin.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
 #include "orlop/v1/peer.grpc.pb.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "server/config.h"
 
 namespace orlop::server {

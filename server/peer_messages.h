@@ -4,7 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "orlop/v1/peer.pb.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "server/step/messages.h"
 #include "server/step/participant.h"
 

@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "proto/box.h"
+#include "base/box.h"
 
 namespace orlop::server {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "proto/box.h"
+#include "base/box.h"
 
 namespace orlop::server {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "server/shard_store.h"
 #include "server/step/layout.h"
 
@@ -125,7 +125,7 @@ inline absl::Status AttemptDropped(const Shard& shard) {
                     v1::ErrorDetail::STALE_ATTEMPT);
 }
 
-// The tree digest of contiguous bytes (proto/checksum.h).
+// The tree digest of contiguous bytes (base/checksum.h).
 Digest128 DigestOf(absl::Span<const uint8_t> bytes);
 
 // A fresh buffer of a slot, every byte the initial one.

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "kernels/casts.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"

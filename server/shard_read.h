@@ -8,8 +8,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "proto/box.h"
-#include "proto/checksum.h"
+#include "base/box.h"
+#include "base/checksum.h"
 #include "server/accountant.h"
 #include "server/shard_spec.h"
 #include "server/tier.h"

@@ -12,7 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/optimizer.h"
 #include "orlop/v1/types.pb.h"
-#include "proto/box.h"
+#include "base/box.h"
 
 namespace orlop::server {
 

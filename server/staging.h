@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/reduce.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "server/accountant.h"
 
 namespace orlop::server {

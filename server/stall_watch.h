@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "proto/limits.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 
 namespace orlop::server {
 

@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "proto/checksum.h"
+#include "base/checksum.h"
 #include "proto/status.h"
 
 namespace orlop::server {

@@ -20,7 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "server/accountant.h"
 #include "server/shard_spec.h"
 #include "storage/store.h"

@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/thread_pool.h"
-#include "proto/mutex.h"
+#include "base/thread_pool.h"
+#include "base/mutex.h"
 
 namespace orlop::server {
 

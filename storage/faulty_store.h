@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "storage/store.h"
 
 namespace orlop::storage {

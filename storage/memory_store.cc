@@ -2,7 +2,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
-#include "proto/mutex.h"
+#include "base/mutex.h"
 #include "storage/store.h"
 
 namespace orlop::storage {

@@ -20,8 +20,8 @@
 #include "kernels/reduce.h"
 #include "orlop/v1/data.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
-#include "proto/box.h"
-#include "proto/checksum.h"
+#include "base/box.h"
+#include "base/checksum.h"
 
 namespace orlop {
 namespace {

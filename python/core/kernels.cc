@@ -20,7 +20,7 @@
 #include "kernels/reduce.h"
 #include "kernels/targets.h"
 #include "kernels/tensor_pass.h"
-#include "kernels/thread_pool.h"
+#include "base/thread_pool.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
 

@@ -1,4 +1,4 @@
-#include "proto/checksum.h"
+#include "base/checksum.h"
 
 #include <xxhash.h>
 

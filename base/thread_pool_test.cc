@@ -1,4 +1,4 @@
-#include "kernels/thread_pool.h"
+#include "base/thread_pool.h"
 
 #include <sched.h>
 

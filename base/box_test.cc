@@ -1,4 +1,4 @@
-#include "proto/box.h"
+#include "base/box.h"
 
 #include <gtest/gtest.h>
 
