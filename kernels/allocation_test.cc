@@ -5,8 +5,8 @@
 
 #include "gtest/gtest.h"
 #include "kernels/optimizer.h"
-#include "kernels/test_data.h"
-#include "kernels/test_range.h"
+#include "kernels/testing/test_data.h"
+#include "kernels/testing/test_range.h"
 
 namespace {
 

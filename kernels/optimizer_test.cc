@@ -7,7 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/test_range.h"
+#include "kernels/testing/test_range.h"
 
 namespace orlop::kernels {
 namespace {

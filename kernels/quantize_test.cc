@@ -7,7 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/test_data.h"
+#include "kernels/testing/test_data.h"
 
 namespace orlop::kernels {
 namespace {

@@ -9,7 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/casts.h"
-#include "kernels/test_data.h"
+#include "kernels/testing/test_data.h"
 
 namespace orlop::kernels {
 namespace {

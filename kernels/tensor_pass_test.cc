@@ -6,8 +6,8 @@
 
 #include "gtest/gtest.h"
 #include "kernels/orthogonalize.h"
-#include "kernels/test_data.h"
-#include "kernels/test_range.h"
+#include "kernels/testing/test_data.h"
+#include "kernels/testing/test_range.h"
 
 namespace orlop::kernels {
 namespace {

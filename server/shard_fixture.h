@@ -18,7 +18,7 @@
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/shard_store.h"
-#include "storage/faulty_store.h"
+#include "storage/testing/faulty_store.h"
 
 namespace orlop::server {
 

@@ -10,8 +10,8 @@
 #include "kernels/cuda/batch.h"
 #include "kernels/cuda/host_execution.h"
 #include "kernels/reference.h"
-#include "kernels/test_data.h"
-#include "kernels/test_range.h"
+#include "kernels/testing/test_data.h"
+#include "kernels/testing/test_range.h"
 
 namespace orlop::kernels {
 #define ORLOP_OPTIMIZER(name) OptimizerUnit name##Unit();

@@ -9,8 +9,8 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/step.h"
 #include "kernels/reference.h"
-#include "kernels/test_data.h"
-#include "kernels/test_range.h"
+#include "kernels/testing/test_data.h"
+#include "kernels/testing/test_range.h"
 
 namespace orlop::kernels::cuda {
 namespace {

@@ -7,7 +7,7 @@
 #include "kernels/code_books4.h"
 #include "kernels/optimizer.h"
 #include "kernels/reference.h"
-#include "kernels/test_data.h"
+#include "kernels/testing/test_data.h"
 
 namespace orlop::kernels::testing {
 
