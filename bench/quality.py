@@ -39,7 +39,7 @@ from demo import data, model, run, train
 from orlop import kernels, names
 
 HERE = pathlib.Path(__file__).resolve().parent
-LEAST_QUANTISED = 4096  # elements, as in server/shard_spec.cc
+LEAST_QUANTISED = 4096  # elements, as in server/job/slots.cc
 SPIKE = 100
 DRIFT_RATE, DRIFT_SHAPE = 1e-6, {"depth": 1, "width": 256}
 POINTS = 20  # of a curve that is sampled

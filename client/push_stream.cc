@@ -1,4 +1,4 @@
-// One push, 3 of 8 (ARCHITECTURE.md); next: server/data_service.cc
+// One push, 3 of 8 (ARCHITECTURE.md); next: server/services/data_service.cc
 // One Push or SetState stream: pieces as chunks, header and payload as two slices, the payload
 // never copied, every byte hashed once.
 #include <grpcpp/impl/codegen/client_context.h>

@@ -13,7 +13,7 @@
 
 #include "server/config.h"
 #include "server/orlop_server.h"
-#include "server/process_memory.h"
+#include "server/memory/process_memory.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 

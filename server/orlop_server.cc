@@ -14,12 +14,12 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/targets.h"
 #include "proto/limits.h"
-#include "server/admin_service.h"
-#include "server/data_service.h"
-#include "server/job_service.h"
-#include "server/peer_service.h"
-#include "server/process_memory.h"
-#include "server/readiness.h"
+#include "server/services/admin_service.h"
+#include "server/services/data_service.h"
+#include "server/services/job_service.h"
+#include "server/services/peer_service.h"
+#include "server/memory/process_memory.h"
+#include "server/services/readiness.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {

@@ -22,7 +22,7 @@ class OrlopServer {
   // Where it listens: host:port with the port that was chosen, or unix:/path.
   virtual const std::string& address() const = 0;
   // Whether health is SERVING: every job that was on disk has come to an answer
-  // (server/readiness.h). It stays so until the stop.
+  // (server/services/readiness.h). It stays so until the stop.
   virtual bool ready() const = 0;
   // Graceful stop: refuses new calls, finishes what is decided, flushes everything, marks the
   // directory clean. OK only then.

@@ -1,0 +1,117 @@
+#include "server/cluster/peer_links.h"
+
+#include <chrono>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+#include "proto/status.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr auto kMessageTimeout = std::chrono::seconds(5);
+constexpr auto kCallTimeout = std::chrono::seconds(30);  // reserving room may spill
+
+void SetDeadline(grpc::ClientContext* context, std::chrono::system_clock::duration timeout) {
+  context->set_deadline(std::chrono::system_clock::now() + timeout);
+}
+
+struct Flight {
+  grpc::ClientContext context;
+  v1::StepMessage message;
+  v1::StepAck ack;
+};
+
+}  // namespace
+
+PeerLinks::PeerLinks(const Options& options, std::shared_ptr<grpc::ChannelCredentials> credentials)
+    : addresses_(options.peers) {
+  for (const PeerAddress& peer : addresses_) {
+    grpc::ChannelArguments arguments;
+    arguments.SetMaxReceiveMessageSize(static_cast<int>(kMaxPeerMessageBytes));
+    arguments.SetMaxSendMessageSize(static_cast<int>(kMaxPeerMessageBytes));
+    // A restarted server is found again within a second.
+    arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+    auto channel = grpc::CreateCustomChannel(peer.address, credentials, arguments);
+    links_.push_back(
+        {v1::Peer::NewStub(channel), v1::Admin::NewStub(channel), v1::Job::NewStub(channel)});
+  }
+}
+
+PeerLinks::~PeerLinks() {
+  MutexLock lock(&mutex_);
+  while (under_way_ > 0) idle_.Wait(&mutex_);
+}
+
+void PeerLinks::OnUnknownJob(std::function<void(int, const std::string&)> callback) {
+  MutexLock lock(&mutex_);
+  on_unknown_job_ = std::move(callback);
+}
+
+void PeerLinks::Send(int to, v1::StepMessage message) {
+  auto flight = std::make_shared<Flight>();
+  flight->message = std::move(message);
+  SetDeadline(&flight->context, kMessageTimeout);
+  {
+    MutexLock lock(&mutex_);
+    ++under_way_;
+  }
+  links_[to].peer->async()->Step(&flight->context, &flight->message, &flight->ack,
+                                 [this, to, flight](grpc::Status status) {
+                                   std::function<void(int, const std::string&)> unknown;
+                                   {
+                                     MutexLock lock(&mutex_);
+                                     if (status.error_code() == grpc::StatusCode::NOT_FOUND)
+                                       unknown = on_unknown_job_;
+                                   }
+                                   if (unknown) unknown(to, flight->message.job());
+                                   MutexLock lock(&mutex_);
+                                   if (--under_way_ == 0) idle_.SignalAll();
+                                 });
+}
+
+absl::Status PeerLinks::Named(int to, const grpc::Status& status) const {
+  v1::ErrorDetail detail;
+  detail.set_server(addresses_[to].name);
+  return Annotated(FromGrpc(status), absl::StrCat("server ", addresses_[to].name), detail);
+}
+
+absl::Status PeerLinks::PutJob(int to, const v1::JobDefinition& definition) {
+  grpc::ClientContext context;
+  SetDeadline(&context, kCallTimeout);
+  v1::PutJobResponse response;
+  return Named(to, links_[to].peer->PutJob(&context, definition, &response));
+}
+
+absl::Status PeerLinks::DropJob(int to, const std::string& job) {
+  grpc::ClientContext context;
+  SetDeadline(&context, kCallTimeout);
+  v1::DropJobRequest request;
+  request.set_job(job);
+  v1::DropJobResponse response;
+  return Named(to, links_[to].peer->DropJob(&context, request, &response));
+}
+
+absl::StatusOr<v1::ServerInfo> PeerLinks::Identify(int to) {
+  grpc::ClientContext context;
+  SetDeadline(&context, std::chrono::seconds(2));
+  v1::ServerInfo info;
+  if (absl::Status status = Named(to, links_[to].peer->Identify(&context, {}, &info)); !status.ok())
+    return status;
+  return info;
+}
+
+absl::StatusOr<v1::DescribeTensorResponse> PeerLinks::DescribeShards(
+    int to, const v1::DescribeTensorRequest& request) {
+  grpc::ClientContext context;
+  SetDeadline(&context, std::chrono::seconds(5));
+  v1::DescribeTensorResponse response;
+  if (absl::Status status =
+          Named(to, links_[to].peer->DescribeShards(&context, request, &response));
+      !status.ok())
+    return status;
+  return response;
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,88 @@
+#include "server/cluster/placement.h"
+
+#include <algorithm>
+#include <functional>
+#include <queue>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/box.h"
+
+namespace orlop::server {
+namespace {
+
+// What goes to one server as one: a shard, or all of a whole tensor.
+struct Unit {
+  uint32_t tensor;
+  uint64_t first_shard;
+  uint64_t shard_count;
+  double bytes;
+};
+
+std::vector<Unit> UnitsOf(const std::vector<TensorLoad>& tensors, uint64_t shard_elements) {
+  std::vector<Unit> units;
+  for (uint32_t t = 0; t < tensors.size(); ++t) {
+    const auto bytes = [&](uint64_t elements) {
+      return static_cast<double>(elements) * tensors[t].bytes_per_element;
+    };
+    const uint64_t elements = tensors[t].element_count;
+    const uint64_t count = ShardCount(elements, shard_elements);
+    if (tensors[t].whole) {
+      units.push_back({t, 0, count, bytes(elements)});
+      continue;
+    }
+    for (uint64_t s = 0; s < count; ++s)
+      units.push_back({t, s, 1, bytes(ShardRange(s, elements, shard_elements).count())});
+  }
+  return units;
+}
+
+std::string Reason(bool whole, const std::string& server, double share, size_t server_count) {
+  const char* what = whole ? "whole tensor, " : "";
+  if (server_count == 1) return absl::StrCat(what, "the only server");
+  return absl::StrFormat(
+      "%s%s had the least bytes when placed, largest first; it holds %.1f%% of the job", what,
+      server, share * 100);
+}
+
+}  // namespace
+
+std::vector<PlacedRun> PlaceShards(const std::vector<TensorLoad>& tensors, uint64_t shard_elements,
+                                   const std::vector<std::string>& servers) {
+  const std::vector<Unit> units = UnitsOf(tensors, shard_elements);
+  std::vector<size_t> order(units.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return units[a].bytes > units[b].bytes; });
+
+  using Load = std::pair<double, uint32_t>;  // bytes so far, server
+  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> least;
+  for (uint32_t i = 0; i < servers.size(); ++i) least.push({0.0, i});
+  std::vector<uint32_t> owner(units.size());
+  std::vector<double> held(servers.size(), 0.0);
+  double total = 0;
+  for (size_t i : order) {
+    auto [bytes, server] = least.top();
+    least.pop();
+    owner[i] = server;
+    held[server] = bytes + units[i].bytes;
+    total += units[i].bytes;
+    least.push({held[server], server});
+  }
+
+  std::vector<PlacedRun> runs;
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (!runs.empty() && runs.back().tensor == units[i].tensor && runs.back().server == owner[i]) {
+      runs.back().shard_count += units[i].shard_count;
+      continue;
+    }
+    const double share = total > 0 ? held[owner[i]] / total : 0;
+    runs.push_back(
+        {units[i].tensor, units[i].first_shard, units[i].shard_count, owner[i],
+         Reason(tensors[units[i].tensor].whole, servers[owner[i]], share, servers.size())});
+  }
+  return runs;
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,222 @@
+#include "server/durability/flush.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "base/checksum.h"
+#include "proto/status.h"
+#include "server/durability/flush_shard.h"
+
+namespace orlop::server {
+namespace {
+
+// A flush is one head (small value "flush/JOB:SERIAL"; no name holds ':') and bulk values
+// "flush/JOB:SERIAL/...": "index" and those of the shards (server/durability/flush_shard.h). Example:
+// flush/gpt:000000000000002a/00000007/exp_avg.
+//   head   = format job step index_bytes index_xxh3 xxh3-of-all-before
+//   index  = manifest optimizer machine shard_count shard...
+constexpr uint64_t kFormat = 1;
+
+struct Head {
+  FlushInfo info;
+  uint64_t index_bytes = 0;
+  uint64_t index_checksum = 0;
+};
+
+std::string JobKey(const std::string& job) { return absl::StrCat("flush/", job, ":"); }
+std::string HeadKey(const std::string& job, uint64_t serial) {
+  return JobKey(job) + absl::StrFormat("%016x", serial);
+}
+
+std::string EncodeHead(const std::string& job, const Head& head) {
+  Encoder out;
+  out.Add(kFormat)
+      .Add(job)
+      .Add(static_cast<uint64_t>(head.info.step))
+      .Add(head.index_bytes)
+      .Add(head.index_checksum);
+  const uint64_t checksum = Checksum64(out.bytes().data(), out.bytes().size());
+  return out.Add(checksum).bytes();
+}
+
+Head DecodeHead(const std::string& job, uint64_t serial, const std::string& value) {
+  Head head{{-1, serial}};
+  Decoder in(value);
+  const uint64_t format = in.Number();
+  const std::string name = in.String();
+  head.info.step = static_cast<int64_t>(in.Number());
+  head.index_bytes = in.Number();
+  head.index_checksum = in.Number();
+  const uint64_t checksum = in.Number();
+  head.info.damaged = !in.ok() || format != kFormat || name != job ||
+                      checksum != Checksum64(value.data(), value.size() - sizeof(checksum));
+  return head;
+}
+
+// Newest first.
+absl::StatusOr<std::vector<Head>> Heads(const storage::Store& store, const std::string& job) {
+  auto values = store.Scan(JobKey(job));
+  if (!values.ok()) return values.status();
+  std::vector<Head> heads;
+  for (const auto& [key, value] : *values) {
+    uint64_t serial = 0;
+    if (!absl::SimpleHexAtoi(absl::string_view(key).substr(JobKey(job).size()), &serial))
+      return DamagedFlush(key, "is no key of a flush");
+    heads.push_back(DecodeHead(job, serial, value));
+  }
+  std::reverse(heads.begin(), heads.end());
+  return heads;
+}
+
+absl::StatusOr<Head> FindHead(const storage::Store& store, const std::string& job, int64_t step) {
+  auto heads = Heads(store, job);
+  if (!heads.ok()) return heads.status();
+  for (const Head& head : *heads)
+    if (!head.info.damaged && head.info.step == step) return head;
+  for (const Head& head : *heads)
+    if (head.info.damaged)
+      return DamagedFlush(absl::StrCat("head ", HeadKey(job, head.info.serial)),
+                          "is damaged or of another format");
+  return absl::NotFoundError(absl::StrCat("job '", job, "' has no flush of step ", step, " here"));
+}
+
+absl::StatusOr<std::string> ReadIndex(const storage::Store& store, const std::string& job,
+                                      const Head& head) {
+  std::string index(head.index_bytes, '\0');
+  const std::string key = HeadKey(job, head.info.serial) + "/index";
+  absl::Status read = store.ReadBulk(key, {reinterpret_cast<uint8_t*>(index.data()), index.size()});
+  if (!read.ok()) return DamagedFlush("index", std::string(read.message()));
+  if (Checksum64(index.data(), index.size()) != head.index_checksum)
+    return DamagedFlush("index", "checksum differs");
+  return index;
+}
+
+absl::Status EraseBulk(storage::Store* store, const std::string& job, uint64_t serial,
+                       storage::Batch* batch) {
+  auto keys = store->ScanBulk(HeadKey(job, serial) + "/");
+  if (!keys.ok()) return keys.status();
+  batch->erase_bulk.insert(batch->erase_bulk.end(), keys->begin(), keys->end());
+  return absl::OkStatus();
+}
+
+absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, ShardStore* shards,
+                             Head* head) {
+  const std::string prefix = HeadKey(header.job, head->info.serial) + "/";
+  FlushAccess access(shards, prefix);
+  Encoder index;
+  index.Add(header.manifest)
+      .Add(header.optimizer)
+      .Add(header.machine)
+      .Add(static_cast<uint64_t>(access.all().size()));
+  for (const auto& shard : access.all()) {
+    shard->Acquire();  // another job's need for memory may not move what is read here
+    absl::Status written = access.WriteShard(store, header.step, shard.get(), &index);
+    shard->Release();
+    if (!written.ok()) return written;
+  }
+  const std::string& bytes = index.bytes();
+  head->index_bytes = bytes.size();
+  head->index_checksum = Checksum64(bytes.data(), bytes.size());
+  absl::Status written = store->WriteBulk(
+      prefix + "index", {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+  return written.ok() ? store->Sync() : written;
+}
+
+}  // namespace
+
+absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, ShardStore* shards) {
+  auto all = Heads(*store, header.job);
+  if (!all.ok()) return all.status();
+  Head head;
+  head.info = {header.step, all->empty() ? 1 : all->front().info.serial + 1};
+  const std::string key = HeadKey(header.job, head.info.serial);
+  storage::Batch batch;
+  // What a flush that was cut off left under this serial.
+  if (absl::Status swept = EraseBulk(store, header.job, head.info.serial, &batch); !swept.ok())
+    return swept;
+  if (!batch.erase_bulk.empty())
+    if (absl::Status swept = store->Commit(batch); !swept.ok()) return swept;
+  absl::Status written = WriteBulkValues(store, header, shards, &head);
+  if (!written.ok()) {
+    storage::Batch undo;
+    if (EraseBulk(store, header.job, head.info.serial, &undo).ok())
+      (void)store->Commit(undo);  // the error to tell is the first
+    return Annotated(written,
+                     absl::StrCat("flush of job '", header.job, "' at step ", header.step));
+  }
+  batch = {};
+  batch.put.emplace_back(key, EncodeHead(header.job, head));
+  int kept = 1;
+  for (const Head& old : *all) {
+    if (!old.info.damaged && old.info.step != header.step && kept++ < kKeptFlushes) continue;
+    batch.erase.push_back(HeadKey(header.job, old.info.serial));
+    if (absl::Status erased = EraseBulk(store, header.job, old.info.serial, &batch); !erased.ok())
+      return erased;
+  }
+  return store->Commit(batch);
+}
+
+absl::StatusOr<std::vector<FlushInfo>> ListFlushes(const storage::Store& store,
+                                                   const std::string& job) {
+  auto heads = Heads(store, job);
+  if (!heads.ok()) return heads.status();
+  std::vector<FlushInfo> flushes;
+  for (const Head& head : *heads) flushes.push_back(head.info);
+  return flushes;
+}
+
+absl::StatusOr<FlushHeader> ReadFlushHeader(const storage::Store& store, const std::string& job,
+                                            int64_t step) {
+  auto head = FindHead(store, job, step);
+  if (!head.ok()) return head.status();
+  auto index = ReadIndex(store, job, *head);
+  if (!index.ok()) return index.status();
+  Decoder in(*index);
+  FlushHeader header{job, step};
+  header.manifest = in.String();
+  header.optimizer = in.String();
+  header.machine = in.String();
+  return header;
+}
+
+absl::Status LoadFlush(const storage::Store& store, const std::string& job, int64_t step,
+                       bool with_staged, ShardStore* shards) {
+  auto head = FindHead(store, job, step);
+  if (!head.ok()) return head.status();
+  auto index = ReadIndex(store, job, *head);
+  if (!index.ok()) return index.status();
+  Decoder in(*index);
+  for (int i = 0; i < 3; ++i) in.String();  // the caller's
+  FlushAccess access(shards, HeadKey(job, head->info.serial) + "/");
+  access.BeginLoad();
+  shards->DropStaged();
+  if (const uint64_t count = in.Number(); count != access.all().size())
+    return absl::FailedPreconditionError(absl::StrCat("flush of job '", job, "' has ", count,
+                                                      " shards; ", access.all().size(),
+                                                      " are placed here"));
+  for (const auto& shard : access.all()) {
+    shard->Acquire();
+    absl::Status loaded = access.LoadShard(store, with_staged, step, shard.get(), &in);
+    shard->Release();
+    if (!loaded.ok()) return loaded;
+  }
+  return in.ok() ? absl::OkStatus() : DamagedFlush("index", "ends early");
+}
+
+absl::Status EraseFlushes(storage::Store* store, const std::string& job) {
+  auto heads = Heads(*store, job);
+  if (!heads.ok()) return heads.status();
+  storage::Batch batch;
+  for (const Head& head : *heads) {
+    batch.erase.push_back(HeadKey(job, head.info.serial));
+    if (absl::Status erased = EraseBulk(store, job, head.info.serial, &batch); !erased.ok())
+      return erased;
+  }
+  return batch.erase.empty() ? absl::OkStatus() : store->Commit(batch);
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,264 @@
+#include "server/durability/flush.h"
+
+#include "server/shards/testing/shard_fixture.h"
+
+namespace orlop::server {
+namespace {
+
+using testing::HasSubstr;
+
+JobLayout TestLayout() {
+  return Layout({Parameter("embed.w", {64, 200}),
+                 Parameter("bias", {100}),
+                 {"count", false, {3}, v1::DTYPE_I64}},
+                5120);
+}
+
+// A job after two steps, in a world of its own.
+struct Running {
+  explicit Running(uint64_t dram_bytes = 64 * kMiB, uint64_t nvme_bytes = 0)
+      : world(dram_bytes, nvme_bytes) {
+    store = ShardStore::Create(TestLayout(), world.tiers.get()).value();
+    EXPECT_TRUE(store->Configure(AllAdamW(store->layout())).ok());
+  }
+  void Start() {
+    LoadTensor(store.get(), 0, Normal(12'800, 1));
+    LoadTensor(store.get(), 1, Normal(100, 2));
+    ASSERT_TRUE(Send(store->BeginLoad(4, Slot::kWeight, v1::DTYPE_I64, WholeTensor(3)),
+                     AsBytes(std::vector<int64_t>{1, 2, 3}))
+                    .ok());
+    CommitLoad(store.get(), 0);
+    Join();
+    Step(1);
+    Step(2);
+  }
+  void Join() {
+    std::vector<ExpectedPiece> pieces = WholeLayout(store->layout());
+    pieces.pop_back();  // the buffer
+    ASSERT_TRUE(store->SetLayout(pieces).ok());
+  }
+  void Push(int64_t step) {
+    PushTensor(store.get(), 0, 0, Normal(12'800, 10 * step));
+    PushTensor(store.get(), 1, 0, Normal(100, 10 * step + 1));
+  }
+  void Finish(int64_t step) {
+    for (const OwnedShard& shard : store->layout().shards) {
+      ASSERT_TRUE(store->StageGradient(shard.id).ok());
+      ASSERT_TRUE(
+          store->Apply(shard.id, {ShardUpdate::Kind::kApply, step, false, AdamW(step - 1)}).ok());
+    }
+  }
+  void Step(int64_t step) {
+    Push(step);
+    Finish(step);
+  }
+  World world;
+  std::unique_ptr<ShardStore> store;
+};
+
+FlushHeader Header(int64_t step) {
+  return {"job", step, "manifest bytes", std::string("opt\0imizer", 10), "machine"};
+}
+
+TEST(Flush, RestoredCopyStepsAsOneThatNeverStopped) {
+  auto disk = storage::NewMemoryStore();
+  Running original;
+  original.Start();
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  Running restored;
+  const FlushHeader header = ReadFlushHeader(*disk, "job", 2).value();
+  EXPECT_EQ(header.manifest, "manifest bytes");
+  EXPECT_EQ(header.optimizer, std::string("opt\0imizer", 10));
+  restored.Join();
+  const absl::Status loaded = LoadFlush(*disk, "job", 2, true, restored.store.get());
+  ASSERT_TRUE(loaded.ok()) << loaded;
+  EXPECT_EQ(AllBytes(restored.store.get(), 2), AllBytes(original.store.get(), 2));
+  original.Step(3);
+  restored.Step(3);
+  EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
+}
+
+// Stopped between the push and the apply: what was staged, prepared too, goes on.
+TEST(Flush, KeepsWhatWasStaged) {
+  auto disk = storage::NewMemoryStore();
+  Running original;
+  original.Start();
+  original.Push(3);
+  const StagedShard staged = original.store->StageGradient(0).value();
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  Running restored, rolled_back;
+  restored.Join();
+  ASSERT_TRUE(LoadFlush(*disk, "job", 2, true, restored.store.get()).ok());
+  const StagedShard again = restored.store->StageGradient(0).value();
+  EXPECT_EQ(again.digest, staged.digest);
+  EXPECT_EQ(again.sum_squares, staged.sum_squares);
+  original.Finish(3);
+  restored.Finish(3);
+  EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
+  ASSERT_TRUE(LoadFlush(*disk, "job", 2, false, rolled_back.store.get()).ok());
+  EXPECT_TRUE(rolled_back.store->StageGradient(0).value().absent);
+}
+
+TEST(Flush, KeepsALoadInProgress) {
+  auto disk = storage::NewMemoryStore();
+  Running original;
+  original.Start();
+  LoadTensor(original.store.get(), 0, Normal(12'800, 77));
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  Running restored;
+  restored.Join();
+  ASSERT_TRUE(LoadFlush(*disk, "job", 2, true, restored.store.get()).ok());
+  CommitLoad(original.store.get(), 3);
+  CommitLoad(restored.store.get(), 3);
+  EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
+}
+
+TEST(Flush, WorksAcrossMemoryBudgets) {
+  auto disk = storage::NewMemoryStore();
+  Running original;
+  original.Start();
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  Running small(125 << 10, 16 * kMiB);
+  small.Join();
+  const absl::Status loaded = LoadFlush(*disk, "job", 2, true, small.store.get());
+  ASSERT_TRUE(loaded.ok()) << loaded;
+  EXPECT_GT(small.world.accountant.used_bytes(Tier::kNvme), 0u);
+  auto disk_again = storage::NewMemoryStore();
+  ASSERT_TRUE(WriteFlush(disk_again.get(), Header(2), small.store.get()).ok());
+  original.Step(3);
+  small.Step(3);
+  EXPECT_EQ(AllBytes(small.store.get(), 3), AllBytes(original.store.get(), 3));
+}
+
+TEST(Flush, KeepsTheTwoNewest) {
+  auto disk = storage::NewMemoryStore();
+  Running job;
+  job.Start();
+  for (int64_t step = 2; step < 6; ++step) {
+    ASSERT_TRUE(WriteFlush(disk.get(), Header(step), job.store.get()).ok());
+    ASSERT_TRUE(
+        WriteFlush(disk.get(), Header(step), job.store.get()).ok());  // of the same step: replaced
+    const auto flushes = ListFlushes(*disk, "job").value();
+    ASSERT_EQ(flushes.size(), step == 2 ? 1u : 2u);
+    EXPECT_EQ(flushes[0].step, step);
+    job.Step(step + 1);
+  }
+  EXPECT_TRUE(absl::IsFailedPrecondition(WriteFlush(disk.get(), Header(5), job.store.get())));
+  EXPECT_TRUE(absl::IsNotFound(ReadFlushHeader(*disk, "job", 3).status()));
+  ASSERT_TRUE(EraseFlushes(disk.get(), "job").ok());
+  EXPECT_TRUE(disk->ScanBulk("flush/").value().empty());
+}
+
+TEST(Flush, FlippedByteIsDataLossByName) {
+  storage::FaultyStore disk(storage::NewMemoryStore());
+  Running original;
+  original.Start();
+  ASSERT_TRUE(WriteFlush(&disk, Header(2), original.store.get()).ok());
+  disk.FlipReadsOf("/exp_avg_sq");
+  Running restored;
+  const absl::Status status = LoadFlush(disk, "job", 2, true, restored.store.get());
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+  EXPECT_THAT(std::string(status.message()),
+              testing::AllOf(HasSubstr("embed.w"), HasSubstr("exp_avg_sq"), HasSubstr("shard 0")));
+  disk.FlipReadsOf("/index");
+  EXPECT_TRUE(absl::IsDataLoss(ReadFlushHeader(disk, "job", 2).status()));
+}
+
+// Whatever byte of a head is damaged or missing: its job says so, another one (of a name that
+// begins alike) does not notice.
+TEST(Flush, DamagedHeadIsItsJobsAlone) {
+  auto disk = storage::NewMemoryStore();
+  Running job;
+  job.Start();
+  FlushHeader other = Header(2);
+  other.job = "job/other";
+  ASSERT_TRUE(WriteFlush(disk.get(), other, job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), job.store.get()).ok());
+  job.Step(3);
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(3), job.store.get()).ok());
+  const auto [key, head] = disk->Scan("flush/job:").value().back();
+  for (size_t byte = 0; byte <= head.size(); ++byte) {
+    std::string damaged = head.substr(0, byte);
+    if (byte % 2 == 0 && byte < head.size()) (damaged = head)[byte] ^= 1;
+    if (damaged == head) continue;
+    ASSERT_TRUE(disk->Commit({{{key, damaged}}}).ok());
+    const auto flushes = ListFlushes(*disk, "job").value();
+    ASSERT_EQ(flushes.size(), 2u);
+    EXPECT_TRUE(flushes[0].damaged) << byte;
+    EXPECT_FALSE(flushes[1].damaged);
+    EXPECT_TRUE(absl::IsDataLoss(ReadFlushHeader(*disk, "job", 3).status()));
+    EXPECT_TRUE(ReadFlushHeader(*disk, "job", 2).ok());
+    EXPECT_FALSE(ListFlushes(*disk, "job/other").value()[0].damaged);
+  }
+  job.Step(4);
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(4), job.store.get()).ok());  // takes its place
+  const auto flushes = ListFlushes(*disk, "job").value();
+  ASSERT_EQ(flushes.size(), 2u);
+  EXPECT_EQ(flushes[0].step, 4);
+  EXPECT_EQ(flushes[1].step, 2);
+  ASSERT_TRUE(EraseFlushes(disk.get(), "job").ok());
+  EXPECT_TRUE(ReadFlushHeader(*disk, "job/other", 2).ok());
+}
+
+// A rollback of a living job: what it held goes, even where a reader still holds it.
+TEST(Flush, ReplacesWhatTheStoreHeld) {
+  for (const uint64_t nvme_bytes : {uint64_t{0}, 16 * kMiB}) {
+    auto disk = storage::NewMemoryStore();
+    Running job(nvme_bytes > 0 ? 150 << 10 : 64 * kMiB, nvme_bytes);
+    if (nvme_bytes > 0) job.Join();
+    job.Start();
+    ASSERT_TRUE(WriteFlush(disk.get(), Header(2), job.store.get()).ok());
+    const auto before = AllBytes(job.store.get(), 2);
+    job.Step(3);
+    job.Push(4);
+    auto reader =
+        job.store->OpenRead({0, Slot::kWeight, v1::DTYPE_F32, WholeTensor(12'800), 3}).value();
+    const absl::Status loaded = LoadFlush(*disk, "job", 2, false, job.store.get());
+    ASSERT_TRUE(loaded.ok()) << loaded;
+    EXPECT_EQ(AllBytes(job.store.get(), 2), before);
+    EXPECT_TRUE(reader->Next().ok());
+    reader.reset();
+    EXPECT_TRUE(job.store->StageGradient(0).value().absent);
+  }
+}
+
+TEST(Flush, FullDiskKeepsTheOneBefore) {
+  storage::FaultyStore disk(storage::NewMemoryStore());
+  Running job;
+  job.Start();
+  ASSERT_TRUE(WriteFlush(&disk, Header(2), job.store.get()).ok());
+  const auto before = AllBytes(job.store.get(), 2);
+  job.Step(3);
+  int failures = 0;
+  for (int writes = 0;; ++writes) {
+    disk.FailWritesAfter(writes, absl::ResourceExhaustedError("no space left on device"));
+    const absl::Status status = WriteFlush(&disk, Header(3), job.store.get());
+    disk.Heal();
+    if (status.ok()) break;
+    ++failures;
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    ASSERT_EQ(ListFlushes(disk, "job").value().size(), 1u);
+  }
+  EXPECT_GT(failures, 10);
+  EXPECT_EQ(ListFlushes(disk, "job").value().size(), 2u);
+  Running restored;
+  ASSERT_TRUE(LoadFlush(disk, "job", 2, true, restored.store.get()).ok());
+  EXPECT_EQ(AllBytes(restored.store.get(), 2), before);
+}
+
+TEST(Flush, RefusesAnotherPlacement) {
+  auto disk = storage::NewMemoryStore();
+  Running original;
+  original.Start();
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  World world;
+  JobLayout fewer = TestLayout();
+  fewer.shards.pop_back();
+  auto other = ShardStore::Create(fewer, world.tiers.get()).value();
+  EXPECT_TRUE(absl::IsFailedPrecondition(LoadFlush(*disk, "job", 2, true, other.get())));
+  auto unconfigured = ShardStore::Create(TestLayout(), world.tiers.get()).value();
+  EXPECT_TRUE(absl::IsFailedPrecondition(LoadFlush(*disk, "job", 2, true, unconfigured.get())));
+}
+
+}  // namespace
+}  // namespace orlop::server

@@ -1,0 +1,279 @@
+#include "server/memory/accountant.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr uint64_t kPageBytes = 4096;
+constexpr uint64_t kSmallBytes = 16 << 10;
+constexpr uint64_t kHugePageBytes = 2 << 20;
+constexpr size_t kTierCount = 2;
+
+uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+// Huge pages where a buffer is a few of them: a push then waits for one page fault where it waited
+// for 512.
+uint8_t* MapPages(uint64_t bytes) {
+  const uint64_t slack = bytes >= 2 * kHugePageBytes ? kHugePageBytes : 0;
+  void* mapped =
+      mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  uint8_t* begin = static_cast<uint8_t*>(mapped);
+  if (slack == 0) return begin;
+  uint8_t* aligned =
+      reinterpret_cast<uint8_t*>(RoundUp(reinterpret_cast<uintptr_t>(begin), kHugePageBytes));
+  if (aligned > begin) munmap(begin, aligned - begin);
+  const uint64_t tail = slack - (aligned - begin);
+  if (tail > 0) munmap(aligned + bytes, tail);
+  madvise(aligned, bytes / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
+  return aligned;
+}
+
+}  // namespace
+
+const char* TierName(Tier tier) { return tier == Tier::kDram ? "DRAM" : "NVME"; }
+
+namespace internal {
+
+struct Counts {
+  uint64_t reserved = 0, used = 0, peak = 0;
+
+  void AddUsed(uint64_t bytes) {
+    used += bytes;
+    peak = std::max(peak, used);
+  }
+};
+
+struct Account {
+  mutable Mutex mutex;
+  uint64_t limit[kTierCount] GUARDED_BY(mutex) = {};
+  Counts total[kTierCount] GUARDED_BY(mutex);
+  std::map<Use, Counts> uses GUARDED_BY(mutex);
+};
+
+// The bytes of one reservation. Lives as long as the reservation or one of its buffers.
+struct Pool {
+  Pool(std::shared_ptr<Account> account, const Use& use, Counts* counts)
+      : account(std::move(account)), use(use), counts(counts) {}
+  ~Pool() {
+    MutexLock lock(&account->mutex);
+    GiveBack(reserved);
+  }
+
+  Counts& total() REQUIRES(account->mutex) { return account->total[static_cast<size_t>(use.tier)]; }
+  void GiveBack(uint64_t bytes) REQUIRES(account->mutex) {
+    reserved -= bytes;
+    counts->reserved -= bytes;
+    total().reserved -= bytes;
+  }
+  absl::Status Take(uint64_t bytes) {
+    MutexLock lock(&account->mutex);
+    if (bytes > reserved - used)
+      return MakeError(
+          absl::StatusCode::kResourceExhausted,
+          absl::StrCat(use.slot, " of job '", use.job, "' asks for ", bytes, " bytes; ",
+                       reserved - used, " of the ", reserved, " reserved are left"),
+          v1::ErrorDetail::BUDGET);
+    used += bytes;
+    counts->AddUsed(bytes);
+    total().AddUsed(bytes);
+    return absl::OkStatus();
+  }
+  void Return(uint64_t bytes) {
+    MutexLock lock(&account->mutex);
+    used -= bytes;
+    counts->used -= bytes;
+    total().used -= bytes;
+    if (released) GiveBack(bytes);
+  }
+  void Release(bool for_ever) {
+    MutexLock lock(&account->mutex);
+    released = released || for_ever;
+    GiveBack(reserved - used);
+  }
+
+  const std::shared_ptr<Account> account;
+  const Use use;
+  Counts* const counts;  // in account->uses
+  uint64_t reserved = 0;
+  uint64_t used = 0;
+  uint64_t set_used = 0;  // by SetUsed
+  bool released = false;  // the Reservation is gone: what comes back goes to the tier
+};
+
+}  // namespace internal
+
+// ---- Buffer ----
+
+uint64_t Buffer::Footprint(uint64_t size_bytes) {
+  return size_bytes <= kSmallBytes ? RoundUp(std::max<uint64_t>(size_bytes, 1), 64)
+                                   : RoundUp(size_bytes, kPageBytes);
+}
+
+Buffer::Buffer(std::shared_ptr<internal::Pool> pool, uint8_t* data, uint64_t size)
+    : pool_(std::move(pool)), data_(data), size_(size) {}
+
+Buffer::~Buffer() {
+  if (size_ <= kSmallBytes)
+    std::free(data_);
+  else
+    munmap(data_, RoundUp(size_, kPageBytes));
+  pool_->Return(Footprint(size_));
+}
+
+// ---- Reservation ----
+
+Reservation& Reservation::operator=(Reservation&& other) {
+  if (this != &other) {
+    if (pool_) pool_->Release(/*for_ever=*/true);
+    pool_ = std::move(other.pool_);
+  }
+  return *this;
+}
+
+Reservation::~Reservation() {
+  if (!pool_) return;
+  if (pool_->set_used > 0) pool_->Return(pool_->set_used);
+  pool_->Release(/*for_ever=*/true);
+}
+
+uint64_t Reservation::reserved_bytes() const {
+  if (!pool_) return 0;
+  MutexLock lock(&pool_->account->mutex);
+  return pool_->reserved;
+}
+
+uint64_t Reservation::used_bytes() const {
+  if (!pool_) return 0;
+  MutexLock lock(&pool_->account->mutex);
+  return pool_->used;
+}
+
+absl::StatusOr<BufferPtr> Reservation::Allocate(uint64_t size_bytes) {
+  if (!pool_)
+    return absl::ResourceExhaustedError(absl::StrCat("no bytes reserved; ", size_bytes, " asked"));
+  const uint64_t footprint = Buffer::Footprint(size_bytes);
+  if (absl::Status taken = pool_->Take(footprint); !taken.ok()) return taken;
+  uint8_t* data = size_bytes <= kSmallBytes
+                      ? static_cast<uint8_t*>(std::aligned_alloc(64, footprint))
+                      : MapPages(footprint);
+  if (data == nullptr) {
+    pool_->Return(footprint);
+    return MakeError(absl::StatusCode::kResourceExhausted,
+                     absl::StrCat("the system refused ", footprint, " bytes for ", pool_->use.slot),
+                     v1::ErrorDetail::BUDGET);
+  }
+  if (size_bytes <= kSmallBytes) std::memset(data, 0, footprint);
+  return BufferPtr(new Buffer(pool_, data, size_bytes));
+}
+
+absl::Status Reservation::SetUsed(uint64_t bytes) {
+  if (!pool_)
+    return bytes == 0 ? absl::OkStatus() : absl::ResourceExhaustedError("no bytes reserved");
+  if (bytes > pool_->set_used) {
+    if (absl::Status taken = pool_->Take(bytes - pool_->set_used); !taken.ok()) return taken;
+  } else if (bytes < pool_->set_used) {
+    pool_->Return(pool_->set_used - bytes);
+  }
+  pool_->set_used = bytes;
+  return absl::OkStatus();
+}
+
+void Reservation::Trim() {
+  if (pool_) pool_->Release(/*for_ever=*/false);
+}
+
+// ---- Accountant ----
+
+Accountant::Accountant(Limits limits) : account_(std::make_shared<internal::Account>()) {
+  MutexLock lock(&account_->mutex);
+  account_->limit[static_cast<size_t>(Tier::kDram)] = limits.dram_bytes;
+  account_->limit[static_cast<size_t>(Tier::kNvme)] = limits.nvme_bytes;
+}
+Accountant::~Accountant() = default;
+
+absl::StatusOr<Reservation> Accountant::Reserve(const Use& use, uint64_t bytes) {
+  Reservation reservation;
+  absl::Status status = Grow(&reservation, use, bytes);
+  if (!status.ok()) return status;
+  return reservation;
+}
+
+absl::Status Accountant::Grow(Reservation* reservation, const Use& use, uint64_t wanted_bytes) {
+  MutexLock lock(&account_->mutex);
+  const uint64_t held = reservation->pool_ ? reservation->pool_->reserved : 0;
+  const uint64_t bytes = wanted_bytes - std::min(held, wanted_bytes);
+  internal::Counts& total = account_->total[static_cast<size_t>(use.tier)];
+  const uint64_t limit = account_->limit[static_cast<size_t>(use.tier)];
+  const uint64_t free = limit - total.reserved;
+  if (bytes > free) {
+    v1::ErrorDetail detail;
+    detail.set_reason(v1::ErrorDetail::BUDGET);
+    detail.set_job(use.job);
+    detail.set_field(use.slot);
+    detail.set_actual(absl::StrCat(bytes));
+    detail.set_limit(absl::StrCat(limit));
+    return MakeError(
+        absl::StatusCode::kResourceExhausted,
+        absl::StrCat(use.slot, use.job.empty() ? "" : " of job '", use.job,
+                     use.job.empty() ? "" : "'", " asks for ", bytes, " bytes of ",
+                     TierName(use.tier), "; ", free, " are free of the budget of ", limit),
+        detail);
+  }
+  internal::Counts& counts = account_->uses[use];
+  if (!reservation->pool_)
+    reservation->pool_ = std::make_shared<internal::Pool>(account_, use, &counts);
+  reservation->pool_->reserved += bytes;
+  counts.reserved += bytes;
+  total.reserved += bytes;
+  return absl::OkStatus();
+}
+
+uint64_t Accountant::limit_bytes(Tier tier) const {
+  MutexLock lock(&account_->mutex);
+  return account_->limit[static_cast<size_t>(tier)];
+}
+uint64_t Accountant::reserved_bytes(Tier tier) const {
+  MutexLock lock(&account_->mutex);
+  return account_->total[static_cast<size_t>(tier)].reserved;
+}
+uint64_t Accountant::free_bytes(Tier tier) const {
+  MutexLock lock(&account_->mutex);
+  return account_->limit[static_cast<size_t>(tier)] -
+         account_->total[static_cast<size_t>(tier)].reserved;
+}
+uint64_t Accountant::used_bytes(Tier tier) const {
+  MutexLock lock(&account_->mutex);
+  return account_->total[static_cast<size_t>(tier)].used;
+}
+uint64_t Accountant::peak_bytes(Tier tier) const {
+  MutexLock lock(&account_->mutex);
+  return account_->total[static_cast<size_t>(tier)].peak;
+}
+
+std::vector<UsedBytes> Accountant::Snapshot() const {
+  MutexLock lock(&account_->mutex);
+  std::vector<UsedBytes> snapshot;
+  for (const auto& [use, counts] : account_->uses)
+    snapshot.push_back({use, counts.reserved, counts.used, counts.peak});
+  return snapshot;
+}
+
+// Counts stay where they are, as pools point at them: only the peak goes.
+void Accountant::Forget(const std::string& job) {
+  MutexLock lock(&account_->mutex);
+  for (auto& [use, counts] : account_->uses)
+    if (use.job == job) counts.peak = counts.used;
+}
+
+}  // namespace orlop::server

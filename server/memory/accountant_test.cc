@@ -1,0 +1,147 @@
+#include "server/memory/accountant.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <fstream>
+#include <thread>
+
+#include "proto/status.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+
+TEST(Accountant, RefusesBeyondTheLimitNamingUseAndBytes) {
+  Accountant accountant({10 * kMiB, 0});
+  auto held = accountant.Reserve({Tier::kDram, "gpt", "weight"}, 8 * kMiB);
+  ASSERT_TRUE(held.ok());
+  const absl::Status refused =
+      accountant.Reserve({Tier::kDram, "gpt", "staging"}, 3 * kMiB).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused));
+  EXPECT_THAT(std::string(refused.message()),
+              testing::AllOf(testing::HasSubstr("staging"), testing::HasSubstr("gpt"),
+                             testing::HasSubstr(std::to_string(3 * kMiB)),
+                             testing::HasSubstr(std::to_string(2 * kMiB)),
+                             testing::HasSubstr(std::to_string(10 * kMiB))));
+  EXPECT_EQ(DetailOf(refused).limit(), std::to_string(10 * kMiB));
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 8 * kMiB);
+  EXPECT_TRUE(
+      absl::IsResourceExhausted(accountant.Reserve({Tier::kNvme, "gpt", "exp_avg"}, 1).status()));
+  EXPECT_TRUE(accountant.Reserve({Tier::kDram, "gpt", "staging"}, 2 * kMiB).ok());
+}
+
+TEST(Accountant, GrowsAReservationOrLeavesIt) {
+  Accountant accountant({10 * kMiB, 0});
+  const Use use{Tier::kDram, "gpt", "apply"};
+  Reservation room;
+  ASSERT_TRUE(accountant.Grow(&room, use, 2 * kMiB).ok());
+  const BufferPtr held = room.Allocate(2 * kMiB).value();
+  ASSERT_TRUE(accountant.Grow(&room, use, 6 * kMiB).ok());
+  ASSERT_TRUE(accountant.Grow(&room, use, 3 * kMiB).ok());
+  EXPECT_EQ(room.reserved_bytes(), 6 * kMiB);
+  EXPECT_TRUE(absl::IsResourceExhausted(accountant.Grow(&room, use, 11 * kMiB)));
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 6 * kMiB);
+  EXPECT_TRUE(room.Allocate(4 * kMiB).ok());
+}
+
+TEST(Accountant, CountsUseAndPeakOfBuffers) {
+  Accountant accountant({10 * kMiB, 0});
+  auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 4 * kMiB).value();
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
+  auto a = room.Allocate(kMiB + 1).value();
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), kMiB + 4096);
+  auto b = room.Allocate(100).value();
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), kMiB + 4096 + 128);
+  EXPECT_TRUE(absl::IsResourceExhausted(room.Allocate(3 * kMiB).status()));
+  a.reset();
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 128u);
+  EXPECT_EQ(accountant.peak_bytes(Tier::kDram), kMiB + 4096 + 128);
+  const auto snapshot = accountant.Snapshot();
+  ASSERT_EQ(snapshot.size(), 1u);
+  EXPECT_EQ(snapshot[0].used_bytes, 128u);
+  EXPECT_EQ(snapshot[0].peak_bytes, kMiB + 4096 + 128);
+  EXPECT_EQ(snapshot[0].reserved_bytes, 4 * kMiB);
+}
+
+TEST(Accountant, ABufferOutlivesItsReservation) {
+  Accountant accountant({10 * kMiB, 0});
+  BufferPtr buffer;
+  {
+    auto room = accountant.Reserve({Tier::kDram, "gpt", "weight"}, 4 * kMiB).value();
+    buffer = room.Allocate(kMiB).value();
+  }
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), kMiB);
+  std::memset(buffer->data(), 1, buffer->size());
+  buffer.reset();
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 0u);
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
+}
+
+TEST(Accountant, CountsBytesOfOthersAndTrims) {
+  Accountant accountant({10 * kMiB, 0});
+  auto room = accountant.Reserve({Tier::kDram, "", "rocksdb"}, 4 * kMiB).value();
+  ASSERT_TRUE(room.SetUsed(3 * kMiB).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(room.SetUsed(5 * kMiB)));
+  ASSERT_TRUE(room.SetUsed(kMiB).ok());
+  room.Trim();
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), kMiB);
+  room = Reservation();
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 0u);
+}
+
+TEST(Accountant, NeverPassesItsLimitUnderThreads) {
+  Accountant accountant({16 * kMiB, 0});
+  std::vector<std::thread> threads;
+  std::atomic<int> granted = 0;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 500; ++i) {
+        auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 6 * kMiB);
+        if (!room.ok()) continue;
+        ++granted;
+        auto buffer = room->Allocate(6 * kMiB);
+        EXPECT_TRUE(buffer.ok());
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(granted, 0);
+  EXPECT_LE(accountant.peak_bytes(Tier::kDram), 12 * kMiB);
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
+  EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 0u);
+}
+
+uint64_t AnonymousBytes() {
+  std::ifstream file("/proc/self/smaps_rollup");
+  for (std::string word; file >> word;)
+    if (word == "Anonymous:") {
+      uint64_t kilobytes;
+      file >> kilobytes;
+      return kilobytes << 10;
+    }
+  return 0;
+}
+
+TEST(Accountant, ReportsWhatTheSystemReports) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers keep shadow memory of their own";
+#endif
+  Accountant accountant({1 << 30, 0});
+  const uint64_t before = AnonymousBytes();
+  ASSERT_GT(before, 0u);
+  auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 256 * kMiB).value();
+  std::vector<BufferPtr> buffers;
+  for (int i = 0; i < 25; ++i) {
+    buffers.push_back(room.Allocate(8 * kMiB + 4096 * i).value());
+    std::memset(buffers.back()->data(), 1, buffers.back()->size());
+  }
+  const double used = accountant.used_bytes(Tier::kDram);
+  EXPECT_NEAR(AnonymousBytes() - before, used, 0.03 * used);
+  buffers.clear();
+  EXPECT_LT(AnonymousBytes() - before, 0.03 * used);
+}
+
+}  // namespace
+}  // namespace orlop::server

@@ -1,0 +1,75 @@
+// The room for messages that calls have in hand: read from the network, not yet copied to where
+// they belong.
+//
+// A call that finds the room full waits with its one message; gRPC's flow control meanwhile stops
+// its sender.
+//   Threads  all methods are safe from any thread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "proto/limits.h"
+#include "base/mutex.h"
+#include "server/memory/accountant.h"
+
+namespace orlop::server {
+
+class MessageRoom {
+ public:
+  // What a server with this memory budget sets aside: a message at least, and no more than a few
+  // hundred calls can use.
+  static uint64_t BytesFor(uint64_t budget_bytes) {
+    return std::clamp<uint64_t>(budget_bytes / 64, kMaxMessageBytes, uint64_t{64} << 20);
+  }
+
+  explicit MessageRoom(Reservation room)
+      : room_(std::move(room)), limit_bytes_(room_.reserved_bytes()) {}
+
+  // A message in hand. Must not outlive the room.
+  class Held {
+   public:
+    Held(MessageRoom* room, uint64_t bytes)
+        : room_(room), bytes_(std::min(bytes, room->limit_bytes_)) {
+      room_->Take(bytes_);
+    }
+    ~Held() { room_->Return(bytes_); }
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+
+   private:
+    MessageRoom* const room_;
+    const uint64_t bytes_;
+  };
+
+  // How many messages have come so far.
+  uint64_t message_count() const {
+    MutexLock lock(&mutex_);
+    return message_count_;
+  }
+
+ private:
+  void Take(uint64_t bytes) {
+    MutexLock lock(&mutex_);
+    while (bytes > limit_bytes_ - used_bytes_) returned_.Wait(&mutex_);
+    ++message_count_;
+    used_bytes_ += bytes;
+    room_.SetUsed(used_bytes_).IgnoreError();  // cannot fail: it is within what is reserved
+  }
+  void Return(uint64_t bytes) {
+    MutexLock lock(&mutex_);
+    used_bytes_ -= bytes;
+    room_.SetUsed(used_bytes_).IgnoreError();
+    returned_.SignalAll();
+  }
+
+  mutable Mutex mutex_;
+  CondVar returned_;
+  Reservation room_ GUARDED_BY(mutex_);
+  const uint64_t limit_bytes_;
+  uint64_t used_bytes_ GUARDED_BY(mutex_) = 0;
+  uint64_t message_count_ GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace orlop::server

@@ -1,0 +1,904 @@
+// One push, 6 of 8 (ARCHITECTURE.md); next: server/shards/shard_apply.cc
+#include "server/runtime/job_runtime.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+#include "proto/status.h"
+#include "server/job/step_codec.h"
+#include "spdlog/spdlog.h"
+
+namespace orlop::server {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr auto kAttemptWait =
+    std::chrono::seconds(3);  // the leader repeats an unanswered message every second
+constexpr auto kCancelPoll =
+    std::chrono::milliseconds(200);  // synchronous gRPC tells of a cancelled call only when asked
+
+std::string RecordKey(const std::string& job) { return absl::StrCat("record/", job); }
+std::string IncarnationKey(const std::string& job) { return absl::StrCat("incarnation/", job); }
+
+absl::Status JobGone(const std::string& job) {
+  return MakeError(absl::StatusCode::kNotFound, absl::StrCat("job '", job, "' was deleted"),
+                   v1::ErrorDetail::UNKNOWN_JOB);
+}
+
+}  // namespace
+
+std::string CleanKey(const std::string& job) { return absl::StrCat("clean/", job); }
+
+JobRuntime::JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model)
+    : environment_(environment), job_(model->job()), model_(std::move(model)) {}
+
+absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& environment,
+                                                             v1::JobDefinition definition,
+                                                             bool is_new) {
+  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
+  if (!model.ok()) return model.status();
+  std::shared_ptr<JobRuntime> runtime(new JobRuntime(environment, *model));
+  if (absl::Status status = runtime->Restore(is_new); !status.ok()) return status;
+  return runtime;
+}
+
+absl::Status JobRuntime::CreateShards() {
+  shards_.reset();  // gives its memory back first
+  auto shards = ShardStore::Create(model_->LayoutFor(environment_.self), environment_.tiers);
+  if (!shards.ok()) return shards.status();
+  shards_ = *std::move(shards);
+  return model_->definition().has_optimizer() ? shards_->Configure(model_->Optimizers())
+                                              : absl::OkStatus();
+}
+
+absl::Status JobRuntime::Restore(bool is_new) {
+  MutexLock lock(&mutex_);
+  if (absl::Status status = CreateShards(); !status.ok()) return status;
+  absl::StatusOr<step::ParticipantImage> image = LoadImage(is_new);
+  if (!image.ok()) return image.status();
+  // Never used before by any server: a server's own count, spread over the places in the list.
+  const int64_t incarnation =
+      static_cast<int64_t>(environment_.data->incarnation() * kMaxServers) + environment_.self;
+  if (absl::Status status =
+          environment_.data->PutValue(IncarnationKey(job_), absl::StrCat(incarnation));
+      !status.ok())
+    return status;
+  participant_ =
+      std::make_unique<step::Participant>(model_->spec(), environment_.self, /*leader=*/0, *image,
+                                          incarnation, step::ParticipantOptions());
+  return environment_.is_leader() ? StartLeader() : absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<step::RecoverReport::Flush>> JobRuntime::KnownFlushes() const {
+  std::vector<step::RecoverReport::Flush> flushes;
+  absl::StatusOr<std::vector<FlushInfo>> found = ListFlushes(environment_.data->store(), job_);
+  if (!found.ok()) return found.status();
+  for (const FlushInfo& info : *found) {
+    if (info.damaged) continue;
+    if (step::DecisionPtr decision = FlushedDecision(info.step))
+      flushes.push_back({info.step, decision->identity});
+  }
+  return flushes;
+}
+
+step::DecisionPtr JobRuntime::FlushedDecision(int64_t step) const {
+  absl::StatusOr<FlushHeader> header = ReadFlushHeader(environment_.data->store(), job_, step);
+  if (!header.ok()) return nullptr;
+  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
+  return stored.ok() ? stored->image.last_applied : nullptr;
+}
+
+// What the last clean stop wrote. After an error the shards hold a mixture.
+absl::StatusOr<step::ParticipantImage> JobRuntime::LoadFlushedImage(const FlushInfo& newest) {
+  if (newest.damaged) return absl::DataLossError("the head of the newest flush is damaged");
+  absl::StatusOr<FlushHeader> header =
+      ReadFlushHeader(environment_.data->store(), job_, newest.step);
+  if (!header.ok()) return header.status();
+  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
+  if (!stored.ok()) return stored.status();
+  if (stored->layout != nullptr) {
+    absl::Status status =
+        shards_->SetLayout(PiecesFor(*model_, shards_->layout(), *stored->layout));
+    if (!status.ok()) return status;
+  }
+  absl::Status loaded = LoadFlush(environment_.data->store(), job_, header->step,
+                                  /*with_staged=*/true, shards_.get());
+  if (!loaded.ok()) return loaded;
+  if (stored->layout != nullptr) {
+    layout_ = stored->layout;
+    contributions_ = ContributionsPerElement(*model_, *layout_);
+  }
+  stored->image.has_memory = true;
+  return std::move(stored->image);
+}
+
+absl::StatusOr<step::ParticipantImage> JobRuntime::LoadImage(bool is_new) {
+  step::ParticipantImage image;
+  absl::StatusOr<uint64_t> epoch = environment_.data->Epoch(job_);
+  if (!epoch.ok()) return epoch.status();
+  absl::StatusOr<std::vector<FlushInfo>> flushes = ListFlushes(environment_.data->store(), job_);
+  if (!flushes.ok()) return flushes.status();
+  const absl::StatusOr<std::string> clean = environment_.data->GetValue(CleanKey(job_));
+  if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
+  if (!is_new && clean.ok() && !flushes->empty()) {
+    absl::StatusOr<step::ParticipantImage> flushed = LoadFlushedImage(flushes->front());
+    if (flushed.ok()) {
+      image = *std::move(flushed);
+    } else if (absl::IsDataLoss(flushed.status())) {  // this job has lost its memory; the server's
+                                                      // others have not
+      spdlog::error("job {}: the state of the last stop cannot be read: {}", job_,
+                    std::string(flushed.status().message()));
+      if (absl::Status status = CreateShards(); !status.ok()) return status;
+    } else {
+      return flushed.status();
+    }
+  }
+  if (!image.has_memory) {
+    if (absl::StatusOr<std::string> before = environment_.data->GetValue(IncarnationKey(job_));
+        before.ok()) {
+      image.incarnation = std::stoll(*before);
+    }
+  }
+  image.epoch = std::max(image.epoch, static_cast<int64_t>(*epoch));
+  absl::StatusOr<std::vector<step::RecoverReport::Flush>> known = KnownFlushes();
+  if (!known.ok()) return known.status();
+  image.flushes = *std::move(known);
+  return image;
+}
+
+absl::Status JobRuntime::StartLeader() {
+  step::JobRecord record;
+  if (absl::StatusOr<std::string> bytes = environment_.data->GetValue(RecordKey(job_));
+      bytes.ok()) {
+    absl::StatusOr<step::JobRecord> stored = ParseJobRecord(*bytes);
+    if (!stored.ok()) return stored.status();
+    record = *std::move(stored);
+  } else if (bytes.status().code() != absl::StatusCode::kNotFound) {
+    return bytes.status();
+  }
+  record_version_ = record.version;
+  // Called by the leader's events, so under mutex_.
+  auto scalars = [this](const step::ScalarInputs& inputs)
+                     NO_THREAD_SAFETY_ANALYSIS -> absl::StatusOr<std::string> {
+    const bool mean = model_->definition().optimizer().reduce() != "sum";
+    if (mean && !contributions_.ok()) return contributions_.status();
+    return BuildScalars(*model_, mean ? *contributions_ : 1, inputs);
+  };
+  leader_ = std::make_unique<step::Leader>(model_->spec(), environment_.self, std::move(record),
+                                           scalars, step::LeaderOptions());
+  return absl::OkStatus();
+}
+
+absl::Status JobRuntime::Start() {
+  if (absl::Status status = environment_.data->EraseValue(CleanKey(job_)); !status.ok())
+    return status;
+  Tick();
+  return absl::OkStatus();
+}
+
+std::shared_ptr<const JobModel> JobRuntime::model() const {
+  MutexLock lock(&mutex_);
+  return model_;
+}
+
+absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
+  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
+  if (!model.ok()) return model.status();
+  MutexLock lock(&mutex_);  // no step begins meanwhile
+  const bool has_stepped =
+      participant_->position().committed_step > 0 || participant_->prepared() != nullptr;
+  if (has_stepped && !shards_->IsConfiguredAs((*model)->Optimizers())) {
+    return MakeError(absl::StatusCode::kFailedPrecondition,
+                     absl::StrCat("job '", job_, "' steps with another optimizer configuration"),
+                     v1::ErrorDetail::CONFLICT);
+  }
+  if (absl::Status status = shards_->Configure((*model)->Optimizers()); !status.ok()) return status;
+  model_ = *std::move(model);
+  return absl::OkStatus();
+}
+
+int64_t JobRuntime::now_ms() const {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+absl::StatusOr<step::Answer> JobRuntime::Ask(const Wait& wait, const Event& event,
+                                             const Event& on_timeout) {
+  MutexLock lock(&mutex_);
+  if (closed_) return JobGone(job_);
+  const step::RequestId request = next_request_++;
+  auto waiter = std::make_shared<Waiter>();
+  waiters_[request] = waiter;
+  step::Actions actions;
+  event(request, now_ms(), &actions);
+  Perform(std::move(actions));
+  while (!waiter->done) {
+    const auto now = steady_clock::now();
+    if (now >= wait.deadline || (wait.cancelled && wait.cancelled())) {
+      waiters_.erase(request);
+      step::Actions late;
+      if (on_timeout) on_timeout(request, now_ms(), &late);
+      Perform(std::move(late));
+      if (now < wait.deadline) return absl::CancelledError("the caller went away");
+      return absl::DeadlineExceededError(
+          absl::StrCat("job '", job_, "': the deadline passed while waiting",
+                       unsynced_status_.ok() ? "" : " for the disk: ", unsynced_status_.message()));
+    }
+    changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
+  }
+  waiters_.erase(request);
+  if (!waiter->serve && !waiter->answer.status.ok()) return waiter->answer.status;
+  return waiter->answer;
+}
+
+absl::StatusOr<step::Answer> JobRuntime::Join(const step::JoinRequest& join, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnJoin(id, join, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::Commit(const step::CommitRequest& commit,
+                                                const Wait& wait) {
+  {
+    MutexLock lock(&mutex_);
+    if (!damaged_.empty() && commit.step > participant_->position().committed_step)
+      return damaged_.begin()->second;
+  }
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnCommitStep(id, commit, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::Abort(const step::AbortRequest& abort, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnAbortStep(id, abort, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::Hold(const std::string& holder, int64_t step,
+                                              int64_t duration_ms, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnHold(id, holder, step, now + duration_ms, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> JobRuntime::AcceptRollback(int64_t to_step, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
+    leader_->OnAcceptRollback(id, to_step, now, actions);
+  });
+}
+
+step::JobStatusReport JobRuntime::Status() const {
+  MutexLock lock(&mutex_);
+  return leader_->Status();
+}
+
+bool JobRuntime::HasLostMemory() const {
+  MutexLock lock(&mutex_);
+  return HasLostMemoryLocked();
+}
+
+bool JobRuntime::HasLostMemoryLocked() const {
+  const step::JobStatusReport report = leader_->Status();
+  if (!report.is_stuck || memory_.size() < environment_.server_names.size()) return false;
+  bool lost = false;
+  for (const auto& [server, memory] : memory_) {
+    if (memory.epoch != report.position.epoch) return false;
+    lost |= memory.lost;
+  }
+  return lost;
+}
+
+void JobRuntime::AwaitRecovery(const Wait& wait) const {
+  MutexLock lock(&mutex_);
+  while (!closed_ && !leader_->Status().serving && !HasLostMemoryLocked()) {
+    const auto now = steady_clock::now();
+    if (now >= wait.deadline || (wait.cancelled && wait.cancelled())) return;
+    changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
+  }
+}
+
+absl::Status JobRuntime::AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const {
+  MutexLock lock(&mutex_);
+  const auto until = std::min(wait.deadline, steady_clock::now() + kAttemptWait);
+  const auto generation = static_cast<int64_t>(key.generation()),
+             attempt = static_cast<int64_t>(key.attempt());
+  while (!closed_) {
+    const step::Position here = participant_->position();
+    if (here.attempt == 0 || static_cast<int64_t>(key.epoch()) > here.epoch) {
+      return absl::UnavailableError(absl::StrCat("job '", job_, "' is recovering"));
+    }
+    const bool of_next = generation == here.generation && key.step() == here.committed_step + 1 &&
+                         attempt > here.attempt;
+    const step::DecisionPtr before = participant_->prepared();
+    const bool is_early = before != nullptr && key.step() == before->step + 1;
+    if ((generation <= here.generation && !of_next && !is_early) || !damaged_.empty())
+      return absl::OkStatus();
+    const auto now = steady_clock::now();
+    if (now >= until || (wait.cancelled && wait.cancelled())) {
+      if (generation > here.generation) {
+        return MakeError(absl::StatusCode::kFailedPrecondition,
+                         absl::StrCat("generation ", generation, " has not formed; generation ",
+                                      here.generation, " contributes"),
+                         v1::ErrorDetail::STALE_GENERATION);
+      }
+      if (is_early)
+        return absl::UnavailableError(
+            absl::StrCat("step ", before->step, " is still being applied"));
+      return MakeError(absl::StatusCode::kAborted,
+                       absl::StrCat("attempt ", attempt, " of step ", key.step(),
+                                    " is not open; attempt ", here.attempt, " is"),
+                       v1::ErrorDetail::STALE_ATTEMPT);
+    }
+    changed_.WaitUntil(&mutex_, std::min(until, now + kCancelPoll));
+  }
+  return JobGone(job_);
+}
+
+absl::StatusOr<int32_t> JobRuntime::RegionOf(uint32_t tensor, uint32_t rank, const Box& box) const {
+  MutexLock lock(&mutex_);
+  const std::string& name = model_->tensors()[tensor].name;
+  if (layout_ == nullptr)
+    return absl::UnavailableError(
+        absl::StrCat("job '", job_, "': no generation has formed here yet"));
+  if (!layout_status_.ok()) return layout_status_;
+  if (rank >= layout_->by_rank.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", rank, " of a world of ", layout_->by_rank.size()));
+  }
+  const std::vector<step::Contribution>& own = layout_->by_rank[rank];
+  const auto it = std::lower_bound(
+      own.begin(), own.end(), tensor,
+      [](const step::Contribution& c, uint32_t t) { return static_cast<uint32_t>(c.tensor) < t; });
+  if (it != own.end() && static_cast<uint32_t>(it->tensor) == tensor) {
+    const step::Box wanted = ToStepBox(box);
+    const auto found = std::find(it->boxes.begin(), it->boxes.end(), wanted);
+    if (found != it->boxes.end()) return static_cast<int32_t>(found - it->boxes.begin());
+  }
+  return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': box ", ToString(box),
+                                                 " is not in the contribution layout of rank ",
+                                                 rank));
+}
+
+absl::Status JobRuntime::CheckPush(const step::PushPiece& piece) const {
+  MutexLock lock(&mutex_);
+  if (closed_) return JobGone(job_);
+  // Its version is committed but cannot be made, so no later one can.
+  if (!damaged_.empty()) return damaged_.begin()->second;
+  if (!layout_status_.ok()) return layout_status_;
+  bool stored = false;
+  const absl::Status status = participant_->CheckPush(piece, &stored);
+  // Contents are compared when they are known.
+  return status.code() == absl::StatusCode::kAlreadyExists ? absl::OkStatus() : status;
+}
+
+absl::Status JobRuntime::Push(const step::PushPiece& piece, PieceWriter* writer, bool* repeated,
+                              const Wait& wait) {
+  absl::Status kept;
+  const auto answer = Ask(
+      wait, [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+        bool keep = false;
+        *repeated = false;
+        participant_->CheckPush(piece, repeated).IgnoreError();
+        participant_->OnPush(id, piece, /*has_room=*/true, now, &keep, actions);
+        if (keep) kept = writer->Keep();
+        if (keep && times_.step != piece.key.step && first_byte_ms_ == 0) first_byte_ms_ = now;
+      });
+  if (!answer.ok()) return answer.status();
+  return kept;
+}
+
+absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
+                                                                const Wait& wait) {
+  absl::Status damage;
+  const Wait undamaged{wait.deadline, [&]() NO_THREAD_SAFETY_ANALYSIS {
+                         if (const auto it = damaged_.find(shard); it != damaged_.end())
+                           damage = it->second;
+                         return !damage.ok() || (wait.cancelled && wait.cancelled());
+                       }};
+  step::RequestId served = 0;
+  const auto answer = Ask(
+      undamaged,
+      [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+        served = id;
+        participant_->OnPull(id, shard, version, now, actions);
+      },
+      [&](step::RequestId id, int64_t now, step::Actions* actions)
+          NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullCancelled(id, now, actions); });
+  if (!damage.ok()) return damage;
+  if (absl::IsUnavailable(answer.status()) && is_leader() && HasLostMemory())
+    return MakeError(
+        absl::StatusCode::kDataLoss,
+        absl::StrCat("job '", job_, "' has lost what was committed; Join tells what is left"),
+        v1::ErrorDetail::LOST);
+  if (!answer.ok()) return answer.status();
+  return VersionPin(shared_from_this(), served);
+}
+
+void JobRuntime::Unpin(step::RequestId pull) {
+  Complete([&](int64_t now, step::Actions* actions)
+               NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullDone(pull, now, actions); });
+}
+
+std::vector<step::StagedPiece> JobRuntime::PiecesFrom(uint32_t rank, size_t* expected_count) const {
+  MutexLock lock(&mutex_);
+  std::vector<step::StagedPiece> pieces;
+  *expected_count = 0;
+  for (const OwnedShard& shard : shards_->layout().shards) {
+    for (step::StagedPiece& piece : participant_->PiecesOf(shard.id)) {
+      if (piece.key.rank == static_cast<step::Rank>(rank)) pieces.push_back(std::move(piece));
+    }
+  }
+  if (layout_ != nullptr) {
+    for (const ExpectedPiece& piece : PiecesFor(*model_, shards_->layout(), *layout_))
+      *expected_count += piece.rank == rank;
+  }
+  return pieces;
+}
+
+step::Position JobRuntime::position() const {
+  MutexLock lock(&mutex_);
+  return participant_->position();
+}
+int64_t JobRuntime::incarnation() const {
+  MutexLock lock(&mutex_);
+  return participant_->incarnation();
+}
+bool JobRuntime::HasReported() const {
+  MutexLock lock(&mutex_);
+  return participant_->has_reported();
+}
+std::shared_ptr<const step::Layout> JobRuntime::layout() const {
+  MutexLock lock(&mutex_);
+  return layout_;
+}
+StepTimes JobRuntime::last_step() const {
+  MutexLock lock(&mutex_);
+  return times_;
+}
+int64_t JobRuntime::AppliedCount(uint32_t tensor) const {
+  MutexLock lock(&mutex_);
+  const step::DecisionPtr decision = participant_->last_applied();
+  return decision == nullptr || tensor >= decision->applied_count.size()
+             ? 0
+             : decision->applied_count[tensor];
+}
+
+// ---- Events ------------------------------------------------------------------------------------
+
+void JobRuntime::OnPeer(int from, const step::Message& message) {
+  MutexLock lock(&mutex_);
+  if (closed_) return;
+  step::Actions actions;
+  Deliver(from, message, &actions);
+  Perform(std::move(actions));
+}
+
+void JobRuntime::Tick() {
+  Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    room_status_ = absl::OkStatus();
+    for (Update& update : std::exchange(waiting_for_room_, {})) SubmitUpdate(std::move(update));
+    for (PendingLook& look : std::exchange(looks_waiting_, {})) SubmitLook(std::move(look));
+    *actions = std::exchange(unsynced_, {});
+    participant_->OnTick(now, actions);
+    if (leader_ != nullptr) leader_->OnTick(now, actions);
+  });
+}
+
+void JobRuntime::Complete(const std::function<void(int64_t, step::Actions*)>& event) {
+  MutexLock lock(&mutex_);
+  if (closed_) return;
+  step::Actions actions;
+  event(now_ms(), &actions);
+  Perform(std::move(actions));
+}
+
+void JobRuntime::BeginStop() {
+  Complete([this](int64_t now, step::Actions* actions)
+               NO_THREAD_SAFETY_ANALYSIS { participant_->OnStop(now, actions); });
+}
+
+absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
+  BeginStop();
+  MutexLock lock(&mutex_);
+  while (!participant_->stopped()) {
+    if (closed_) return absl::OkStatus();
+    if (!flush_status_.ok()) return flush_status_;
+    if (!damaged_.empty())
+      return damaged_.begin()->second;  // no version is whole: the flushes before stay
+    if (flushing_) {
+      changed_.Wait(&mutex_);
+      continue;
+    }
+    if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
+      if (!room_status_.ok()) return room_status_;
+      if (!unsynced_status_.ok()) return unsynced_status_;
+      return absl::DeadlineExceededError(
+          absl::StrCat("job '", job_, "' did not come to rest: it waits for another server",
+                       ", or its step is still being applied"));
+    }
+  }
+  return flush_status_;
+}
+
+void JobRuntime::Close() {
+  MutexLock lock(&mutex_);
+  closed_ = true;
+  for (auto& [request, waiter] : waiters_) {
+    waiter->done = true;
+    waiter->answer.status = JobGone(job_);
+  }
+  changed_.SignalAll();
+}
+
+void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* more) {
+  if (const auto* report = std::get_if<step::RecoverReport>(&message))
+    memory_[from] = {report->epoch, report->has_lost_memory};
+  if (step::ForLeader(message) && leader_ != nullptr)
+    leader_->OnMessage(from, message, now_ms(), more);
+  if (!damaged_.empty()) {  // the leader fails its attempt with this
+    const absl::Status& damage = damaged_.begin()->second;
+    if (const auto* seal = std::get_if<step::Seal>(&message)) {
+      return more->push_back(
+          step::Send{from, step::SealReply{seal->epoch, seal->step, seal->attempt, damage}});
+    }
+    if (const auto* absent = std::get_if<step::Absent>(&message)) {
+      return more->push_back(step::Send{
+          from,
+          step::AbsentReply{absent->epoch, absent->step, absent->attempt, absent->rank, damage}});
+    }
+  }
+  if (const auto* seal = std::get_if<step::Seal>(&message)) {
+    if (absl::Status status = CheckFirstLoad(*seal); !status.ok()) {
+      more->push_back(step::Send{
+          from, step::SealReply{seal->epoch, seal->step, seal->attempt, std::move(status)}});
+      return;
+    }
+  }
+  const bool fenced = std::holds_alternative<step::Fenced>(message);
+  if (!step::ForLeader(message) || fenced) {
+    participant_->OnMessage(from, message, now_ms(), more);
+    if (const auto* open = std::get_if<step::OpenJob>(&message)) TakeLayout(*open);
+  }
+}
+
+absl::Status JobRuntime::CheckFirstLoad(const step::Seal& seal) const {
+  const step::Position position = participant_->position();
+  if (seal.step != 0 || position.committed_step != step::kLoading ||
+      seal.attempt != position.attempt)
+    return absl::OkStatus();
+  for (const OwnedShard& shard : shards_->layout().shards) {
+    if (!participant_->PiecesOf(shard.id).empty()) continue;
+    v1::ErrorDetail detail;
+    detail.set_reason(v1::ErrorDetail::LOADING);
+    detail.set_tensor(model_->tensors()[shard.tensor].name);
+    detail.set_shard(shard.index);
+    return MakeError(absl::StatusCode::kFailedPrecondition,
+                     absl::StrCat("the first LOAD of job '", job_, "' sets nothing in shard ",
+                                  shard.index, " of '", detail.tensor(), "'"),
+                     detail);
+  }
+  return absl::OkStatus();
+}
+
+// The machine has obeyed an OpenJob, or not: with a new layout the store needs room for it.
+void JobRuntime::TakeLayout(const step::OpenJob& open) {
+  if (open.layout == nullptr || participant_->position().generation != open.generation) return;
+  if (layout_ != nullptr && layout_->digest == open.layout->digest && layout_status_.ok()) return;
+  if (participant_->prepared() != nullptr)
+    return;  // its bytes are needed still; the leader repeats itself
+  layout_ = open.layout;
+  layout_status_ = shards_->SetLayout(PiecesFor(*model_, shards_->layout(), *layout_));
+  if (!layout_status_.ok())
+    spdlog::error("job {}: no room for the layout: {}", job_,
+                  std::string(layout_status_.message()));
+  contributions_ = ContributionsPerElement(*model_, *layout_);
+}
+
+// Carries actions out in order; events that they cause here at once add to the end of the line.
+void JobRuntime::Perform(step::Actions actions) {
+  std::deque<step::Action> line(std::make_move_iterator(actions.begin()),
+                                std::make_move_iterator(actions.end()));
+  std::vector<step::StartApply> applies;
+  while (!line.empty()) {
+    const step::Action action = std::move(line.front());
+    line.pop_front();
+    step::Actions more;
+    if (const auto* apply = std::get_if<step::StartApply>(&action)) {
+      applies.push_back(*apply);
+    } else {
+      std::visit([&](const auto& a) NO_THREAD_SAFETY_ANALYSIS { Do(a, &more); }, action);
+    }
+    line.insert(line.end(), std::make_move_iterator(more.begin()),
+                std::make_move_iterator(more.end()));
+  }
+  if (!applies.empty()) SubmitApplies(std::move(applies));
+  changed_.SignalAll();
+}
+
+void JobRuntime::Do(const step::Send& action, step::Actions* more) {
+  if (const auto* opened = std::get_if<step::OpenReply>(&action.message);
+      opened != nullptr && opened->status != layout_status_) {
+    step::OpenReply told = *opened;
+    told.status = layout_status_;
+    return Do(step::Send{action.to, std::move(told)}, more);
+  }
+  if (action.to == environment_.self) return Deliver(environment_.self, action.message, more);
+  absl::StatusOr<v1::StepMessage> message = ToWire(action.message);
+  if (!message.ok())
+    return spdlog::error("job {}: {}", job_, std::string(message.status().message()));
+  message->set_job(job_);
+  message->set_from(static_cast<uint32_t>(environment_.self));
+  environment_.peers->Send(action.to, *std::move(message));
+}
+
+void JobRuntime::Do(const step::Answer& action, step::Actions*) {
+  const auto it = waiters_.find(action.request);
+  if (it == waiters_.end()) return;
+  it->second->answer = action;
+  it->second->done = true;
+}
+
+void JobRuntime::Do(const step::Serve& action, step::Actions*) {
+  const auto it = waiters_.find(action.request);
+  if (it == waiters_.end()) return;
+  it->second->serve = it->second->done = true;
+}
+
+// The machines wait for their epoch and record without asking again, so a disk that refuses them is
+// asked again with every tick, as for an apply that waits for room.
+bool JobRuntime::IsSynced(const absl::Status& status, step::Action action) {
+  if (!status.ok()) {
+    if (unsynced_status_.ok())
+      spdlog::error("job {}: waits for the disk: {}", job_, std::string(status.message()));
+    unsynced_.push_back(std::move(action));
+  }
+  unsynced_status_ = status;
+  return status.ok();
+}
+
+void JobRuntime::Do(const step::PersistEpoch& action, step::Actions* more) {
+  if (action.epoch < participant_->epoch()) return;  // a higher one is on its way
+  const absl::Status status =
+      environment_.data->PersistEpoch(job_, static_cast<uint64_t>(action.epoch));
+  if (!IsSynced(status, action)) return;
+  environment_.tiers->set_epoch(static_cast<uint64_t>(action.epoch));
+  participant_->OnEpochDurable(action.epoch, now_ms(), more);
+}
+
+void JobRuntime::Do(const step::PersistRecord& action, step::Actions* more) {
+  const bool follows = action.record.version == record_version_ + 1;
+  if (follows) {
+    const absl::Status status =
+        environment_.data->PutValue(RecordKey(job_), Serialize(action.record));
+    if (!IsSynced(status, action)) return;
+    record_version_ = action.record.version;
+  }
+  leader_->OnRecordPersisted(action.record.version, follows, now_ms(), more);
+}
+
+void JobRuntime::Do(const step::DropStaged& action, step::Actions*) {
+  const step::DecisionPtr prepared = participant_->prepared();
+  if (prepared != nullptr && prepared->step < action.step)
+    return;  // what is staged belongs to the decision before
+  shards_->DropStaged();
+  first_byte_ms_ = staged_ms_ = 0;
+}
+
+void JobRuntime::Do(const step::StageShard& action, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this(), action,
+                             stager = shards_->StagerOf(action.shard, action.is_load)] {
+    self->StageInPool(action, stager());
+  });
+}
+
+void JobRuntime::StageInPool(const step::StageShard& action,
+                             const absl::StatusOr<StagedShard>& staged) {
+  if (absl::IsAborted(staged.status())) return;  // dropped meanwhile: later attempts have their own
+  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    if (!staged.ok()) {
+      spdlog::warn("job {}: shard {} cannot be staged: {}", job_, action.shard,
+                   std::string(staged.status().message()));
+      // The leader fails the attempt with it, so that every CommitStep learns why.
+      actions->push_back(step::Send{
+          0, step::SealReply{participant_->epoch(), action.step, action.attempt, staged.status()}});
+      return;
+    }
+    staged_ms_ = now;
+    step::ShardStaged report;
+    report.shard = action.shard;
+    report.digest = ToStep(staged->digest);
+    report.sum_of_squares = staged->sum_squares;
+    report.non_finite_count = staged->nonfinite_count;
+    report.absent = staged->absent;
+    participant_->OnShardStaged(action.step, action.attempt, report, now, actions);
+  });
+}
+
+void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
+  if (scalars_of_ != applies[0].decision) {
+    absl::StatusOr<DecisionScalars> scalars = DecisionScalars::Parse(*model_, *applies[0].decision);
+    if (!scalars.ok())
+      return spdlog::error("job {}: {}", job_, std::string(scalars.status().message()));
+    scalars_of_ = applies[0].decision;
+    scalars_ = std::make_shared<DecisionScalars>(*std::move(scalars));
+    committed_ms_ = now_ms();
+  }
+  std::map<int32_t, size_t> place;
+  for (int32_t shard : shards_->NextUseOrder()) place.emplace(shard, place.size());
+  std::stable_sort(applies.begin(), applies.end(),
+                   [&](const step::StartApply& a, const step::StartApply& b) {
+                     return place[a.shard] < place[b.shard];
+                   });
+  for (const step::StartApply& apply : applies) {
+    const auto tensor = static_cast<uint32_t>(model_->spec()->shards[apply.shard].tensor);
+    const ShardUpdate& update = scalars_->UpdateFor(tensor);
+    const bool steps = update.kind == ShardUpdate::Kind::kApply && !update.untouched;
+    if (!steps || ScopeOf(tensor) == kernels::Scope::kElement) {
+      SubmitUpdate({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
+      continue;
+    }
+    PendingLook& look = gathering_[tensor];
+    look.tensor = tensor;
+    look.updates.push_back({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
+    if (look.updates.size() < model_->ShardCountOf(tensor)) continue;
+    SubmitLook(std::move(look));
+    gathering_.erase(tensor);
+  }
+}
+
+kernels::Scope JobRuntime::ScopeOf(uint32_t tensor) const {
+  const TensorOptimizer& optimizer = shards_->optimizers()[tensor];
+  return optimizer.frozen() ? kernels::Scope::kElement : optimizer.optimizer->scope;
+}
+
+void JobRuntime::SubmitLook(PendingLook look) {
+  const bool is_matrix = ScopeOf(look.tensor) == kernels::Scope::kMatrix;
+  if (is_matrix && matrix_updates_left_ > 0) return looks_waiting_.push_back(std::move(look));
+  if (is_matrix) matrix_updates_left_ = look.updates.size();
+  environment_.pool->Submit(
+      [self = shared_from_this(), look = std::move(look)] { self->LookInPool(look); });
+}
+
+void JobRuntime::LookInPool(const PendingLook& look) {
+  const Update& first = look.updates[0];
+  {
+    MutexLock lock(&mutex_);
+    if (closed_ || first.loads != shards_->loads()) return;
+  }
+  auto found = shards_->Look(look.tensor, first.scalars->UpdateFor(look.tensor));
+  Complete([&](int64_t, step::Actions*) NO_THREAD_SAFETY_ANALYSIS {
+    const bool rolled_back =
+        participant_->prepared() != first.decision || first.loads != shards_->loads();
+    if (rolled_back) return;
+    for (Update update : look.updates) {
+      if (found.ok()) {
+        update.look = *found;
+        SubmitUpdate(std::move(update));
+        continue;
+      }
+      EndUpdateOfMatrix(update);
+      if (!absl::IsResourceExhausted(found.status())) damaged_[update.shard] = found.status();
+    }
+    if (found.ok()) return found->reset();  // the updates have it
+    if (!absl::IsResourceExhausted(found.status()))
+      return spdlog::error("job {}: tensor '{}' cannot make step {}: {}", job_,
+                           model_->tensors()[look.tensor].name, first.decision->step,
+                           std::string(found.status().message()));
+    if (room_status_.ok())
+      spdlog::warn("job {}: step {} waits for room: {}", job_, first.decision->step,
+                   std::string(found.status().message()));
+    room_status_ = found.status();
+    looks_waiting_.push_back(look);  // nothing has changed, and it is tried again
+  });
+}
+
+// Begins the next matrix after the last update of one.
+void JobRuntime::EndUpdateOfMatrix(const Update& update) {
+  const auto tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
+  if (ScopeOf(tensor) != kernels::Scope::kMatrix) return;
+  if (matrix_updates_left_ == 0 || --matrix_updates_left_ > 0 || looks_waiting_.empty()) return;
+  PendingLook next = std::move(looks_waiting_.front());
+  looks_waiting_.pop_front();
+  SubmitLook(std::move(next));
+}
+
+void JobRuntime::SubmitUpdate(Update update) {
+  environment_.pool->Submit([self = shared_from_this(), update = std::move(update)]() mutable {
+    self->ApplyInPool(std::move(update));
+  });
+}
+
+void JobRuntime::ApplyInPool(Update update) {
+  uint32_t tensor = 0;
+  {
+    MutexLock lock(&mutex_);
+    if (closed_) return;
+    tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
+  }
+  ShardUpdate wanted = update.scalars->UpdateFor(tensor);
+  wanted.loads = update.loads;
+  wanted.look = std::exchange(update.look, nullptr);
+  const absl::Status status = shards_->Apply(update.shard, wanted);
+  if (absl::IsAborted(status)) return;                               // rolled back meanwhile
+  if (absl::IsResourceExhausted(status)) update.look = wanted.look;  // for the next try
+  const bool looked = wanted.look != nullptr;
+  wanted.look.reset();  // its memory goes back before another look begins
+  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    if (participant_->prepared() != update.decision) return;  // rolled back meanwhile
+    if (absl::IsResourceExhausted(
+            status)) {  // the disk is full: nothing has changed, and it is tried again
+      room_status_ = status;
+      if (waiting_for_room_.empty())
+        spdlog::warn("job {}: step {} waits for room: {}", job_, update.decision->step,
+                     std::string(status.message()));
+      return waiting_for_room_.push_back(update);
+    }
+    if (looked) EndUpdateOfMatrix(update);
+    if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
+      damaged_[update.shard] = status;
+      return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, update.shard,
+                           update.decision->step, std::string(status.message()));
+    }
+    participant_->OnShardApplied(update.shard, update.decision->step, now, actions);
+    if (first_byte_ms_ == 0) first_byte_ms_ = staged_ms_;
+    times_ = {update.decision->step, (staged_ms_ - first_byte_ms_) / 1e3,
+              (committed_ms_ - staged_ms_) / 1e3, (now - committed_ms_) / 1e3};
+    if (participant_->prepared() == nullptr) first_byte_ms_ = 0;
+  });
+}
+
+void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
+  waiting_for_room_.clear();
+  gathering_.clear();
+  looks_waiting_.clear();
+  matrix_updates_left_ = 0;
+  environment_.pool->Submit([self = shared_from_this(), action] {
+    absl::Status status = LoadFlush(self->environment_.data->store(), self->job_, action.step,
+                                    /*with_staged=*/false, self->shards_.get());
+    const step::DecisionPtr decision = status.ok() ? self->FlushedDecision(action.step) : nullptr;
+    if (status.ok() && decision == nullptr)
+      status = absl::DataLossError("the flush has no decision");
+    if (!status.ok()) {
+      spdlog::error("job {}: the flush of step {} cannot be loaded: {}", self->job_, action.step,
+                    std::string(status.message()));
+    }
+    self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+      self->damaged_.clear();
+      self->participant_->OnFlushRestored(action.decision, decision, status, now, actions);
+    });
+  });
+}
+
+void JobRuntime::Do(const step::WriteFlush&, step::Actions*) {
+  flushing_ = true;
+  environment_.pool->Submit([self = shared_from_this()] {
+    FlushHeader header;
+    {
+      MutexLock lock(&self->mutex_);
+      const step::ParticipantImage image = self->participant_->Image();
+      header.job = self->job_;
+      header.step = image.last_applied == nullptr ? step::kLoading : image.last_applied->step;
+      header.manifest = self->model_->definition().manifest().SerializeAsString();
+      header.optimizer = self->model_->definition().optimizer().SerializeAsString();
+      header.machine = Serialize(image, self->layout_.get());
+    }
+    const absl::Status status =
+        WriteFlush(&self->environment_.data->store(), header, self->shards_.get());
+    self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+      self->flush_status_ =
+          status.ok() ? self->environment_.data->PutValue(CleanKey(self->job_), "") : status;
+      if (self->flush_status_.ok()) self->participant_->OnFlushed(now, actions);
+    });
+  });
+}
+
+// Journals and further copies: jobs that need them are refused when they are created.
+template <typename Other>
+void JobRuntime::Do(const Other&, step::Actions*) {
+  spdlog::critical("job {}: an action that no job at level MEMORY has", job_);
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,254 @@
+// One job on one server: the shell around its step machines. It turns calls into events, carries
+// out the machines' actions, and keeps callers waiting until they are answered. The first server by
+// name runs the Leader too.
+//
+// Every event runs under one mutex; its actions are carried out in order, under it too, but for
+// staging, applying and flushing, which go to the work pool and come back as events. Bytes never
+// pass under the mutex.
+//   Threads  all methods are safe from any thread.
+//   Next     a push goes on in server/shards/shard_store.h, a decision in server/step/leader.h.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "server/durability/flush.h"
+#include "server/job/job_model.h"
+#include "server/cluster/peer_links.h"
+#include "server/shards/shard_store.h"
+#include "server/step/leader.h"
+#include "server/step/participant.h"
+#include "server/runtime/step_scalars.h"
+#include "server/tiers/tier.h"
+#include "server/runtime/work_pool.h"
+#include "storage/data_directory.h"
+
+namespace orlop::server {
+
+// What every job of a server uses; outlives them.
+struct Environment {
+  std::vector<std::string> server_names;  // of the cluster, sorted
+  int self = 0;                           // index
+  storage::DataDirectory* data = nullptr;
+  Tiers* tiers = nullptr;
+  WorkPool* pool = nullptr;
+  PeerLinks* peers = nullptr;
+  std::function<v1::ServerInfo()> identity;  // of this server, as others see it
+
+  bool is_leader() const { return self == 0; }
+};
+
+// Where a job's clean stop is noted: there only while its newest flush is all that it has, from the
+// end of the flush until the job is started again.
+std::string CleanKey(const std::string& job);
+
+// How long a caller waits, and how it says that it has gone away.
+struct Wait {
+  std::chrono::steady_clock::time_point deadline;
+  std::function<bool()> cancelled;
+};
+
+struct StepTimes {
+  int64_t step = -1;
+  double stage_seconds = 0, decide_seconds = 0, apply_seconds = 0;
+};
+
+class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
+ public:
+  // A version of a shard that can be read: the next apply of the shard waits while this lives, for
+  // a second at most.
+  class VersionPin {
+   public:
+    VersionPin(std::shared_ptr<JobRuntime> job, step::RequestId pull)
+        : job_(std::move(job)), pull_(pull) {}
+    VersionPin(VersionPin&&) = default;
+    ~VersionPin() {
+      if (job_ != nullptr) job_->Unpin(pull_);
+    }
+
+   private:
+    std::shared_ptr<JobRuntime> job_;
+    step::RequestId pull_;
+  };
+
+  // Opens a job as its definition says, with what the last clean stop left of it. `is_new`: just
+  // created, nothing is on disk.
+  //   Status  ResourceExhausted (BUDGET), DataLoss, InvalidArgument.
+  static absl::StatusOr<std::shared_ptr<JobRuntime>> Open(const Environment& environment,
+                                                          v1::JobDefinition definition,
+                                                          bool is_new);
+  // Starts the machines: recovery begins here, and what the last clean stop left is no longer all.
+  //   Status  ResourceExhausted, DataLoss: the disk cannot note it, nothing has started.
+  absl::Status Start();
+
+  std::shared_ptr<const JobModel> model() const;
+  ShardStore& shards() { return *shards_; }
+  bool is_leader() const { return leader_ != nullptr; }
+
+  // A new optimizer configuration (checked by the leader). ResourceExhausted: the old one stays.
+  absl::Status Configure(v1::JobDefinition definition);
+
+  // ---- Workers, on the leader ----
+  absl::StatusOr<step::Answer> Join(const step::JoinRequest& join, const Wait& wait);
+  absl::StatusOr<step::Answer> Commit(const step::CommitRequest& commit, const Wait& wait);
+  absl::StatusOr<step::Answer> Abort(const step::AbortRequest& abort, const Wait& wait);
+  absl::StatusOr<step::Answer> Hold(const std::string& holder, int64_t step, int64_t duration_ms,
+                                    const Wait& wait);
+  absl::StatusOr<step::Answer> AcceptRollback(int64_t to_step, const Wait& wait);
+  step::JobStatusReport Status() const;
+  // Every server has reported to the present epoch, and at least one has lost the memory that held
+  // committed state.
+  bool HasLostMemory() const;
+  // Waits until the job serves, or its memory is known to be lost.
+  void AwaitRecovery(const Wait& wait) const;
+
+  // ---- Workers, on an owner ----
+  // Waits for what `key` is ahead of this server: the leader's word of a new attempt or generation
+  // may still be on its way, and the step before may still be applied. Not for long: after 3 s,
+  // answers as data.proto says. `attempt` 0: any.
+  absl::Status AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const;
+  // What the open attempt expects under (tensor, rank, box); its index, or InvalidArgument.
+  absl::StatusOr<int32_t> RegionOf(uint32_t tensor, uint32_t rank, const Box& box) const;
+  // Refuses a piece before its bytes are sent; see Participant::CheckPush. A conflict of contents
+  // shows only in Push.
+  absl::Status CheckPush(const step::PushPiece& piece) const;
+  // A piece whose bytes `writer` holds, finished. `*repeated`: it was stored before.
+  absl::Status Push(const step::PushPiece& piece, PieceWriter* writer, bool* repeated,
+                    const Wait& wait);
+  // Waits until `version` of a shard can be read. A reader needs the pin until it has opened: then
+  // it keeps the version by holding buffers, and the apply need not wait.
+  absl::StatusOr<VersionPin> AwaitVersion(int32_t shard, int64_t version, const Wait& wait);
+  // The staged pieces of this server's shards from one rank, by shard.
+  std::vector<step::StagedPiece> PiecesFrom(uint32_t rank, size_t* expected_count) const;
+  step::Position position() const;  // as this server knows it
+  int64_t incarnation() const;
+  bool HasReported() const;  // to the present epoch, what this process holds
+  std::shared_ptr<const step::Layout> layout() const;
+  StepTimes last_step() const;
+  // Updates that a tensor has seen, as of the last decision applied here.
+  int64_t AppliedCount(uint32_t tensor) const;
+
+  // ---- Life ----
+  void OnPeer(int from, const step::Message& message);
+  void Tick();
+  // Clean stop: refuses new work, finishes what is decided, flushes. BeginStop does not wait.
+  void BeginStop();
+  // Waits until that is done: for other servers and for room on the disk until `deadline`, for the
+  // flush as long as it takes. OK only when all is on disk, and noted under CleanKey.
+  absl::Status Stop(std::chrono::steady_clock::time_point deadline);
+  // The job was deleted: callers are answered NotFound, late completions ignored.
+  void Close();
+
+ private:
+  struct Waiter {
+    bool done = false;
+    bool serve = false;
+    step::Answer answer;
+  };
+  // The apply of one shard.
+  struct Update {
+    int32_t shard = 0;
+    step::DecisionPtr decision;
+    std::shared_ptr<const DecisionScalars> scalars;
+    std::shared_ptr<const TensorLook> look;  // at the tensor, if its optimizer takes one
+    int64_t loads = 0;                       // as ShardUpdate::loads
+  };
+  // The first phase of a tensor whose optimizer looks at all of it: once all its shards may be
+  // applied.
+  struct PendingLook {
+    uint32_t tensor = 0;
+    std::vector<Update> updates;
+  };
+  using Event = std::function<void(step::RequestId, int64_t now_ms, step::Actions*)>;
+
+  JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model);
+  absl::Status CreateShards() REQUIRES(mutex_);
+  absl::Status Restore(bool is_new);
+  absl::StatusOr<step::ParticipantImage> LoadFlushedImage(const FlushInfo& newest) REQUIRES(mutex_);
+  absl::StatusOr<step::ParticipantImage> LoadImage(bool is_new);
+  absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes() const;
+  absl::Status StartLeader();
+
+  void Unpin(step::RequestId pull);
+  absl::StatusOr<step::Answer> Ask(const Wait& wait, const Event& event,
+                                   const Event& on_timeout = nullptr);
+  void Complete(const std::function<void(int64_t now_ms, step::Actions*)>& event);
+  void Perform(step::Actions actions) REQUIRES(mutex_);
+  void Deliver(int from, const step::Message& message, step::Actions* more) REQUIRES(mutex_);
+  // The first LOAD must set every weight: a shard without pieces is refused before anything is
+  // staged.
+  absl::Status CheckFirstLoad(const step::Seal& seal) const REQUIRES(mutex_);
+  void TakeLayout(const step::OpenJob& open) REQUIRES(mutex_);
+  void Do(const step::Send& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::Answer& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::PersistEpoch& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::StageShard& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::DropStaged& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::Serve& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::LoadFlush& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::WriteFlush& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::PersistRecord& action, step::Actions* more) REQUIRES(mutex_);
+  bool IsSynced(const absl::Status& status, step::Action action) REQUIRES(mutex_);
+  template <typename Other>
+  void Do(const Other& action, step::Actions* more) REQUIRES(mutex_);
+  void SubmitApplies(std::vector<step::StartApply> applies) REQUIRES(mutex_);
+  void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
+  void SubmitUpdate(Update update);
+  void ApplyInPool(Update update);
+  // What a step of the tensor looks at first.
+  kernels::Scope ScopeOf(uint32_t tensor) const REQUIRES(mutex_);
+  // Matrices wait for one another, as there is memory for a look at one.
+  void SubmitLook(PendingLook look) REQUIRES(mutex_);
+  void LookInPool(const PendingLook& look);
+  void EndUpdateOfMatrix(const Update& update) REQUIRES(mutex_);
+  int64_t now_ms() const;
+  step::DecisionPtr FlushedDecision(int64_t step) const;
+
+  const Environment environment_;
+  const std::string job_;
+  std::unique_ptr<ShardStore> shards_;
+  mutable Mutex mutex_;
+  mutable CondVar changed_;
+  std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
+  std::unique_ptr<step::Participant> participant_ GUARDED_BY(mutex_);
+  std::unique_ptr<step::Leader> leader_;  // set once before Start
+  int64_t record_version_ GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<const step::Layout> layout_ GUARDED_BY(mutex_);
+  absl::Status layout_status_ GUARDED_BY(mutex_);
+  absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};
+  std::map<step::RequestId, std::shared_ptr<Waiter>> waiters_ GUARDED_BY(mutex_);
+  step::RequestId next_request_ GUARDED_BY(mutex_) = 1;
+  step::DecisionPtr scalars_of_ GUARDED_BY(mutex_);
+  std::shared_ptr<const DecisionScalars> scalars_ GUARDED_BY(mutex_);
+  std::map<int32_t, absl::Status> damaged_ GUARDED_BY(mutex_);  // shards whose apply failed
+  std::vector<Update> waiting_for_room_
+      GUARDED_BY(mutex_);  // applies to try again with the next tick
+  std::map<uint32_t, PendingLook> gathering_
+      GUARDED_BY(mutex_);  // tensors, not all of their shards yet
+  std::deque<PendingLook> looks_waiting_ GUARDED_BY(mutex_);  // for room, or for another matrix
+  size_t matrix_updates_left_ GUARDED_BY(mutex_) = 0;  // of the matrix that has been looked at
+  absl::Status room_status_ GUARDED_BY(mutex_);        // why the newest of them waits
+  // Small values that the disk refused, to be written with the next tick, and why.
+  std::vector<step::Action> unsynced_ GUARDED_BY(mutex_);
+  absl::Status unsynced_status_ GUARDED_BY(mutex_);
+  bool flushing_ GUARDED_BY(mutex_) = false;
+  absl::Status flush_status_ GUARDED_BY(mutex_);
+  struct MemoryReport {
+    int64_t epoch = 0;
+    bool lost = false;
+  };
+  std::map<int, MemoryReport> memory_ GUARDED_BY(mutex_);  // on the leader, by server
+  bool HasLostMemoryLocked() const REQUIRES(mutex_);
+  bool closed_ GUARDED_BY(mutex_) = false;
+  StepTimes times_ GUARDED_BY(mutex_);
+  int64_t first_byte_ms_ GUARDED_BY(mutex_) = 0, staged_ms_ GUARDED_BY(mutex_) = 0,
+                         committed_ms_ GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace orlop::server

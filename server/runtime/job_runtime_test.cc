@@ -1,0 +1,406 @@
+#include "server/runtime/job_runtime.h"
+
+#include <bit>
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "grpcpp/grpcpp.h"
+#include "server/runtime/job_table.h"
+#include "server/shards/testing/shard_fixture.h"
+
+namespace orlop::server {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr uint64_t kRows = 300, kColumns = 1000, kShardElements = 25'600;
+
+// One server with one job of 12 shards, of which some spill to a store that fails when told. Clocks
+// are real: every wait has a deadline that no passing test comes near.
+class JobOnAFaultyDisk : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/orlop-job-XXXXXX";
+    directory_ = mkdtemp(pattern);
+    OpenData();
+    pool_ = std::make_unique<WorkPool>(2);
+    Options options;
+    options.peers = {{"self", "127.0.0.1:1"}};
+    peers_ = std::make_unique<PeerLinks>(options, grpc::InsecureChannelCredentials());
+    environment_ = {{"self"}, 0, data_.get(), world_.tiers.get(), pool_.get(), peers_.get(), [] {
+                      return v1::ServerInfo();
+                    }};
+    OpenTable();
+    Create(Definition());
+  }
+  void TearDown() override {
+    for (const auto& job : table_->List()) job->Close();
+    pool_->Stop();
+    job_.reset();
+    table_.reset();
+    peers_.reset();
+    data_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+
+  void OpenData() {
+    const auto wrap = [this](std::unique_ptr<storage::Store> store) {
+      auto faulty = std::make_unique<storage::FaultyStore>(std::move(store));
+      data_disk_ = faulty.get();
+      return faulty;
+    };
+    data_ = storage::DataDirectory::Open({directory_, "self", 32 << 20, wrap}).value();
+    environment_.data = data_.get();
+  }
+  void OpenTable() {
+    table_ = std::make_unique<JobTable>(environment_);
+    const absl::Status opened = table_->OpenAll();
+    ASSERT_TRUE(opened.ok()) << opened;
+  }
+  // Creates a job, which the calls below go to from now on.
+  void Create(const v1::JobDefinition& definition) {
+    const absl::Status put = table_->Put(definition);
+    ASSERT_TRUE(put.ok()) << put;
+    Use(definition.manifest().job());
+  }
+  void Use(const std::string& job) {
+    job_ = table_->Find(job).value();
+    job_->AwaitRecovery(Soon());
+  }
+  // What the next process finds.
+  void Restart() {
+    for (const auto& job : table_->List()) job->Close();
+    job_.reset();
+    table_.reset();
+    pool_ = std::make_unique<WorkPool>(2);
+    environment_.pool = pool_.get();
+    data_.reset();
+    OpenData();
+    OpenTable();
+  }
+
+  static v1::JobDefinition Definition(const std::string& job = "job", uint64_t rows = kRows) {
+    v1::JobDefinition definition;
+    v1::CreateJobRequest& manifest = *definition.mutable_manifest();
+    manifest.set_job(job);
+    manifest.set_shard_elements(kShardElements);
+    v1::TensorSpec& tensor = *manifest.add_tensors();
+    tensor.set_name("layer.w");
+    tensor.set_kind(v1::TENSOR_KIND_PARAMETER);
+    tensor.set_dtype(v1::DTYPE_F32);
+    tensor.add_shape(rows);
+    tensor.add_shape(kColumns);
+    EXPECT_TRUE(CompleteManifest(&manifest).ok());
+    const Digest128 digest = ManifestDigest(manifest);
+    definition.mutable_manifest_digest()->set_high(digest.high);
+    definition.mutable_manifest_digest()->set_low(digest.low);
+    definition.set_server_count(1);
+    v1::PlacementRun& run = *definition.add_runs();
+    run.set_shard_count(ShardCount(rows * kColumns, kShardElements));
+    run.add_servers(0);
+    v1::OptimizerGroup& group = *definition.mutable_optimizer()->add_groups();
+    group.set_optimizer("adamw");
+    group.set_state("8bit");
+    group.add_tensors(0);
+    definition.set_revision(1);
+    return definition;
+  }
+
+  static Wait Soon() {
+    return {std::chrono::steady_clock::now() + std::chrono::seconds(30), nullptr};
+  }
+  Box Whole() const {
+    const uint64_t rows = job_->shards().layout().tensors[0].element_count / kColumns;
+    return {{0, 0}, {rows, kColumns}, false};
+  }
+
+  void Join() {
+    step::JoinRequest join;
+    join.generation = job_->Join(join, Soon()).value().generation_issued;
+    join.contributions = {{0, step::Mode::kExactlyOnce, {ToStepBox(Whole())}}};
+    const auto joined = job_->Join(join, Soon());
+    ASSERT_TRUE(joined.ok()) << joined.status();
+    generation_ = join.generation;
+  }
+
+  // Pushes the part of `values` in one shard, as a client that is asked for patience does.
+  absl::Status Push(const OwnedShard& shard, bool is_load, const std::vector<float>& values) {
+    for (;;) {
+      const absl::Status status = PushOnce(shard, is_load, values);
+      if (!absl::IsUnavailable(status)) return status;
+      job_->AwaitVersion(shard.id, job_->position().committed_step, Soon()).IgnoreError();
+    }
+  }
+  absl::Status PushOnce(const OwnedShard& shard, bool is_load, const std::vector<float>& values) {
+    const step::Position position = job_->position();
+    step::PushPiece piece;
+    piece.key = {generation_,
+                 position.committed_step + 1,
+                 std::max<int64_t>(position.attempt, 1),
+                 shard.id,
+                 0,
+                 0};
+    piece.is_load = is_load;
+    if (absl::Status status = job_->CheckPush(piece); !status.ok()) return status;
+    const Box box = {{shard.range.begin}, {shard.range.count()}, true};
+    auto writer = is_load ? job_->shards().BeginLoad(shard.id, Slot::kWeight, v1::DTYPE_F32, box)
+                          : job_->shards().BeginGradient(
+                                shard.id, 0, job_->RegionOf(0, 0, Whole()).value(), v1::DTYPE_F32);
+    if (!writer.ok()) return writer.status();
+    const auto bytes = AsBytes(
+        std::vector<float>(values.begin() + shard.range.begin, values.begin() + shard.range.end));
+    const absl::Span<const uint8_t> slices[] = {bytes};
+    absl::Status written = (*writer)->WriteChunk(
+        0, slices,
+        ChunkChecksum(LeafHashes({reinterpret_cast<const char*>(bytes.data()), bytes.size()})));
+    if (!written.ok()) return written;
+    const Digest128 digest = DigestOfBytes(bytes);
+    if (auto finished = (*writer)->Finish(digest); !finished.ok()) return finished.status();
+    piece.payload = {digest.high, digest.low};
+    bool repeated = false;
+    return job_->Push(piece, writer->get(), &repeated, Soon());
+  }
+
+  absl::Status Commit(bool is_load = false) {
+    const step::JobStatusReport status = job_->Status();
+    step::CommitRequest commit;
+    commit.generation = generation_;
+    commit.step = status.position.committed_step + 1;
+    commit.attempt = status.position.attempt;
+    commit.is_load = is_load;
+    if (!is_load) {
+      step::ParameterGroup group;
+      const std::pair<const char*, double> values[] = {
+          {"lr", 1e-3}, {"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {"weight_decay", 0.01}};
+      for (const auto& [name, value] : values)
+        group.values.push_back({name, std::bit_cast<uint64_t>(value)});
+      commit.groups = {group};
+    }
+    return job_->Commit(commit, Soon()).status();
+  }
+
+  void Load() {
+    ASSERT_NO_FATAL_FAILURE(Join());
+    for (const OwnedShard& shard : job_->shards().layout().shards)
+      ASSERT_TRUE(Push(shard, true, Normal(kRows * kColumns, 1)).ok());
+    ASSERT_TRUE(Commit(/*is_load=*/true).ok());
+  }
+  void LoadAndStep() {
+    ASSERT_NO_FATAL_FAILURE(Load());
+    ASSERT_NO_FATAL_FAILURE(Step(2));
+    for (const OwnedShard& shard : job_->shards().layout().shards)
+      ASSERT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok());
+    ASSERT_GT(world_.accountant.used_bytes(Tier::kNvme), 0u)
+        << "nothing spills: the budget of this test is too large";
+  }
+  void Step(uint32_t seed) {
+    for (const OwnedShard& shard : job_->shards().layout().shards) {
+      const absl::Status pushed = Push(shard, false, Normal(kRows * kColumns, seed));
+      ASSERT_TRUE(pushed.ok()) << pushed;
+    }
+    const absl::Status committed = Commit();
+    ASSERT_TRUE(committed.ok()) << committed;
+  }
+
+  World world_{11 * kMiB / 4, 64 * kMiB};
+  std::string directory_;
+  std::unique_ptr<storage::DataDirectory> data_;
+  std::unique_ptr<WorkPool> pool_;
+  std::unique_ptr<PeerLinks> peers_;
+  Environment environment_;
+  storage::FaultyStore* data_disk_ = nullptr;  // under data_
+  std::unique_ptr<JobTable> table_;
+  std::shared_ptr<JobRuntime> job_;
+  int64_t generation_ = 0;
+};
+
+// A committed step whose apply cannot read a spilled slot: the shard is lost by name, the others
+// serve the step, and nothing hangs.
+TEST_F(JobOnAFaultyDisk, UnreadableSlotIsDataLossOfItsShardByName) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const std::vector<OwnedShard>& shards = job_->shards().layout().shards;
+  world_.disk.FailReadsOf("/exp_avg/");
+  ASSERT_NO_FATAL_FAILURE(Step(3));
+  std::vector<OwnedShard> lost, served;
+  for (const OwnedShard& shard : shards) {
+    const absl::Status status = job_->AwaitVersion(shard.id, 2, Soon()).status();
+    (status.ok() ? served : lost).push_back(shard);
+    if (status.ok()) continue;
+    EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+    EXPECT_THAT(std::string(status.message()),
+                testing::AllOf(HasSubstr("layer.w"), HasSubstr("exp_avg")));
+  }
+  ASSERT_FALSE(lost.empty());
+  ASSERT_FALSE(served.empty());
+  world_.disk.FailReadsOf("");
+  for (const OwnedShard& shard : {lost[0], served[0]}) {
+    const absl::Status pushed = Push(shard, false, Normal(kRows * kColumns, 4));
+    EXPECT_TRUE(absl::IsDataLoss(pushed)) << pushed;
+    EXPECT_THAT(std::string(pushed.message()), HasSubstr("layer.w"));
+  }
+  EXPECT_TRUE(absl::IsDataLoss(Commit()));
+  EXPECT_TRUE(absl::IsDataLoss(Commit(/*is_load=*/true)));
+  const auto before = std::chrono::steady_clock::now();
+  EXPECT_TRUE(absl::IsDataLoss(
+      job_->Stop(before + std::chrono::hours(1))));  // returns, and not by the deadline
+}
+
+// What a pull was told it can read stays until it has opened it, though the next step is committed.
+TEST_F(JobOnAFaultyDisk, ApplyWaitsForAPullThatOpens) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const std::vector<OwnedShard>& shards = job_->shards().layout().shards;
+  for (const OwnedShard& shard : shards)
+    ASSERT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok());
+  const auto begin = std::chrono::steady_clock::now();
+  {
+    const auto pin = job_->AwaitVersion(shards[0].id, 1, Soon());
+    ASSERT_TRUE(pin.ok()) << pin.status();
+    ASSERT_TRUE(Commit().ok());
+    for (size_t i = 1; i < shards.size(); ++i)
+      ASSERT_TRUE(job_->AwaitVersion(shards[i].id, 2, Soon()).ok());
+    const absl::Status opened =
+        job_->shards()
+            .OpenRead({shards[0].id, Slot::kWeight, v1::DTYPE_F32, Whole(), 1, kMaxChunkBytes})
+            .status();
+    if (std::chrono::steady_clock::now() - begin > std::chrono::milliseconds(900))
+      GTEST_SKIP() << "a pin holds for a second, and this machine took as long";
+    EXPECT_TRUE(opened.ok()) << opened;
+  }
+  EXPECT_TRUE(job_->AwaitVersion(shards[0].id, 2, Soon()).ok());
+}
+
+// A committed step on a disk that fills up: it waits, and goes on where there is room again.
+TEST_F(JobOnAFaultyDisk, FullDiskDelaysACommittedStepAndLosesNothing) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  for (const OwnedShard& shard : job_->shards().layout().shards)
+    ASSERT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok());
+  world_.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
+  ASSERT_TRUE(Commit().ok());
+  EXPECT_FALSE(job_->Stop(std::chrono::steady_clock::now()).ok());
+  world_.disk.Heal();
+  for (const auto end = Soon().deadline;
+       !job_->Stop(std::chrono::steady_clock::now() + std::chrono::milliseconds(50)).ok();
+       job_->Tick())
+    ASSERT_LT(std::chrono::steady_clock::now(), end);
+  EXPECT_EQ(ListFlushes(data_->store(), "job").value()[0].step, 2);
+}
+
+// Only this job has lost its memory where its newest flush cannot be read; the one before is not
+// taken for it.
+TEST_F(JobOnAFaultyDisk, DamagedFlushIsLostMemory) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  ASSERT_TRUE(job_->Stop(Soon().deadline).ok());
+  const auto [key, head] = data_->store().Scan("flush/job:").value().back();
+  ASSERT_TRUE(data_->store().Commit({{{key, head.substr(1)}}}).ok());
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_TRUE(job_->HasLostMemory());
+  EXPECT_FALSE(job_->Status().serving);
+  EXPECT_TRUE(absl::IsDataLoss(job_->AwaitVersion(0, 1, Soon()).status()));
+}
+
+// The deadline is for what a flush waits for, not for the flush.
+TEST_F(JobOnAFaultyDisk, FlushMayTakeLongerThanTheDeadline) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const absl::Status stopped = table_->Stop(std::chrono::steady_clock::now());
+  ASSERT_TRUE(stopped.ok()) << stopped;
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_TRUE(job_->AwaitVersion(0, 1, Soon()).ok());
+}
+
+// A job is clean from its flush until it starts again, and no longer.
+TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  ASSERT_TRUE(table_->Stop(Soon().deadline).ok());
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_FALSE(job_->HasLostMemory());
+  ASSERT_NO_FATAL_FAILURE(Restart());  // without a stop: as killed
+  Use("job");
+  EXPECT_TRUE(job_->HasLostMemory());
+}
+
+// One job whose state is damaged: the stop fails, the other jobs have lost nothing.
+TEST_F(JobOnAFaultyDisk, JobThatCannotBeFlushedCostsNoOtherItsState) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  world_.disk.FailReadsOf("/exp_avg/");
+  ASSERT_NO_FATAL_FAILURE(Step(3));
+  ASSERT_NO_FATAL_FAILURE(Create(Definition("other", 1)));
+  ASSERT_NO_FATAL_FAILURE(Load());
+  EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
+  EXPECT_TRUE(absl::IsDataLoss(table_->Stop(Soon().deadline)));
+  world_.disk.FailReadsOf("");
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("other");
+  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
+  Use("job");
+  EXPECT_TRUE(job_->HasLostMemory());
+}
+
+// A job that waits keeps no other from its flush.
+TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const std::shared_ptr<JobRuntime> waiting = job_;
+  const int64_t generation = generation_;
+  ASSERT_NO_FATAL_FAILURE(Create(Definition("other", 1)));
+  ASSERT_NO_FATAL_FAILURE(Load());
+  EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
+  job_ = waiting;
+  generation_ = generation;
+  for (const OwnedShard& shard : job_->shards().layout().shards)
+    ASSERT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok());
+  world_.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
+  ASSERT_TRUE(Commit().ok());
+  absl::Status stopped;
+  std::thread stop([&] { stopped = table_->Stop(Soon().deadline); });
+  const auto end = Soon().deadline;
+  while (ListFlushes(data_->store(), "other").value().empty() &&
+         std::chrono::steady_clock::now() < end)
+    std::this_thread::yield();
+  EXPECT_TRUE(ListFlushes(data_->store(), "job").value().empty());
+  world_.disk.Heal();
+  for (;
+       ListFlushes(data_->store(), "job").value().empty() && std::chrono::steady_clock::now() < end;
+       job_->Tick())
+    std::this_thread::yield();
+  stop.join();
+  EXPECT_TRUE(stopped.ok()) << stopped;
+}
+// The leader's record meets a full disk: callers wait, and the job goes on where there is room.
+TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
+  data_disk_->FailWritesAfter(0, absl::ResourceExhaustedError("no space left on device"));
+  const absl::Status late =
+      job_->Join(step::JoinRequest(), {std::chrono::steady_clock::now(), nullptr}).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(late)) << late;
+  EXPECT_THAT(std::string(late.message()), HasSubstr("no space left on device"));
+  job_->Tick();  // in vain
+  data_disk_->Heal();
+  job_->Tick();
+  ASSERT_NO_FATAL_FAILURE(Load());
+}
+
+// Whichever small write of a recovery fails, once or more often, is made again.
+TEST_F(JobOnAFaultyDisk, RecoveryOutlastsAFailedWrite) {
+  for (int writes = 1; writes < 6; ++writes) {
+    SCOPED_TRACE(writes);
+    const auto job = JobRuntime::Open(environment_, Definition(absl::StrCat("new", writes), 1),
+                                      /*is_new=*/true)
+                         .value();
+    data_disk_->FailWritesAfter(writes, absl::DataLossError("input/output error"));
+    ASSERT_TRUE(job->Start().ok());
+    job->Tick();
+    data_disk_->Heal();
+    job->Tick();
+    job->AwaitRecovery({std::chrono::steady_clock::now() + std::chrono::seconds(5), nullptr});
+    EXPECT_TRUE(job->Status().serving);
+    job->Close();
+  }
+}
+
+}  // namespace
+}  // namespace orlop::server

@@ -1,0 +1,218 @@
+#include "server/runtime/job_table.h"
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+#include "proto/status.h"
+#include "server/durability/flush.h"
+#include "server/job/step_codec.h"
+#include "spdlog/spdlog.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr char kPrefix[] = "job/";
+
+}  // namespace
+
+absl::Status JobTable::OpenAll() {
+  auto stored = environment_.data->store().Scan(kPrefix);
+  if (!stored.ok()) return stored.status();
+  for (const auto& [key, value] : *stored) {
+    v1::JobDefinition definition;
+    if (!definition.ParseFromString(value))
+      return absl::DataLossError(absl::StrCat("the definition under ", key, " is damaged"));
+    if (definition.server_count() != environment_.server_names.size()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "job '", definition.manifest().job(), "' was placed on ", definition.server_count(),
+          " servers, --peers lists ", environment_.server_names.size()));
+    }
+    if (absl::Status status = Insert(definition, /*is_new=*/false); !status.ok()) return status;
+  }
+  // Not before all could be opened: a start that fails leaves every job as it was.
+  for (const std::shared_ptr<JobRuntime>& job : List())
+    if (absl::Status status = job->Start(); !status.ok()) return status;
+  MutexLock lock(&mutex_);
+  serving_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status JobTable::Insert(const v1::JobDefinition& definition, bool is_new) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job =
+      JobRuntime::Open(environment_, definition, is_new);
+  if (!job.ok()) return job.status();
+  if (is_new) {
+    const std::string key = kPrefix + definition.manifest().job();
+    absl::Status status =
+        environment_.data->store().Commit({{{key, definition.SerializeAsString()}}, {}, {}});
+    if (!status.ok()) return status;
+  }
+  {
+    MutexLock lock(&mutex_);
+    jobs_[definition.manifest().job()] = *job;
+  }
+  return is_new ? (*job)->Start() : absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<JobRuntime>> JobTable::Find(const std::string& job) const {
+  MutexLock lock(&mutex_);
+  v1::ErrorDetail detail;
+  detail.set_job(job.substr(0, kMaxNameBytes));
+  detail.set_server(environment_.server_names[environment_.self]);
+  if (!serving_) {
+    detail.set_reason(v1::ErrorDetail::STOPPING);
+    return MakeError(absl::StatusCode::kUnavailable,
+                     absl::StrCat("server ", detail.server(), " is starting or stopping"), detail);
+  }
+  const auto it = jobs_.find(job);
+  if (it != jobs_.end()) return it->second;
+  detail.set_reason(v1::ErrorDetail::UNKNOWN_JOB);
+  return MakeError(absl::StatusCode::kNotFound, absl::StrCat("no job '", detail.job(), "'"),
+                   detail);
+}
+
+absl::Status JobTable::CheckLeader() const {
+  if (environment_.is_leader()) {
+    MutexLock lock(&mutex_);
+    if (serving_) return absl::OkStatus();
+    return MakeError(absl::StatusCode::kUnavailable, "the server is starting or stopping",
+                     v1::ErrorDetail::STOPPING);
+  }
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::NOT_LEADER);
+  detail.set_server(environment_.server_names[0]);
+  return MakeError(absl::StatusCode::kFailedPrecondition,
+                   absl::StrCat("this call goes to the step leader, server ", detail.server()),
+                   detail);
+}
+
+absl::StatusOr<std::shared_ptr<JobRuntime>> JobTable::FindOnLeader(const std::string& job) const {
+  if (absl::Status status = CheckLeader(); !status.ok()) return status;
+  return Find(job);
+}
+
+std::vector<std::shared_ptr<JobRuntime>> JobTable::List() const {
+  MutexLock lock(&mutex_);
+  std::vector<std::shared_ptr<JobRuntime>> jobs;
+  for (const auto& [name, job] : jobs_) jobs.push_back(job);
+  return jobs;
+}
+
+absl::Status JobTable::Put(const v1::JobDefinition& definition) {
+  MutexLock change(&change_mutex_);
+  const std::string& name = definition.manifest().job();
+  absl::StatusOr<std::shared_ptr<JobRuntime>> found = Find(name);
+  if (found.status().code() == absl::StatusCode::kNotFound) {
+    if (List().size() >= kMaxJobs) {
+      return MakeError(absl::StatusCode::kResourceExhausted,
+                       absl::StrCat("the limit is ", kMaxJobs, " jobs"), v1::ErrorDetail::BUDGET);
+    }
+    return Insert(definition, /*is_new=*/true);
+  }
+  if (!found.ok()) return found.status();
+  const std::shared_ptr<const JobModel> model = (*found)->model();
+  if (ToStep(model->definition().manifest_digest()) != ToStep(definition.manifest_digest())) {
+    return MakeError(absl::StatusCode::kAlreadyExists,
+                     absl::StrCat("job '", name, "' exists with another manifest"),
+                     v1::ErrorDetail::CONFLICT);
+  }
+  if (definition.revision() <= model->definition().revision()) return absl::OkStatus();
+  if (absl::Status status = (*found)->Configure(definition); !status.ok()) return status;
+  return environment_.data->store().Commit(
+      {{{kPrefix + name, definition.SerializeAsString()}}, {}, {}});
+}
+
+absl::Status JobTable::PutEverywhere(const v1::JobDefinition& definition) {
+  const std::string& name = definition.manifest().job();
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> before = Find(name);
+  std::vector<int> done;
+  absl::Status status;
+  for (int to = static_cast<int>(environment_.server_names.size()) - 1; to >= 0 && status.ok();
+       --to) {
+    status = to == environment_.self ? Put(definition) : environment_.peers->PutJob(to, definition);
+    if (status.ok()) done.push_back(to);
+  }
+  if (status.ok()) return status;
+  for (int to : done) {  // as it was
+    if (to == environment_.self) continue;
+    if (before.ok()) {
+      v1::JobDefinition old = (*before)->model()->definition();
+      old.set_revision(definition.revision() + 1);
+      environment_.peers->PutJob(to, old)
+          .IgnoreError();  // it differs until the next configuration, which the caller must repeat
+    } else {
+      environment_.peers->DropJob(to, name).IgnoreError();
+    }
+  }
+  return status;
+}
+
+absl::Status JobTable::Drop(const std::string& name, bool* existed) {
+  MutexLock change(&change_mutex_);
+  std::shared_ptr<JobRuntime> job;
+  {
+    MutexLock lock(&mutex_);
+    const auto it = jobs_.find(name);
+    *existed = it != jobs_.end();
+    if (!*existed) return absl::OkStatus();
+    job = it->second;
+    jobs_.erase(it);
+  }
+  job->Close();
+  // Before the job itself, so that a later one of this name never takes its flushes for its own.
+  if (absl::Status status = environment_.data->EraseValue(CleanKey(name)); !status.ok())
+    return status;
+  storage::Batch batch;
+  batch.erase = {kPrefix + name};
+  if (absl::Status status = environment_.data->store().Commit(batch); !status.ok()) return status;
+  environment_.data->EraseValue(absl::StrCat("record/", name)).IgnoreError();  // of no job any more
+  environment_.data->EraseValue(absl::StrCat("incarnation/", name)).IgnoreError();
+  return EraseFlushes(&environment_.data->store(), name);
+}
+
+JobTable::Deletion::Deletion(JobTable* table, std::string job)
+    : table_(table), job_(std::move(job)) {
+  MutexLock lock(&table_->mutex_);
+  table_->deleting_.insert(job_);
+  while (table_->puts_again_.contains(job_)) table_->put_again_.Wait(&table_->mutex_);
+}
+
+JobTable::Deletion::~Deletion() {
+  MutexLock lock(&table_->mutex_);
+  table_->deleting_.erase(job_);
+}
+
+void JobTable::PutAgain(int server, const std::string& name) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> job = Find(name);
+  if (!job.ok()) return;
+  {
+    MutexLock lock(&mutex_);
+    if (deleting_.contains(name) || !jobs_.contains(name)) return;
+    ++puts_again_[name];
+  }
+  environment_.peers->PutJob(server, (*job)->model()->definition()).IgnoreError();
+  MutexLock lock(&mutex_);
+  if (--puts_again_[name] == 0) puts_again_.erase(name);
+  put_again_.SignalAll();
+}
+
+void JobTable::Tick() {
+  for (const std::shared_ptr<JobRuntime>& job : List()) job->Tick();
+}
+
+absl::Status JobTable::Stop(std::chrono::steady_clock::time_point deadline) {
+  {
+    MutexLock lock(&mutex_);
+    serving_ = false;
+  }
+  absl::Status first;
+  for (const std::shared_ptr<JobRuntime>& job : List()) job->BeginStop();
+  for (const std::shared_ptr<JobRuntime>& job : List()) {
+    const absl::Status status = job->Stop(deadline);
+    if (!status.ok())
+      spdlog::error("job {}: not flushed: {}", job->model()->job(), std::string(status.message()));
+    if (first.ok()) first = status;
+  }
+  return first;
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,641 @@
+#include "server/services/job_service.h"
+
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+#include "proto/status.h"
+#include "server/runtime/answers.h"
+#include "server/job/step_codec.h"
+#include "server/cluster/placement.h"
+#include "server/runtime/step_scalars.h"
+
+namespace orlop::server {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr size_t kMaxManifestBytes = kMaxPeerMessageBytes - (1 << 20);
+constexpr size_t kManifestPageBytes = 1 << 20;
+constexpr int kConfigureTries = 40;  // 50 ms apart
+
+absl::Status Refuse(absl::StatusCode code, const std::string& message,
+                    v1::ErrorDetail::Reason reason) {
+  return MakeError(code, message, reason);
+}
+
+// At rest and in flight, for the default 8-bit state: what placement balances.
+double BytesPerElement(const Tensor& tensor) {
+  if (!tensor.is_parameter)
+    return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight, {0, 256}).Bytes(256)) / 256;
+  TensorOptimizer optimizer;
+  optimizer.optimizer = kernels::FindOptimizer("adamw");
+  optimizer.state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
+  double bytes = 4;  // gradient
+  for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
+    const SlotFormat format =
+        FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});
+    if (format.exists())
+      bytes += static_cast<double>(format.Bytes(kDefaultShardElements)) / kDefaultShardElements;
+  }
+  return bytes;
+}
+
+absl::Status Place(const Environment& environment, const JobModel& model,
+                   v1::JobDefinition* definition) {
+  std::vector<TensorLoad> loads;
+  for (size_t t = 0; t < model.tensors().size(); ++t) {
+    const Tensor& tensor = model.tensors()[t];
+    loads.push_back({tensor.element_count, BytesPerElement(tensor),
+                     model.definition().manifest().tensors(static_cast<int>(t)).whole()});
+  }
+  for (const PlacedRun& run :
+       PlaceShards(loads, model.shard_elements(), environment.server_names)) {
+    v1::PlacementRun* out = definition->add_runs();
+    out->set_tensor(run.tensor);
+    out->set_first_shard(run.first_shard);
+    out->set_shard_count(run.shard_count);
+    out->add_servers(run.server);
+    out->set_reason(run.reason);
+  }
+  if (definition->ByteSizeLong() <= kMaxPeerMessageBytes) return absl::OkStatus();
+  return Refuse(absl::StatusCode::kInvalidArgument,
+                "the manifest with its placement is over 64 MiB: use larger shards",
+                v1::ErrorDetail::BAD_REQUEST);
+}
+
+// Memory for a page that waits for others; none for a whole list.
+template <typename Page>
+absl::StatusOr<Reservation> RoomFor(const Environment& environment, const Page& page) {
+  if (page.first() == 0 && !page.more()) return Reservation();
+  const uint64_t bytes = page.SpaceUsedLong();
+  auto room = environment.tiers->Reserve({Tier::kDram, "", "lists"}, bytes);
+  if (room.ok()) room->SetUsed(bytes).IgnoreError();  // cannot fail: it is what is reserved
+  return room;
+}
+
+template <typename Map>
+void ForgetOld(Map* collected) {
+  const auto now = steady_clock::now();
+  std::erase_if(*collected, [&](const auto& entry) {
+    return now - entry.second.last > std::chrono::seconds(kMaxManifestPageAgeSeconds);
+  });
+}
+
+// Puts one page of a list (`tensors` of a manifest or a layout) where its `first` says. The whole
+// list once `more` is false, else nothing yet. Repeatable.
+template <typename Map, typename Page>
+absl::StatusOr<std::optional<Page>> Collect(const Page& page, Reservation room,
+                                            const typename Map::key_type& key, Map* collected) {
+  ForgetOld(collected);
+  if (page.first() == 0) collected->erase(key);
+  if (page.first() == 0 && !page.more()) return page;
+  const auto found = collected->find(key);
+  const uint64_t before =
+      found == collected->end() ? 0 : static_cast<uint64_t>(found->second.joined.tensors_size());
+  if (page.first() > before) {
+    return Refuse(absl::StatusCode::kInvalidArgument,
+                  absl::StrCat("`first` is ", page.first(), "; the pages before have brought ",
+                               before, " tensors"),
+                  v1::ErrorDetail::BAD_REQUEST);
+  }
+  if (found == collected->end() && collected->size() >= kMaxUnfinishedLists) {
+    return Refuse(absl::StatusCode::kResourceExhausted,
+                  absl::StrCat(collected->size(), " other lists are under way; the limit is ",
+                               kMaxUnfinishedLists, "; an abandoned one ends after ",
+                               kMaxManifestPageAgeSeconds, " seconds"),
+                  v1::ErrorDetail::BUDGET);
+  }
+  auto& [joined, rooms, last] = (*collected)[key];
+  rooms.push_back(std::move(room));
+  last = steady_clock::now();
+  joined.mutable_tensors()->DeleteSubrange(static_cast<int>(page.first()),
+                                           static_cast<int>(before - page.first()));
+  const size_t count =
+      static_cast<size_t>(joined.tensors_size()) + static_cast<size_t>(page.tensors_size());
+  if (count > kMaxTensors || joined.ByteSizeLong() + page.ByteSizeLong() > kMaxManifestBytes) {
+    collected->erase(key);
+    return Refuse(absl::StatusCode::kInvalidArgument,
+                  absl::StrCat(count, " tensors in all; the limits are ", kMaxTensors, " and ",
+                               kMaxManifestBytes, " bytes"),
+                  v1::ErrorDetail::BAD_REQUEST);
+  }
+  joined.MergeFrom(page);
+  joined.set_first(0);
+  joined.set_more(page.more());
+  if (page.more()) return std::nullopt;
+  return joined;
+}
+
+// Weights that are pushed are of no loss.
+absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
+  const int group = GroupThatTakesWeights(model.definition().optimizer());
+  if (group < 0 || loss_scale == 1) return absl::OkStatus();
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BAD_REQUEST);
+  detail.set_field("loss_scale");
+  detail.set_actual(absl::StrCat(loss_scale));
+  detail.set_limit("1");
+  return MakeError(
+      absl::StatusCode::kInvalidArgument,
+      absl::StrCat("loss_scale is ", loss_scale, ", but group ", group, " of job '", model.job(),
+                   "' has optimizer '", model.definition().optimizer().groups(group).optimizer(),
+                   "', which takes weights: 1"),
+      detail);
+}
+
+// Whether they differ in TensorSpec.whole at most.
+bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
+  if (asked.tensors_size() != existing.tensors_size()) return false;
+  for (int t = 0; t < asked.tensors_size(); ++t)
+    asked.mutable_tensors(t)->set_whole(existing.tensors(t).whole());
+  return ManifestDigest(asked) == ManifestDigest(existing);
+}
+
+bool SameOptimizer(v1::ConfigureOptimizerRequest a, v1::ConfigureOptimizerRequest b) {
+  return a.SerializeAsString() == b.SerializeAsString();
+}
+
+}  // namespace
+
+void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
+                   v1::PlacementMap* map, uint64_t* next) {
+  const Environment& environment = jobs.environment();
+  for (int i = 0; i < static_cast<int>(environment.server_names.size()); ++i) {
+    const PeerAddress& peer = environment.peers->address(i);
+    v1::ServerInfo* info = map->add_servers();
+    info->set_name(peer.name);
+    info->set_address(peer.address);
+    info->set_leader(i == 0);
+    info->set_ready(true);
+    if (i == environment.self) *info = environment.identity();
+  }
+  *next = 0;
+  if (model == nullptr) return;
+  const v1::JobDefinition& definition = model->definition();
+  for (uint64_t r = first; r < static_cast<uint64_t>(definition.runs_size()); ++r) {
+    if (map->runs_size() == static_cast<int>(kMaxPlacementRunsPerPage)) {
+      *next = r;
+      return;
+    }
+    *map->add_runs() = definition.runs(static_cast<int>(r));
+  }
+}
+
+v1::JobStatusResponse StatusOf(JobRuntime* job) {
+  v1::JobStatusResponse out;
+  const std::shared_ptr<const JobModel> model = job->model();
+  const step::JobStatusReport report = job->Status();
+  out.set_job(model->job());
+  out.set_committed_step(report.position.committed_step);
+  out.set_applied_step(report.applied_step);
+  out.set_epoch(static_cast<uint64_t>(report.position.epoch));
+  out.set_generation(static_cast<uint64_t>(report.position.generation));
+  out.set_attempt(static_cast<uint32_t>(report.position.attempt));
+  out.set_required(model->definition().manifest().durability());
+  out.set_tensor_count(model->tensors().size());
+  out.set_parameter_count(model->parameter_count());
+  out.set_explanation(report.waiting_for);
+  if (const auto layout = job->layout())
+    out.set_world_size(static_cast<uint32_t>(layout->world_size()));
+  for (step::Rank rank : report.committed_ranks)
+    out.add_committed_ranks(static_cast<uint32_t>(rank));
+  if (report.last_decision != nullptr) {
+    FillCommitted(*report.last_decision, out.mutable_last_decision());
+    out.mutable_last_decision()->set_reached(v1::DURABILITY_MEMORY);
+  }
+  const bool has_lost_memory = job->HasLostMemory();
+  if (has_lost_memory && !report.rollback_offers.empty())
+    out.set_rollback_step(report.rollback_offers.front().step);
+  if (report.serving) {
+    out.set_state(report.position.committed_step < 0 ? v1::JobStatusResponse::LOADING
+                                                     : v1::JobStatusResponse::READY);
+  } else if (out.has_rollback_step()) {
+    out.set_state(v1::JobStatusResponse::ROLLBACK_OFFERED);
+  } else if (has_lost_memory) {
+    out.set_state(v1::JobStatusResponse::LOST);
+  } else {
+    out.set_state(report.waiting_for.empty() ? v1::JobStatusResponse::RECOVERING
+                                             : v1::JobStatusResponse::WAITING);
+  }
+  return out;
+}
+
+// A job whose memory is gone answers DataLoss until an operator decides; one that recovers is worth
+// waiting for.
+absl::Status CheckMemory(JobRuntime* job, const Wait& wait) {
+  job->AwaitRecovery(wait);
+  if (!job->HasLostMemory()) return absl::OkStatus();
+  const v1::JobStatusResponse status = StatusOf(job);
+  v1::ErrorDetail detail;
+  detail.set_job(status.job());
+  detail.set_reason(status.has_rollback_step() ? v1::ErrorDetail::ROLLBACK_OFFERED
+                                               : v1::ErrorDetail::LOST);
+  if (status.has_rollback_step()) detail.set_version(status.rollback_step());
+  return MakeError(
+      absl::StatusCode::kDataLoss,
+      status.has_rollback_step()
+          ? absl::StrCat("job '", status.job(), "' lost its memory; a rollback to step ",
+                         status.rollback_step(), " can be accepted")
+          : absl::StrCat("job '", status.job(),
+                         "' lost its memory and no flush is common to all shards"),
+      detail);
+}
+
+// ---- Manifest ----------------------------------------------------------------------------------
+
+absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
+                                v1::CreateJobResponse* response) {
+  if (absl::Status status = CompleteManifest(&manifest); !status.ok()) return status;
+  v1::JobDefinition definition;
+  ToWire(ToStep(ManifestDigest(manifest)), definition.mutable_manifest_digest());
+  const std::string name = manifest.job();
+  *definition.mutable_manifest() = manifest;
+  definition.set_server_count(static_cast<uint32_t>(jobs_->environment().server_names.size()));
+  definition.set_revision(1);
+  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->Find(name);
+  response->set_existed(found.ok());
+  if (absl::IsNotFound(found.status())) {
+    MutexLock lock(&definition_mutex_);
+    found = jobs_->Find(name);  // by another call, meanwhile
+    response->set_existed(found.ok());
+    if (absl::IsNotFound(found.status())) {
+      absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
+      if (!model.ok()) return model.status();
+      if (absl::Status status = Place(jobs_->environment(), **model, &definition); !status.ok())
+        return status;
+      if (absl::Status status = jobs_->PutEverywhere(definition); !status.ok()) return status;
+      found = jobs_->Find(name);
+    }
+  }
+  if (!found.ok()) return found.status();
+  const std::shared_ptr<const JobModel> model = (*found)->model();
+  if (!SameButPlacement(std::move(manifest), model->definition().manifest())) {
+    return Refuse(absl::StatusCode::kAlreadyExists,
+                  absl::StrCat("job '", name, "' exists with another manifest"),
+                  v1::ErrorDetail::CONFLICT);
+  }
+  if (response->existed()) (*found)->AwaitRecovery(wait);
+  const step::JobStatusReport report = (*found)->Status();
+  const step::Position& position = report.position;
+  if (response->existed() && !report.serving && !(*found)->HasLostMemory()) {
+    return WithPosition(
+        absl::UnavailableError(absl::StrCat("job '", name, "' recovers: ", report.waiting_for)),
+        position, name);
+  }
+  response->set_durability(v1::DURABILITY_MEMORY);
+  response->set_committed_step(position.committed_step);
+  response->set_epoch(static_cast<uint64_t>(position.epoch));
+  *response->mutable_manifest_digest() = model->definition().manifest_digest();
+  return absl::OkStatus();
+}
+
+grpc::Status JobService::CreateJob(grpc::ServerContext* context,
+                                   const v1::CreateJobRequest* request,
+                                   v1::CreateJobResponse* response) {
+  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return ToGrpc(status);
+  for (const absl::Status& status :
+       {CheckControlSize(*request), ValidateName("job", request->job())})
+    if (!status.ok()) return ToGrpc(status);
+  absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), *request);
+  if (!room.ok()) return ToGrpc(room.status());
+  absl::StatusOr<std::optional<v1::CreateJobRequest>> whole;
+  {
+    MutexLock lock(&mutex_);
+    whole = Collect(*request, *std::move(room), request->job(), &manifests_);
+  }
+  if (!whole.ok()) return ToGrpc(whole.status());
+  if (!whole->has_value()) return grpc::Status::OK;
+  return ToGrpc(Create(**std::move(whole), WaitOf(context), response));
+}
+
+grpc::Status JobService::GetManifest(grpc::ServerContext*, const v1::GetManifestRequest* request,
+                                     v1::GetManifestResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  const std::shared_ptr<const JobModel> model = (*job)->model();
+  const v1::JobDefinition& definition = model->definition();
+  size_t bytes = 0;
+  for (uint64_t t = request->first(); t < model->tensors().size(); ++t) {
+    const v1::TensorSpec& tensor = definition.manifest().tensors(static_cast<int>(t));
+    bytes += tensor.ByteSizeLong() + 4;
+    if (response->tensors_size() > 0 &&
+        (bytes > kManifestPageBytes ||
+         response->tensors_size() >= static_cast<int>(4 * kMaxTensorsPerPage))) {
+      response->set_next(t);
+      break;
+    }
+    *response->add_tensors() = tensor;
+  }
+  response->set_shard_elements(model->shard_elements());
+  response->set_seed(definition.manifest().seed());
+  response->set_durability(definition.manifest().durability());
+  *response->mutable_manifest_digest() = definition.manifest_digest();
+  if (request->first() == 0 && definition.has_optimizer())
+    *response->mutable_optimizer() = definition.optimizer();
+  return grpc::Status::OK;
+}
+
+grpc::Status JobService::GetPlacement(grpc::ServerContext*, const v1::GetPlacementRequest* request,
+                                      v1::GetPlacementResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  uint64_t next = 0;
+  FillPlacement(*jobs_, (*job)->model().get(), request->first(), response->mutable_placement(),
+                &next);
+  response->mutable_placement()->set_epoch(static_cast<uint64_t>((*job)->Status().position.epoch));
+  response->set_next(next);
+  return grpc::Status::OK;
+}
+
+// ---- Optimizer ---------------------------------------------------------------------------------
+
+absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
+                                   const Wait& wait, bool* changed) {
+  MutexLock lock(&definition_mutex_);
+  const std::shared_ptr<const JobModel> model = job->model();
+  if (absl::Status status = ValidateOptimizer(*model, request); !status.ok()) return status;
+  *changed = !model->definition().has_optimizer() ||
+             !SameOptimizer(model->definition().optimizer(), request);
+  if (!*changed) return absl::OkStatus();
+  const int64_t committed = job->Status().position.committed_step;
+  if (committed > 0) {
+    return Refuse(absl::StatusCode::kFailedPrecondition,
+                  absl::StrCat("job '", request.job(), "' has stepped to ", committed,
+                               " with another optimizer configuration"),
+                  v1::ErrorDetail::CONFLICT);
+  }
+  v1::JobDefinition definition = model->definition();
+  *definition.mutable_optimizer() = request;
+  for (int tries = 0;; ++tries) {
+    definition.set_revision(definition.revision() + 2);  // leaves room to go back
+    const absl::Status status = jobs_->PutEverywhere(definition);
+    if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
+    // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
+    const step::Position open = job->Status().position;
+    job->Abort({.generation = open.generation,
+                .step = open.committed_step + 1,
+                .attempt = open.attempt},
+               wait)
+        .status()
+        .IgnoreError();
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+}
+
+grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
+                                            const v1::ConfigureOptimizerRequest* request,
+                                            v1::ConfigureOptimizerResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
+  bool changed = false;
+  const absl::Status status = Configure(job->get(), *request, WaitOf(context), &changed);
+  response->set_changed(changed);
+  return ToGrpc(status);
+}
+
+// ---- Join --------------------------------------------------------------------------------------
+
+absl::Status JobService::CheckClient(const v1::JoinRequest& request, uint64_t generation_issued) {
+  if (request.client_id().empty() || request.client_id().size() > kMaxClientIdBytes) {
+    return Refuse(absl::StatusCode::kInvalidArgument,
+                  absl::StrCat("client_id has ", request.client_id().size(), " bytes; it has 1 to ",
+                               kMaxClientIdBytes),
+                  v1::ErrorDetail::BAD_REQUEST);
+  }
+  if (request.world_size() < 1 || request.world_size() > kMaxWorldSize ||
+      request.rank() >= request.world_size()) {
+    return Refuse(absl::StatusCode::kInvalidArgument,
+                  absl::StrCat("rank ", request.rank(), " of world_size ", request.world_size(),
+                               "; the limit is ", kMaxWorldSize),
+                  v1::ErrorDetail::BAD_REQUEST);
+  }
+  // The machine refuses what was never issued; noted, it would hide who has the ranks.
+  if (request.generation() == 0 || request.generation() > generation_issued)
+    return absl::OkStatus();
+  MutexLock lock(&mutex_);
+  Members& members = members_[request.job()];
+  if (request.generation() > members.generation) members = {request.generation(), {}};
+  if (request.generation() < members.generation) return absl::OkStatus();  // the machine refuses it
+  const std::string& first =
+      members.client_of_rank.try_emplace(request.rank(), request.client_id()).first->second;
+  if (first == request.client_id()) return absl::OkStatus();
+  return Refuse(absl::StatusCode::kAlreadyExists,
+                absl::StrCat("rank ", request.rank(), " of generation ", request.generation(),
+                             " is held by another process ('", first, "')"),
+                v1::ErrorDetail::CONFLICT);
+}
+
+grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinRequest* request,
+                              v1::JoinResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
+  const auto issued = static_cast<uint64_t>((*job)->Status().generation_issued);
+  if (absl::Status status = CheckClient(*request, issued); !status.ok()) return ToGrpc(status);
+  if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
+    return ToGrpc(status);
+  const std::shared_ptr<const JobModel> model = (*job)->model();
+  step::JoinRequest join;
+  join.rank = static_cast<step::Rank>(request->rank());
+  join.world_size = static_cast<int>(request->world_size());
+  join.generation = static_cast<int64_t>(request->generation());
+  if (request->has_min_committed_step()) join.min_committed_step = request->min_committed_step();
+  if (join.generation > 0) {
+    absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), request->layout());
+    if (!room.ok()) return ToGrpc(room.status());
+    absl::StatusOr<std::optional<v1::ContributionLayout>> layout;
+    {
+      MutexLock lock(&mutex_);
+      layout = Collect(request->layout(), *std::move(room),
+                       {request->job(), request->generation(), request->rank()}, &layouts_);
+    }
+    if (!layout.ok()) return ToGrpc(layout.status());
+    if (!layout->has_value()) return grpc::Status::OK;
+    auto contributions = Contributions(*model, **layout, request->rank(), request->world_size());
+    if (!contributions.ok()) return ToGrpc(contributions.status());
+    join.contributions = *std::move(contributions);
+  }
+  absl::StatusOr<step::Answer> answer = (*job)->Join(join, WaitOf(context));
+  if (!answer.ok()) {
+    absl::Status status = WithPosition(answer.status(), (*job)->Status().position, request->job());
+    if (status.code() == absl::StatusCode::kFailedPrecondition) {
+      v1::ErrorDetail detail = DetailOf(status);
+      detail.set_reason(v1::ErrorDetail::STALE_GENERATION);
+      status = MakeError(status.code(), std::string(status.message()), detail);
+    }
+    return ToGrpc(status);
+  }
+  response->set_generation(
+      static_cast<uint64_t>(join.generation > 0 ? join.generation : answer->generation_issued));
+  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
+  response->set_committed_step(answer->position.committed_step);
+  response->set_attempt(static_cast<uint32_t>(answer->position.attempt));
+  uint64_t next = 0;
+  FillPlacement(*jobs_, model.get(), 0, response->mutable_placement(), &next);
+  response->mutable_placement()->set_epoch(response->epoch());
+  response->set_next_placement_run(next);
+  response->set_optimizer_configured(model->definition().has_optimizer());
+  return grpc::Status::OK;
+}
+
+// ---- Steps -------------------------------------------------------------------------------------
+
+grpc::Status JobService::CommitStep(grpc::ServerContext* context,
+                                    const v1::CommitStepRequest* request,
+                                    v1::CommitStepResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  const auto explain = [&](const absl::Status& status) {
+    return ToGrpc(WithPosition(status, (*job)->Status().position, request->job()));
+  };
+  for (const absl::Status& status :
+       {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
+    if (!status.ok()) return explain(status);
+  if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
+    return ToGrpc(status);
+  step::CommitRequest commit;
+  commit.rank = static_cast<step::Rank>(request->rank());
+  commit.epoch = static_cast<int64_t>(request->epoch());
+  commit.generation = static_cast<int64_t>(request->generation());
+  commit.step = request->step();
+  commit.attempt = static_cast<int64_t>(request->attempt());
+  commit.is_load = request->kind() == v1::CommitStepRequest::LOAD;
+  commit.scale = request->loss_scale() == 0 ? 1.0 : request->loss_scale();
+  if (!commit.is_load) {
+    const std::shared_ptr<const JobModel> model = (*job)->model();
+    if (!model->definition().has_optimizer()) {
+      return explain(absl::FailedPreconditionError(
+          absl::StrCat("job '", request->job(), "' has no optimizer: call ConfigureOptimizer")));
+    }
+    if (absl::Status status = CheckUnscaled(*model, commit.scale); !status.ok())
+      return explain(status);
+    auto groups = ParseGroups(*model, request->groups());
+    if (!groups.ok()) return explain(groups.status());
+    commit.groups = *std::move(groups);
+    commit.absent.assign(request->absent_tensors().begin(), request->absent_tensors().end());
+    std::sort(commit.absent.begin(), commit.absent.end());
+    commit.absent.erase(std::unique(commit.absent.begin(), commit.absent.end()),
+                        commit.absent.end());
+  }
+  absl::StatusOr<step::Answer> answer = (*job)->Commit(commit, WaitOf(context));
+  if (answer.status().code() ==
+      absl::StatusCode::kAborted) {  // an attempt that is over, or all that it belonged to
+    const step::Position position = (*job)->Status().position;
+    if (absl::Status status = CheckNotStale(request->epoch(), request->generation(), position);
+        !status.ok())
+      return explain(status);
+  }
+  if (answer.status().code() ==
+      absl::StatusCode::kInvalidArgument) {  // contributors, or repeats, disagree
+    return explain(MakeError(absl::StatusCode::kInvalidArgument,
+                             std::string(answer.status().message()),
+                             v1::ErrorDetail::HYPER_PARAMETERS));
+  }
+  if (!answer.ok()) {
+    return explain(ExplainCommit(answer.status(), *request, (*job)->Status().position));
+  }
+  if (answer->decision != nullptr) FillCommitted(*answer->decision, response);
+  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
+  response->set_reached(v1::DURABILITY_MEMORY);
+  response->set_next_attempt(static_cast<uint32_t>(std::max<int64_t>(answer->position.attempt, 1)));
+  return grpc::Status::OK;
+}
+
+grpc::Status JobService::AbortStep(grpc::ServerContext* context,
+                                   const v1::AbortStepRequest* request,
+                                   v1::AbortStepResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  if (request->reason().size() > kMaxReasonBytes) {
+    return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument,
+                         absl::StrCat("reason has ", request->reason().size(),
+                                      " bytes; the limit is ", kMaxReasonBytes),
+                         v1::ErrorDetail::BAD_REQUEST));
+  }
+  step::AbortRequest abort;
+  abort.generation = static_cast<int64_t>(request->generation());
+  abort.step = request->step();
+  abort.attempt = static_cast<int64_t>(request->attempt());
+  absl::StatusOr<step::Answer> answer = (*job)->Abort(abort, WaitOf(context));
+  if (!answer.ok()) {
+    const step::Position position = (*job)->Status().position;
+    return ToGrpc(
+        WithPosition(ExplainAbort(answer.status(), *request, position), position, request->job()));
+  }
+  {
+    MutexLock lock(&mutex_);
+    abort_reasons_[request->job()] = request->reason();
+  }
+  response->set_attempt(static_cast<uint32_t>(answer->position.attempt));
+  return grpc::Status::OK;
+}
+
+grpc::Status JobService::Hold(grpc::ServerContext* context, const v1::HoldRequest* request,
+                              v1::HoldResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  if (request->duration_ms() > kMaxHoldMs || request->holder().empty() ||
+      request->holder().size() > kMaxClientIdBytes) {
+    return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument,
+                         absl::StrCat("duration_ms ", request->duration_ms(), " (limit ",
+                                      kMaxHoldMs, "), holder of ", request->holder().size(),
+                                      " bytes (1 to ", kMaxClientIdBytes, ")"),
+                         v1::ErrorDetail::BAD_REQUEST));
+  }
+  absl::StatusOr<step::Answer> answer =
+      (*job)->Hold(request->holder(), request->step(), request->duration_ms(), WaitOf(context));
+  if (!answer.ok())
+    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
+  response->set_step(request->step());
+  return grpc::Status::OK;
+}
+
+grpc::Status JobService::JobStatus(grpc::ServerContext*, const v1::JobStatusRequest* request,
+                                   v1::JobStatusResponse* response) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  *response = StatusOf(job->get());
+  MutexLock lock(&mutex_);
+  const auto it = abort_reasons_.find(request->job());
+  if (it != abort_reasons_.end()) response->set_abort_reason(it->second);
+  const auto members = members_.find(request->job());
+  if (members != members_.end()) {
+    for (const auto& [rank, client] : members->second.client_of_rank)
+      response->add_joined_ranks(rank);
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request,
+                                   v1::DeleteJobResponse* response) {
+  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return ToGrpc(status);
+  if (request->confirm() != request->job()) {
+    return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument, "`confirm` must repeat the job's name",
+                         v1::ErrorDetail::BAD_REQUEST));
+  }
+  MutexLock lock(&definition_mutex_);
+  const JobTable::Deletion deletion(jobs_, request->job());
+  const Environment& environment = jobs_->environment();
+  for (int to = 0; to < static_cast<int>(environment.server_names.size()); ++to) {
+    if (to == environment.self) continue;
+    if (absl::Status status = environment.peers->DropJob(to, request->job()); !status.ok())
+      return ToGrpc(status);
+  }
+  bool existed = false;
+  const absl::Status status = jobs_->Drop(request->job(), &existed);
+  response->set_existed(existed);
+  MutexLock members(&mutex_);
+  members_.erase(request->job());
+  abort_reasons_.erase(request->job());
+  return ToGrpc(status);
+}
+
+void JobService::Tick() {
+  MutexLock lock(&mutex_);
+  ForgetOld(&manifests_);
+  ForgetOld(&layouts_);
+}
+
+}  // namespace orlop::server

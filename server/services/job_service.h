@@ -1,0 +1,76 @@
+// The job plane, on the step leader. Handlers check, call the job's runtime, translate and fill.
+//   Threads  one per call in progress.
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "orlop/v1/job.grpc.pb.h"
+#include "server/runtime/job_table.h"
+
+namespace orlop::server {
+
+// What other services show too.
+v1::JobStatusResponse StatusOf(JobRuntime* job);
+absl::Status CheckMemory(JobRuntime* job, const Wait& wait);
+void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
+                   v1::PlacementMap* map, uint64_t* next);
+
+class JobService : public v1::Job::Service {
+ public:
+  explicit JobService(JobTable* jobs) : jobs_(jobs) {}
+
+  grpc::Status CreateJob(grpc::ServerContext*, const v1::CreateJobRequest*,
+                         v1::CreateJobResponse*) override;
+  grpc::Status GetManifest(grpc::ServerContext*, const v1::GetManifestRequest*,
+                           v1::GetManifestResponse*) override;
+  grpc::Status GetPlacement(grpc::ServerContext*, const v1::GetPlacementRequest*,
+                            v1::GetPlacementResponse*) override;
+  grpc::Status ConfigureOptimizer(grpc::ServerContext*, const v1::ConfigureOptimizerRequest*,
+                                  v1::ConfigureOptimizerResponse*) override;
+  grpc::Status Join(grpc::ServerContext*, const v1::JoinRequest*, v1::JoinResponse*) override;
+  grpc::Status CommitStep(grpc::ServerContext*, const v1::CommitStepRequest*,
+                          v1::CommitStepResponse*) override;
+  grpc::Status AbortStep(grpc::ServerContext*, const v1::AbortStepRequest*,
+                         v1::AbortStepResponse*) override;
+  grpc::Status Hold(grpc::ServerContext*, const v1::HoldRequest*, v1::HoldResponse*) override;
+  grpc::Status JobStatus(grpc::ServerContext*, const v1::JobStatusRequest*,
+                         v1::JobStatusResponse*) override;
+  grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest*,
+                         v1::DeleteJobResponse*) override;
+
+  void Tick();  // forgets lists that nobody goes on with
+
+ private:
+  // Pages of one list that have come so far, kept after the last one for its repeats.
+  template <typename Page>
+  struct Collected {
+    Page joined;
+    std::vector<Reservation> room;  // of its pages
+    std::chrono::steady_clock::time_point last;
+  };
+  absl::Status Create(v1::CreateJobRequest manifest, const Wait& wait,
+                      v1::CreateJobResponse* response);
+  absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
+                         const Wait& wait, bool* changed);
+  absl::Status CheckClient(const v1::JoinRequest& request, uint64_t generation_issued);
+
+  JobTable* const jobs_;
+  Mutex mutex_;
+  Mutex definition_mutex_;  // one CreateJob, ConfigureOptimizer or DeleteJob at a time; taken first
+  // By the job's name; by job, generation and rank.
+  std::map<std::string, Collected<v1::CreateJobRequest>> manifests_ GUARDED_BY(mutex_);
+  std::map<std::tuple<std::string, uint64_t, uint32_t>, Collected<v1::ContributionLayout>> layouts_
+      GUARDED_BY(mutex_);
+  struct Members {
+    uint64_t generation = 0;
+    std::map<uint32_t, std::string> client_of_rank;
+  };
+  std::map<std::string, Members> members_ GUARDED_BY(mutex_);  // of the newest generation, by job
+  std::map<std::string, std::string> abort_reasons_ GUARDED_BY(mutex_);
+};
+
+}  // namespace orlop::server

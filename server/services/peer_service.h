@@ -1,0 +1,35 @@
+// The peer plane: what other servers of the cluster say to this one.
+//   Threads  one per call in progress.
+#pragma once
+
+#include <functional>
+
+#include "orlop/v1/peer.grpc.pb.h"
+#include "server/runtime/job_table.h"
+
+namespace orlop::server {
+
+// The shards of one tensor that this server holds. NotFound as JobTable::Find and
+// JobModel::FindTensor.
+absl::StatusOr<v1::DescribeTensorResponse> DescribeHere(const JobTable& jobs,
+                                                        const v1::DescribeTensorRequest& request);
+
+class PeerService : public v1::Peer::Service {
+ public:
+  PeerService(JobTable* jobs, std::function<v1::ServerInfo()> identity)
+      : jobs_(jobs), identity_(std::move(identity)) {}
+
+  grpc::Status PutJob(grpc::ServerContext*, const v1::JobDefinition*, v1::PutJobResponse*) override;
+  grpc::Status DropJob(grpc::ServerContext*, const v1::DropJobRequest*,
+                       v1::DropJobResponse*) override;
+  grpc::Status Step(grpc::ServerContext*, const v1::StepMessage*, v1::StepAck*) override;
+  grpc::Status Identify(grpc::ServerContext*, const v1::IdentifyRequest*, v1::ServerInfo*) override;
+  grpc::Status DescribeShards(grpc::ServerContext*, const v1::DescribeTensorRequest*,
+                              v1::DescribeTensorResponse*) override;
+
+ private:
+  JobTable* const jobs_;
+  const std::function<v1::ServerInfo()> identity_;
+};
+
+}  // namespace orlop::server

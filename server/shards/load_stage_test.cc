@@ -1,0 +1,198 @@
+// Staging of SetState.
+#include "server/shards/testing/shard_fixture.h"
+
+namespace orlop::server {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(Load, FirstMustCoverEveryWeightByName) {
+  World world;
+  auto store =
+      NewStore(&world, Layout({Parameter("a", {100}), Parameter("layer.b", {50, 20})}, 1 << 20));
+  LoadTensor(store.get(), 0, Normal(100, 1));
+  ASSERT_TRUE(Send(store->BeginLoad(1, Slot::kWeight, v1::DTYPE_F32, Rectangle({0, 0}, {50, 19})),
+                   AsBytes(Normal(950, 2)))
+                  .ok());
+  EXPECT_TRUE(store->StageLoad(0).ok());
+  const absl::Status partial = store->StageLoad(1).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(partial));
+  EXPECT_THAT(std::string(partial.message()), HasSubstr("layer.b"));
+  EXPECT_TRUE(absl::IsAlreadyExists(
+      store->BeginLoad(1, Slot::kMaster, v1::DTYPE_F32, Flat(18, 1)).status()));
+  ASSERT_TRUE(Send(store->BeginLoad(1, Slot::kWeight, v1::DTYPE_F32, Rectangle({0, 19}, {50, 1})),
+                   AsBytes(Normal(50, 3)))
+                  .ok());
+  CommitLoad(store.get(), 0);
+  EXPECT_EQ(store->version(1).value(), 0);
+}
+
+TEST(Load, KeepsTheExactMasterAndWhatItDoesNotSet) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 100})}, 2560));
+  auto values = Normal(6400, 1);
+  LoadTensor(store.get(), 0, values);
+  CommitLoad(store.get(), 0);
+  const Box edit = Rectangle({10, 30}, {50, 7});
+  const auto fresh = Normal(350, 2);
+  size_t used = 0;
+  for (const OwnedShard& shard : store->layout().shards) {
+    std::vector<float> part;
+    ForEachRun(edit, {64, 100}, shard.range, [&](Range run) {
+      for (uint64_t i = run.begin; i < run.end; ++i) part.push_back(values[i] = fresh[used++]);
+    });
+    if (part.empty()) continue;
+    ASSERT_TRUE(
+        Send(store->BeginLoad(shard.id, Slot::kMaster, v1::DTYPE_F32, edit), AsBytes(part)).ok());
+  }
+  ASSERT_EQ(used, fresh.size());
+  CommitLoad(store.get(), 1);
+  std::vector<float> read;
+  for (const OwnedShard& shard : store->layout().shards) {
+    const auto part = FromBytes<float>(
+        Read(store.get(), {shard.id, Slot::kMaster, v1::DTYPE_F32, WholeTensor(6400), 1}));
+    read.insert(read.end(), part.begin(), part.end());
+  }
+  EXPECT_EQ(AsBytes(read), AsBytes(values));
+}
+
+TEST(Load, QuantisesMomentsAndReadsThemBack) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 100})}, 2560));
+  ASSERT_TRUE(store->Configure(AllAdamW(store->layout())).ok());
+  const auto values = Normal(6400, 1), moment = Normal(6400, 2, 1e-3f);
+  LoadTensor(store.get(), 0, values);
+  LoadTensor(store.get(), 0, moment, Slot::kExpAvg);
+  CommitLoad(store.get(), 0);
+  std::vector<uint8_t> codes(6400);
+  std::vector<float> absmax(25), decoded(6400);
+  ASSERT_TRUE(kernels::QuantizeBlocks(kernels::CodeBook::kSigned, kernels::Rounding::kNearest,
+                                      moment, absl::MakeSpan(codes), absl::MakeSpan(absmax))
+                  .ok());
+  ASSERT_TRUE(
+      kernels::DequantizeBlocks(kernels::CodeBook::kSigned, codes, absmax, absl::MakeSpan(decoded))
+          .ok());
+  for (const OwnedShard& shard : store->layout().shards) {
+    const Range r = shard.range;
+    EXPECT_EQ(Read(store.get(), {shard.id, Slot::kExpAvg, v1::DTYPE_U8, WholeTensor(6400), 0}),
+              std::vector<uint8_t>(codes.begin() + r.begin, codes.begin() + r.end));
+    EXPECT_EQ(FromBytes<float>(Read(
+                  store.get(), {shard.id, Slot::kExpAvg, v1::DTYPE_F32, WholeTensor(6400), 0})),
+              std::vector<float>(decoded.begin() + r.begin, decoded.begin() + r.end));
+    EXPECT_EQ(FromBytes<float>(Read(store.get(), {shard.id, Slot::kExpAvgAbsmax, v1::DTYPE_F32,
+                                                  WholeTensor(6400), 0})),
+              std::vector<float>(absmax.begin() + r.begin / 256, absmax.begin() + r.end / 256));
+    EXPECT_EQ(FromBytes<float>(Read(
+                  store.get(), {shard.id, Slot::kExpAvgSq, v1::DTYPE_F32, WholeTensor(6400), 0})),
+              std::vector<float>(r.count(), 0.0f));
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(1, 256)).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      store->BeginLoad(0, Slot::kMomentumBuffer, v1::DTYPE_F32, Flat(0, 256)).status()));
+}
+
+TEST(Load, QuantisesFp32IntoFourBits) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 100})}, 2560));
+  auto optimizers = AllAdamW(store->layout());
+  optimizers[0].state = kernels::StateFormat::k4Bit;
+  ASSERT_TRUE(store->Configure(optimizers).ok());
+  const auto moment = Normal(6400, 2, 1e-3f);
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  LoadTensor(store.get(), 0, moment, Slot::kExpAvg);
+  CommitLoad(store.get(), 0);
+  std::vector<uint8_t> codes(3200);
+  std::vector<float> absmax(50), decoded(6400);
+  ASSERT_TRUE(kernels::RequantizeBlocks4(kernels::CodeBook::kSigned, kernels::Rounding::kNoZero,
+                                         moment, absl::MakeSpan(codes), absl::MakeSpan(absmax))
+                  .ok());
+  ASSERT_TRUE(
+      kernels::DequantizeBlocks4(kernels::CodeBook::kSigned, codes, absmax, absl::MakeSpan(decoded))
+          .ok());
+  for (const OwnedShard& shard : store->layout().shards) {
+    const Range r = shard.range;
+    EXPECT_EQ(FromBytes<float>(Read(
+                  store.get(), {shard.id, Slot::kExpAvg, v1::DTYPE_F32, WholeTensor(6400), 0})),
+              std::vector<float>(decoded.begin() + r.begin, decoded.begin() + r.end));
+  }
+}
+
+TEST(Load, AnotherRankMayRepeatABoxButNotChangeIt) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {512})}, 1 << 20));
+  const auto values = AsBytes(Normal(512, 1));
+  ASSERT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 512)), values).ok());
+  EXPECT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 512)), values).ok());
+  EXPECT_TRUE(absl::IsAlreadyExists(Send(
+      store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 512)), AsBytes(Normal(512, 2)))));
+  CommitLoad(store.get(), 0);
+  EXPECT_EQ(Read(store.get(), {0, Slot::kMaster, v1::DTYPE_F32, Flat(0, 512), 0}), values);
+}
+
+TEST(Load, AStreamLeftOpenWritesNothingIntoWhatIsCommitted) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {512})}, 1 << 20));
+  LoadTensor(store.get(), 0, Normal(512, 1));
+  CommitLoad(store.get(), 0);
+  const auto half = AsBytes(Normal(256, 2));
+  ASSERT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 256)), half).ok());
+  auto open = store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(256, 256)).value();
+  CommitLoad(store.get(), 1);
+  const auto before = AllBytes(store.get(), 1);
+  EXPECT_TRUE(absl::IsAborted(Send(open.get(), AsBytes(Normal(256, 3)))));
+  EXPECT_EQ(AllBytes(store.get(), 1), before);
+}
+
+TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 100})}, 2560));
+  auto wanted = AllAdamW(store->layout());
+  ASSERT_TRUE(store->Configure(wanted).ok());
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  auto open = store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 2560)).value();
+  EXPECT_TRUE(store->Configure(wanted).ok());  // the same
+  wanted[0].state = wanted[0].state == kernels::StateFormat::kFp32 ? kernels::StateFormat::k8Bit
+                                                                   : kernels::StateFormat::kFp32;
+  EXPECT_TRUE(absl::IsFailedPrecondition(store->Configure(wanted)));
+  ASSERT_TRUE(Send(open.get(), AsBytes(Normal(2560, 2))).ok());
+  CommitLoad(store.get(), 0);
+  EXPECT_TRUE(store->Configure(wanted).ok());
+}
+
+TEST(Load, ARefusedConfigurationKeepsLoadedMoments) {
+  World world(2 * kMiB);
+  auto store = NewStore(&world, Layout({Parameter("w", {64, 1600})}, 25600));
+  auto small = AllAdamW(store->layout());
+  small[0].state = kernels::StateFormat::k8Bit;
+  ASSERT_TRUE(store->Configure(small).ok());
+  LoadTensor(store.get(), 0, Normal(102400, 1));
+  LoadTensor(store.get(), 0, Normal(102400, 2, 1e-3f), Slot::kExpAvg);
+  CommitLoad(store.get(), 0);
+  const auto before = AllBytes(store.get(), 0);
+  auto large = small;
+  large[0].state = kernels::StateFormat::kFp32;
+  auto filler = world.accountant.Reserve({Tier::kDram, "other", "state"}, kMiB);
+  ASSERT_TRUE(filler.ok()) << filler.status();
+  EXPECT_TRUE(absl::IsResourceExhausted(store->Configure(large)));
+  EXPECT_EQ(AllBytes(store.get(), 0), before);
+  filler = Reservation();
+  auto rounding = small;
+  rounding[0].rounding = kernels::Rounding::kNearest;
+  EXPECT_TRUE(store->Configure(rounding).ok());
+  EXPECT_EQ(AllBytes(store.get(), 0), before);
+}
+
+TEST(Load, BuffersKeepTheirDType) {
+  World world;
+  auto store = NewStore(&world, Layout({{"counter", false, {3}, v1::DTYPE_I64}}, 256));
+  const auto bytes = AsBytes(std::vector<int64_t>{1, -2, int64_t{1} << 40});
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, Flat(0, 3)).status()));
+  ASSERT_TRUE(Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_I64, Flat(0, 3)), bytes).ok());
+  CommitLoad(store.get(), 0);
+  EXPECT_EQ(Read(store.get(), {0, Slot::kWeight, v1::DTYPE_UNSPECIFIED, Flat(0, 3), 0}), bytes);
+}
+
+}  // namespace
+}  // namespace orlop::server

@@ -1,0 +1,146 @@
+#include "server/tiers/tier.h"
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/checksum.h"
+#include "proto/status.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr char kPrefix[] = "spill/";
+// What the store's log and its housekeeping need beside the values: it should never meet a full
+// disk in the middle of something.
+constexpr uint64_t kDiskMarginBytes = 16 << 20;
+
+std::string ValueKey(const SlotKey& key, uint64_t serial) {
+  return absl::StrCat(kPrefix, key.job, absl::StrFormat("/%08x/", key.shard), SlotName(key.slot),
+                      absl::StrFormat("/%016x", serial));
+}
+
+std::string Encode(const SpilledSlot& slot) {
+  const uint64_t fields[] = {static_cast<uint64_t>(slot.version), slot.epoch, slot.bytes,
+                             slot.checksum, slot.serial};
+  return std::string(reinterpret_cast<const char*>(fields), sizeof(fields));
+}
+
+absl::Status Named(const absl::Status& status, const SlotKey& key) {
+  if (status.ok()) return status;
+  v1::ErrorDetail detail;
+  detail.set_job(key.job);
+  detail.set_tensor(key.tensor);
+  detail.set_reason(absl::IsResourceExhausted(status) ? v1::ErrorDetail::BUDGET
+                                                      : v1::ErrorDetail::LOST);
+  const std::string context = absl::StrCat("spilled ", SlotName(key.slot), " of tensor '",
+                                           key.tensor, "', shard id ", key.shard);
+  // Whatever the disk calls it: a value that must be there and is not, is lost.
+  if (absl::IsNotFound(status))
+    return Annotated(absl::DataLossError(status.message()), context, detail);
+  return Annotated(status, context, detail);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(
+    Accountant* accountant, storage::Store* store,
+    std::function<absl::StatusOr<uint64_t>()> free_disk_bytes) {
+  if (store != nullptr) {
+    storage::Batch leftovers;
+    auto values = store->Scan(kPrefix);
+    if (!values.ok()) return values.status();
+    for (auto& [key, value] : *values) leftovers.erase.push_back(key);
+    auto bulk = store->ScanBulk(kPrefix);
+    if (!bulk.ok()) return bulk.status();
+    leftovers.erase_bulk = *std::move(bulk);
+    if (!leftovers.erase.empty() || !leftovers.erase_bulk.empty())
+      if (absl::Status erased = store->Commit(leftovers); !erased.ok()) return erased;
+  }
+  return std::unique_ptr<Tiers>(new Tiers(accountant, store, std::move(free_disk_bytes)));
+}
+
+absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes) {
+  auto reserved = accountant_->Reserve(use, bytes);
+  if (reserved.ok() || use.tier != Tier::kDram || !can_spill()) return reserved;
+  MutexLock lock(&mutex_);
+  for (Spillable* spillable : spillables_) {
+    const uint64_t free = accountant_->free_bytes(Tier::kDram);
+    if (free < bytes && bytes <= accountant_->limit_bytes(Tier::kDram))
+      spillable->SpillCold(bytes - free);
+    reserved = accountant_->Reserve(use, bytes);
+    if (reserved.ok()) return reserved;
+  }
+  return reserved;
+}
+
+absl::StatusOr<BufferPtr> Tiers::NewBuffer(const Use& use, uint64_t bytes) {
+  auto reserved = Reserve(use, Buffer::Footprint(bytes));
+  if (!reserved.ok()) return reserved.status();
+  return reserved->Allocate(bytes);
+}
+
+void Tiers::Register(Spillable* spillable) {
+  MutexLock lock(&mutex_);
+  spillables_.insert(spillable);
+}
+void Tiers::Unregister(Spillable* spillable) {
+  MutexLock lock(&mutex_);
+  spillables_.erase(spillable);
+}
+
+absl::Status Tiers::CheckDisk(const std::string& job, uint64_t bytes) const {
+  const absl::StatusOr<uint64_t> free = free_disk_bytes_ ? free_disk_bytes_() : UINT64_MAX;
+  if (!free.ok() || *free >= kDiskMarginBytes + bytes)
+    return absl::OkStatus();  // a disk that cannot tell refuses by itself
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BUDGET);
+  detail.set_job(job);
+  detail.set_actual(absl::StrCat(bytes));
+  detail.set_limit(absl::StrCat(*free));
+  return MakeError(absl::StatusCode::kResourceExhausted,
+                   absl::StrCat("job '", job, "' needs ", bytes, " bytes of disk and ",
+                                kDiskMarginBytes, " to spare; ", *free, " are free: no space left"),
+                   detail);
+}
+
+absl::StatusOr<SpilledSlot> Tiers::Spill(const SlotKey& key, int64_t version,
+                                         absl::Span<const uint8_t> bytes, const SpilledSlot* old) {
+  if (absl::Status room = CheckDisk(key.job, bytes.size()); !room.ok()) return Named(room, key);
+  SpilledSlot fresh{version, epoch_, bytes.size(), Checksum64(bytes.data(), bytes.size()),
+                    next_serial_++};
+  const std::string fresh_key = ValueKey(key, fresh.serial);
+  absl::Status status = store_->WriteBulk(fresh_key, bytes);
+  if (status.ok()) status = store_->Sync();
+  storage::Batch change;
+  change.put.emplace_back(fresh_key, Encode(fresh));
+  if (old != nullptr) change.erase = change.erase_bulk = {ValueKey(key, old->serial)};
+  if (status.ok()) status = store_->Commit(change);
+  if (status.ok()) return fresh;
+  (void)store_->Commit(
+      {{}, {}, {fresh_key}});  // parts of the new value; the error to tell is the first
+  return Named(status, key);
+}
+
+absl::Status Tiers::Restore(const SlotKey& key, const SpilledSlot& spilled,
+                            absl::Span<uint8_t> out) const {
+  const std::string value_key = ValueKey(key, spilled.serial);
+  auto index = store_->Get(value_key);
+  if (!index.ok()) return Named(index.status(), key);
+  if (*index != Encode(spilled))
+    return Named(absl::DataLossError("the index names another version"), key);
+  if (absl::Status read = store_->ReadBulk(value_key, out); !read.ok()) return Named(read, key);
+  const uint64_t checksum = Checksum64(out.data(), out.size());
+  if (checksum != spilled.checksum)
+    return Named(absl::DataLossError(
+                     absl::StrFormat("checksum %016x; expected %016x", checksum, spilled.checksum)),
+                 key);
+  return absl::OkStatus();
+}
+
+absl::Status Tiers::Erase(const SlotKey& key, const SpilledSlot& spilled) {
+  const std::string value_key = ValueKey(key, spilled.serial);
+  return store_->Commit({{}, {value_key}, {value_key}});
+}
+
+}  // namespace orlop::server
