@@ -3,8 +3,8 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
-#include "client/link.h"
-#include "client/pages.h"
+#include "client/link/link.h"
+#include "client/link/pages.h"
 #include "orlop/v1/admin.grpc.pb.h"
 
 namespace orlop::client {

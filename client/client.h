@@ -16,7 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/retry.h"
+#include "client/link/retry.h"
 #include "client/session.h"
 #include "orlop/v1/admin.pb.h"
 

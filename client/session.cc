@@ -1,8 +1,8 @@
 #include "client/session.h"
 
 #include "absl/strings/str_cat.h"
-#include "client/pages.h"
-#include "client/pull.h"
+#include "client/link/pages.h"
+#include "client/lanes/grpc_pull.h"
 #include "client/session_core.h"
 
 namespace orlop::client {

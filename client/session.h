@@ -10,8 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/manifest.h"
-#include "client/parts.h"
+#include "client/link/manifest.h"
+#include "client/link/parts.h"
 
 namespace orlop::client {
 
@@ -45,7 +45,7 @@ class PendingPush {
 // call.
 //
 // Errors: the code and, as a payload, the v1::ErrorDetail of the server's answer (proto/status.h);
-// messages name server and tensor. Retries are the client's own (client/retry.h): what is returned
+// messages name server and tensor. Retries are the client's own (client/link/retry.h): what is returned
 // has been given up. A caller meets
 //   Aborted             STALE_ATTEMPT: push the step again; state().attempt is the open attempt
 //   already FailedPrecondition  STALE_GENERATION: join again; WRONG_STEP: see state() after

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "client/push.h"
+#include "client/lanes/push_queue.h"
 #include "client/session.h"
 #include "orlop/v1/job.grpc.pb.h"
 

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "client/parts.h"
+#include "client/link/parts.h"
 
 namespace orlop::python {
 

@@ -1,4 +1,4 @@
-// One push, 2 of 8 (ARCHITECTURE.md); next: client/push_stream.cc
+// One push, 2 of 8 (ARCHITECTURE.md); next: client/lanes/grpc_push.cc
 // Session: one worker's place in one job, and the calls that move bytes and steps.
 #include "client/session.h"
 

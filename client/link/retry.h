@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "client/parts.h"
+#include "client/link/parts.h"
 #include "base/mutex.h"
 
 namespace orlop::client {

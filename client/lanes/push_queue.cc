@@ -1,4 +1,4 @@
-#include "client/push.h"
+#include "client/lanes/push_queue.h"
 
 #include <iterator>
 

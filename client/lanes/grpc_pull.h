@@ -1,7 +1,7 @@
 // Pulls: fetches pieces of one version into the caller's memory and verifies them.
 #pragma once
 
-#include "client/rounds.h"
+#include "client/lanes/rounds.h"
 
 namespace orlop::client {
 

@@ -1,4 +1,4 @@
-#include "client/link.h"
+#include "client/link/link.h"
 
 #include <fstream>
 #include <random>
@@ -53,7 +53,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
 
 grpc::ChannelArguments ChannelArguments(int lane) {
   grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/retry.h decides
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/link/retry.h decides
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY,
                    0);  // no environment variable redirects training state
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectFirstMs);

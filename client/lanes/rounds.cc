@@ -1,4 +1,4 @@
-#include "client/rounds.h"
+#include "client/lanes/rounds.h"
 
 #include <thread>
 

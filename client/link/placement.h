@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "client/manifest.h"
+#include "client/link/manifest.h"
 #include "orlop/v1/types.pb.h"
 
 namespace orlop::client {

@@ -1,4 +1,4 @@
-#include "client/placement.h"
+#include "client/link/placement.h"
 
 #include "absl/strings/str_cat.h"
 

@@ -1,5 +1,5 @@
 // Moves pieces between the caller's memory and their owners: in rounds, every owner at once, over
-// several connections each. What a round did not finish is judged (client/retry.h) and moved in the
+// several connections each. What a round did not finish is judged (client/link/retry.h) and moved in the
 // next, by a fresh placement map if need be.
 #pragma once
 
@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "client/link.h"
-#include "client/pieces.h"
-#include "client/placement.h"
+#include "client/link/link.h"
+#include "client/lanes/pieces.h"
+#include "client/link/placement.h"
 
 namespace orlop::client {
 

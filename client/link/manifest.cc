@@ -1,4 +1,4 @@
-#include "client/manifest.h"
+#include "client/link/manifest.h"
 
 #include "absl/strings/str_cat.h"
 #include "base/box.h"

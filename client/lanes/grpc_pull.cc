@@ -1,4 +1,4 @@
-#include "client/pull.h"
+#include "client/lanes/grpc_pull.h"
 
 #include <grpcpp/support/sync_stream.h>
 

@@ -1,4 +1,4 @@
-#include "client/retry.h"
+#include "client/link/retry.h"
 
 #include <algorithm>
 

@@ -1,11 +1,11 @@
-// Pushes and SetState: queues operations of a session and sends their pieces (client/rounds.h).
+// Pushes and SetState: queues operations of a session and sends their pieces (client/lanes/rounds.h).
 #pragma once
 
 #include <deque>
 #include <memory>
 #include <thread>
 
-#include "client/rounds.h"
+#include "client/lanes/rounds.h"
 
 namespace orlop::client {
 

@@ -14,7 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "client/client.h"
-#include "client/retry.h"
+#include "client/link/retry.h"
 #include "proto/status.h"
 
 namespace orlop::client {
@@ -50,7 +50,7 @@ class Link {
   const ClientOptions& options() const { return options_; }
   RetryBudget* budget() { return &budget_; }
 
-  // One control call. `where`: kAny, kLeader, or a server's name. Retries by client/retry.h until
+  // One control call. `where`: kAny, kLeader, or a server's name. Retries by client/link/retry.h until
   // the deadline. Errors name the server and `subject` ("job demo").
   template <typename Service, typename Request, typename Response>
   absl::StatusOr<Response> Call(Rpc rpc, std::string_view where, std::string_view subject,

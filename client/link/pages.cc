@@ -1,4 +1,4 @@
-#include "client/pages.h"
+#include "client/link/pages.h"
 
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"

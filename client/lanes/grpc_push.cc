@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
-#include "client/push.h"
+#include "client/lanes/push_queue.h"
 #include "orlop/v1/data.grpc.pb.h"
 #include "proto/chunk.h"
 #include "proto/limits.h"

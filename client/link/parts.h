@@ -26,7 +26,7 @@ struct PushPart {
   std::optional<Box> box;                   // absent: the whole tensor
   absl::Span<const std::byte>
       data;  // the box's elements in row-major order, little endian, exactly its size; I8_BLOCK:
-             // encoded piece by piece (client/pieces.h)
+             // encoded piece by piece (client/lanes/pieces.h)
   std::optional<uint64_t>
       applied_count;  // SetState only: updates the tensor has seen (bias correction)
 };

@@ -1,4 +1,4 @@
-#include "client/pieces.h"
+#include "client/lanes/pieces.h"
 
 #include <gtest/gtest.h>
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "client/manifest.h"
-#include "client/parts.h"
+#include "client/link/manifest.h"
+#include "client/link/parts.h"
 #include "base/checksum.h"
 
 namespace orlop::client {

@@ -4,7 +4,7 @@
 #include <string_view>
 #include <vector>
 
-#include "client/link.h"
+#include "client/link/link.h"
 #include "orlop/v1/job.grpc.pb.h"
 
 namespace orlop::client {
