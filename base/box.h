@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -16,9 +17,11 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "proto/limits.h"
 
 namespace orlop {
+
+inline constexpr size_t kMaxDimensions = 8;  // of a tensor
+inline constexpr uint64_t kMaxTensorElements = uint64_t{1} << 46;
 
 // Offset and extent per dimension, in elements; `flat`: one range of the flattened tensor.
 struct Box {

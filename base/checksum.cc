@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "proto/limits.h"
 
 namespace orlop {
 namespace {

@@ -18,6 +18,8 @@ struct XXH3_state_s;  // XXH3_state_t
 
 namespace orlop {
 
+inline constexpr size_t kLeafBytes = 1 << 20;  // unit of checksums
+
 struct Digest128 {
   uint64_t high = 0;
   uint64_t low = 0;

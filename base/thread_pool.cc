@@ -1,19 +1,20 @@
 #include "base/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <fstream>
-#include <mutex>
+#include <iterator>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
-namespace orlop::kernels {
+namespace orlop {
 
 absl::StatusOr<std::vector<int>> ParseCpuList(absl::string_view list) {
   std::vector<int> cpus;
@@ -52,82 +53,77 @@ absl::StatusOr<std::vector<int>> CpusOf(const ThreadPlacement& placement) {
   return both;
 }
 
-absl::Status PinThisThread(const std::vector<int>& cpus) {
-  if (cpus.empty()) return absl::OkStatus();
+ThreadPool::ThreadPool(int thread_count, const std::vector<int>& cpus) {
   cpu_set_t set;
   CPU_ZERO(&set);
   for (const int cpu : cpus) CPU_SET(cpu, &set);
-  if (sched_setaffinity(0, sizeof(set), &set) == 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "this process may run on none of the processors asked for, the first of which is ",
-      cpus.front()));
-}
-
-struct ThreadPool::Shared {
-  std::mutex mutex;
-  std::condition_variable changed;
-  const std::function<void(size_t)>* task = nullptr;
-  size_t count = 0;
-  std::atomic<size_t> next{0};
-  int working = 0;    // threads that still run tasks of this call
-  uint64_t call = 0;  // raised by each Run
-  bool stopping = false;
-
-  void RunTasks(const std::function<void(size_t)>& run) {
-    for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) run(i);
-  }
-
-  void Loop() {
-    for (uint64_t seen = 0;;) {
-      const std::function<void(size_t)>* run;
-      {
-        std::unique_lock<std::mutex> lock(mutex);
-        changed.wait(lock, [&] { return stopping || call != seen; });
-        if (stopping) return;
-        seen = call;
-        run = task;
-      }
-      RunTasks(*run);
-      std::lock_guard<std::mutex> lock(mutex);
-      if (--working == 0) changed.notify_all();
-    }
-  }
-};
-
-ThreadPool::ThreadPool(int thread_count, std::vector<int> cpus)
-    : shared_(std::make_unique<Shared>()) {
-  for (int i = 1; i < thread_count; ++i) {
-    threads_.emplace_back([this, cpus] {
-      (void)PinThisThread(cpus);  // what may not be pinned runs where it may
-      shared_->Loop();
-    });
+  for (int i = 0; i < thread_count; ++i) {
+    threads_.emplace_back([this] { Loop(); });
+    if (!cpus.empty() &&
+        pthread_setaffinity_np(threads_.back().native_handle(), sizeof(set), &set) != 0)
+      pinned_ = absl::InvalidArgumentError(
+          absl::StrCat("this process may run on none of the processors asked for, the first of "
+                       "which is ",
+                       cpus.front()));
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { Stop(); }
+
+void ThreadPool::Stop() {
   {
-    std::lock_guard<std::mutex> lock(shared_->mutex);
-    shared_->stopping = true;
+    MutexLock lock(&mutex_);
+    stopping_ = true;
   }
-  shared_->changed.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  changed_.SignalAll();
+  for (std::thread& thread : threads_)
+    if (thread.joinable()) thread.join();
 }
 
-int ThreadPool::thread_count() const { return static_cast<int>(threads_.size()) + 1; }
+void ThreadPool::Submit(std::function<void()> task) {
+  {
+    MutexLock lock(&mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  changed_.Signal();
+}
+
+void ThreadPool::Loop() {
+  for (;;) {
+    std::function<void()> task;
+    {
+      MutexLock lock(&mutex_);
+      while (tasks_.empty() && !stopping_) changed_.Wait(&mutex_);
+      if (tasks_.empty()) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    task();
+  }
+}
 
 void ThreadPool::Run(size_t count, const std::function<void(size_t)>& task) {
+  struct Call {
+    std::atomic<size_t> next{0};
+    size_t working = 0;  // threads that have not left; guarded by mutex_
+  } call;
+  const auto run = [&] {
+    for (size_t i = call.next.fetch_add(1); i < count; i = call.next.fetch_add(1)) task(i);
+  };
   {
-    std::lock_guard<std::mutex> lock(shared_->mutex);
-    shared_->task = &task;
-    shared_->count = count;
-    shared_->next = 0;
-    shared_->working = static_cast<int>(threads_.size());
-    ++shared_->call;
+    MutexLock lock(&mutex_);
+    call.working = std::min(threads_.size(), count);
+    for (size_t i = 0; i < call.working; ++i)
+      tasks_.emplace_back([this, &call, &run] {
+        run();
+        MutexLock lock(&mutex_);
+        if (--call.working == 0) finished_.SignalAll();
+      });
   }
-  shared_->changed.notify_all();
-  shared_->RunTasks(task);
-  std::unique_lock<std::mutex> lock(shared_->mutex);
-  shared_->changed.wait(lock, [&] { return shared_->working == 0; });
+  changed_.SignalAll();
+  run();
+  MutexLock lock(&mutex_);
+  while (call.working > 0) finished_.Wait(&mutex_);
 }
 
-}  // namespace orlop::kernels
+}  // namespace orlop

@@ -1,8 +1,9 @@
-// Threads for kernels over many ranges, on chosen processors.
-//   Threads   one caller at a time uses a pool.
+// The one thread pool of Orlop: servers queue the work of shards in it, kernels and benchmarks cut one
+// job into parts. It can be placed on chosen processors.
 #pragma once
+
+#include <deque>
 #include <functional>
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -10,8 +11,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/mutex.h"
 
-namespace orlop::kernels {
+namespace orlop {
 
 struct ThreadPlacement {
   int thread_count = 0;   // 0: as many as there are processors to run on
@@ -19,31 +21,46 @@ struct ThreadPlacement {
   int numa_node = -1;     // of `cpus`, those of this node; -1: any
 };
 
-// "0-3,8" as 0, 1, 2, 3, 8. InvalidArgument naming the part that is none.
+// "0-3,8" as 0, 1, 2, 3, 8. InvalidArgument names the part that is no list of processors.
 absl::StatusOr<std::vector<int>> ParseCpuList(absl::string_view list);
 
-// The processors that a placement allows, ascending; empty: all. InvalidArgument (a node that this
-// machine does not have, or none of its processors is allowed).
+// The processors that a placement allows, ascending; empty: all.
+//   Status  InvalidArgument: the machine has no such node, or none of its processors is allowed.
 absl::StatusOr<std::vector<int>> CpusOf(const ThreadPlacement& placement);
 
-// Moves the calling thread to these processors. InvalidArgument if it may run on none of them.
-absl::Status PinThisThread(const std::vector<int>& cpus);
-
+// Tasks run first come, first served. The queue has no bound of its own: a caller bounds what it
+// submits (a server has at most one task per shard).
+//   Threads  Submit and Run from any thread, but not Run from a task of the same pool. The
+//            destructor and Stop are the owner's.
 class ThreadPool {
  public:
-  // The threads run on `cpus` (CpusOf); empty: anywhere.
-  ThreadPool(int thread_count, std::vector<int> cpus);
+  // Starts `thread_count` threads; they run on `cpus` (CpusOf), or anywhere if it is empty. Without
+  // threads of its own, the pool's Run does all work in the caller, and Submit is not allowed.
+  explicit ThreadPool(int thread_count, const std::vector<int>& cpus = {});
   ~ThreadPool();
 
-  int thread_count() const;
-  // task(0) .. task(count - 1), each once, on the pool's threads and the caller's; returns when all
-  // are done. Nothing is promised of their order.
+  int thread_count() const { return static_cast<int>(threads_.size()); }
+  // InvalidArgument: the process may run on none of the processors asked for. The threads run
+  // anywhere then.
+  const absl::Status& pinned() const { return pinned_; }
+
+  void Submit(std::function<void()> task);
+  // Runs task(0) .. task(count - 1), each once and in no particular order, on the pool's threads and
+  // the caller's. Returns when all are done.
   void Run(size_t count, const std::function<void(size_t)>& task);
+  // Runs what was submitted, then joins the threads. A second call has no effect.
+  void Stop();
 
  private:
-  struct Shared;
-  std::unique_ptr<Shared> shared_;
+  void Loop();
+
+  Mutex mutex_;
+  CondVar changed_;   // a task was queued, or the pool stops
+  CondVar finished_;  // a thread has left a Run
+  std::deque<std::function<void()>> tasks_ GUARDED_BY(mutex_);
+  bool stopping_ GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
+  absl::Status pinned_;
 };
 
-}  // namespace orlop::kernels
+}  // namespace orlop

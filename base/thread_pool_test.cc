@@ -7,15 +7,15 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-namespace orlop::kernels {
+namespace orlop {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(ThreadPool, RunsEveryTaskOnceInEveryCall) {
-  for (const int threads : {1, 2, 5}) {
-    ThreadPool pool(threads, {});
+  for (const int threads : {0, 1, 4}) {
+    ThreadPool pool(threads);
     EXPECT_EQ(pool.thread_count(), threads);
     for (const size_t count : {0, 1, 3, 1000}) {
       std::vector<std::atomic<int>> runs(count);
@@ -44,19 +44,34 @@ TEST(ThreadPool, PlacesThreadsOnANode) {
   EXPECT_THAT(CpusOf({0, {node->back()}, 0}).value(), ElementsAre(node->back()));
 }
 
+TEST(ThreadPool, RunsWhatWasSubmittedBeforeItStops) {
+  std::atomic<int> runs = 0;
+  {
+    ThreadPool pool(2);
+    for (int i = 0; i < 100; ++i) pool.Submit([&] { ++runs; });
+    pool.Run(10, [&](size_t) { ++runs; });
+  }
+  EXPECT_EQ(runs, 110);
+}
+
 TEST(ThreadPool, PinsItsThreads) {
   cpu_set_t allowed;
   ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
   int cpu = 0;
   while (!CPU_ISSET(cpu, &allowed)) ++cpu;
-  std::thread([cpu] {
-    EXPECT_TRUE(PinThisThread({cpu}).ok());
-    cpu_set_t now;
-    sched_getaffinity(0, sizeof(now), &now);
-    EXPECT_EQ(CPU_COUNT(&now), 1);
-    EXPECT_TRUE(CPU_ISSET(cpu, &now));
-  }).join();
+  ThreadPool pool(1, {cpu});
+  EXPECT_TRUE(pool.pinned().ok());
+  cpu_set_t now;
+  pool.Submit([&now] { sched_getaffinity(0, sizeof(now), &now); });
+  pool.Stop();
+  EXPECT_EQ(CPU_COUNT(&now), 1);
+  EXPECT_TRUE(CPU_ISSET(cpu, &now));
+}
+
+TEST(ThreadPool, SaysThatItsProcessorsDoNotExist) {
+  ThreadPool pool(1, {CPU_SETSIZE - 1});
+  EXPECT_THAT(std::string(pool.pinned().message()), HasSubstr(std::to_string(CPU_SETSIZE - 1)));
 }
 
 }  // namespace
-}  // namespace orlop::kernels
+}  // namespace orlop

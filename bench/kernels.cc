@@ -16,12 +16,12 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "base/thread_pool.h"
 #include "bench/bench.h"
 #include "kernels/blocks.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "kernels/tensor_pass.h"
-#include "base/thread_pool.h"
 
 namespace orlop::bench {
 namespace {
@@ -161,8 +161,7 @@ class Look {
   std::optional<kernels::TensorPass> pass_;
 };
 
-absl::Status StepAll(const Workload& work, int64_t applied, Tensor* tensor,
-                     kernels::ThreadPool* pool) {
+absl::Status StepAll(const Workload& work, int64_t applied, Tensor* tensor, ThreadPool* pool) {
   kernels::RangeStep whole;
   const kernels::StepScalars scalars =
       work.optimizer->Prepare(DefaultsOf(*work.optimizer), applied, 1);
@@ -191,7 +190,7 @@ absl::Status StepAll(const Workload& work, int64_t applied, Tensor* tensor,
   return absl::OkStatus();
 }
 
-void CopyAll(double bytes_per_parameter, Tensor* tensor, kernels::ThreadPool* pool) {
+void CopyAll(double bytes_per_parameter, Tensor* tensor, ThreadPool* pool) {
   const auto half = static_cast<size_t>(bytes_per_parameter / 2 * kTaskElements);
   char* const to = tensor->copy.data();
   const char* const from = to + Tensor::kLargestHalf * tensor->count;
@@ -200,7 +199,7 @@ void CopyAll(double bytes_per_parameter, Tensor* tensor, kernels::ThreadPool* po
 }
 
 // Into the room of the copies, which is never read.
-void StageAll(bool with_sums, Tensor* tensor, kernels::ThreadPool* pool) {
+void StageAll(bool with_sums, Tensor* tensor, ThreadPool* pool) {
   constexpr size_t kBytes = 2 * kTaskElements;
   pool->Run(tensor->count / kTaskElements, [&](size_t i) {
     char* const to = tensor->copy.data() + i * kBytes;
@@ -266,7 +265,7 @@ absl::StatusOr<std::vector<Figure>> BenchKernels(const Options& options) {
   const int all = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   for (const int threads : {1, all}) {
     if (threads == 1 && all == 1 && !figures.empty()) break;
-    kernels::ThreadPool pool(threads, {});
+    ThreadPool pool(threads - 1);
     const std::string suffix = threads == all ? "" : ".1thread";
     for (const Workload& work : Workloads()) {
       ResetState(work, &tensor);

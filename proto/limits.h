@@ -1,13 +1,16 @@
 // Every limit of the wire, in one table. Checked before anything is allocated; tests read these
-// constants.
+// constants. kMaxDimensions and kMaxTensorElements stand in base/box.h, kLeafBytes in
+// base/checksum.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "base/box.h"
+#include "base/checksum.h"
+
 namespace orlop {
 
-inline constexpr size_t kLeafBytes = 1 << 20;  // unit of checksums
 inline constexpr size_t kDefaultChunkBytes =
     1 << 20;  // what a client with default gRPC settings receives
 inline constexpr size_t kMaxChunkBytes = 4 << 20;  // payload of one message
@@ -20,8 +23,6 @@ inline constexpr int kHttp2FrameBytes =
     1 << 20;  // 1 MiB frames carry pushes fastest (orlop bench wire)
 
 inline constexpr size_t kMaxNameBytes = 256;
-inline constexpr size_t kMaxDimensions = 8;
-inline constexpr uint64_t kMaxTensorElements = uint64_t{1} << 46;
 inline constexpr size_t kMaxTensors = 1 << 20;
 inline constexpr size_t kMaxTiedNames = 16;
 inline constexpr size_t kMaxJobs = 1024;

@@ -79,7 +79,7 @@ absl::Status SetThreads(const std::string& value, Options* options) {
 }
 
 absl::Status SetCpus(const std::string& value, Options* options) {
-  absl::StatusOr<std::vector<int>> cpus = kernels::ParseCpuList(value);
+  absl::StatusOr<std::vector<int>> cpus = ParseCpuList(value);
   if (cpus.ok()) options->workers.cpus = *std::move(cpus);
   return cpus.status();
 }
@@ -353,7 +353,7 @@ absl::Status Validate(Options* options) {
     return absl::InvalidArgumentError(absl::StrCat("--log-level '", options->log_level,
                                                    "'; levels are ", absl::StrJoin(*levels, ", ")));
   }
-  absl::StatusOr<std::vector<int>> cpus = kernels::CpusOf(options->workers);
+  absl::StatusOr<std::vector<int>> cpus = CpusOf(options->workers);
   if (!cpus.ok())
     return absl::InvalidArgumentError(absl::StrCat("--numa-node: ", cpus.status().message()));
   options->workers = {options->workers.thread_count, *std::move(cpus), -1};

@@ -14,13 +14,13 @@
 #include <utility>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "kernels/blocks.h"
 #include "kernels/int8_blocks.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "kernels/targets.h"
 #include "kernels/tensor_pass.h"
-#include "base/thread_pool.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
 
@@ -46,15 +46,15 @@ kernels::DType DTypeOf(const std::string& word) {
                                {"float16", kernels::DType::kF16}});
 }
 
-// Runs tasks on one pool, which is remade when another number of threads is asked for. Callers take
-// turns, without the GIL.
+// Runs tasks on the caller and one pool, which is made again when another number of threads is asked
+// for. Callers take turns, without the GIL.
 void RunOnPool(int threads, size_t count, const std::function<void(size_t)>& task) {
   static std::mutex mutex;
-  static std::unique_ptr<kernels::ThreadPool> pool;
+  static std::unique_ptr<ThreadPool> pool;
   nb::gil_scoped_release released;
   std::lock_guard<std::mutex> lock(mutex);
-  if (!pool || pool->thread_count() != threads)
-    pool = std::make_unique<kernels::ThreadPool>(threads, std::vector<int>());
+  if (!pool || pool->thread_count() != threads - 1)
+    pool = std::make_unique<ThreadPool>(threads - 1);
   pool->Run(count, task);
 }
 

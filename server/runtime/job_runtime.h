@@ -18,15 +18,15 @@
 
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "base/thread_pool.h"
+#include "server/cluster/peer_links.h"
 #include "server/durability/flush.h"
 #include "server/job/job_model.h"
-#include "server/cluster/peer_links.h"
+#include "server/runtime/step_scalars.h"
 #include "server/shards/shard_store.h"
 #include "server/step/leader.h"
 #include "server/step/participant.h"
-#include "server/runtime/step_scalars.h"
 #include "server/tiers/tier.h"
-#include "server/runtime/work_pool.h"
 #include "storage/data_directory.h"
 
 namespace orlop::server {
@@ -37,7 +37,7 @@ struct Environment {
   int self = 0;                           // index
   storage::DataDirectory* data = nullptr;
   Tiers* tiers = nullptr;
-  WorkPool* pool = nullptr;
+  ThreadPool* pool = nullptr;  // stages, applies and flushes
   PeerLinks* peers = nullptr;
   std::function<v1::ServerInfo()> identity;  // of this server, as others see it
 

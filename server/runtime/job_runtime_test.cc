@@ -25,10 +25,9 @@ class JobOnAFaultyDisk : public testing::Test {
     char pattern[] = "/tmp/orlop-job-XXXXXX";
     directory_ = mkdtemp(pattern);
     OpenData();
-    pool_ = std::make_unique<WorkPool>(2);
-    Options options;
-    options.peers = {{"self", "127.0.0.1:1"}};
-    peers_ = std::make_unique<PeerLinks>(options, grpc::InsecureChannelCredentials());
+    pool_ = std::make_unique<ThreadPool>(2);
+    peers_ = std::make_unique<PeerLinks>(std::vector<PeerAddress>{{"self", "127.0.0.1:1"}},
+                                         grpc::InsecureChannelCredentials());
     environment_ = {{"self"}, 0, data_.get(), world_.tiers.get(), pool_.get(), peers_.get(), [] {
                       return v1::ServerInfo();
                     }};
@@ -74,7 +73,7 @@ class JobOnAFaultyDisk : public testing::Test {
     for (const auto& job : table_->List()) job->Close();
     job_.reset();
     table_.reset();
-    pool_ = std::make_unique<WorkPool>(2);
+    pool_ = std::make_unique<ThreadPool>(2);
     environment_.pool = pool_.get();
     data_.reset();
     OpenData();
@@ -207,7 +206,7 @@ class JobOnAFaultyDisk : public testing::Test {
   World world_{11 * kMiB / 4, 64 * kMiB};
   std::string directory_;
   std::unique_ptr<storage::DataDirectory> data_;
-  std::unique_ptr<WorkPool> pool_;
+  std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<PeerLinks> peers_;
   Environment environment_;
   storage::FaultyStore* data_disk_ = nullptr;  // under data_
