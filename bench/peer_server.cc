@@ -12,7 +12,7 @@
 #include "bench/bench.h"
 #include "bench/peer.h"
 #include "bench/peer_wire.h"
-#include "cli/context.h"
+#include "cli/print/print.h"
 #include "proto/limits.h"
 
 namespace orlop::bench {

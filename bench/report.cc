@@ -10,9 +10,9 @@
 #include <numeric>
 
 #include "bench/bench.h"
-#include "cli/context.h"
-#include "cli/json.h"
-#include "cli/table.h"
+#include "cli/print/json.h"
+#include "cli/print/print.h"
+#include "cli/print/table.h"
 
 namespace orlop::bench {
 namespace {

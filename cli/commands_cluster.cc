@@ -3,8 +3,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
-#include "cli/json.h"
-#include "cli/table.h"
+#include "cli/print/json.h"
+#include "cli/print/table.h"
 
 namespace orlop::cli {
 namespace {

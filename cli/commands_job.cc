@@ -4,11 +4,11 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "cli/commands.h"
-#include "cli/json.h"
-#include "cli/safetensors.h"
-#include "cli/table.h"
 #include "base/box.h"
+#include "cli/commands.h"
+#include "cli/print/json.h"
+#include "cli/print/table.h"
+#include "cli/safetensors.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {

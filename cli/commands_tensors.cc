@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "cli/commands.h"
-#include "cli/json.h"
-#include "cli/table.h"
+#include "cli/print/json.h"
+#include "cli/print/table.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {

@@ -36,8 +36,6 @@ std::string Advice(const Context& context, const absl::Status& status) {
 
 }  // namespace
 
-void Print(std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); }
-
 int Fail(const Context& context, const absl::Status& status) {
   const std::string advice = Advice(context, status);
   std::fprintf(stderr, "orlop: %s\n%s%s", std::string(status.message()).c_str(), advice.c_str(),

@@ -6,11 +6,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "cli/print/print.h"
 #include "client/client.h"
 
 namespace orlop::cli {
-
-inline constexpr int kOk = 0, kFailed = 1, kUsage = 2;  // exit codes
 
 struct Context {
   client::ClientOptions options;
@@ -22,8 +21,6 @@ struct Context {
   }
 };
 
-// Prints to standard output.
-void Print(std::string_view text);
 // Tells a person what failed and what to do next, on standard error; returns kFailed.
 int Fail(const Context& context, const absl::Status& status);
 // `job`, or the only job of the cluster when empty. FailedPrecondition lists the jobs when there

@@ -1,8 +1,8 @@
-#include "cli/json.h"
+#include "cli/print/json.h"
 
 #include <google/protobuf/descriptor.h>
 
-#include "cli/context.h"
+#include "cli/print/print.h"
 
 namespace orlop::cli {
 namespace {

@@ -1,4 +1,4 @@
-#include "cli/table.h"
+#include "cli/print/table.h"
 
 #include <algorithm>
 #include <cmath>
