@@ -8,12 +8,12 @@
 #include <filesystem>
 #include <map>
 
+#include "base/checksum.h"
+#include "base/mutex.h"
 #include "orlop/v1/admin.grpc.pb.h"
 #include "orlop/v1/data.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
-#include "base/checksum.h"
 #include "proto/limits.h"
-#include "base/mutex.h"
 #include "proto/status.h"
 
 namespace orlop::client {

@@ -1,9 +1,10 @@
 #include "client/session.h"
 
 #include "absl/strings/str_cat.h"
-#include "client/link/pages.h"
 #include "client/lanes/grpc_pull.h"
+#include "client/link/pages.h"
 #include "client/session_core.h"
+#include "proto/limits.h"
 
 namespace orlop::client {
 namespace {

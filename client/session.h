@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "client/lanes/pending_push.h"
 #include "client/link/manifest.h"
 #include "client/link/parts.h"
 
@@ -25,18 +26,6 @@ struct StepState {
   uint32_t rank = 0;
   int64_t committed_step = -1;  // -1: LOADING, the next step is LOAD step 0
   uint32_t attempt = 0;         // open attempt of committed_step + 1; 0: not joined
-};
-
-// A push under way. Threads: any; Wait may be called from several.
-class PendingPush {
- public:
-  virtual ~PendingPush() = default;  // waits: the caller's memory is free afterwards
-  // Waits until every byte was answered for, or the push failed for good, and no byte of the
-  // caller's memory is referenced. Errors as Session::Push.
-  virtual absl::StatusOr<Transfer> Wait() = 0;
-  virtual bool done() const = 0;  // Wait would return at once
-  // Drops pieces not yet on their way. Wait then answers Cancelled, unless all had gone.
-  virtual void Cancel() = 0;
 };
 
 // Threads: every method may be called from any thread at the same time; no lock is held during an

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/checksum.h"
 #include "client/link/manifest.h"
 #include "client/link/parts.h"
-#include "base/checksum.h"
 
 namespace orlop::client {
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <thread>
 
+#include "client/lanes/pending_push.h"
 #include "client/lanes/rounds.h"
 
 namespace orlop::client {

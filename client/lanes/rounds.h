@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "client/link/link.h"
 #include "client/lanes/pieces.h"
+#include "client/link/link.h"
 #include "client/link/placement.h"
 
 namespace orlop::client {

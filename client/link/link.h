@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "client/client.h"
+#include "client/link/options.h"
 #include "client/link/retry.h"
 #include "proto/status.h"
 

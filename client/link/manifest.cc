@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/box.h"
+#include "proto/limits.h"
 #include "proto/status.h"
 
 namespace orlop::client {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "client/link/link.h"
+#include "client/link/manifest.h"
 #include "orlop/v1/job.grpc.pb.h"
 
 namespace orlop::client {

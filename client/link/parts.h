@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "base/box.h"
 #include "orlop/v1/job.pb.h"
 #include "orlop/v1/types.pb.h"
-#include "base/box.h"
 
 namespace orlop::client {
 

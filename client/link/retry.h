@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "client/link/parts.h"
 #include "base/mutex.h"
+#include "client/link/parts.h"
 
 namespace orlop::client {
 
