@@ -19,14 +19,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "base/thread_pool.h"
+#include "server/cluster/peer_links.h"
 
 namespace orlop::server {
-
-// One server of the cluster, as listed in --peers.
-struct PeerAddress {
-  std::string name;     // stable: placement refers to it; the address where no name is given
-  std::string address;  // host:port or unix:/path
-};
 
 struct Options {
   std::string listen = "127.0.0.1:7070";  // host:port (port 0: the system chooses) or unix:/path
@@ -37,7 +32,7 @@ struct Options {
   std::string log_level = "info";             // trace, debug, info, warning, error
   std::string data_dir = "orlop-data";        // created when missing; one server at a time
   uint64_t memory_bytes = uint64_t{4} << 30;  // hard budget of all large memory; at least 64 MiB
-  kernels::ThreadPlacement workers;           // threads that stage, apply and flush shards
+  ThreadPlacement workers;                    // threads that stage, apply and flush shards
   std::string tls_cert, tls_key, tls_ca;      // PEM files; all three or none
   std::string ready_file;  // written with the address once the server can serve; empty: none
   pid_t parent_pid = 0;    // stop gracefully when this process ends; 0: never

@@ -24,8 +24,9 @@ struct Flight {
 
 }  // namespace
 
-PeerLinks::PeerLinks(const Options& options, std::shared_ptr<grpc::ChannelCredentials> credentials)
-    : addresses_(options.peers) {
+PeerLinks::PeerLinks(std::vector<PeerAddress> peers,
+                     std::shared_ptr<grpc::ChannelCredentials> credentials)
+    : addresses_(std::move(peers)) {
   for (const PeerAddress& peer : addresses_) {
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(static_cast<int>(kMaxPeerMessageBytes));

@@ -11,18 +11,24 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/mutex.h"
 #include "orlop/v1/admin.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
 #include "orlop/v1/peer.grpc.pb.h"
-#include "base/mutex.h"
-#include "server/config.h"
 
 namespace orlop::server {
 
+// One server of the cluster, as listed in --peers.
+struct PeerAddress {
+  std::string name;     // stable: placement refers to it; the address where no name is given
+  std::string address;  // host:port or unix:/path
+};
+
 class PeerLinks {
  public:
-  // `credentials` as the server itself uses (mutual TLS or none).
-  PeerLinks(const Options& options, std::shared_ptr<grpc::ChannelCredentials> credentials);
+  // `peers` are sorted by name; an index names a server below. `credentials` are those that the
+  // server itself uses (mutual TLS or none).
+  PeerLinks(std::vector<PeerAddress> peers, std::shared_ptr<grpc::ChannelCredentials> credentials);
   ~PeerLinks();  // waits for messages under way
 
   // Called when a server answers that it does not know the job: the leader then sends the

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "gtest/gtest.h"
 #include "base/box.h"
+#include "gtest/gtest.h"
 
 namespace orlop::server {
 namespace {
