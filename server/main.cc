@@ -12,8 +12,8 @@
 #include <iostream>
 
 #include "server/config.h"
-#include "server/orlop_server.h"
 #include "server/memory/process_memory.h"
+#include "server/orlop_server.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 

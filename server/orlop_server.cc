@@ -14,11 +14,11 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/targets.h"
 #include "proto/limits.h"
+#include "server/memory/process_memory.h"
 #include "server/services/admin_service.h"
 #include "server/services/data_service.h"
 #include "server/services/job_service.h"
 #include "server/services/peer_service.h"
-#include "server/memory/process_memory.h"
 #include "server/services/readiness.h"
 #include "spdlog/spdlog.h"
 
@@ -125,13 +125,14 @@ class Running : public OrlopServer {
   static Budget Limits(const Options& options) { return Budget(options.memory_bytes); }
 
   absl::Status Listen(const Credentials& credentials) {
-    peers_ = std::make_unique<PeerLinks>(options_, credentials.channel);
-    const kernels::ThreadPlacement& workers = options_.workers;
+    peers_ = std::make_unique<PeerLinks>(options_.peers, credentials.channel);
+    const ThreadPlacement& workers = options_.workers;
     const auto processors =
         workers.cpus.empty() ? static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))
                              : static_cast<int>(workers.cpus.size());
-    pool_ = std::make_unique<WorkPool>(workers.thread_count > 0 ? workers.thread_count : processors,
-                                       workers.cpus);
+    pool_ = std::make_unique<ThreadPool>(
+        workers.thread_count > 0 ? workers.thread_count : processors, workers.cpus);
+    if (!pool_->pinned().ok()) spdlog::warn("--cpus: {}", std::string(pool_->pinned().message()));
     Environment environment;
     for (const PeerAddress& peer : options_.peers) {
       if (peer.name == options_.name)
@@ -326,7 +327,7 @@ class Running : public OrlopServer {
   bool store_fits_ GUARDED_BY(store_mutex_) = true;
   std::unique_ptr<MessageRoom> messages_;
   std::unique_ptr<PeerLinks> peers_;
-  std::unique_ptr<WorkPool> pool_;
+  std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<JobTable> jobs_;
   std::unique_ptr<DataService> data_service_;
   std::unique_ptr<JobService> job_service_;

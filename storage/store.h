@@ -58,9 +58,6 @@ class Store {
   virtual uint64_t MemoryBytes() const { return 0; }
 };
 
-// A store in memory: what tests compare with, and the store of a server without a data directory.
-std::unique_ptr<Store> NewMemoryStore();
-
 // Opens or creates a store in RocksDB (storage/rocksdb_store.cc). One process at a time.
 //   memory_bytes  bound of RocksDB's own memory: block cache and write buffers together. At least 8
 //   MiB. Status        DataLoss (damaged), Unavailable (in use by another process),

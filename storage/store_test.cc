@@ -12,6 +12,7 @@
 #include <system_error>
 
 #include "storage/data_directory.h"
+#include "storage/testing/memory_store.h"
 
 namespace orlop::storage {
 namespace {

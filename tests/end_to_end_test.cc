@@ -15,13 +15,13 @@
 #include <string>
 #include <vector>
 
+#include "base/box.h"
+#include "base/checksum.h"
 #include "kernels/casts.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "orlop/v1/data.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
-#include "base/box.h"
-#include "base/checksum.h"
 
 namespace orlop {
 namespace {

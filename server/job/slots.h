@@ -10,9 +10,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/box.h"
 #include "kernels/optimizer.h"
 #include "orlop/v1/types.pb.h"
-#include "base/box.h"
 
 namespace orlop::server {
 

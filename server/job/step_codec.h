@@ -3,8 +3,8 @@
 #pragma once
 
 #include "absl/status/statusor.h"
-#include "orlop/v1/peer.pb.h"
 #include "base/checksum.h"
+#include "orlop/v1/peer.pb.h"
 #include "server/step/messages.h"
 #include "server/step/participant.h"
 

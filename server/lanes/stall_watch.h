@@ -8,8 +8,8 @@
 #include <map>
 #include <utility>
 
-#include "proto/limits.h"
 #include "base/mutex.h"
+#include "proto/limits.h"
 
 namespace orlop::server {
 

@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <utility>
 
-#include "proto/limits.h"
 #include "base/mutex.h"
+#include "proto/limits.h"
 #include "server/memory/accountant.h"
 
 namespace orlop::server {

@@ -6,10 +6,10 @@
 #include "kernels/types.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/memory/process_memory.h"
 #include "server/runtime/answers.h"
 #include "server/services/job_service.h"
 #include "server/services/peer_service.h"
-#include "server/memory/process_memory.h"
 
 namespace orlop::server {
 namespace {

@@ -8,9 +8,9 @@
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/runtime/answers.h"
 #include "server/job/step_codec.h"
 #include "server/lanes/push_stream.h"
+#include "server/runtime/answers.h"
 #include "server/shards/shard.h"
 
 namespace orlop::server {

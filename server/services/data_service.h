@@ -8,9 +8,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include "orlop/v1/data.pb.h"
-#include "server/runtime/job_table.h"
-#include "server/memory/message_room.h"
 #include "server/lanes/stall_watch.h"
+#include "server/memory/message_room.h"
+#include "server/runtime/job_table.h"
 
 namespace orlop::server {
 

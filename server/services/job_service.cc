@@ -5,9 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/runtime/answers.h"
-#include "server/job/step_codec.h"
 #include "server/cluster/placement.h"
+#include "server/job/step_codec.h"
+#include "server/runtime/answers.h"
 #include "server/runtime/step_scalars.h"
 
 namespace orlop::server {

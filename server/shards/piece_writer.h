@@ -10,8 +10,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kernels/reduce.h"
 #include "base/checksum.h"
+#include "kernels/reduce.h"
 #include "server/memory/accountant.h"
 
 namespace orlop::server {

@@ -10,8 +10,8 @@
 #include "absl/types/span.h"
 #include "base/box.h"
 #include "base/checksum.h"
-#include "server/memory/accountant.h"
 #include "server/job/slots.h"
+#include "server/memory/accountant.h"
 #include "server/tiers/tier.h"
 
 namespace orlop::server {

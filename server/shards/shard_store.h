@@ -31,9 +31,9 @@
 #include "absl/status/statusor.h"
 #include "kernels/optimizer.h"
 #include "kernels/tensor_pass.h"
-#include "server/shards/shard_read.h"
 #include "server/job/slots.h"
 #include "server/shards/piece_writer.h"
+#include "server/shards/shard_read.h"
 #include "server/tiers/tier.h"
 
 namespace orlop::server {

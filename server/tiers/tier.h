@@ -21,8 +21,8 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/mutex.h"
-#include "server/memory/accountant.h"
 #include "server/job/slots.h"
+#include "server/memory/accountant.h"
 #include "storage/store.h"
 
 namespace orlop::server {

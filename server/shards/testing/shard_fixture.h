@@ -12,13 +12,14 @@
 #include <string>
 #include <vector>
 
-#include "kernels/casts.h"
 #include "base/checksum.h"
+#include "kernels/casts.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/shards/shard_store.h"
 #include "storage/testing/faulty_store.h"
+#include "storage/testing/memory_store.h"
 
 namespace orlop::server {
 

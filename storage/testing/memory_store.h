@@ -1,12 +1,18 @@
+// A store in memory, which tests compare other stores with.
+#pragma once
+
 #include <algorithm>
 #include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
 #include "storage/store.h"
 
 namespace orlop::storage {
-namespace {
 
 class MemoryStore : public Store {
  public:
@@ -69,8 +75,6 @@ class MemoryStore : public Store {
   std::map<std::string, std::vector<uint8_t>, std::less<>> bulk_ GUARDED_BY(mutex_);
 };
 
-}  // namespace
-
-std::unique_ptr<Store> NewMemoryStore() { return std::make_unique<MemoryStore>(); }
+inline std::unique_ptr<Store> NewMemoryStore() { return std::make_unique<MemoryStore>(); }
 
 }  // namespace orlop::storage
