@@ -1,6 +1,7 @@
 #include "kernels/targets.h"
 
-// clang-format off: which instruction sets there are must be said before Highway is read
+// Which instruction sets there are must be said before Highway is read.
+// clang-format off
 #include "kernels/simd_targets.h"
 #include "hwy/highway.h"
 // clang-format on
