@@ -4,6 +4,8 @@
 
 #include <random>
 
+#include "absl/strings/str_join.h"
+
 namespace orlop {
 namespace {
 
@@ -65,6 +67,58 @@ TEST(Box, PartsAndRunsEqualBruteForceForRandomBoxes) {
   }
 }
 
+// Every run against a walk over all elements of the tensor.
+TEST(RunIterator, MatchesBruteForceOnRandomBoxesAndShards) {
+  std::mt19937_64 random(20240607);
+  const auto below = [&](uint64_t limit) { return static_cast<uint64_t>(random() % limit); };
+  for (int round = 0; round < 3000; ++round) {
+    Shape shape;
+    for (uint64_t d = 1 + below(5); d > 0; --d) shape.push_back(1 + below(4));
+    const uint64_t total = *ElementCount(shape);
+    Box box;
+    for (uint64_t length : shape) {
+      const uint64_t offset = below(length);
+      box.offset.push_back(offset);
+      box.extent.push_back(1 + below(length - offset));
+    }
+    if (below(4) == 0) {
+      const uint64_t begin = below(total);
+      box = FlatBox(begin, 1 + below(total - begin));
+    }
+    const uint64_t begin = below(total), count = 1 + below(total - begin);
+    std::vector<std::pair<uint64_t, uint64_t>> expected;  // (in tensor, in box)
+    uint64_t in_box = 0;
+    for (uint64_t element = 0; element < total; ++element) {
+      uint64_t rest = element;
+      bool inside = true;
+      if (!box.flat) {
+        for (size_t d = shape.size(); d-- > 0;) {
+          const uint64_t at = rest % shape[d];
+          rest /= shape[d];
+          inside &= at >= box.offset[d] && at < box.offset[d] + box.extent[d];
+        }
+      } else {
+        inside = element >= box.offset[0] && element < box.offset[0] + box.extent[0];
+      }
+      if (inside && element >= begin && element < begin + count)
+        expected.push_back({element, in_box});
+      in_box += inside;
+    }
+    std::vector<std::pair<uint64_t, uint64_t>> got;
+    RunIterator runs(box, shape, {begin, begin + count});
+    for (orlop::Run run; runs.Next(&run);) {
+      for (uint64_t i = 0; i < run.count; ++i)
+        got.push_back({run.tensor_begin + i, run.box_begin + i});
+    }
+    ASSERT_EQ(got, expected) << "round " << round;
+    const Range part = BoxPart(box, shape, {begin, begin + count});
+    ASSERT_EQ(part.count(), expected.size()) << "round " << round;
+    if (!expected.empty()) {
+      ASSERT_EQ(part.begin, expected[0].second) << "round " << round;
+    }
+  }
+}
+
 TEST(Box, RefusesWhatDoesNotFitNamingDimensionAndLimit) {
   const std::vector<uint64_t> shape = {4, 6};
   EXPECT_TRUE(ValidateBox({{0, 0}, {4, 6}}, shape, 24).ok());
@@ -82,6 +136,8 @@ TEST(Box, ElementCountRefusesOverflowZeroAndTooManyDimensions) {
   EXPECT_FALSE(ElementCount({uint64_t{1} << 40, uint64_t{1} << 40}).ok());
   EXPECT_FALSE(ElementCount({3, 0}).ok());
   EXPECT_FALSE(ElementCount(std::vector<uint64_t>(9, 1)).ok());
+  EXPECT_FALSE(ElementCount({INT64_MAX, 2}).ok());
+  EXPECT_FALSE(ElementCount({UINT64_MAX}).ok());
 }
 
 }  // namespace

@@ -24,6 +24,7 @@ struct Digest128 {
   uint64_t high = 0;
   uint64_t low = 0;
 
+  bool empty() const { return high == 0 && low == 0; }  // no digest
   friend bool operator==(const Digest128&, const Digest128&) = default;
   friend auto operator<=>(const Digest128&, const Digest128&) = default;
 };

@@ -223,8 +223,8 @@ bool Oracle::CheckShard(ShardId shard, int64_t step, const Digest& decision,
     return Fail(
         absl::StrCat(where, ": shard ", shard, " step ", step, " reflects another decision"));
   }
-  for (int64_t i = 0; i < spec.count; ++i) {
-    if (values[i] == version.values[spec.tensor][spec.begin + i]) continue;
+  for (uint64_t i = 0; i < spec.range.count(); ++i) {
+    if (values[i] == version.values[spec.tensor][spec.range.begin + i]) continue;
     return Fail(absl::StrCat(where, ": shard ", shard, " element ", i, " of step ", step,
                              " differs from the replay"));
   }

@@ -24,7 +24,7 @@ CXX = (["ccache"] if shutil.which("ccache") else []) + [os.environ.get("CXX", "g
 FLAGS = ["-std=c++20", "-O1", "-w", "-I."]
 LIBRARIES = [
     "-labsl_statusor", "-labsl_status", "-labsl_cord", "-labsl_str_format_internal", "-labsl_strings",
-    "-labsl_throw_delegate", "-labsl_int128", "-labsl_base", "-labsl_raw_logging_internal",
+    "-labsl_throw_delegate", "-labsl_int128", "-labsl_base", "-labsl_raw_logging_internal", "-lxxhash",
 ]
 
 
@@ -36,10 +36,13 @@ def run(command, where):
 
 def copy_sources(where):
     """Copy the step machine and the simulator, without tests; return the .cc files to compile."""
+    base = where / "base"
     step = where / "server" / "step"
     tests = where / "tests"
-    step.mkdir(parents=True)
-    tests.mkdir()
+    for folder in (base, step, tests):
+        folder.mkdir(parents=True)
+    for path in ("box.h", "box.cc", "checksum.h", "checksum.cc"):
+        shutil.copy(ROOT / "base" / path, base)
     for path in (ROOT / "server" / "step").iterdir():
         if path.suffix in (".h", ".cc") and not path.stem.endswith("_test"):
             shutil.copy(path, step)

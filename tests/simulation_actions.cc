@@ -104,12 +104,12 @@ void Simulation::Do(ServerId server, PersistDiscard& action) {
 // Sums what the participant says is staged: the bytes follow from the keys of the pieces.
 Staged Simulation::Reduce(const Host& host, const StageShard& action, ShardStaged* result) const {
   const ShardSpec& shard = spec_->shards[action.shard];
-  Staged staged{action.step, action.attempt, action.is_load, Values(shard.count, 0)};
+  Staged staged{action.step, action.attempt, action.is_load, Values(shard.range.count(), 0)};
   DigestBuilder digest;
   for (const StagedPiece& piece : host.participant->PiecesOf(action.shard)) {
     const Workload::Try at{piece.key.generation, piece.key.step, piece.key.attempt};
-    for (int64_t i = 0; i < shard.count; ++i) {
-      const int64_t element = shard.begin + i;
+    for (uint64_t i = 0; i < shard.range.count(); ++i) {
+      const auto element = static_cast<int64_t>(shard.range.begin + i);
       if (action.is_load) {
         staged.gradient[i] = workload_.LoadedValue(at, shard.tensor, element);
       } else if (Oracle::Contributes(*spec_, WorldSize(at.generation), piece.key.rank, shard.tensor,
@@ -117,7 +117,7 @@ Staged Simulation::Reduce(const Host& host, const StageShard& action, ShardStage
         staged.gradient[i] += workload_.Gradient(at, piece.key.rank, shard.tensor, element);
       }
     }
-    const bool is_bad = shard.tensor == 0 && piece.key.rank == 0 && shard.begin == 0;
+    const bool is_bad = shard.tensor == 0 && piece.key.rank == 0 && shard.range.begin == 0;
     if (is_bad && !action.is_load && workload_.IsNonFinite(at)) ++result->non_finite_count;
   }
   for (uint64_t value : staged.gradient) {
@@ -162,7 +162,7 @@ void Simulation::ApplyTo(Values* values, ShardId id, const DecisionRecord& decis
               reinterpret_cast<char*>(&count));
   std::copy_n(decision.scalars.data() + spec_->tensors.size() * sizeof(count),
               sizeof(sum_of_squares), reinterpret_cast<char*>(&sum_of_squares));
-  for (int64_t i = 0; i < shard.count; ++i) {
+  for (uint64_t i = 0; i < shard.range.count(); ++i) {
     (*values)[i] = Workload::Update((*values)[i], is_here ? staged.gradient[i] : 0, count,
                                     sum_of_squares, decision.step);
   }

@@ -20,11 +20,11 @@ void Simulation::Build() {
   spec_->tensors = {{"bias", {3}, true}, {"weight", {4, 2}, true}};
   const int copies =
       is_replicated ? static_cast<int>(2 + random_.Below(spec_->server_count - 1)) : 1;
-  const int64_t shard_size = 3 + random_.Below(3);
+  const uint64_t shard_size = 3 + random_.Below(3);
   for (TensorId tensor = 0; tensor < 2; ++tensor) {
-    const int64_t total = *ElementCount(spec_->tensors[tensor].shape);
-    for (int64_t begin = 0; begin < total; begin += shard_size) {
-      ShardSpec shard{tensor, begin, std::min(shard_size, total - begin), {}};
+    const uint64_t total = *ElementCount(spec_->tensors[tensor].shape);
+    for (uint64_t s = 0; s < ShardCount(total, shard_size); ++s) {
+      ShardSpec shard{tensor, ShardRange(s, total, shard_size), {}};
       const int64_t first = static_cast<int64_t>(spec_->shards.size());
       for (int i = 0; i < copies; ++i) {
         shard.copies.push_back(static_cast<ServerId>((first + i) % spec_->server_count));
@@ -81,7 +81,7 @@ void Simulation::Start(ServerId server) {
   host.is_up = true;
   host.unsynced.clear();
   host.values.clear();
-  for (ShardId shard : host.shards) host.values.emplace_back(spec_->shards[shard].count, 0);
+  for (ShardId shard : host.shards) host.values.emplace_back(spec_->shards[shard].range.count(), 0);
   host.staged.assign(host.shards.size(), {});
   ParticipantImage image;
   Disk& disk = host.disk;

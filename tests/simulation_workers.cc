@@ -61,7 +61,7 @@ void Simulation::StartStep(Worker* worker, const Position& position) {
     const std::vector<Contribution> own = ContributionsOf(worker->rank, at.generation);
     const Box& box = own[shard.tensor].boxes[0];
     const Shape& shape = spec_->tensors[shard.tensor].shape;
-    if (Intersect(shape, box, shard.begin, shard.count).count > 0) {
+    if (!BoxPart(box, shape, shard.range).empty()) {
       worker->pieces.push_back({static_cast<ShardId>(id), 0});
     }
   }

@@ -11,6 +11,7 @@
 #include "client/lanes/push_queue.h"
 #include "orlop/v1/data.grpc.pb.h"
 #include "proto/chunk.h"
+#include "proto/convert.h"
 #include "proto/limits.h"
 
 namespace orlop::client {
@@ -103,7 +104,7 @@ using RegionKey = std::tuple<std::string, uint64_t, std::string, Box>;
 RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manifest) {
   const auto& shape = manifest.tensor(tensor).shape();
   const Box box =
-      region.has_box() ? FromProto(region.box()) : WholeTensor(manifest.element_count(tensor));
+      region.has_box() ? FromWire(region.box()) : WholeTensor(manifest.element_count(tensor));
   return {region.tensor(), region.shard(), region.slot().empty() ? "gradient" : region.slot(),
           Simplified(box, {shape.begin(), shape.end()})};
 }

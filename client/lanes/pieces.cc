@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "proto/convert.h"
 #include "proto/dtype.h"
 #include "proto/status.h"
 
@@ -58,20 +59,6 @@ std::pair<uint64_t, uint64_t> ShardsOf(const Box& box, const std::vector<uint64_
 
 }  // namespace
 
-v1::Box ToProto(const Box& box) {
-  v1::Box proto;
-  proto.mutable_offset()->Add(box.offset.begin(), box.offset.end());
-  proto.mutable_extent()->Add(box.extent.begin(), box.extent.end());
-  proto.set_flat(box.flat);
-  return proto;
-}
-
-Box FromProto(const v1::Box& box) {
-  return {{box.offset().begin(), box.offset().end()},
-          {box.extent().begin(), box.extent().end()},
-          box.flat()};
-}
-
 std::optional<Box> FlatSlice(uint64_t element_count, uint32_t rank, uint32_t world_size) {
   const uint64_t each = (element_count + world_size - 1) / world_size;
   const uint64_t slice = (each + kBlock - 1) / kBlock * kBlock;
@@ -107,7 +94,7 @@ absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vect
     piece.region.set_slot(std::string(part.slot));
     piece.region.set_dtype(dtype);
     piece.region.set_shard(shard);
-    if (part.box->has_value()) *piece.region.mutable_box() = ToProto(box);
+    if (part.box->has_value()) ToWire(box, piece.region.mutable_box());
     piece.data = part.data + bytes;
     piece.bytes = PieceBytes(dtype, (range.count() + per - 1) / per);
     piece.applied_count = part.applied_count;

@@ -46,10 +46,6 @@ struct PartView {
 //   another size.
 absl::Status SplitPart(const PartView& part, const Manifest& manifest, std::vector<Piece>* pieces);
 
-// A box of the wire, and back.
-v1::Box ToProto(const Box& box);
-Box FromProto(const v1::Box& box);
-
 // The flat slice of rank `rank` of `world_size` (ContributionLayout.FLAT_SLICES) of a tensor;
 // absent: empty.
 std::optional<Box> FlatSlice(uint64_t element_count, uint32_t rank, uint32_t world_size);

@@ -2,6 +2,8 @@
 
 #include "gtest/gtest.h"
 #include "proto/status.h"
+#include "server/job/manifest.h"
+#include "server/job/optimizer_config.h"
 
 namespace orlop::server {
 namespace {

@@ -284,11 +284,6 @@ struct BodyWriter {
 
 }  // namespace
 
-void ToWire(const step::Digest& digest, v1::Digest* out) {
-  out->set_high(digest.high);
-  out->set_low(digest.low);
-}
-
 void ToWire(const step::DecisionRecord& d, v1::DecisionBody* out) {
   out->set_epoch(d.epoch);
   out->set_generation(d.generation);
@@ -334,7 +329,7 @@ void ToWire(const step::Layout& layout, v1::LayoutBody* out) {
       v1::ContributionBody* body = contributions->add_tensors();
       body->set_tensor(contribution.tensor);
       body->set_mode(static_cast<uint32_t>(contribution.mode));
-      for (const step::Box& box : contribution.boxes) {
+      for (const Box& box : contribution.boxes) {
         v1::StepBox* wire = body->add_boxes();
         wire->mutable_offset()->Assign(box.offset.begin(), box.offset.end());
         wire->mutable_extent()->Assign(box.extent.begin(), box.extent.end());
@@ -353,7 +348,8 @@ std::shared_ptr<const step::Layout> ToStep(const v1::LayoutBody& in) {
       contribution.mode = static_cast<step::Mode>(std::min<uint32_t>(body.mode(), 2));
       for (const v1::StepBox& box : body.boxes()) {
         contribution.boxes.push_back({{box.offset().begin(), box.offset().end()},
-                                      {box.extent().begin(), box.extent().end()}});
+                                      {box.extent().begin(), box.extent().end()},
+                                      box.offset_size() == 1});
       }
     }
   }

@@ -5,14 +5,13 @@
 #include "absl/status/statusor.h"
 #include "base/checksum.h"
 #include "orlop/v1/peer.pb.h"
+#include "proto/convert.h"
 #include "server/step/messages.h"
 #include "server/step/participant.h"
 
 namespace orlop::server {
 
-inline step::Digest ToStep(const Digest128& digest) { return {digest.high, digest.low}; }
-inline step::Digest ToStep(const v1::Digest& digest) { return {digest.high(), digest.low()}; }
-void ToWire(const step::Digest& digest, v1::Digest* out);
+inline Digest128 ToStep(const v1::Digest& digest) { return FromWire(digest); }
 
 void ToWire(const step::DecisionRecord& decision, v1::DecisionBody* out);
 step::DecisionPtr ToStep(const v1::DecisionBody& decision);

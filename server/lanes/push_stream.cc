@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/contributions.h"
 #include "server/runtime/answers.h"
 
 namespace orlop::server {
@@ -138,7 +139,7 @@ absl::Status PushStream::BeginLoad(uint32_t tensor, uint64_t, const Box& box,
   const v1::Region& region = header.region();
   absl::StatusOr<Slot> slot = ParseSlot(region.slot());
   if (!slot.ok()) return slot.status();
-  piece_.key.region = step::LoadRegion(SlotName(*slot), ToStepBox(box));
+  piece_.key.region = step::LoadRegion(SlotName(*slot), box);
   if (header.has_applied_count()) {
     if (header.applied_count() > kMaxAppliedCount) {
       return absl::InvalidArgumentError(absl::StrCat("applied_count ", header.applied_count(),

@@ -43,8 +43,8 @@ absl::StatusOr<int64_t> ContributionsPerElement(const JobModel& model, const ste
     for (const step::Contribution& contribution : rank) {
       if (contribution.mode == step::Mode::kNone) continue;
       sum[contribution.tensor] = contribution.mode == step::Mode::kSum;
-      for (const step::Box& box : contribution.boxes)
-        elements[contribution.tensor] += static_cast<double>(step::ElementCount(box));
+      for (const Box& box : contribution.boxes)
+        elements[contribution.tensor] += static_cast<double>(BoxElementCount(box));
     }
   }
   int64_t count = 0;

@@ -6,6 +6,7 @@
 #include "kernels/types.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/optimizer_config.h"
 #include "server/memory/process_memory.h"
 #include "server/runtime/answers.h"
 #include "server/services/job_service.h"

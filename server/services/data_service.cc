@@ -5,9 +5,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/chunk.h"
+#include "proto/convert.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/contributions.h"
 #include "server/job/step_codec.h"
 #include "server/lanes/push_stream.h"
 #include "server/runtime/answers.h"
@@ -24,12 +26,6 @@ grpc::Slice SliceOf(const ReadChunk& chunk) {
   return grpc::Slice(
       const_cast<uint8_t*>(chunk.bytes.data()), chunk.bytes.size(),
       [](void* held) { delete static_cast<BufferPtr*>(held); }, owner);
-}
-
-void FillBox(const Box& box, v1::Box* out) {
-  out->mutable_offset()->Assign(box.offset.begin(), box.offset.end());
-  out->mutable_extent()->Assign(box.extent.begin(), box.extent.end());
-  out->set_flat(box.flat);
 }
 
 // One Pull: regions in the order asked, their shards ascending.
@@ -131,7 +127,7 @@ class PullStream {
     if (!reader.ok()) return reader.status();
     region->set_slot(SlotName(slot));
     region->set_dtype((*reader)->dtype());
-    FillBox(box, region->mutable_box());
+    ToWire(box, region->mutable_box());
     v1::Chunk header;
     if (!key_sent_) *header.mutable_key() = key_;
     key_sent_ = true;
@@ -141,9 +137,7 @@ class PullStream {
       if (!chunk.ok()) return chunk.status();
       header.set_offset_bytes(chunk->offset_bytes);
       header.set_checksum(chunk->checksum);
-      if (chunk->digest.has_value())
-        ToWire(step::Digest{chunk->digest->high, chunk->digest->low},
-               header.mutable_piece_digest());
+      if (chunk->digest.has_value()) ToWire(*chunk->digest, header.mutable_piece_digest());
       const StallWatch::Write write(stalls_, [this] { context_->TryCancel(); });
       if (!stream_->Write(EncodeChunk(header, SliceOf(*chunk))))
         return absl::CancelledError("the caller went away, or took nothing for too long");
@@ -182,9 +176,9 @@ bool FillRegion(JobRuntime& job, const step::PieceKey& key, v1::Region* out) {
   out->set_shard(static_cast<uint64_t>(key.shard - model->FirstShard(tensor)));
   if (auto loads = job.shards().StagedLoads(key.shard); loads.ok()) {
     for (const auto& [slot, box] : *loads) {
-      if (step::LoadRegion(SlotName(slot), ToStepBox(box)) != key.region) continue;
+      if (step::LoadRegion(SlotName(slot), box) != key.region) continue;
       out->set_slot(SlotName(slot));
-      FillBox(box, out->mutable_box());
+      ToWire(box, out->mutable_box());
       return true;
     }
   }
@@ -194,7 +188,7 @@ bool FillRegion(JobRuntime& job, const step::PieceKey& key, v1::Region* out) {
     if (contribution.tensor != static_cast<step::TensorId>(tensor) ||
         key.region >= contribution.boxes.size())
       continue;
-    FillBox(FromStepBox(contribution.boxes[key.region]), out->mutable_box());
+    ToWire(contribution.boxes[key.region], out->mutable_box());
   }
   return false;
 }

@@ -6,6 +6,9 @@
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/cluster/placement.h"
+#include "server/job/contributions.h"
+#include "server/job/manifest.h"
+#include "server/job/optimizer_config.h"
 #include "server/job/step_codec.h"
 #include "server/runtime/answers.h"
 #include "server/runtime/step_scalars.h"
@@ -248,7 +251,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
                                 v1::CreateJobResponse* response) {
   if (absl::Status status = CompleteManifest(&manifest); !status.ok()) return status;
   v1::JobDefinition definition;
-  ToWire(ToStep(ManifestDigest(manifest)), definition.mutable_manifest_digest());
+  ToWire(ManifestDigest(manifest), definition.mutable_manifest_digest());
   const std::string name = manifest.job();
   *definition.mutable_manifest() = manifest;
   definition.set_server_count(static_cast<uint32_t>(jobs_->environment().server_names.size()));

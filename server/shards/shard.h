@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
 #include "server/shards/shard_store.h"
-#include "server/step/layout.h"
 
 namespace orlop::server {
 
@@ -179,10 +178,6 @@ class WindowLease {
   bool* const busy_;
 };
 
-// A box in the words of server/step/layout.h.
-step::Box ToStepBox(const Box& box);
-step::Shape ToStepShape(const std::vector<uint64_t>& shape);
-
 // Walks the runs of (box within a shard) along ascending bytes of a piece. `visit(local, count,
 // first)`: elements [local, local + count) of the shard are elements [first, first + count) of the
 // span given to Advance.
@@ -190,13 +185,12 @@ class RunCursor {
  public:
   RunCursor(const Shard& shard, const Box& box)
       : begin_(shard.info.range.begin),
-        runs_(ToStepShape(shard.tensor->shape), ToStepBox(Simplified(box, shard.tensor->shape)),
-              shard.info.range.begin, shard.info.range.count()) {}
+        runs_(Simplified(box, shard.tensor->shape), shard.tensor->shape, shard.info.range) {}
 
   template <typename Visit>
   absl::Status Advance(uint64_t element_count, Visit visit) {
     for (uint64_t done = 0; done < element_count;) {
-      if (used_ == static_cast<uint64_t>(run_.count)) {
+      if (used_ == run_.count) {
         used_ = 0;
         if (!runs_.Next(&run_)) return absl::InternalError("piece is longer than its box");
       }
@@ -211,8 +205,8 @@ class RunCursor {
 
  private:
   const uint64_t begin_;
-  step::RunIterator runs_;
-  step::Run run_;
+  RunIterator runs_;
+  Run run_;
   uint64_t used_ = 0;
 };
 

@@ -192,10 +192,9 @@ absl::Status ShardReader::Build(Range part, uint8_t* out) const {
                 part.count() * element_bytes_);  // a slot that was never written
     return absl::OkStatus();
   }
-  step::RunIterator runs(ToStepShape(tensor_->shape), ToStepBox(request_.box), shard_.range.begin,
-                         shard_.range.count());
+  RunIterator runs(request_.box, tensor_->shape, shard_.range);
   absl::Status status;
-  for (step::Run run; status.ok() && runs.Next(&run);) {
+  for (Run run; status.ok() && runs.Next(&run);) {
     const uint64_t begin = run.box_begin, end = begin + run.count;
     if (end <= part.begin) continue;
     if (begin >= part.end) break;

@@ -45,11 +45,6 @@ absl::StatusOr<BufferPtr> InitialBuffer(const SlotFormat& format, uint64_t bytes
   return buffer;
 }
 
-step::Box ToStepBox(const Box& box) {
-  return {{box.offset.begin(), box.offset.end()}, {box.extent.begin(), box.extent.end()}};
-}
-step::Shape ToStepShape(const std::vector<uint64_t>& shape) { return {shape.begin(), shape.end()}; }
-
 ShardStore::ShardStore(JobLayout layout, Tiers* tiers) : layout_(std::move(layout)), tiers_(tiers) {
   for (const OwnedShard& shard : layout_.shards)
     shards_.push_back(std::make_unique<Shard>(shard, &layout_.tensors[shard.tensor]));

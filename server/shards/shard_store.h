@@ -31,6 +31,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/optimizer.h"
 #include "kernels/tensor_pass.h"
+#include "server/job/contributions.h"
 #include "server/job/slots.h"
 #include "server/shards/piece_writer.h"
 #include "server/shards/shard_read.h"
@@ -43,15 +44,6 @@ class WindowLease;
 struct GradientStage;
 struct LoadStage;
 struct SlotState;
-
-// A piece that a contributor's layout makes it push. `region` is the caller's name for the box:
-// (shard, rank, region) is the key.
-struct ExpectedPiece {
-  int32_t shard = 0;
-  uint32_t rank = 0;
-  int32_t region = 0;
-  Box box;
-};
 
 // What staging a shard found: step::ShardStaged without the step machine's words.
 struct StagedShard {

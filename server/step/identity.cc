@@ -1,8 +1,6 @@
 #include "server/step/identity.h"
 
 #include <bit>
-#include <cstdio>
-#include <cstring>
 
 namespace orlop::step {
 namespace {
@@ -16,13 +14,6 @@ uint64_t Mix(uint64_t value) {
 }
 
 }  // namespace
-
-std::string ToString(const Digest& digest) {
-  char text[33];
-  std::snprintf(text, sizeof(text), "%016llx%016llx", static_cast<unsigned long long>(digest.high),
-                static_cast<unsigned long long>(digest.low));
-  return text;
-}
 
 DigestBuilder& DigestBuilder::Add(uint64_t value) {
   high_ = Mix(high_ + value + 0x9e3779b97f4a7c15);

@@ -1,26 +1,16 @@
 // What step machines compare: 128-bit identities, never numbers alone and never struct memory.
-#ifndef ORLOP_SERVER_STEP_IDENTITY_H_
-#define ORLOP_SERVER_STEP_IDENTITY_H_
+#pragma once
 
 #include <cstdint>
-#include <string>
 #include <string_view>
+
+#include "base/checksum.h"
 
 namespace orlop::step {
 
-// A 128-bit digest. All zero means "none". Content digests (payloads, staged bytes) come from the
-// shell (XXH3-128); identities of records come from DigestBuilder.
-struct Digest {
-  uint64_t high = 0;
-  uint64_t low = 0;
-
-  bool empty() const { return high == 0 && low == 0; }
-  friend bool operator==(const Digest&, const Digest&) = default;
-  friend auto operator<=>(const Digest&, const Digest&) = default;
-};
-
-// 32 lower-case hexadecimal digits, for messages.
-std::string ToString(const Digest& digest);
+// The shell computes digests of contents (payloads, staged bytes); DigestBuilder computes the
+// identities of records. An empty digest means "none".
+using Digest = Digest128;
 
 // Mixes fields, in the order added, into a digest that is the same on every machine. Lengths are
 // mixed with bytes, so "ab","c" differs from "a","bc". Not cryptographic: it separates records that
@@ -39,5 +29,3 @@ class DigestBuilder {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_IDENTITY_H_

@@ -61,14 +61,14 @@ const char* ToString(DecisionKind kind) {
 absl::Status ValidateJobSpec(const JobSpec& spec) {
   size_t next = 0;
   for (size_t tensor = 0; tensor < spec.tensors.size(); ++tensor) {
-    const absl::StatusOr<int64_t> total = ElementCount(spec.tensors[tensor].shape);
+    const absl::StatusOr<uint64_t> total = ElementCount(spec.tensors[tensor].shape);
     if (!total.ok()) return total.status();
-    int64_t covered = 0;
+    uint64_t covered = 0;
     for (; next < spec.shards.size() && spec.shards[next].tensor == static_cast<TensorId>(tensor);
          ++next) {
       const ShardSpec& shard = spec.shards[next];
-      if (shard.begin != covered || shard.count < 1 || shard.count > *total - covered) break;
-      covered += shard.count;
+      if (shard.range.begin != covered || shard.range.empty() || shard.range.end > *total) break;
+      covered = shard.range.end;
       if (absl::Status status = CheckCopies(spec, next); !status.ok()) return status;
     }
     if (covered != *total) {

@@ -12,43 +12,33 @@ absl::Status Invalid(const std::string& tensor, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor, ": ", what));
 }
 
-bool IsFlat(const Shape& shape, const Box& box) { return box.offset.size() != shape.size(); }
-
-// The shape that a box's coordinates refer to: the tensor's, or its flattened length.
-Shape ReferenceShape(const Shape& shape, const Box& box) {
-  if (!IsFlat(shape, box)) return shape;
-  int64_t count = 1;
-  for (int64_t length : shape) count *= length;
-  return {count};
-}
-
 // Splits a flat range into N-d boxes: at most two per dimension, less one.
-void FlatToBoxes(const Shape& shape, size_t dimension, std::vector<int64_t> prefix, int64_t begin,
-                 int64_t count, std::vector<Box>* out) {
-  int64_t inner = 1;
+void FlatToBoxes(const Shape& shape, size_t dimension, Shape prefix, uint64_t begin, uint64_t count,
+                 std::vector<Box>* out) {
+  uint64_t inner = 1;
   for (size_t d = dimension + 1; d < shape.size(); ++d) inner *= shape[d];
-  const auto emit = [&](int64_t first, int64_t rows) {
+  const auto emit = [&](uint64_t first, uint64_t rows) {
     Box box;
-    for (int64_t at : prefix) box.offset.push_back(at), box.extent.push_back(1);
+    for (uint64_t at : prefix) box.offset.push_back(at), box.extent.push_back(1);
     box.offset.push_back(first), box.extent.push_back(rows);
     for (size_t d = dimension + 1; d < shape.size(); ++d) {
       box.offset.push_back(0), box.extent.push_back(shape[d]);
     }
     out->push_back(std::move(box));
   };
-  const auto descend = [&](int64_t row, int64_t from, int64_t length) {
-    std::vector<int64_t> deeper = prefix;
+  const auto descend = [&](uint64_t row, uint64_t from, uint64_t length) {
+    Shape deeper = prefix;
     deeper.push_back(row);
     FlatToBoxes(shape, dimension + 1, std::move(deeper), from, length, out);
   };
-  const int64_t head_row = begin / inner;
+  const uint64_t head_row = begin / inner;
   if (begin % inner != 0) {
-    const int64_t head = std::min(count, inner - begin % inner);
+    const uint64_t head = std::min(count, inner - begin % inner);
     descend(head_row, begin % inner, head);
     begin += head;
     count -= head;
   }
-  const int64_t whole = count / inner;
+  const uint64_t whole = count / inner;
   if (whole > 0) emit(begin / inner, whole);
   if (count % inner != 0) descend(begin / inner + whole, 0, count % inner);
 }
@@ -59,12 +49,7 @@ struct RankBox {
   const Box* given;  // the contributor's box that it is a part of
 };
 
-std::string ToString(const Shape& shape, const Box& box) {
-  return absl::StrCat(IsFlat(shape, box) ? "flat" : "", "[", absl::StrJoin(box.offset, ","), "]+[",
-                      absl::StrJoin(box.extent, ","), "]");
-}
-
-bool Covers(const Box& box, const std::vector<int64_t>& element) {
+bool Covers(const Box& box, const std::vector<uint64_t>& element) {
   for (size_t d = 0; d < element.size(); ++d) {
     if (element[d] < box.offset[d] || element[d] >= box.offset[d] + box.extent[d]) return false;
   }
@@ -75,13 +60,13 @@ bool Covers(const Box& box, const std::vector<int64_t>& element) {
 // -1, and `odd` is the first element found that is not covered so. Sweeps one dimension after the
 // other over the boundaries of the boxes that reach there.
 int64_t UniformMultiplicity(const Shape& shape, const std::vector<const Box*>& boxes, int64_t limit,
-                            std::vector<int64_t>* odd, int64_t* work) {
+                            std::vector<uint64_t>* odd, int64_t* work) {
   const size_t dimension = odd->size();
   if (dimension == shape.size()) {
     const auto count = static_cast<int64_t>(boxes.size());
     return count >= 1 && count <= limit ? count : -1;
   }
-  std::vector<int64_t> bounds = {0, shape[dimension]};
+  std::vector<uint64_t> bounds = {0, shape[dimension]};
   for (const Box* box : boxes) {
     bounds.push_back(box->offset[dimension]);
     bounds.push_back(box->offset[dimension] + box->extent[dimension]);
@@ -92,7 +77,7 @@ int64_t UniformMultiplicity(const Shape& shape, const std::vector<const Box*>& b
   for (size_t i = 0; i + 1 < bounds.size(); ++i) {
     std::vector<const Box*> here;
     for (const Box* box : boxes) {
-      const int64_t begin = box->offset[dimension];
+      const uint64_t begin = box->offset[dimension];
       if (begin <= bounds[i] && bounds[i] < begin + box->extent[dimension]) here.push_back(box);
     }
     *work += static_cast<int64_t>(boxes.size()) + 1;
@@ -140,9 +125,12 @@ absl::Status AddContribution(const TensorSpec& tensor, Rank rank, const Contribu
   if (part.mode == Mode::kNone && !part.boxes.empty()) {
     return Invalid(tensor.name, absl::StrCat("rank ", rank, " gives boxes to a frozen tensor"));
   }
+  const absl::StatusOr<uint64_t> count = ElementCount(tensor.shape);
+  if (!count.ok()) return Invalid(tensor.name, std::string(count.status().message()));
   for (const Box& box : part.boxes) {
-    if (absl::Status status = CheckBox(tensor.name, tensor.shape, box); !status.ok()) return status;
-    if (!IsFlat(tensor.shape, box)) {
+    if (absl::Status status = ValidateBox(box, tensor.shape, *count); !status.ok())
+      return Invalid(tensor.name, std::string(status.message()));
+    if (!box.flat) {
       parts->boxes.push_back({rank, box, &box});
       continue;
     }
@@ -164,10 +152,9 @@ absl::Status CheckRankOverlap(const TensorSpec& tensor, const TensorParts& parts
       if (parts.boxes[j].rank != parts.boxes[i].rank) break;
       if (++*work > kMaxLayoutWork) return absl::OkStatus();  // told by the caller
       if (Overlap(parts.boxes[i].box, parts.boxes[j].box)) {
-        return Invalid(tensor.name,
-                       absl::StrCat("boxes ", ToString(tensor.shape, *parts.boxes[i].given),
-                                    " and ", ToString(tensor.shape, *parts.boxes[j].given),
-                                    " of rank ", parts.boxes[i].rank, " overlap"));
+        return Invalid(tensor.name, absl::StrCat("boxes ", ToString(*parts.boxes[i].given), " and ",
+                                                 ToString(*parts.boxes[j].given), " of rank ",
+                                                 parts.boxes[i].rank, " overlap"));
       }
     }
   }
@@ -176,13 +163,13 @@ absl::Status CheckRankOverlap(const TensorSpec& tensor, const TensorParts& parts
 
 // Names an element that a layout does not cover as it must, and who contributes it.
 absl::Status OddElement(const TensorSpec& tensor, const TensorParts& parts,
-                        const std::vector<int64_t>& element, int64_t total) {
+                        const std::vector<uint64_t>& element, uint64_t total) {
   std::vector<std::string> by;
-  int64_t flat = 0;
+  uint64_t flat = 0;
   for (size_t d = 0; d < element.size(); ++d) flat = flat * tensor.shape[d] + element[d];
   for (const RankBox& part : parts.boxes) {
     if (!Covers(part.box, element)) continue;
-    by.push_back(absl::StrCat("rank ", part.rank, " in ", ToString(tensor.shape, *part.given)));
+    by.push_back(absl::StrCat("rank ", part.rank, " in ", ToString(*part.given)));
   }
   const std::string what =
       absl::StrCat("element [", absl::StrJoin(element, ","), "] (flat index ", flat, " of ", total,
@@ -197,22 +184,22 @@ absl::Status OddElement(const TensorSpec& tensor, const TensorParts& parts,
 }
 
 absl::Status CheckCover(const TensorSpec& tensor, const TensorParts& parts, int64_t* work) {
-  const int64_t total = *ElementCount(tensor.shape);
-  if (total == 0) return absl::OkStatus();
+  const uint64_t total = *ElementCount(tensor.shape);  // AddContribution has checked the shape
   // Every rank covering everything is the common case, and needs no sweep: boxes of one rank are
   // disjoint, so their count tells.
   std::vector<const Box*> boxes;
   Rank rank = -1;
-  int64_t rank_sum = 0, whole_ranks = 0, ranks = 0;
+  uint64_t rank_sum = 0;
+  int64_t whole_ranks = 0, ranks = 0;
   for (const RankBox& part : parts.boxes) {
     if (part.rank != rank) rank = part.rank, rank_sum = 0, ++ranks;
-    rank_sum += ElementCount(part.box);
+    rank_sum += BoxElementCount(part.box);
     whole_ranks += rank_sum == total;
     boxes.push_back(&part.box);
   }
   const int64_t limit = parts.mode == Mode::kExactlyOnce ? 1 : INT64_MAX;
   if (ranks > 0 && ranks == whole_ranks && ranks <= limit) return absl::OkStatus();
-  std::vector<int64_t> odd;
+  std::vector<uint64_t> odd;
   if (UniformMultiplicity(tensor.shape, boxes, limit, &odd, work) > 0) return absl::OkStatus();
   if (*work > kMaxLayoutWork) {
     return absl::ResourceExhaustedError(
@@ -224,114 +211,6 @@ absl::Status CheckCover(const TensorSpec& tensor, const TensorParts& parts, int6
 
 }  // namespace
 
-Box FlatBox(int64_t begin, int64_t count) { return {{begin}, {count}}; }
-
-absl::StatusOr<int64_t> ElementCount(const Shape& shape) {
-  if (shape.size() > kMaxDimensions) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("shape has ", shape.size(), " dimensions, limit ", kMaxDimensions));
-  }
-  int64_t count = 1;
-  for (int64_t length : shape) {
-    if (length < 0) {
-      return absl::InvalidArgumentError(absl::StrCat("shape has negative length ", length));
-    }
-    if (__builtin_mul_overflow(count, length, &count)) {
-      return absl::InvalidArgumentError("shape has more than 2^63-1 elements");
-    }
-  }
-  return count;
-}
-
-absl::Status CheckBox(const std::string& tensor, const Shape& shape, const Box& box) {
-  const absl::StatusOr<int64_t> total = ElementCount(shape);
-  if (!total.ok()) return Invalid(tensor, std::string(total.status().message()));
-  const size_t dimensions = box.offset.size();
-  if (dimensions != box.extent.size() || (dimensions != shape.size() && dimensions != 1)) {
-    return Invalid(tensor, absl::StrCat("box has ", dimensions, " offsets and ", box.extent.size(),
-                                        " extents, tensor has ", shape.size(), " dimensions"));
-  }
-  const Shape reference = ReferenceShape(shape, box);
-  for (size_t d = 0; d < dimensions; ++d) {
-    int64_t end = 0;
-    if (box.offset[d] < 0 || box.extent[d] < 1 ||
-        __builtin_add_overflow(box.offset[d], box.extent[d], &end) || end > reference[d]) {
-      return Invalid(tensor, absl::StrCat("box offset ", box.offset[d], " extent ", box.extent[d],
-                                          " outside dimension ", d, " of length ", reference[d]));
-    }
-  }
-  return absl::OkStatus();
-}
-
-int64_t ElementCount(const Box& box) {
-  int64_t count = 1;
-  for (int64_t length : box.extent) count *= length;
-  return count;
-}
-
-RunIterator::RunIterator(const Shape& shape, const Box& box, int64_t begin, int64_t count)
-    : begin_(begin), end_(begin + count) {
-  const Shape reference = ReferenceShape(shape, box);
-  // Trailing dimensions that the box spans whole merge into one row.
-  int d = static_cast<int>(reference.size()) - 1;
-  int64_t stride = 1;
-  for (; d >= 0; --d) {
-    base_ += box.offset[d] * stride;
-    row_length_ *= box.extent[d];
-    stride *= reference[d];
-    if (box.extent[d] != reference[d]) break;
-  }
-  outer_ = std::max(d, 0);
-  for (int outer = outer_ - 1; outer >= 0; --outer) {
-    extent_[outer] = box.extent[outer];
-    stride_[outer] = stride;
-    base_ += box.offset[outer] * stride;
-    row_count_ *= box.extent[outer];
-    stride *= reference[outer];
-  }
-  int64_t low = 0, high = row_count_;  // the first row that ends after begin: rows ascend
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (RowBegin(middle) + row_length_ > begin_) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  row_ = low;
-}
-
-int64_t RunIterator::RowBegin(int64_t row) const {
-  int64_t at = base_;
-  for (int d = outer_ - 1; d >= 0; --d) {
-    at += (row % extent_[d]) * stride_[d];
-    row /= extent_[d];
-  }
-  return at;
-}
-
-bool RunIterator::Next(Run* run) {
-  if (row_ >= row_count_) return false;
-  const int64_t row_begin = RowBegin(row_);
-  const int64_t from = std::max(begin_, row_begin);
-  const int64_t to = std::min(end_, row_begin + row_length_);
-  if (from >= to) return false;
-  *run = {from, row_ * row_length_ + (from - row_begin), to - from};
-  ++row_;
-  return true;
-}
-
-Piece Intersect(const Shape& shape, const Box& box, int64_t begin, int64_t count) {
-  // Elements of the box before flat index `end`, found from the first run at or after it.
-  const auto elements_before = [&](int64_t end) {
-    RunIterator runs(shape, box, end, INT64_MAX - end);
-    Run run;
-    return runs.Next(&run) ? run.box_begin : ElementCount(box);
-  };
-  const int64_t first = elements_before(begin);
-  return {first, elements_before(begin + count) - first};
-}
-
 Digest DigestContributions(const std::vector<Contribution>& contributions) {
   DigestBuilder builder;
   builder.Add(contributions.size());
@@ -339,8 +218,8 @@ Digest DigestContributions(const std::vector<Contribution>& contributions) {
     builder.Add(part.tensor).Add(static_cast<uint64_t>(part.mode)).Add(part.boxes.size());
     for (const Box& box : part.boxes) {
       builder.Add(box.offset.size());
-      for (int64_t at : box.offset) builder.Add(at);
-      for (int64_t length : box.extent) builder.Add(length);
+      for (uint64_t at : box.offset) builder.Add(at);
+      for (uint64_t length : box.extent) builder.Add(length);
     }
   }
   return builder.Finish();
@@ -390,10 +269,9 @@ std::vector<ExpectedPiece> ExpectedPieces(const std::vector<TensorSpec>& tensors
     for (const Contribution& part : layout.by_rank[rank]) {
       if (part.tensor != shard.tensor) continue;
       for (size_t region = 0; region < part.boxes.size(); ++region) {
-        const Piece piece =
-            Intersect(tensors[shard.tensor].shape, part.boxes[region], shard.begin, shard.count);
-        if (piece.count == 0) continue;
-        pieces.push_back({rank, static_cast<int32_t>(region), piece.box_begin, piece.count});
+        const Range piece = BoxPart(part.boxes[region], tensors[shard.tensor].shape, shard.range);
+        if (piece.empty()) continue;
+        pieces.push_back({rank, static_cast<int32_t>(region), piece});
       }
     }
   }

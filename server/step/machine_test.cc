@@ -19,7 +19,7 @@ class Job : public ::testing::Test {
     spec_ = std::make_shared<JobSpec>();
     spec_->manifest_digest = {1, 2};
     spec_->tensors = {{"w", {4}, true}, {"b", {2}, true}};
-    spec_->shards = {{0, 0, 4, {0}}, {1, 0, 2, {0}}};
+    spec_->shards = {{0, {0, 4}, {0}}, {1, {0, 2}, {0}}};
     participant_ =
         std::make_unique<Participant>(spec_, 0, 0, ParticipantImage{}, 7, ParticipantOptions{});
     leader_ = std::make_unique<Leader>(
@@ -438,7 +438,7 @@ class TwoCopies : public ::testing::Test {
     spec_->level = Level::kReplicated;
     spec_->server_count = 2;
     spec_->tensors = {{"w", {4}, true}};
-    spec_->shards = {{0, 0, 4, {0, 1}}};
+    spec_->shards = {{0, {0, 4}, {0, 1}}};
     leader_ = std::make_unique<Leader>(
         spec_, 0, JobRecord{},
         [](const ScalarInputs&) -> absl::StatusOr<std::string> { return std::string(); },

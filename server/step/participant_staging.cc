@@ -28,8 +28,8 @@ absl::Status AttemptMoved(const char* what, int64_t got, int64_t open) {
 uint64_t LoadRegion(std::string_view slot, const Box& box) {
   DigestBuilder builder;
   builder.AddBytes(slot).Add(box.offset.size());
-  for (int64_t at : box.offset) builder.Add(at);
-  for (int64_t length : box.extent) builder.Add(length);
+  for (uint64_t at : box.offset) builder.Add(at);
+  for (uint64_t length : box.extent) builder.Add(length);
   return builder.Finish().low;
 }
 

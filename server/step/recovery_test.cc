@@ -10,7 +10,7 @@ JobSpec TwoShards() {
   JobSpec spec;
   spec.server_count = 2;
   spec.tensors = {{"w", {4}, true}};
-  spec.shards = {{0, 0, 2, {0, 1}}, {0, 2, 2, {1, 0}}};
+  spec.shards = {{0, {0, 2}, {0, 1}}, {0, {2, 4}, {1, 0}}};
   return spec;
 }
 
