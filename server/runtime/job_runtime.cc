@@ -7,7 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/durability/flush.h"
+#include "server/job/contributions.h"
 #include "server/job/step_codec.h"
+#include "server/runtime/job_opening.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {
@@ -20,17 +23,12 @@ constexpr auto kAttemptWait =
 constexpr auto kCancelPoll =
     std::chrono::milliseconds(200);  // synchronous gRPC tells of a cancelled call only when asked
 
-std::string RecordKey(const std::string& job) { return absl::StrCat("record/", job); }
-std::string IncarnationKey(const std::string& job) { return absl::StrCat("incarnation/", job); }
-
 absl::Status JobGone(const std::string& job) {
   return MakeError(absl::StatusCode::kNotFound, absl::StrCat("job '", job, "' was deleted"),
                    v1::ErrorDetail::UNKNOWN_JOB);
 }
 
 }  // namespace
-
-std::string CleanKey(const std::string& job) { return absl::StrCat("clean/", job); }
 
 JobRuntime::JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model)
     : environment_(environment), job_(model->job()), model_(std::move(model)) {}
@@ -45,121 +43,30 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& 
   return runtime;
 }
 
-absl::Status JobRuntime::CreateShards() {
-  shards_.reset();  // gives its memory back first
-  auto shards = ShardStore::Create(model_->LayoutFor(environment_.self), environment_.tiers);
-  if (!shards.ok()) return shards.status();
-  shards_ = *std::move(shards);
-  return model_->definition().has_optimizer() ? shards_->Configure(model_->Optimizers())
-                                              : absl::OkStatus();
-}
-
 absl::Status JobRuntime::Restore(bool is_new) {
+  absl::StatusOr<OpenedJob> opened = OpenJob(environment_, *model_, is_new);
+  if (!opened.ok()) return opened.status();
   MutexLock lock(&mutex_);
-  if (absl::Status status = CreateShards(); !status.ok()) return status;
-  absl::StatusOr<step::ParticipantImage> image = LoadImage(is_new);
-  if (!image.ok()) return image.status();
-  // Never used before by any server: a server's own count, spread over the places in the list.
-  const int64_t incarnation =
-      static_cast<int64_t>(environment_.data->incarnation() * kMaxServers) + environment_.self;
-  if (absl::Status status =
-          environment_.data->PutValue(IncarnationKey(job_), absl::StrCat(incarnation));
-      !status.ok())
-    return status;
-  participant_ =
-      std::make_unique<step::Participant>(model_->spec(), environment_.self, /*leader=*/0, *image,
-                                          incarnation, step::ParticipantOptions());
+  shards_ = std::move(opened->shards);
+  applies_ = std::make_unique<ApplyQueue>(
+      model_->spec(), shards_.get(), environment_.pool,
+      [this](int32_t shard, const step::DecisionPtr& decision, const absl::Status& status) {
+        EndApply(shard, decision, status);
+      });
+  if (opened->layout != nullptr) {
+    layout_ = opened->layout;
+    contributions_ = ContributionsPerElement(*model_, *layout_);
+  }
+  participant_ = std::make_unique<step::Participant>(
+      model_->spec(), environment_.self,
+      /*leader=*/0, opened->image, opened->incarnation, step::ParticipantOptions());
   return environment_.is_leader() ? StartLeader() : absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<step::RecoverReport::Flush>> JobRuntime::KnownFlushes() const {
-  std::vector<step::RecoverReport::Flush> flushes;
-  absl::StatusOr<std::vector<FlushInfo>> found = ListFlushes(environment_.data->store(), job_);
-  if (!found.ok()) return found.status();
-  for (const FlushInfo& info : *found) {
-    if (info.damaged) continue;
-    if (step::DecisionPtr decision = FlushedDecision(info.step))
-      flushes.push_back({info.step, decision->identity});
-  }
-  return flushes;
-}
-
-step::DecisionPtr JobRuntime::FlushedDecision(int64_t step) const {
-  absl::StatusOr<FlushHeader> header = ReadFlushHeader(environment_.data->store(), job_, step);
-  if (!header.ok()) return nullptr;
-  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
-  return stored.ok() ? stored->image.last_applied : nullptr;
-}
-
-// What the last clean stop wrote. After an error the shards hold a mixture.
-absl::StatusOr<step::ParticipantImage> JobRuntime::LoadFlushedImage(const FlushInfo& newest) {
-  if (newest.damaged) return absl::DataLossError("the head of the newest flush is damaged");
-  absl::StatusOr<FlushHeader> header =
-      ReadFlushHeader(environment_.data->store(), job_, newest.step);
-  if (!header.ok()) return header.status();
-  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
-  if (!stored.ok()) return stored.status();
-  if (stored->layout != nullptr) {
-    absl::Status status =
-        shards_->SetLayout(PiecesFor(*model_, shards_->layout(), *stored->layout));
-    if (!status.ok()) return status;
-  }
-  absl::Status loaded = LoadFlush(environment_.data->store(), job_, header->step,
-                                  /*with_staged=*/true, shards_.get());
-  if (!loaded.ok()) return loaded;
-  if (stored->layout != nullptr) {
-    layout_ = stored->layout;
-    contributions_ = ContributionsPerElement(*model_, *layout_);
-  }
-  stored->image.has_memory = true;
-  return std::move(stored->image);
-}
-
-absl::StatusOr<step::ParticipantImage> JobRuntime::LoadImage(bool is_new) {
-  step::ParticipantImage image;
-  absl::StatusOr<uint64_t> epoch = environment_.data->Epoch(job_);
-  if (!epoch.ok()) return epoch.status();
-  absl::StatusOr<std::vector<FlushInfo>> flushes = ListFlushes(environment_.data->store(), job_);
-  if (!flushes.ok()) return flushes.status();
-  const absl::StatusOr<std::string> clean = environment_.data->GetValue(CleanKey(job_));
-  if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
-  if (!is_new && clean.ok() && !flushes->empty()) {
-    absl::StatusOr<step::ParticipantImage> flushed = LoadFlushedImage(flushes->front());
-    if (flushed.ok()) {
-      image = *std::move(flushed);
-    } else if (absl::IsDataLoss(flushed.status())) {  // this job has lost its memory; the server's
-                                                      // others have not
-      spdlog::error("job {}: the state of the last stop cannot be read: {}", job_,
-                    std::string(flushed.status().message()));
-      if (absl::Status status = CreateShards(); !status.ok()) return status;
-    } else {
-      return flushed.status();
-    }
-  }
-  if (!image.has_memory) {
-    if (absl::StatusOr<std::string> before = environment_.data->GetValue(IncarnationKey(job_));
-        before.ok()) {
-      image.incarnation = std::stoll(*before);
-    }
-  }
-  image.epoch = std::max(image.epoch, static_cast<int64_t>(*epoch));
-  absl::StatusOr<std::vector<step::RecoverReport::Flush>> known = KnownFlushes();
-  if (!known.ok()) return known.status();
-  image.flushes = *std::move(known);
-  return image;
-}
-
 absl::Status JobRuntime::StartLeader() {
-  step::JobRecord record;
-  if (absl::StatusOr<std::string> bytes = environment_.data->GetValue(RecordKey(job_));
-      bytes.ok()) {
-    absl::StatusOr<step::JobRecord> stored = ParseJobRecord(*bytes);
-    if (!stored.ok()) return stored.status();
-    record = *std::move(stored);
-  } else if (bytes.status().code() != absl::StatusCode::kNotFound) {
-    return bytes.status();
-  }
-  record_version_ = record.version;
+  absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment_, job_);
+  if (!record.ok()) return record.status();
+  record_version_ = record->version;
   // Called by the leader's events, so under mutex_.
   auto scalars = [this](const step::ScalarInputs& inputs)
                      NO_THREAD_SAFETY_ANALYSIS -> absl::StatusOr<std::string> {
@@ -167,7 +74,7 @@ absl::Status JobRuntime::StartLeader() {
     if (mean && !contributions_.ok()) return contributions_.status();
     return BuildScalars(*model_, mean ? *contributions_ : 1, inputs);
   };
-  leader_ = std::make_unique<step::Leader>(model_->spec(), environment_.self, std::move(record),
+  leader_ = std::make_unique<step::Leader>(model_->spec(), environment_.self, *std::move(record),
                                            scalars, step::LeaderOptions());
   return absl::OkStatus();
 }
@@ -353,8 +260,7 @@ absl::StatusOr<int32_t> JobRuntime::RegionOf(uint32_t tensor, uint32_t rank, con
       own.begin(), own.end(), tensor,
       [](const step::Contribution& c, uint32_t t) { return static_cast<uint32_t>(c.tensor) < t; });
   if (it != own.end() && static_cast<uint32_t>(it->tensor) == tensor) {
-    const step::Box wanted = ToStepBox(box);
-    const auto found = std::find(it->boxes.begin(), it->boxes.end(), wanted);
+    const auto found = std::find(it->boxes.begin(), it->boxes.end(), box);
     if (found != it->boxes.end()) return static_cast<int32_t>(found - it->boxes.begin());
   }
   return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': box ", ToString(box),
@@ -478,9 +384,7 @@ void JobRuntime::OnPeer(int from, const step::Message& message) {
 
 void JobRuntime::Tick() {
   Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-    room_status_ = absl::OkStatus();
-    for (Update& update : std::exchange(waiting_for_room_, {})) SubmitUpdate(std::move(update));
-    for (PendingLook& look : std::exchange(looks_waiting_, {})) SubmitLook(std::move(look));
+    applies_->Retry(shared_from_this());
     *actions = std::exchange(unsynced_, {});
     participant_->OnTick(now, actions);
     if (leader_ != nullptr) leader_->OnTick(now, actions);
@@ -513,7 +417,7 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
       continue;
     }
     if (!changed_.WaitUntil(&mutex_, deadline) && steady_clock::now() >= deadline) {
-      if (!room_status_.ok()) return room_status_;
+      if (absl::Status room = applies_->room_status(); !room.ok()) return room;
       if (!unsynced_status_.ok()) return unsynced_status_;
       return absl::DeadlineExceededError(
           absl::StrCat("job '", job_, "' did not come to rest: it waits for another server",
@@ -614,7 +518,12 @@ void JobRuntime::Perform(step::Actions actions) {
     line.insert(line.end(), std::make_move_iterator(more.begin()),
                 std::make_move_iterator(more.end()));
   }
-  if (!applies.empty()) SubmitApplies(std::move(applies));
+  if (!applies.empty()) {
+    if (applies.front().decision->step != committed_step_) committed_ms_ = now_ms();
+    committed_step_ = applies.front().decision->step;
+    const absl::Status begun = applies_->Begin(std::move(applies), *model_, shared_from_this());
+    if (!begun.ok()) spdlog::error("job {}: {}", job_, std::string(begun.message()));
+  }
   changed_.SignalAll();
 }
 
@@ -709,7 +618,7 @@ void JobRuntime::StageInPool(const step::StageShard& action,
     staged_ms_ = now;
     step::ShardStaged report;
     report.shard = action.shard;
-    report.digest = ToStep(staged->digest);
+    report.digest = staged->digest;
     report.sum_of_squares = staged->sum_squares;
     report.non_finite_count = staged->nonfinite_count;
     report.absent = staged->absent;
@@ -717,148 +626,30 @@ void JobRuntime::StageInPool(const step::StageShard& action,
   });
 }
 
-void JobRuntime::SubmitApplies(std::vector<step::StartApply> applies) {
-  if (scalars_of_ != applies[0].decision) {
-    absl::StatusOr<DecisionScalars> scalars = DecisionScalars::Parse(*model_, *applies[0].decision);
-    if (!scalars.ok())
-      return spdlog::error("job {}: {}", job_, std::string(scalars.status().message()));
-    scalars_of_ = applies[0].decision;
-    scalars_ = std::make_shared<DecisionScalars>(*std::move(scalars));
-    committed_ms_ = now_ms();
-  }
-  std::map<int32_t, size_t> place;
-  for (int32_t shard : shards_->NextUseOrder()) place.emplace(shard, place.size());
-  std::stable_sort(applies.begin(), applies.end(),
-                   [&](const step::StartApply& a, const step::StartApply& b) {
-                     return place[a.shard] < place[b.shard];
-                   });
-  for (const step::StartApply& apply : applies) {
-    const auto tensor = static_cast<uint32_t>(model_->spec()->shards[apply.shard].tensor);
-    const ShardUpdate& update = scalars_->UpdateFor(tensor);
-    const bool steps = update.kind == ShardUpdate::Kind::kApply && !update.untouched;
-    if (!steps || ScopeOf(tensor) == kernels::Scope::kElement) {
-      SubmitUpdate({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
-      continue;
-    }
-    PendingLook& look = gathering_[tensor];
-    look.tensor = tensor;
-    look.updates.push_back({apply.shard, apply.decision, scalars_, nullptr, shards_->loads()});
-    if (look.updates.size() < model_->ShardCountOf(tensor)) continue;
-    SubmitLook(std::move(look));
-    gathering_.erase(tensor);
-  }
-}
-
-kernels::Scope JobRuntime::ScopeOf(uint32_t tensor) const {
-  const TensorOptimizer& optimizer = shards_->optimizers()[tensor];
-  return optimizer.frozen() ? kernels::Scope::kElement : optimizer.optimizer->scope;
-}
-
-void JobRuntime::SubmitLook(PendingLook look) {
-  const bool is_matrix = ScopeOf(look.tensor) == kernels::Scope::kMatrix;
-  if (is_matrix && matrix_updates_left_ > 0) return looks_waiting_.push_back(std::move(look));
-  if (is_matrix) matrix_updates_left_ = look.updates.size();
-  environment_.pool->Submit(
-      [self = shared_from_this(), look = std::move(look)] { self->LookInPool(look); });
-}
-
-void JobRuntime::LookInPool(const PendingLook& look) {
-  const Update& first = look.updates[0];
-  {
-    MutexLock lock(&mutex_);
-    if (closed_ || first.loads != shards_->loads()) return;
-  }
-  auto found = shards_->Look(look.tensor, first.scalars->UpdateFor(look.tensor));
-  Complete([&](int64_t, step::Actions*) NO_THREAD_SAFETY_ANALYSIS {
-    const bool rolled_back =
-        participant_->prepared() != first.decision || first.loads != shards_->loads();
-    if (rolled_back) return;
-    for (Update update : look.updates) {
-      if (found.ok()) {
-        update.look = *found;
-        SubmitUpdate(std::move(update));
-        continue;
-      }
-      EndUpdateOfMatrix(update);
-      if (!absl::IsResourceExhausted(found.status())) damaged_[update.shard] = found.status();
-    }
-    if (found.ok()) return found->reset();  // the updates have it
-    if (!absl::IsResourceExhausted(found.status()))
-      return spdlog::error("job {}: tensor '{}' cannot make step {}: {}", job_,
-                           model_->tensors()[look.tensor].name, first.decision->step,
-                           std::string(found.status().message()));
-    if (room_status_.ok())
-      spdlog::warn("job {}: step {} waits for room: {}", job_, first.decision->step,
-                   std::string(found.status().message()));
-    room_status_ = found.status();
-    looks_waiting_.push_back(look);  // nothing has changed, and it is tried again
-  });
-}
-
-// Begins the next matrix after the last update of one.
-void JobRuntime::EndUpdateOfMatrix(const Update& update) {
-  const auto tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
-  if (ScopeOf(tensor) != kernels::Scope::kMatrix) return;
-  if (matrix_updates_left_ == 0 || --matrix_updates_left_ > 0 || looks_waiting_.empty()) return;
-  PendingLook next = std::move(looks_waiting_.front());
-  looks_waiting_.pop_front();
-  SubmitLook(std::move(next));
-}
-
-void JobRuntime::SubmitUpdate(Update update) {
-  environment_.pool->Submit([self = shared_from_this(), update = std::move(update)]() mutable {
-    self->ApplyInPool(std::move(update));
-  });
-}
-
-void JobRuntime::ApplyInPool(Update update) {
-  uint32_t tensor = 0;
-  {
-    MutexLock lock(&mutex_);
-    if (closed_) return;
-    tensor = static_cast<uint32_t>(model_->spec()->shards[update.shard].tensor);
-  }
-  ShardUpdate wanted = update.scalars->UpdateFor(tensor);
-  wanted.loads = update.loads;
-  wanted.look = std::exchange(update.look, nullptr);
-  const absl::Status status = shards_->Apply(update.shard, wanted);
-  if (absl::IsAborted(status)) return;                               // rolled back meanwhile
-  if (absl::IsResourceExhausted(status)) update.look = wanted.look;  // for the next try
-  const bool looked = wanted.look != nullptr;
-  wanted.look.reset();  // its memory goes back before another look begins
+void JobRuntime::EndApply(int32_t shard, const step::DecisionPtr& decision,
+                          const absl::Status& status) {
   Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-    if (participant_->prepared() != update.decision) return;  // rolled back meanwhile
-    if (absl::IsResourceExhausted(
-            status)) {  // the disk is full: nothing has changed, and it is tried again
-      room_status_ = status;
-      if (waiting_for_room_.empty())
-        spdlog::warn("job {}: step {} waits for room: {}", job_, update.decision->step,
-                     std::string(status.message()));
-      return waiting_for_room_.push_back(update);
-    }
-    if (looked) EndUpdateOfMatrix(update);
+    if (participant_->prepared() != decision) return;  // rolled back meanwhile
     if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
-      damaged_[update.shard] = status;
-      return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, update.shard,
-                           update.decision->step, std::string(status.message()));
+      damaged_[shard] = status;
+      return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, shard, decision->step,
+                           std::string(status.message()));
     }
-    participant_->OnShardApplied(update.shard, update.decision->step, now, actions);
+    participant_->OnShardApplied(shard, decision->step, now, actions);
     if (first_byte_ms_ == 0) first_byte_ms_ = staged_ms_;
-    times_ = {update.decision->step, (staged_ms_ - first_byte_ms_) / 1e3,
+    times_ = {decision->step, (staged_ms_ - first_byte_ms_) / 1e3,
               (committed_ms_ - staged_ms_) / 1e3, (now - committed_ms_) / 1e3};
     if (participant_->prepared() == nullptr) first_byte_ms_ = 0;
   });
 }
 
 void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
-  waiting_for_room_.clear();
-  gathering_.clear();
-  looks_waiting_.clear();
-  matrix_updates_left_ = 0;
+  applies_->Clear();
   environment_.pool->Submit([self = shared_from_this(), action] {
     absl::Status status = LoadFlush(self->environment_.data->store(), self->job_, action.step,
                                     /*with_staged=*/false, self->shards_.get());
-    const step::DecisionPtr decision = status.ok() ? self->FlushedDecision(action.step) : nullptr;
+    const step::DecisionPtr decision =
+        status.ok() ? FlushedDecision(self->environment_, self->job_, action.step) : nullptr;
     if (status.ok() && decision == nullptr)
       status = absl::DataLossError("the flush has no decision");
     if (!status.ok()) {

@@ -18,35 +18,15 @@
 
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
-#include "base/thread_pool.h"
-#include "server/cluster/peer_links.h"
-#include "server/durability/flush.h"
 #include "server/job/job_model.h"
+#include "server/runtime/apply_queue.h"
+#include "server/runtime/environment.h"
 #include "server/runtime/step_scalars.h"
 #include "server/shards/shard_store.h"
 #include "server/step/leader.h"
 #include "server/step/participant.h"
-#include "server/tiers/tier.h"
-#include "storage/data_directory.h"
 
 namespace orlop::server {
-
-// What every job of a server uses; outlives them.
-struct Environment {
-  std::vector<std::string> server_names;  // of the cluster, sorted
-  int self = 0;                           // index
-  storage::DataDirectory* data = nullptr;
-  Tiers* tiers = nullptr;
-  ThreadPool* pool = nullptr;  // stages, applies and flushes
-  PeerLinks* peers = nullptr;
-  std::function<v1::ServerInfo()> identity;  // of this server, as others see it
-
-  bool is_leader() const { return self == 0; }
-};
-
-// Where a job's clean stop is noted: there only while its newest flush is all that it has, from the
-// end of the flush until the job is started again.
-std::string CleanKey(const std::string& job);
 
 // How long a caller waits, and how it says that it has gone away.
 struct Wait {
@@ -151,28 +131,10 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
     bool serve = false;
     step::Answer answer;
   };
-  // The apply of one shard.
-  struct Update {
-    int32_t shard = 0;
-    step::DecisionPtr decision;
-    std::shared_ptr<const DecisionScalars> scalars;
-    std::shared_ptr<const TensorLook> look;  // at the tensor, if its optimizer takes one
-    int64_t loads = 0;                       // as ShardUpdate::loads
-  };
-  // The first phase of a tensor whose optimizer looks at all of it: once all its shards may be
-  // applied.
-  struct PendingLook {
-    uint32_t tensor = 0;
-    std::vector<Update> updates;
-  };
   using Event = std::function<void(step::RequestId, int64_t now_ms, step::Actions*)>;
 
   JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model);
-  absl::Status CreateShards() REQUIRES(mutex_);
   absl::Status Restore(bool is_new);
-  absl::StatusOr<step::ParticipantImage> LoadFlushedImage(const FlushInfo& newest) REQUIRES(mutex_);
-  absl::StatusOr<step::ParticipantImage> LoadImage(bool is_new);
-  absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes() const;
   absl::Status StartLeader();
 
   void Unpin(step::RequestId pull);
@@ -199,20 +161,13 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void Do(const Other& action, step::Actions* more) REQUIRES(mutex_);
   void SubmitApplies(std::vector<step::StartApply> applies) REQUIRES(mutex_);
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
-  void SubmitUpdate(Update update);
-  void ApplyInPool(Update update);
-  // What a step of the tensor looks at first.
-  kernels::Scope ScopeOf(uint32_t tensor) const REQUIRES(mutex_);
-  // Matrices wait for one another, as there is memory for a look at one.
-  void SubmitLook(PendingLook look) REQUIRES(mutex_);
-  void LookInPool(const PendingLook& look);
-  void EndUpdateOfMatrix(const Update& update) REQUIRES(mutex_);
+  void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
   int64_t now_ms() const;
-  step::DecisionPtr FlushedDecision(int64_t step) const;
 
   const Environment environment_;
   const std::string job_;
   std::unique_ptr<ShardStore> shards_;
+  std::unique_ptr<ApplyQueue> applies_;
   mutable Mutex mutex_;
   mutable CondVar changed_;
   std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
@@ -224,16 +179,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};
   std::map<step::RequestId, std::shared_ptr<Waiter>> waiters_ GUARDED_BY(mutex_);
   step::RequestId next_request_ GUARDED_BY(mutex_) = 1;
-  step::DecisionPtr scalars_of_ GUARDED_BY(mutex_);
-  std::shared_ptr<const DecisionScalars> scalars_ GUARDED_BY(mutex_);
   std::map<int32_t, absl::Status> damaged_ GUARDED_BY(mutex_);  // shards whose apply failed
-  std::vector<Update> waiting_for_room_
-      GUARDED_BY(mutex_);  // applies to try again with the next tick
-  std::map<uint32_t, PendingLook> gathering_
-      GUARDED_BY(mutex_);  // tensors, not all of their shards yet
-  std::deque<PendingLook> looks_waiting_ GUARDED_BY(mutex_);  // for room, or for another matrix
-  size_t matrix_updates_left_ GUARDED_BY(mutex_) = 0;  // of the matrix that has been looked at
-  absl::Status room_status_ GUARDED_BY(mutex_);        // why the newest of them waits
   // Small values that the disk refused, to be written with the next tick, and why.
   std::vector<step::Action> unsynced_ GUARDED_BY(mutex_);
   absl::Status unsynced_status_ GUARDED_BY(mutex_);
@@ -249,6 +195,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   StepTimes times_ GUARDED_BY(mutex_);
   int64_t first_byte_ms_ GUARDED_BY(mutex_) = 0, staged_ms_ GUARDED_BY(mutex_) = 0,
                          committed_ms_ GUARDED_BY(mutex_) = 0;
+  int64_t committed_step_ GUARDED_BY(mutex_) = -1;  // that committed_ms_ is of
 };
 
 }  // namespace orlop::server

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/grpcpp.h"
+#include "server/durability/flush.h"
+#include "server/job/manifest.h"
 #include "server/runtime/job_table.h"
 #include "server/shards/testing/shard_fixture.h"
 
@@ -118,7 +120,7 @@ class JobOnAFaultyDisk : public testing::Test {
   void Join() {
     step::JoinRequest join;
     join.generation = job_->Join(join, Soon()).value().generation_issued;
-    join.contributions = {{0, step::Mode::kExactlyOnce, {ToStepBox(Whole())}}};
+    join.contributions = {{0, step::Mode::kExactlyOnce, {Whole()}}};
     const auto joined = job_->Join(join, Soon());
     ASSERT_TRUE(joined.ok()) << joined.status();
     generation_ = join.generation;

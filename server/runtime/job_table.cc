@@ -1,10 +1,11 @@
 #include "server/runtime/job_table.h"
 
 #include "absl/strings/str_cat.h"
+#include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/durability/flush.h"
-#include "server/job/step_codec.h"
+#include "server/runtime/job_opening.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {
@@ -110,7 +111,7 @@ absl::Status JobTable::Put(const v1::JobDefinition& definition) {
   }
   if (!found.ok()) return found.status();
   const std::shared_ptr<const JobModel> model = (*found)->model();
-  if (ToStep(model->definition().manifest_digest()) != ToStep(definition.manifest_digest())) {
+  if (FromWire(model->definition().manifest_digest()) != FromWire(definition.manifest_digest())) {
     return MakeError(absl::StatusCode::kAlreadyExists,
                      absl::StrCat("job '", name, "' exists with another manifest"),
                      v1::ErrorDetail::CONFLICT);
@@ -164,8 +165,8 @@ absl::Status JobTable::Drop(const std::string& name, bool* existed) {
   storage::Batch batch;
   batch.erase = {kPrefix + name};
   if (absl::Status status = environment_.data->store().Commit(batch); !status.ok()) return status;
-  environment_.data->EraseValue(absl::StrCat("record/", name)).IgnoreError();  // of no job any more
-  environment_.data->EraseValue(absl::StrCat("incarnation/", name)).IgnoreError();
+  environment_.data->EraseValue(RecordKey(name)).IgnoreError();  // of no job any more
+  environment_.data->EraseValue(IncarnationKey(name)).IgnoreError();
   return EraseFlushes(&environment_.data->store(), name);
 }
 

@@ -1,0 +1,29 @@
+// The parts of a server that all of its jobs use.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "orlop/v1/types.pb.h"
+#include "server/cluster/peer_links.h"
+#include "server/tiers/tier.h"
+#include "storage/data_directory.h"
+
+namespace orlop::server {
+
+// Outlives the jobs.
+struct Environment {
+  std::vector<std::string> server_names;  // of the cluster, sorted
+  int self = 0;                           // index of this server in `server_names`
+  storage::DataDirectory* data = nullptr;
+  Tiers* tiers = nullptr;
+  ThreadPool* pool = nullptr;  // stages, applies, loads and flushes
+  PeerLinks* peers = nullptr;
+  std::function<v1::ServerInfo()> identity;  // this server, as others see it
+
+  bool is_leader() const { return self == 0; }
+};
+
+}  // namespace orlop::server

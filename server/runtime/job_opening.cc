@@ -1,0 +1,133 @@
+#include "server/runtime/job_opening.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+#include "server/durability/flush.h"
+#include "server/job/contributions.h"
+#include "server/job/step_codec.h"
+#include "spdlog/spdlog.h"
+
+namespace orlop::server {
+namespace {
+
+absl::StatusOr<std::unique_ptr<ShardStore>> CreateShards(const Environment& environment,
+                                                         const JobModel& model) {
+  auto shards = ShardStore::Create(model.LayoutFor(environment.self), environment.tiers);
+  if (!shards.ok() || !model.definition().has_optimizer()) return shards;
+  absl::Status configured = (*shards)->Configure(model.Optimizers());
+  if (!configured.ok()) return configured;
+  return shards;
+}
+
+// The flushes that can be offered for a rollback: whole, with their decisions.
+absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes(const Environment& environment,
+                                                                     const std::string& job) {
+  std::vector<step::RecoverReport::Flush> flushes;
+  absl::StatusOr<std::vector<FlushInfo>> found = ListFlushes(environment.data->store(), job);
+  if (!found.ok()) return found.status();
+  for (const FlushInfo& info : *found) {
+    if (info.damaged) continue;
+    if (step::DecisionPtr decision = FlushedDecision(environment, job, info.step))
+      flushes.push_back({info.step, decision->identity});
+  }
+  return flushes;
+}
+
+// Fills the opened job's shards, layout and image with what the last clean stop wrote. After an
+// error the shards hold a mixture.
+absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
+                         const FlushInfo& newest, OpenedJob* opened) {
+  if (newest.damaged) return absl::DataLossError("the head of the newest flush is damaged");
+  const storage::Store& store = environment.data->store();
+  absl::StatusOr<FlushHeader> header = ReadFlushHeader(store, model.job(), newest.step);
+  if (!header.ok()) return header.status();
+  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
+  if (!stored.ok()) return stored.status();
+  if (stored->layout != nullptr) {
+    absl::Status room =
+        opened->shards->SetLayout(PiecesFor(model, opened->shards->layout(), *stored->layout));
+    if (!room.ok()) return room;
+  }
+  absl::Status loaded =
+      LoadFlush(store, model.job(), header->step, /*with_staged=*/true, opened->shards.get());
+  if (!loaded.ok()) return loaded;
+  opened->layout = stored->layout;
+  opened->image = std::move(stored->image);
+  opened->image.has_memory = true;
+  return absl::OkStatus();
+}
+
+// Loads the newest flush if it is all of the job's state. Damage costs this job its memory, but not
+// the server its other jobs.
+absl::Status LoadIfClean(const Environment& environment, const JobModel& model, OpenedJob* opened) {
+  absl::StatusOr<std::vector<FlushInfo>> flushes =
+      ListFlushes(environment.data->store(), model.job());
+  if (!flushes.ok()) return flushes.status();
+  const absl::StatusOr<std::string> clean = environment.data->GetValue(CleanKey(model.job()));
+  if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
+  if (!clean.ok() || flushes->empty()) return absl::OkStatus();
+  const absl::Status loaded = LoadFlushed(environment, model, flushes->front(), opened);
+  if (!absl::IsDataLoss(loaded)) return loaded;
+  spdlog::error("job {}: the state of the last stop cannot be read: {}", model.job(),
+                std::string(loaded.message()));
+  opened->shards.reset();  // gives its memory back first
+  auto shards = CreateShards(environment, model);
+  if (!shards.ok()) return shards.status();
+  opened->shards = *std::move(shards);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string CleanKey(const std::string& job) { return absl::StrCat("clean/", job); }
+std::string RecordKey(const std::string& job) { return absl::StrCat("record/", job); }
+std::string IncarnationKey(const std::string& job) { return absl::StrCat("incarnation/", job); }
+
+absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel& model,
+                                  bool is_new) {
+  OpenedJob opened;
+  auto shards = CreateShards(environment, model);
+  if (!shards.ok()) return shards.status();
+  opened.shards = *std::move(shards);
+  absl::StatusOr<uint64_t> epoch = environment.data->Epoch(model.job());
+  if (!epoch.ok()) return epoch.status();
+  if (!is_new)
+    if (absl::Status loaded = LoadIfClean(environment, model, &opened); !loaded.ok()) return loaded;
+  if (!opened.image.has_memory)
+    if (auto before = environment.data->GetValue(IncarnationKey(model.job())); before.ok())
+      opened.image.incarnation = std::stoll(*before);
+  opened.image.epoch = std::max(opened.image.epoch, static_cast<int64_t>(*epoch));
+  absl::StatusOr<std::vector<step::RecoverReport::Flush>> known =
+      KnownFlushes(environment, model.job());
+  if (!known.ok()) return known.status();
+  opened.image.flushes = *std::move(known);
+  // Each server counts its own starts; the counts of different servers are spread apart.
+  opened.incarnation =
+      static_cast<int64_t>(environment.data->incarnation() * kMaxServers) + environment.self;
+  absl::Status noted =
+      environment.data->PutValue(IncarnationKey(model.job()), absl::StrCat(opened.incarnation));
+  if (!noted.ok()) return noted;
+  return opened;
+}
+
+absl::StatusOr<step::JobRecord> ReadJobRecord(const Environment& environment,
+                                              const std::string& job) {
+  absl::StatusOr<std::string> bytes = environment.data->GetValue(RecordKey(job));
+  if (bytes.ok()) return ParseJobRecord(*bytes);
+  if (absl::IsNotFound(bytes.status())) return step::JobRecord();
+  return bytes.status();
+}
+
+step::DecisionPtr FlushedDecision(const Environment& environment, const std::string& job,
+                                  int64_t step) {
+  absl::StatusOr<FlushHeader> header = ReadFlushHeader(environment.data->store(), job, step);
+  if (!header.ok()) return nullptr;
+  absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
+  return stored.ok() ? stored->image.last_applied : nullptr;
+}
+
+}  // namespace orlop::server

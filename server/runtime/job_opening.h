@@ -1,0 +1,50 @@
+// Opens a job from disk: its shards, what the last clean stop wrote of them, and the records that the
+// step machines begin with.
+//
+// Format on disk (values of storage::DataDirectory, one each per job):
+//   clean/JOB        empty; present while the job's newest flush is all of its state: from the end of
+//                    a clean stop until the job starts again
+//   record/JOB       the leader's record, as server/job/step_codec.h serialises it
+//   incarnation/JOB  decimal number of the last process that opened the job on this server
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "server/job/job_model.h"
+#include "server/runtime/environment.h"
+#include "server/shards/shard_store.h"
+#include "server/step/participant.h"
+
+namespace orlop::server {
+
+std::string CleanKey(const std::string& job);
+std::string RecordKey(const std::string& job);
+std::string IncarnationKey(const std::string& job);
+
+struct OpenedJob {
+  std::unique_ptr<ShardStore> shards;
+  step::ParticipantImage image;  // what this server can report to the leader
+  // The contribution layout that the staged pieces of `image` belong to; null if there is none.
+  std::shared_ptr<const step::Layout> layout;
+  // Of this life of the job. No server has used it before.
+  int64_t incarnation = 0;
+};
+
+// Opens the job that `model` describes. `is_new`: it was just created and has nothing on disk. If the
+// state of the last clean stop is damaged, the job opens without memory and the log says why.
+//   Status  ResourceExhausted (BUDGET), DataLoss, or the disk's own error.
+absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel& model,
+                                  bool is_new);
+
+// The leader's record of a job, empty if none was written yet.
+//   Status  DataLoss: it cannot be read.
+absl::StatusOr<step::JobRecord> ReadJobRecord(const Environment& environment,
+                                              const std::string& job);
+
+// The decision that made the flush of `step`; null if the flush is not whole.
+step::DecisionPtr FlushedDecision(const Environment& environment, const std::string& job,
+                                  int64_t step);
+
+}  // namespace orlop::server
