@@ -129,15 +129,16 @@ v1::PullRequest RequestFor(const DataDoor& door, int64_t version, uint64_t epoch
 }
 
 // One Pull call.
-absl::Status Fetch(const DataDoor& door, int64_t version, const Lane& lane, Receiver* receiver,
-                   const std::vector<Piece*>& pieces) {
+absl::Status Fetch(const DataDoor& door, int64_t version, const Connection& connection,
+                   Receiver* receiver, const std::vector<Piece*>& pieces) {
   grpc::ClientContext context;
-  context.set_deadline(SystemDeadline(lane.deadline));
+  context.set_deadline(SystemDeadline(connection.deadline));
   door.cancels->Add(&context);
-  const grpc::internal::RpcMethod method("/orlop.v1.Data/Pull",
-                                         grpc::internal::RpcMethod::SERVER_STREAMING, lane.channel);
+  const grpc::internal::RpcMethod method(
+      "/orlop.v1.Data/Pull", grpc::internal::RpcMethod::SERVER_STREAMING, connection.channel);
   std::unique_ptr<Reader> reader(grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
-      lane.channel.get(), method, &context, RequestFor(door, version, lane.epoch, pieces)));
+      connection.channel.get(), method, &context,
+      RequestFor(door, version, connection.epoch, pieces)));
   absl::Status fault;
   for (grpc::ByteBuffer message; fault.ok() && reader->Read(&message); message.Clear())
     fault = receiver->Accept(message);
@@ -170,13 +171,13 @@ absl::StatusOr<Transfer> FetchAll(const DataDoor& door, int64_t version, std::ve
   RoundsOptions rounds{.rpc = Rpc::kPull,
                        .deadline = DataDeadline(door.link->options(), timeout, transfer.bytes)};
   const size_t request_bytes = RequestBytes(door, transfer.bytes);
-  rounds.move = [&](const Lane& lane, WorkList* list) {
+  rounds.move = [&](const Connection& connection, WorkList* list) {
     while (true) {
       const std::vector<Piece*> taken = list->Take(kMaxRegionsPerPull, request_bytes);
       if (taken.empty()) return absl::OkStatus();
       Receiver receiver(version, taken);
-      const absl::Status status = Fetch(door, version, lane, &receiver, taken);
-      if (!status.ok()) return AtPiece(status, lane, *receiver.current());
+      const absl::Status status = Fetch(door, version, connection, &receiver, taken);
+      if (!status.ok()) return AtPiece(status, connection, *receiver.current());
     }
   };
   if (absl::Status status = MoveAll(door, pointers, rounds); !status.ok()) return status;

@@ -82,12 +82,13 @@ bool WritePiece(Piece* piece, size_t chunk_bytes, const v1::StreamKey* key, Slic
   return true;
 }
 
-std::unique_ptr<Writer> OpenStream(const Lane& lane, bool set_state, grpc::ClientContext* context,
-                                   v1::PushResponse* response) {
+std::unique_ptr<Writer> OpenStream(const Connection& connection, bool set_state,
+                                   grpc::ClientContext* context, v1::PushResponse* response) {
   const char* name = set_state ? "/orlop.v1.Data/SetState" : "/orlop.v1.Data/Push";
   return std::unique_ptr<Writer>(grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(
-      lane.channel.get(),
-      grpc::internal::RpcMethod(name, grpc::internal::RpcMethod::CLIENT_STREAMING, lane.channel),
+      connection.channel.get(),
+      grpc::internal::RpcMethod(name, grpc::internal::RpcMethod::CLIENT_STREAMING,
+                                connection.channel),
       context, response));
 }
 
@@ -109,14 +110,14 @@ RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manif
 }
 
 // Opens a stream, writes `piece` and all that the list still has, and returns the server's verdict.
-absl::Status RunStream(const DataDoor& door, const PushKey& key, const Lane& lane, Piece* piece,
-                       WorkList* list, SliceLatch* latch, std::vector<Piece*>* sent) {
+absl::Status RunStream(const DataDoor& door, const PushKey& key, const Connection& connection,
+                       Piece* piece, WorkList* list, SliceLatch* latch, std::vector<Piece*>* sent) {
   grpc::ClientContext context;
-  context.set_deadline(SystemDeadline(lane.deadline));
+  context.set_deadline(SystemDeadline(connection.deadline));
   door.cancels->Add(&context);
   v1::PushResponse response;
-  std::unique_ptr<Writer> writer = OpenStream(lane, key.set_state, &context, &response);
-  const v1::StreamKey stream_key = ToProto(key, door.job, lane.epoch);
+  std::unique_ptr<Writer> writer = OpenStream(connection, key.set_state, &context, &response);
+  const v1::StreamKey stream_key = ToProto(key, door.job, connection.epoch);
   const size_t chunk_bytes = door.link->options().chunk_bytes;
   while (piece != nullptr) {
     const v1::StreamKey* opening = sent->empty() ? &stream_key : nullptr;
@@ -133,35 +134,35 @@ absl::Status RunStream(const DataDoor& door, const PushKey& key, const Lane& lan
 
 }  // namespace
 
-absl::Status SendStream(const DataDoor& door, const PushKey& key, const Lane& lane,
+absl::Status SendStream(const DataDoor& door, const PushKey& key, const Connection& connection,
                         WorkList* list) {
   std::vector<Piece*> first = list->Take(1, 1), sent;
   if (first.empty()) return absl::OkStatus();
   SliceLatch latch;
   // Call and writer are gone when the latch is waited for: a cancelled call keeps what it had not
   // sent until it is destroyed.
-  const absl::Status status = RunStream(door, key, lane, first[0], list, &latch, &sent);
+  const absl::Status status = RunStream(door, key, connection, first[0], list, &latch, &sent);
   latch.WaitUntilFree();
-  if (!status.ok()) return AtPiece(status, lane, *sent.back());
+  if (!status.ok()) return AtPiece(status, connection, *sent.back());
   for (Piece* piece : sent) piece->done = true;
   return absl::OkStatus();
 }
 
-absl::Status FindStored(const DataDoor& door, const PushKey& key, const Lane& lane,
+absl::Status FindStored(const DataDoor& door, const PushKey& key, const Connection& connection,
                         const std::vector<Piece*>& pieces) {
   std::map<RegionKey, Piece*> hashed;
   for (Piece* piece : pieces)
     if (piece->digest) hashed[KeyOf(piece->region, piece->tensor, *door.manifest)] = piece;
   if (hashed.empty()) return absl::OkStatus();
   v1::QueryPushRequest request;
-  *request.mutable_key() = ToProto(key, door.job, lane.epoch);
-  auto stub = v1::Data::NewStub(lane.channel);
+  *request.mutable_key() = ToProto(key, door.job, connection.epoch);
+  auto stub = v1::Data::NewStub(connection.channel);
   do {
     grpc::ClientContext context;
-    context.set_deadline(SystemDeadline(lane.deadline));
+    context.set_deadline(SystemDeadline(connection.deadline));
     v1::QueryPushResponse response;
     const absl::Status status = FromGrpc(stub->QueryPush(&context, request, &response));
-    if (!status.ok()) return AtPiece(status, lane, *pieces[0]);
+    if (!status.ok()) return AtPiece(status, connection, *pieces[0]);
     for (const v1::StoredPiece& stored : response.pieces()) {
       const absl::StatusOr<uint32_t> tensor = door.manifest->Find(stored.region().tensor());
       if (!tensor.ok()) continue;

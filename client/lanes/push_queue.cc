@@ -107,11 +107,11 @@ void PushEngine::Send(const std::vector<std::shared_ptr<Operation>>& operations)
     for (Piece& piece : operation->pieces) pieces.push_back(&piece);
   }
   const PushKey& key = operations[0]->key;
-  rounds.move = [&](const Lane& lane, WorkList* list) {
-    return SendStream(door_, key, lane, list);
+  rounds.move = [&](const Connection& connection, WorkList* list) {
+    return SendStream(door_, key, connection, list);
   };
-  rounds.find_done = [&](const Lane& lane, const std::vector<Piece*>& left) {
-    return FindStored(door_, key, lane, left);
+  rounds.find_done = [&](const Connection& connection, const std::vector<Piece*>& left) {
+    return FindStored(door_, key, connection, left);
   };
   const absl::Status status = MoveAll(door_, pieces, rounds);
   for (const auto& operation : operations) {

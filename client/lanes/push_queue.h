@@ -56,9 +56,10 @@ class PushEngine {
 
 // Sends pieces over one stream until the list is empty; returns when no byte of them is referenced
 // any more.
-absl::Status SendStream(const DataDoor& door, const PushKey& key, const Lane& lane, WorkList* list);
+absl::Status SendStream(const DataDoor& door, const PushKey& key, const Connection& connection,
+                        WorkList* list);
 // Marks pieces that the server already has, by region and digest.
-absl::Status FindStored(const DataDoor& door, const PushKey& key, const Lane& lane,
+absl::Status FindStored(const DataDoor& door, const PushKey& key, const Connection& connection,
                         const std::vector<Piece*>& pieces);
 
 }  // namespace orlop::client

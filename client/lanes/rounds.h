@@ -37,8 +37,8 @@ class WorkList {
   size_t next_ GUARDED_BY(mutex_) = 0;
 };
 
-// One connection of a round.
-struct Lane {
+// One connection of a round. (A lane, as in this folder's name, is a transport: gRPC is one.)
+struct Connection {
   std::string server;  // name
   std::shared_ptr<grpc::Channel> channel;
   uint64_t epoch = 0;
@@ -50,10 +50,10 @@ struct RoundsOptions {
   Clock::time_point deadline;
   // Takes pieces from the list and moves them until it is empty or something fails; sets
   // Piece::done.
-  std::function<absl::Status(const Lane&, WorkList*)> move;
+  std::function<absl::Status(const Connection&, WorkList*)> move;
   // Before unfinished pieces of a server are moved again: finds those that are done after all. May
   // be empty.
-  std::function<absl::Status(const Lane&, const std::vector<Piece*>&)> find_done;
+  std::function<absl::Status(const Connection&, const std::vector<Piece*>&)> find_done;
 };
 
 // Returns OK when every piece is done or cancelled. Errors name server, tensor and the number of
@@ -62,7 +62,7 @@ absl::Status MoveAll(const DataDoor& door, const std::vector<Piece*>& pieces,
                      const RoundsOptions& options);
 
 // `status` with the server and, unless its detail names one, the piece's tensor and shard.
-absl::Status AtPiece(const absl::Status& status, const Lane& lane, const Piece& piece);
+absl::Status AtPiece(const absl::Status& status, const Connection& connection, const Piece& piece);
 
 // When a call of that many bytes must be over.
 Clock::time_point DataDeadline(const ClientOptions& options, std::optional<Milliseconds> timeout,

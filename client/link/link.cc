@@ -51,7 +51,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return text.str();
 }
 
-grpc::ChannelArguments ChannelArguments(int lane) {
+grpc::ChannelArguments ChannelArguments(int connection) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/link/retry.h decides
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY,
@@ -63,7 +63,7 @@ grpc::ChannelArguments ChannelArguments(int lane) {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection per channel
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
   arguments.SetMaxReceiveMessageSize(
-      static_cast<int>(lane < 0 ? kMaxControlMessageBytes : kMaxMessageBytes));
+      static_cast<int>(connection < 0 ? kMaxControlMessageBytes : kMaxMessageBytes));
   return arguments;
 }
 
@@ -140,11 +140,11 @@ absl::Status Link::ReadCredentials() {
   return absl::OkStatus();
 }
 
-std::shared_ptr<grpc::Channel> Link::ChannelTo(const std::string& address, int lane) {
+std::shared_ptr<grpc::Channel> Link::ChannelTo(const std::string& address, int connection) {
   MutexLock lock(&mutex_);
-  std::shared_ptr<grpc::Channel>& channel = channels_[{address, lane}];
+  std::shared_ptr<grpc::Channel>& channel = channels_[{address, connection}];
   if (channel == nullptr)
-    channel = grpc::CreateCustomChannel(address, credentials_, ChannelArguments(lane));
+    channel = grpc::CreateCustomChannel(address, credentials_, ChannelArguments(connection));
   return channel;
 }
 

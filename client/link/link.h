@@ -58,9 +58,9 @@ class Link {
                                                                          const Request&, Response*),
                                 const Request& request, std::optional<Milliseconds> timeout = {});
 
-  // Channels are made on first use and kept. Lane -1 carries control calls, lanes from 0 data, each
-  // over a connection of its own.
-  std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address, int lane);
+  // Channels are made on first use and kept, each with a TCP connection of its own. `connection` -1
+  // is for control calls, 0 and above for data.
+  std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address, int connection);
 
   void SetServers(std::vector<v1::ServerInfo> servers);
   std::vector<v1::ServerInfo> servers() const;
