@@ -13,8 +13,8 @@
 namespace orlop::client {
 namespace {
 
-// Of one Pull call: at least two for each connection, so that all are used and the faster does
-// more.
+// Bytes that one Pull call asks for. A connection makes two calls or more, so that all connections
+// are used and a faster one takes more of the pieces.
 constexpr size_t kLeastRequestBytes = 8 << 20, kMostRequestBytes = 64 << 20;
 
 using Reader = grpc::ClientReader<grpc::ByteBuffer>;
@@ -34,8 +34,8 @@ absl::Status Damaged(std::string_view what, uint64_t actual, uint64_t expected) 
                    detail);
 }
 
-// Copies a payload to `to` and returns its leaf hashes; each strip is copied while it is in the
-// first-level cache.
+// Copies a payload to `to` and returns its leaf hashes. Each strip is hashed right after it is
+// copied, while it is in the L1 cache.
 std::vector<uint64_t> CopyAndHash(const std::vector<grpc::Slice>& payload, char* to) {
   constexpr size_t kStripBytes = 16 << 10;
   ChunkHasher hasher;
@@ -51,7 +51,7 @@ std::vector<uint64_t> CopyAndHash(const std::vector<grpc::Slice>& payload, char*
   return hasher.Finish();
 }
 
-// Follows the pieces of one Pull call, in the order asked.
+// Receives the pieces of one Pull call in the order of the request, and verifies them.
 class Receiver {
  public:
   Receiver(int64_t version, const std::vector<Piece*>& pieces)
@@ -112,7 +112,8 @@ class Receiver {
   const int64_t version_;
   const std::vector<Piece*>& pieces_;
   size_t next_ = 0;
-  size_t received_bytes_ = 0;  // of pieces_[next_]
+  // Bytes of pieces_[next_] that have arrived.
+  size_t received_bytes_ = 0;
   PieceDigest digest_;
   bool key_seen_ = false;
 };
@@ -128,7 +129,7 @@ v1::PullRequest RequestFor(const DataDoor& door, int64_t version, uint64_t epoch
   return request;
 }
 
-// One Pull call.
+// Makes one Pull call.
 absl::Status Fetch(const DataDoor& door, int64_t version, const Connection& connection,
                    Receiver* receiver, const std::vector<Piece*>& pieces) {
   grpc::ClientContext context;

@@ -1,6 +1,6 @@
 // One push, 3 of 8 (ARCHITECTURE.md); next: server/services/data_service.cc
-// One Push or SetState stream: pieces as chunks, header and payload as two slices, the payload
-// never copied, every byte hashed once.
+// One Push or SetState stream. Pieces are sent as chunks of two slices, a header and the payload;
+// the payload is never copied, and every byte is hashed once.
 #include <grpcpp/impl/codegen/client_context.h>
 #include <grpcpp/support/sync_stream.h>
 
@@ -16,7 +16,7 @@
 namespace orlop::client {
 namespace {
 
-// Counts slices of the caller's memory that gRPC still holds.
+// Counts the slices of the caller's memory that gRPC still references.
 class SliceLatch {
  public:
   grpc::Slice Lend(char* data, size_t bytes) {
@@ -56,7 +56,7 @@ v1::StreamKey ToProto(const PushKey& key, const std::string& job, uint64_t epoch
   return proto;
 }
 
-// False when the stream broke.
+// Writes the chunks of `piece`. Returns false if the stream broke.
 bool WritePiece(Piece* piece, size_t chunk_bytes, const v1::StreamKey* key, SliceLatch* latch,
                 Writer* writer) {
   PieceDigest digest;
@@ -98,7 +98,8 @@ absl::Status CheckResponse(const v1::PushResponse& response, size_t sent) {
       absl::StrCat("server stored ", response.piece_count(), " of ", sent, " pieces"));
 }
 
-// A region without what the two sides may write differently: the box in its simplest form.
+// Identifies a region. Client and server may write the same box differently, so the box is in its
+// simplest form.
 using RegionKey = std::tuple<std::string, uint64_t, std::string, Box>;
 
 RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manifest) {
@@ -109,7 +110,7 @@ RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manif
           Simplified(box, {shape.begin(), shape.end()})};
 }
 
-// Opens a stream, writes `piece` and all that the list still has, and returns the server's verdict.
+// Opens a stream, writes `piece` and all that is left in the list, and returns the server's answer.
 absl::Status RunStream(const DataDoor& door, const PushKey& key, const Connection& connection,
                        Piece* piece, WorkList* list, SliceLatch* latch, std::vector<Piece*>* sent) {
   grpc::ClientContext context;
@@ -139,8 +140,8 @@ absl::Status SendStream(const DataDoor& door, const PushKey& key, const Connecti
   std::vector<Piece*> first = list->Take(1, 1), sent;
   if (first.empty()) return absl::OkStatus();
   SliceLatch latch;
-  // Call and writer are gone when the latch is waited for: a cancelled call keeps what it had not
-  // sent until it is destroyed.
+  // RunStream has destroyed the call by now. It must: a cancelled gRPC call keeps its unsent slices
+  // until it is destroyed, so waiting earlier would deadlock.
   const absl::Status status = RunStream(door, key, connection, first[0], list, &latch, &sent);
   latch.WaitUntilFree();
   if (!status.ok()) return AtPiece(status, connection, *sent.back());

@@ -28,7 +28,7 @@ Connection ConnectionTo(const DataDoor& door, const Placement& placement, uint32
   return {info.name(), door.link->ChannelTo(info.address(), number), placement.epoch(), deadline};
 }
 
-// The failure that decides: one that ends the call before one that can be retried.
+// Keeps the failure that a round reports: one that must not be retried before one that may be.
 class WorstFailure {
  public:
   explicit WorstFailure(Rpc rpc) : rpc_(rpc) {}
@@ -123,7 +123,8 @@ absl::Status MoveAll(const DataDoor& door, const std::vector<Piece*>& pieces,
     if (routes.empty()) return absl::OkStatus();
     const absl::Status status = OneRound(door, routes, *placement, options, number > 0);
     if (status.ok())
-      continue;  // all done, or cancelled in between: the next look at the routes tells
+      // Every piece is done, or some were cancelled meanwhile: the next Route() finds out.
+      continue;
     const Verdict verdict = Judge(options.rpc, status);
     if (!door.link->PrepareRetry(verdict, number, options.deadline, door.cancels))
       return Annotated(
