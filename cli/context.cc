@@ -9,7 +9,7 @@
 namespace orlop::cli {
 namespace {
 
-// What a person would try next; empty: the message says it all.
+// Returns what a person could try next; empty: the message is enough.
 std::string Advice(const Context& context, const absl::Status& status) {
   const v1::ErrorDetail detail = DetailOf(status);
   const std::string& server = context.options.server;

@@ -1,4 +1,4 @@
-// The `orlop` command: parses the line, runs one subcommand.
+// The `orlop` command: parses the command line and runs one subcommand.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -15,7 +15,7 @@ constexpr char kFooter[] =
     "\nThe server is --server, else the environment variable ORLOP_SERVER, else 127.0.0.1:7070.\n"
     "Start one with `orlopd --data-dir DIRECTORY`, then try `orlop servers`.";
 
-// What the subcommands' options write into.
+// The values of the subcommands' options.
 struct Arguments {
   std::string job, tensor, path, name, dtype, shell;
   int64_t to_step = 0;

@@ -48,7 +48,8 @@ absl::Status Malformed(const std::string& path, std::string fault) {
   return absl::InvalidArgumentError(absl::StrCat(path, " is no safetensors file: ", fault));
 }
 
-// Header text and the size of the data; fills in the offsets.
+// Builds the JSON header, assigns every entry its offset, and sets *data_bytes to the total data
+// size.
 std::string Header(std::vector<SafetensorsEntry>* entries,
                    const std::map<std::string, std::string>& metadata, uint64_t* data_bytes) {
   ordered_json header = ordered_json::object();
@@ -90,7 +91,7 @@ absl::Status ReadAll(int file, uint64_t offset, absl::Span<char> bytes, const st
   return absl::OkStatus();
 }
 
-// One tensor of the header; `data_bytes` is what the file holds behind it.
+// Parses one tensor of the header. `data_bytes` is the size of the data part of the file.
 absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& name, const ordered_json& json,
                                             uint64_t data_bytes) {
   const auto is_counts = [](const ordered_json& list) {

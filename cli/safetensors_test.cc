@@ -40,7 +40,8 @@ TEST_F(Safetensors, WritesTheBytesOfTheFormat) {
   ASSERT_TRUE(writer.ok()) << writer.status();
   ASSERT_TRUE(writer->Write({"abcd", 4}).ok());
   ASSERT_TRUE(writer->Write({"12345678", 8}).ok());
-  EXPECT_FALSE(std::filesystem::exists(path_));  // not before it is whole
+  EXPECT_FALSE(
+      std::filesystem::exists(path_));  // the name does not exist before the file is complete
   ASSERT_TRUE(writer->Close().ok());
   std::string header =
       R"({"__metadata__":{"step":"3"},"w":{"dtype":"BF16","shape":[2,1],"data_offsets":[0,4]},)"
