@@ -168,7 +168,7 @@ int Rollback(const Context& context, const std::string& job, int64_t to_step) {
   const auto response = (*client)->AcceptRollback(job, to_step);
   if (!response.ok()) return Fail(context, response.status());
   if (context.json) return PrintJson(ToJson(*response)), kOk;
-  Print(absl::StrCat("job ", job, " stands at step ", response->committed_step(), " (epoch ",
+  Print(absl::StrCat("job ", job, " is at step ", response->committed_step(), " (epoch ",
                      response->epoch(), ")\n"));
   return kOk;
 }

@@ -90,8 +90,8 @@ TEST_F(Safetensors, RefusesMalformedFilesNamingTheTensor) {
       {R"({"w":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}})",
        "w: shape"},
       {R"({"w":[]})", "w lacks"},
-      {R"([1])", "no JSON object"},
-      {R"({"w":)", "no JSON object"}};
+      {R"([1])", "not a JSON object"},
+      {R"({"w":)", "not a JSON object"}};
   for (const auto& [header, fault] : headers) {
     Put(header, "1234");
     const auto reader = SafetensorsReader::Open(path_);
