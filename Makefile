@@ -1,4 +1,4 @@
-# The front door. `make help` lists every target.
+# The entry point for every task. `make help` lists the targets.
 PRESET ?= release
 PYTHON ?= python3
 BUILD  := build/$(PRESET)
@@ -17,7 +17,7 @@ help: ## this list
 packages: ## install the Debian packages that are missing
 	@tools/setup.sh tools/packages.txt
 
-# The virtual environment sees the package in python/ (a .pth file), where the extension is compiled once, with the rest, and the
+# The virtual environment finds the package in python/ through a .pth file (its extension is compiled there with everything else), and the
 # programs of the release build.
 SEE_PACKAGE := "import site; print('$(CURDIR)/python', file=open(site.getsitepackages()[0] + '/orlop.pth', 'w'))"
 

@@ -9,7 +9,7 @@
 namespace orlop {
 namespace {
 
-// Every flat index of a box, by brute force.
+// Returns every flat index of a box, by brute force.
 std::vector<uint64_t> FlatIndexes(const Box& box, const std::vector<uint64_t>& shape) {
   std::vector<uint64_t> indexes;
   if (box.flat) {

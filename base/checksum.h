@@ -1,9 +1,10 @@
 // Checksums of the wire and of staged bytes: XXH3 (https://github.com/Cyan4973/xxHash,
 // doc/xxhash_spec.md), seed 0.
 //
-// Every byte is hashed once: XXH3-64 per leaf of 1 MiB; a piece's digest is XXH3-128 over the leaf
-// hashes, little endian, in order, so that it does not depend on the size of the chunks. A chunk of
-// one leaf or less carries its leaf hash; a longer one the XXH3-64 over its leaf hashes.
+// Every byte is hashed once, with XXH3-64 per leaf of 1 MiB. The digest of a piece is XXH3-128 over
+// its leaf hashes, little endian, in order, so it does not depend on the size of the chunks. The
+// checksum of a chunk of at most one leaf is its leaf hash; of a longer one it is the XXH3-64 over
+// its leaf hashes.
 #pragma once
 
 #include <cstddef>
@@ -34,9 +35,9 @@ std::string ToString(const Digest128& digest);  // 32 hexadecimal digits
 uint64_t Checksum64(const void* bytes, size_t size);
 Digest128 Digest(const void* bytes, size_t size);
 
-// The leaf hashes of a contiguous chunk that starts at a leaf boundary.
+// Returns the leaf hashes of a contiguous chunk that starts at a leaf boundary.
 std::vector<uint64_t> LeafHashes(absl::Span<const char> chunk);
-// The chunk's checksum from its leaf hashes (at least one).
+// Returns the chunk's checksum from its leaf hashes (at least one).
 uint64_t ChunkChecksum(absl::Span<const uint64_t> leaves);
 
 // Collects the leaf hashes of one piece, in order. Not thread-safe.
@@ -57,12 +58,12 @@ class ChunkHasher {
   ChunkHasher();
   ~ChunkHasher();
   void Add(const void* bytes, size_t size);
-  // Leaf hashes of what was added since the last Finish; the last leaf may be short.
+  // Returns the leaf hashes of all bytes added since the last Finish; the last leaf may be short.
   std::vector<uint64_t> Finish();
 
  private:
   std::unique_ptr<XXH3_state_s, void (*)(XXH3_state_s*)> state_;
-  size_t filled_bytes_ = 0;  // of the current leaf
+  size_t filled_bytes_ = 0;  // bytes in the current leaf
   std::vector<uint64_t> leaves_;
 };
 

@@ -1,5 +1,5 @@
-// The one lock of Orlop: std::mutex with clang's thread-safety annotations (the thread sanitizer
-// cannot see into a packaged, uninstrumented absl::Mutex).
+// The lock type of Orlop: std::mutex with clang's thread-safety annotations. (The thread sanitizer
+// cannot see into a packaged, uninstrumented absl::Mutex.)
 // https://clang.llvm.org/docs/ThreadSafetyAnalysis.html
 #pragma once
 
@@ -50,8 +50,8 @@ class SCOPED_CAPABILITY MutexLock {
   Mutex* mutex_;
 };
 
-// Waits with the mutex held by a MutexLock; the mutex is held again on return. Spurious wake-ups
-// happen: wait in a loop.
+// Condition variable for Mutex. A wait releases the mutex held by a MutexLock and locks it again
+// before it returns. Spurious wake-ups happen, so wait in a loop.
 class CondVar {
  public:
   void Wait(Mutex* mutex) REQUIRES(mutex) {
@@ -59,11 +59,11 @@ class CondVar {
     condition_.wait(lock);
     lock.release();
   }
-  // Returns false when the deadline has passed.
+  // Returns false if the deadline has passed.
   bool WaitUntil(Mutex* mutex, std::chrono::steady_clock::time_point deadline) REQUIRES(mutex) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    // wait_until on the system clock's twin: pthread_cond_clockwait is unknown to older thread
-    // sanitizers.
+    // Waits on the system clock: older thread sanitizers do not know pthread_cond_clockwait, which
+    // the steady clock uses.
     const auto left = deadline - std::chrono::steady_clock::now();
     const bool in_time = condition_.wait_until(lock, std::chrono::system_clock::now() + left) ==
                          std::cv_status::no_timeout;

@@ -105,7 +105,7 @@ void ThreadPool::Loop() {
 void ThreadPool::Run(size_t count, const std::function<void(size_t)>& task) {
   struct Call {
     std::atomic<size_t> next{0};
-    size_t working = 0;  // threads that have not left; guarded by mutex_
+    size_t working = 0;  // threads that are still in this Run; guarded by mutex_
   } call;
   const auto run = [&] {
     for (size_t i = call.next.fetch_add(1); i < count; i = call.next.fetch_add(1)) task(i);

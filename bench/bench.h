@@ -1,5 +1,5 @@
-// `orlop bench NAME`: named workloads beside their baselines, interleaved in one run, since
-// machines drift and only ratios within a run mean something.
+// `orlop bench NAME` runs named workloads beside their baselines. They are interleaved in one run,
+// because machines drift and only ratios within a run are meaningful.
 #pragma once
 
 #include <string>
@@ -11,33 +11,37 @@ namespace orlop::bench {
 
 struct Options {
   std::string name;
-  int repetitions = 15;     // rounds measured, after one that is not
-  int mebibytes = 128;      // wire: payload of a round, both servers together
-  int mebiparameters = 16;  // kernels: of the tensor
+  // Measured rounds; one round before them is not measured.
+  int repetitions = 15;
+  // wire: MiB of payload in a round, both servers together.
+  int mebibytes = 128;
+  // kernels: Mi parameters of the tensor.
+  int mebiparameters = 16;
   bool json = false;
 };
 
-// One quantity beside one baseline, both measured in every round.
+// One quantity and its baseline, both measured in every round.
 struct Figure {
   std::string name, unit, better;  // better: "higher" or "lower"
-  std::vector<double> values;      // per round
+  std::vector<double> values;      // one per round
   std::string baseline_name;
   std::vector<double> baseline_values;  // of the same rounds
 };
 
-// Statuses: whatever kept the workload from running, or a result that was not right.
+// Status: an error that kept the workload from running, or one that names a wrong result.
 absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options);
 absl::StatusOr<std::vector<Figure>> BenchStep(const Options& options);
 absl::StatusOr<std::vector<Figure>> BenchKernels(const Options& options);
 
-// Runs a bench and prints its figures; returns an exit code.
+// Runs a bench, prints its figures and returns an exit code.
 int RunNamed(const Options& options);
-// The process at the other end of the baselines (bench/peer.h); ends when standard input does.
+// Runs the process at the other end of the baselines (bench/peer.h) until standard input ends.
 int ServePeer();
 
 double Median(std::vector<double> values);
-// Of values[i] / baseline_values[i]: the median and the interval that holds it with at least 95 %
-// confidence (order statistics of the sign test), the whole range for fewer than six rounds.
+// The ratio values[i] / baseline_values[i]: its median, and the interval that contains the median
+// with at least 95 % confidence (order statistics of the sign test). Fewer than six rounds: the
+// whole range.
 struct RatioInterval {
   double low = 0, median = 0, high = 0;
 };

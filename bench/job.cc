@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint64_t kTensorBytes = BenchJob::kTensorElements * 2;
 
-// bf16 numbers of both signs between 2^-7 and 2^-3: finite, and of random bits.
+// Fills with random bf16 numbers, finite, of both signs, between 2^-7 and 2^-3.
 void FillRandom(std::vector<char>* bytes, uint32_t seed) {
   std::mt19937_64 random(seed);
   for (size_t i = 0; i < bytes->size(); i += 8) {

@@ -14,13 +14,15 @@ class BenchJob {
  public:
   static constexpr uint64_t kTensorElements = uint64_t{1} << 22;
 
-  // Creates the job with AdamW and 8-bit state, loads weights as step 0. `bytes` of bf16, rounded
-  // up to whole tensors.
+  // Creates the job with AdamW and 8-bit state and loads its weights as step 0. `bytes` of bf16,
+  // rounded up to whole tensors.
   static absl::StatusOr<std::unique_ptr<BenchJob>> Create(int servers, uint64_t bytes,
                                                           const std::string& memory);
 
-  absl::Status Push();  // all gradients, of the open attempt
-  absl::Status Pull();  // all weights, of the committed step
+  // Pushes all gradients of the open attempt.
+  absl::Status Push();
+  // Pulls all weights of the committed step.
+  absl::Status Pull();
   absl::StatusOr<v1::CommitStepResponse> Commit();
 
   client::Session* session() { return session_.get(); }

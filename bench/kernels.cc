@@ -1,9 +1,9 @@
 // bench kernels: one fused step of every optimizer and state format in this process, on one thread
-// and on all, beside a plain copy that moves the same number of bytes in the same round. And the
+// and on all, beside a plain copy that moves the same number of bytes in the same round. Also the
 // staging of a gradient (copy, squared norm, non-finite count) beside its copy alone.
-//   Bytes   of one parameter: what a step reads and writes of gradient (bf16), weight, remainder,
-//   states
-//           and their absmax, all in place. The copy reads half of them and writes the other half.
+//   Bytes   of one parameter: all that a step reads and writes of gradient (bf16), weight,
+//           remainder, states and their absmax, in place. The copy reads half of them and writes
+//           the other half.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -30,7 +30,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kTaskElements = size_t{1} << 18;
 
-// Zeroed memory of its own, in huge pages where there are any, as servers keep theirs.
+// Zeroed memory of its own, in huge pages if possible, like the servers' memory.
 class Memory {
  public:
   explicit Memory(size_t bytes) : bytes_(bytes) {
@@ -52,7 +52,7 @@ class Memory {
   char* data_;
 };
 
-// One tensor with room for every format, and for the copies beside it.
+// One tensor with room for every format, and for the copies.
 struct Tensor {
   explicit Tensor(size_t count)
       : count(count),
@@ -71,7 +71,7 @@ struct Tensor {
       all = all && values[i]->data() && absmax[i]->data();
     return all;
   }
-  // Gradients of a normal distribution, weights thirty times as large, no state yet.
+  // Sets gradients of a normal distribution, weights thirty times as large, and no state.
   void Fill() {
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0, 1e-3f);
@@ -88,7 +88,8 @@ struct Tensor {
     }
   }
 
-  static constexpr size_t kLargestHalf = 17;  // bytes of one parameter that the largest copy reads
+  // Bytes of one parameter that the largest copy reads.
+  static constexpr size_t kLargestHalf = 17;
   size_t count;
   Memory gradient, weight, remainder, copy;
   std::unique_ptr<Memory> values[kernels::kMaxStates], absmax[kernels::kMaxStates];
@@ -125,7 +126,7 @@ std::vector<double> DefaultsOf(const kernels::Optimizer& optimizer) {
   return values;
 }
 
-// A fresh state: codes of zero.
+// Sets the states to the codes of zero.
 void ResetState(const Workload& work, Tensor* tensor) {
   for (size_t i = 0; i < work.optimizer->states.size(); ++i) {
     const bool is_signed = work.optimizer->states[i].code_book == kernels::CodeBook::kSigned;
@@ -138,8 +139,9 @@ void ResetState(const Workload& work, Tensor* tensor) {
   }
 }
 
-// The first phase of a step that looks at the whole tensor, on one thread as on a server, taken as
-// a matrix of kColumns; of kMatrix the element-wise part alone is measured, with any update.
+// The first phase of an optimizer that reads the whole tensor, on one thread as on a server. The
+// tensor is one matrix of kColumns columns. For kMatrix only the element-wise part is measured,
+// with any update.
 class Look {
  public:
   static constexpr uint64_t kColumns = 4096;
@@ -198,7 +200,7 @@ void CopyAll(double bytes_per_parameter, Tensor* tensor, ThreadPool* pool) {
             [&](size_t i) { std::memcpy(to + i * half, from + i * half, half); });
 }
 
-// Into the room of the copies, which is never read.
+// Stages into the memory of the copies, which is never read.
 void StageAll(bool with_sums, Tensor* tensor, ThreadPool* pool) {
   constexpr size_t kBytes = 2 * kTaskElements;
   pool->Run(tensor->count / kTaskElements, [&](size_t i) {
@@ -232,7 +234,7 @@ std::vector<Workload> Workloads() {
   return list;
 }
 
-// Time and bandwidth of `run` beside `copy`, by turns.
+// Measures time and bandwidth of `run` and `copy`, in turns.
 void Measure(const std::string& name, const std::string& suffix, double bytes, int repetitions,
              size_t count, const std::function<void()>& run, const std::function<void()>& copy,
              std::vector<Figure>* figures) {

@@ -1,6 +1,6 @@
-// The baselines of `bench wire`: bytes without meaning, over gRPC streams of raw ByteBuffers and
-// over plain sockets, to peer processes that copy what they receive into a buffer of their own.
-// Chunks of 4 MiB, several connections to each peer.
+// The baselines of `bench wire`: meaningless bytes over gRPC streams of raw ByteBuffers and over
+// plain sockets, to peer processes that copy them into a buffer of their own. Chunks of 4 MiB,
+// several connections to each peer.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -28,8 +28,8 @@ class BarePeers {
   static absl::StatusOr<std::unique_ptr<BarePeers>> Start(int count);
   ~BarePeers();
 
-  // Moves `bytes`, cut into equal parts, over all connections at once; returns when every byte is
-  // in its destination.
+  // Cuts `bytes` into equal parts and moves them over all connections at once. Returns when every
+  // byte is in its destination.
   absl::Status Move(Wire wire, Direction direction, absl::Span<char> bytes);
   double CpuSeconds() const;
 
@@ -37,7 +37,7 @@ class BarePeers {
   struct Connection {
     std::shared_ptr<grpc::Channel> channel;
     int socket = -1;
-    uint32_t number = 0;  // on its peer
+    uint32_t number = 0;  // index at its peer
   };
   BarePeers() = default;
   static absl::Status MoveOne(const Connection& connection, Wire wire, Direction direction,

@@ -1,4 +1,4 @@
-// The peer process of the baselines: receives into, and sends from, one buffer per connection.
+// The peer process of the baselines. It receives into, and sends from, one buffer per connection.
 #include <arpa/inet.h>
 #include <grpcpp/impl/rpc_service_method.h>
 #include <grpcpp/support/method_handler.h>
@@ -20,10 +20,10 @@ namespace {
 
 constexpr uint64_t kMaxBytes = uint64_t{1} << 36;
 
-// One buffer per connection: a connection carries one transfer at a time.
+// One buffer per connection. A connection carries one transfer at a time.
 class Buffers {
  public:
-  // Null when the peer asks for something unreasonable.
+  // Returns null if the request is out of range.
   char* Get(const Start& start) {
     if (start.connection >= buffers_.size() || start.bytes > kMaxBytes) return nullptr;
     std::vector<char>& buffer = buffers_[start.connection];

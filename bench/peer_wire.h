@@ -1,7 +1,7 @@
-// What both ends of the baselines agree on.
-//   gRPC    /orlop.bench.Peer/Push: first message = Start, then chunks; the answer is empty. Pull:
-//   request = Start, then chunks. socket  Start, then the bytes in the direction it names, then one
-//   byte from the receiver.
+// The protocol of the baselines' two ends.
+//   gRPC    /orlop.bench.Peer/Push: the first message is Start, then chunks; the answer is empty.
+//           /orlop.bench.Peer/Pull: the request is Start; the answer is chunks.
+//   socket  Start, then the bytes in the direction that it names, then one byte from the receiver.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -20,8 +20,8 @@ inline constexpr char kPullMethod[] = "/orlop.bench.Peer/Pull";
 
 struct Start {
   uint64_t bytes = 0;
-  uint32_t connection = 0;  // the buffer to use
-  uint32_t pull = 0;        // sockets only
+  uint32_t connection = 0;  // index of the peer's buffer
+  uint32_t pull = 0;        // 1: pull; sockets only
 };
 
 inline grpc::ByteBuffer ToMessage(const Start& start) {
@@ -36,7 +36,7 @@ inline bool FromMessage(const grpc::ByteBuffer& message, Start* start) {
   return true;
 }
 
-// Copies a message to `to`; returns its size, or 0 when it has more than `room` bytes.
+// Copies a message to `to`. Returns its size, or 0 if it has more than `room` bytes.
 inline size_t CopyMessage(const grpc::ByteBuffer& message, char* to, size_t room) {
   std::vector<grpc::Slice> slices;
   if (!message.Dump(&slices).ok() || message.Length() > room) return 0;
@@ -47,7 +47,7 @@ inline size_t CopyMessage(const grpc::ByteBuffer& message, char* to, size_t room
   return message.Length();
 }
 
-// A message over memory that outlives it.
+// Makes a message over memory that must outlive it.
 inline grpc::ByteBuffer Borrow(const char* bytes, size_t size) {
   const grpc::Slice slice(const_cast<char*>(bytes), size, grpc::Slice::STATIC_SLICE);
   return grpc::ByteBuffer(&slice, 1);

@@ -36,7 +36,8 @@ absl::Status SystemError(std::string_view what) {
                       absl::StrCat(std::string(what), ": ", std::strerror(error)));
 }
 
-// A port that was free a moment ago: servers must know one another's addresses before they start.
+// Returns a port that was free a moment ago. Servers must know each other's addresses before they
+// start.
 absl::StatusOr<int> FreePort() {
   const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -61,7 +62,8 @@ absl::StatusOr<std::unique_ptr<Child>> Child::Start(const std::vector<std::strin
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   const pid_t parent = getpid(), pid = fork();
-  if (pid == 0) {  // only calls that are safe after fork in a process with threads
+  // After fork in a process with threads only async-signal-safe calls are allowed.
+  if (pid == 0) {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1);
     dup2(input[0], STDIN_FILENO);
@@ -145,7 +147,7 @@ absl::StatusOr<std::unique_ptr<PrivateServers>> PrivateServers::Start(int count,
 
 PrivateServers::~PrivateServers() {
   children_.clear();
-  std::error_code ignored;  // what cannot be removed lies in the temporary directory
+  std::error_code ignored;  // leftovers stay in the temporary directory
   std::filesystem::remove_all(directory_, ignored);
 }
 

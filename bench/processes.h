@@ -1,4 +1,4 @@
-// Child processes of a bench, their CPU time, and two private state servers.
+// The child processes of a bench, their CPU time, and private state servers.
 #pragma once
 
 #include <sys/types.h>
@@ -12,22 +12,22 @@
 
 namespace orlop::bench {
 
-// A child that ends with this process (SIGTERM through its parent's death, and in the destructor,
-// which waits).
+// A child process. It gets SIGTERM when this process dies, and from the destructor, which waits for
+// it.
 class Child {
  public:
-  // `arguments[0]` is the program's path. Its standard output can be read from output(), its
-  // standard input stays open until the end.
+  // `arguments[0]` is the program's path. Its standard input stays open until the destructor. If
+  // `read_output`, ReadLine reads its standard output.
   static absl::StatusOr<std::unique_ptr<Child>> Start(const std::vector<std::string>& arguments,
                                                       bool read_output);
   ~Child();
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
-  // User and system time so far.
+  // Returns its user and system time so far.
   double CpuSeconds() const;
   bool Running();
-  // Next line of its standard output, without the line's end; empty at the end.
+  // Returns the next line of its standard output, without the end of line; empty at the end.
   std::string ReadLine();
 
  private:
@@ -37,12 +37,13 @@ class Child {
   bool reaped_ = false;
 };
 
-// CPU time of this process so far.
+// Returns the CPU time of this process so far.
 double OwnCpuSeconds();
-// Path of a program in the directory of this one.
+// Returns the path of a program in the directory of this one.
 std::string SiblingProgram(const std::string& name);
 
-// `count` orlopd processes on loopback TCP with data in a temporary directory, removed in the end.
+// `count` orlopd processes on loopback TCP. Their data is in a temporary directory, removed by the
+// destructor.
 class PrivateServers {
  public:
   static absl::StatusOr<std::unique_ptr<PrivateServers>> Start(int count,

@@ -1,19 +1,20 @@
 """How well the demo's model trains with each state format, beside torch's AdamW in fp32 and bitsandbytes' AdamW8bit.
 
-`make bench-quality` runs this; it draws `peers/quality.png` and writes the part of `bench/RESULTS.md` between its two markers. Orlop's steps
-are made in this process by the servers' kernels, with the servers' rule of what stays fp32 and their clipping: same bits, as
-`tests/test_bench_quality.py` shows. bitsandbytes keeps the same tensors in fp32; where it cannot be imported it is skipped in words.
+`make bench-quality` runs this. It draws `peers/quality.png` and writes the part of `bench/RESULTS.md` between its two markers. Orlop's
+steps are made in this process by the servers' kernels, with the servers' rule for fp32 state and their clipping. The bits are those of
+servers, as `tests/test_bench_quality.py` shows. bitsandbytes keeps the same tensors in fp32; if it cannot be imported, a sentence says that
+it is skipped.
 
-- *Own gradients*: the demo's model, text, schedule and 300 steps, once per format and seed, each on the gradients of its own weights, and
-  the loss on held-out files at the end.
-- *Given gradients*: beside torch's run, every format steps on torch's gradients, and only its weights differ: relative L2 of the weight
-  change (`|change - fp32's| / |fp32's|`), both changes counted from the weights as the format stores them at first.
-- *Spike*: of the first seed, the second half once more, where the first gradient is a hundred times as large after clipping (before it,
+- *Own gradients*: the demo's model, text, schedule and 300 steps, once per format and seed. Each run uses the gradients of its own weights.
+  The result is the loss on held-out files at the end.
+- *Given gradients*: beside torch's run, every format steps on torch's gradients, so only its weights differ: relative L2 of the weight
+  change (`|change - fp32's| / |fp32's|`). Both changes are counted from the initial weights as the format stores them.
+- *Spike*: the second half of the first seed once more, with a first gradient a hundred times as large after clipping (before clipping,
   clipping would undo it).
-- *Drift*: 2,000 steps at a learning rate of 1e-6, a thousandth of the demo's, on torch's gradients of a fresh batch each: the weight
-  change along torch's, relative to torch's. A GPT of one block and width 256 (0.9 M parameters), for time.
+- *Drift*: 2,000 steps at a learning rate of 1e-6, a thousandth of the demo's, on torch's gradients of a fresh batch each: the projection of
+  the weight change on torch's, relative to torch's. A GPT of one block and width 256 (0.9 M parameters), to save time.
 
-A training is one process on one thread, as many side by side as there are cores. Options that are not listed by --help are the demo's
+A training is one process on one thread; as many run at once as there are cores. Options that --help does not list are the demo's
 (`--steps`, `--width`, ...).
 """
 
@@ -42,20 +43,20 @@ HERE = pathlib.Path(__file__).resolve().parent
 LEAST_QUANTISED = 4096  # elements, as in server/job/slots.cc
 SPIKE = 100
 DRIFT_RATE, DRIFT_SHAPE = 1e-6, {"depth": 1, "width": 256}
-POINTS = 20  # of a curve that is sampled
+POINTS = 20  # points of a sampled curve
 
 
 class OrlopAdamW:
-    """AdamW of a model as servers make it, by their kernels in this process.
+    """AdamW of a model as servers compute it, with their kernels in this process.
 
     Parameters
     ----------
     gpt : torch.nn.Module
-        Its parameters are read now, and written by :meth:`pull` only.
+        Its parameters are read here; only :meth:`pull` writes them.
     seed : int
-        Of stochastic rounding.
+        Seed of stochastic rounding.
     state, master : str
-        As `orlop.AdamW` calls them.
+        Formats as in `orlop.AdamW`.
     """
 
     def __init__(self, gpt: torch.nn.Module, seed: int, state: str, master: str = "exact") -> None:
@@ -70,7 +71,7 @@ class OrlopAdamW:
             self._shards.append(kernels.Shard("adamw", parameter, state if quantised else "fp32", master_format=master, seed=seed, tensor=index))
 
     def step(self, gradients: list[torch.Tensor], lr: float, factor: float = 1.0) -> None:
-        """Clips, multiplies by `factor`, updates. `gradients` in the order of the parameters; they are left alone."""
+        """Clip, multiply by `factor`, and update. `gradients` are in the order of the parameters and are not changed."""
         norm = math.sqrt(sum(kernels.squared_norm(gradient, threads=1)[0] for gradient in gradients))
         scale = min(1.0, train.MAX_NORM / (norm + 1e-6)) * factor
         for shard, gradient, decay in zip(self._shards, gradients, self._decays):
@@ -79,7 +80,7 @@ class OrlopAdamW:
 
     @torch.no_grad()
     def pull(self) -> None:
-        """Writes the weights to the model."""
+        """Write the weights to the model."""
         for parameter, shard in zip(self._parameters, self._shards):
             parameter.copy_(shard.master())
 
@@ -88,7 +89,7 @@ class OrlopAdamW:
 
 
 class PeerAdamW:
-    """An optimizer of torch's interface, clipped by torch. It writes to the model, and clips the gradients that it is given in place."""
+    """An optimizer with torch's interface, clipped by torch. It writes to the model, and clips the given gradients in place."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self._parameters, self._optimizer = parameters, optimizer
@@ -104,7 +105,7 @@ class PeerAdamW:
         self._optimizer.step()
 
     def __deepcopy__(self, memo: dict) -> PeerAdamW:
-        optimizer = copy.deepcopy(self._optimizer, memo)  # of bitsandbytes' attributes, what torch knows of
+        optimizer = copy.deepcopy(self._optimizer, memo)  # copies only those of bitsandbytes' attributes that torch knows
         optimizer.__dict__ = self._optimizer.__dict__ | optimizer.__dict__
         return PeerAdamW(copy.deepcopy(self._parameters, memo), optimizer)
 
@@ -120,10 +121,10 @@ def torch_adamw(gpt: torch.nn.Module) -> PeerAdamW:
 
 
 def bitsandbytes_adamw(gpt: torch.nn.Module) -> PeerAdamW:
-    """AdamW8bit whose embeddings stay in 32 bits, as its authors advise and Orlop does; small tensors do by default."""
+    """Return AdamW8bit whose embeddings stay in 32 bits, as its authors advise and Orlop does; small tensors do so by default."""
     from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
     manager = GlobalOptimManager.get_instance()
-    manager.initialize()  # it knows parameters by address and place; those of another model in this process are no more
+    manager.initialize()  # it knows parameters by address and index, and still has those of earlier models of this process
     for entry in names.of_model(gpt):
         if entry.is_embedding:
             manager.override_config(entry.tensor, "optim_bits", 32)
@@ -139,14 +140,14 @@ FORMATS = (BASELINE, *ORLOP, BITSANDBYTES)
 
 
 def make_optimizer(name: str, gpt: torch.nn.Module, seed: int) -> OrlopAdamW | PeerAdamW:
-    """The optimizer of that name in `FORMATS`."""
+    """Return the optimizer of that name in `FORMATS`."""
     if name in ORLOP:
         return OrlopAdamW(gpt, seed, *ORLOP[name])
     return {BASELINE: torch_adamw, BITSANDBYTES: bitsandbytes_adamw}[name](gpt)
 
 
 class Training:
-    """The demo's model and text in this process, with the optimizer of that name; it trains on its own gradients."""
+    """The demo's model and text in this process with the optimizer of that name. It trains on its own gradients."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.options, self.text = options, data.load_text()
@@ -155,7 +156,7 @@ class Training:
         self.optimizer.pull()
 
     def gradients(self, step: int) -> tuple[float, list[torch.Tensor]]:
-        """Loss and gradients on the batch of that step."""
+        """Return loss and gradients on the batch of that step."""
         options = self.options
         self.model.zero_grad()
         loss = self.model.loss(data.batch(self.text.train, seed=options.seed, step=step, count=options.batch, context=options.context))
@@ -174,7 +175,7 @@ def seeded_model(options: argparse.Namespace) -> model.GPT:
 
 
 class Replays:
-    """Every other format, stepping on the gradients of torch's run."""
+    """All other formats, stepping on the gradients of torch's run."""
 
     def __init__(self, options: argparse.Namespace, baseline: PeerAdamW) -> None:
         self._baseline, self._peers = baseline, {}
@@ -189,7 +190,7 @@ class Replays:
             peer.step([gradient.clone() for gradient in gradients] if isinstance(peer, PeerAdamW) else gradients, lr)
 
     def compare(self) -> dict[str, tuple[float, float]]:
-        """(Distance from torch's weight change, length along it) of each, relative to torch's."""
+        """Return (distance from torch's weight change, length of the projection on it) of each format, relative to torch's."""
         reference = (self._baseline.weights() - self._start).double()
         square, found = reference @ reference, {}
         for name, peer in self._peers.items():
@@ -199,7 +200,7 @@ class Replays:
 
 
 def own_gradients(name: str, options: argparse.Namespace, with_spike: bool, with_replays: bool = False) -> dict:
-    """Trains; -> losses of each step, held-out loss, and, where asked for, the same after a spike, and what replays made of the gradients."""
+    """Train and return the losses of each step, the held-out loss, and on request the same after a spike and the results of the replays."""
     training = Training(name, options)
     replays = Replays(options, training.optimizer) if with_replays else None
     record = {"losses": [], "weight_error": {}}
@@ -229,7 +230,8 @@ def own_gradients(name: str, options: argparse.Namespace, with_spike: bool, with
 
 
 def drift(options: argparse.Namespace, steps: int) -> dict:
-    """Trains a small model at a tiny rate; -> {format: [[step, length along torch's change, distance from it]]}, relative to torch's."""
+    """Train a small model at a tiny rate. Return {format: [[step, projection on torch's change, distance from it]]}, relative to torch's.
+    """
     training = Training(BASELINE, argparse.Namespace(**vars(options) | DRIFT_SHAPE))
     replays, record = Replays(training.options, training.optimizer), {}
     for step in range(steps):
@@ -243,7 +245,7 @@ def drift(options: argparse.Namespace, steps: int) -> dict:
 
 
 def measured() -> list[str]:
-    """The formats that can be measured here."""
+    """Return the formats that can be measured on this machine."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -252,14 +254,14 @@ def measured() -> list[str]:
 
 
 def quieten() -> None:
-    """One thread; bitsandbytes misses its GPU."""
+    """Use one thread, and silence bitsandbytes' warning that it has no GPU."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
 
 
 def run_all(seeds: list[int], drift_steps: int, demo_flags: list[str], processes: int, kept: pathlib.Path | None = None) -> dict:
-    """Every training. Records that are in the folder `kept` are taken from there, the others written to it.
+    """Run every training. Records that the folder `kept` has are reused; the others are written to it.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What `quality.py` prints, draws and writes: every format's figures, those that have a limit beside it, and curves."""
+"""Prints, draws and writes the results of `quality.py`: the figures of every format, their limits, and curves."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from demo import model  # noqa: E402
 
 BASELINE, BITSANDBYTES = "torch fp32", "bitsandbytes 8-bit"
 MOST_ABOVE = {"Orlop 8-bit": 0.005, "Orlop 4-bit": 0.02, "Orlop 8-bit, 24-bit master": 0.005, "Orlop 8-bit, bf16 master": 0.005}
-MOST_OFF = 0.05  # drift's length, and the loss after a spike
-WINDOW = 10  # steps that a loss is the mean of
+MOST_OFF = 0.05  # limit of the drift's length, and of the loss after a spike
+WINDOW = 10  # a loss is the mean of this many steps
 STYLES = {BASELINE: ("#444444", "-"), "Orlop fp32": ("#9aa5ad", "--"), "Orlop 8-bit": ("#0b6e8a", "-"), "Orlop 4-bit": ("#e0a030", "-"),
           "Orlop 8-bit, 24-bit master": ("#8fb572", "-."), "Orlop 8-bit, bf16 master": ("#d1603d", "-"), BITSANDBYTES: ("#7a6c9d", ":")}
 
 
 class Figures(NamedTuple):
-    """What one format came to.
+    """Results of one state format.
 
     Attributes
     ----------
     held_out : list of float
-        Of each seed, at the end.
+        Held-out loss at the end, one per seed.
     above : float
-        The mean beside fp32's mean, relative.
+        Mean held-out loss relative to fp32's, minus 1.
     weight_error : float or None
-        At the end, given fp32's gradients, the mean of all seeds; None of fp32 itself.
+        Relative L2 error of the weight change at the end, given fp32's gradients; mean of all seeds. None for fp32 itself.
     recovery_steps : int or None
-        After the spike, until the loss stays within `MOST_OFF` of the run without; None if it never does.
+        Steps after the spike until the loss stays within `MOST_OFF` of the run without it; None if it never does.
     spike_above : float
-        Held-out loss at the end of the run with the spike beside the run without, relative.
+        Held-out loss at the end of the run with the spike relative to the run without, minus 1.
     along : float or None
-        Length of the drift along fp32's, relative to it.
+        Length of the weight drift's projection on fp32's drift, divided by fp32's length.
     """
 
     held_out: list[float]
@@ -50,7 +50,7 @@ class Figures(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """A figure that has a limit."""
+    """A figure and its limit."""
 
     what: str
     found: str
@@ -59,13 +59,13 @@ class Goal(NamedTuple):
 
 
 def means(values: list[float]) -> np.ndarray:
-    """Of every `WINDOW` values in a row (of all, where there are fewer)."""
+    """Return the mean of every `WINDOW` consecutive values (of all values if there are fewer)."""
     window = min(WINDOW, len(values))
     return np.convolve(values, np.full(window, 1 / window), "valid")
 
 
 def after_spike(record: dict) -> np.ndarray:
-    """Loss with the spike beside the loss without, relative, from the step of the spike on; `means` of each."""
+    """Return the loss with the spike relative to the loss without, both as `means`, from the step of the spike on."""
     return means(record["spike"]["losses"]) / means(record["losses"][record["spike"]["step"]:]) - 1
 
 
@@ -77,7 +77,7 @@ def recovery_steps(record: dict) -> int | None:
 
 
 def figures(found: dict) -> dict[str, Figures]:
-    """Of every format that was measured."""
+    """Return the figures of every measured format."""
     own, results = found["own"], {}
     baseline = np.mean([record["held_out"] for record in own[BASELINE].values()])
     for name, records in own.items():
@@ -91,7 +91,7 @@ def figures(found: dict) -> dict[str, Figures]:
 
 
 def goals(found: dict) -> list[Goal]:
-    """Every figure with a limit, and whether it keeps it."""
+    """Return every figure with a limit, and whether it is met."""
     results = figures(found)
     checked = [Goal(f"{name}: held-out loss above fp32's", f"{results[name].above:+.2%}", f"at most {limit:.1%}", results[name].above <= limit)
                for name, limit in MOST_ABOVE.items()]
@@ -109,7 +109,7 @@ def goals(found: dict) -> list[Goal]:
 
 
 def figures_table(found: dict) -> str:
-    """A row for every format."""
+    """Format one row for every format."""
     seeds = ", ".join(str(seed) for seed in found["own"][BASELINE])
     rows = []
     for name, result in figures(found).items():
@@ -123,7 +123,7 @@ def figures_table(found: dict) -> str:
 
 
 def markdown(found: dict, skipped: list[str]) -> str:
-    """The whole report but the chart."""
+    """Format the whole report except the chart."""
     demo, drift_steps = found["options"], max(points[-1][0] for points in found["drift"].values())
     config = model.ModelConfig(demo.depth, demo.width, context=demo.context)
     facts = (f"The demo's GPT, {config.parameter_count() / 1e6:.2f} M parameters, {demo.steps} steps of {demo.batch} x {demo.context} bytes, "
@@ -138,7 +138,7 @@ def seed_mean(records: dict, key: str = "losses") -> np.ndarray:
 
 
 def draw(found: dict, path: pathlib.Path) -> None:
-    """Six panels, the formats in the same colours: losses, what they end above fp32, weight errors, the spike and the drift."""
+    """Draw six panels, each format in one colour: losses, their excess over fp32 at the end, weight errors, the spike and the drift."""
     own, results = found["own"], figures(found)
     baseline = seed_mean(own[BASELINE])
     style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,

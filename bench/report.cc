@@ -1,4 +1,4 @@
-// What a bench prints: a table for people, a JSON list for programs.
+// Prints the figures of a bench: a table for people, a JSON list for programs.
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -96,8 +96,8 @@ RatioInterval PairedRatio(const Figure& figure) {
     ratios.push_back(figure.values[i] / figure.baseline_values[i]);
   std::sort(ratios.begin(), ratios.end());
   const size_t n = ratios.size();
-  // The largest k with P(Binomial(n, 1/2) < k) <= 2.5 %: the k-th value from either end bounds the
-  // median.
+  // k is the largest number with P(Binomial(n, 1/2) < k) <= 2.5 %: the k-th value from either end
+  // bounds the median.
   size_t k = 0;
   double below = 0, term = std::pow(0.5, static_cast<double>(n));
   for (; below + term <= 0.025; ++k) {

@@ -1,6 +1,6 @@
 // bench step: seconds of push, commit and pull of a 64 M-parameter job on two servers, beside bare
-// gRPC streams of the same bytes in the same rounds. `step.apply` is the servers' own time of the
-// update, which the pull waits for.
+// gRPC streams of the same bytes in the same rounds. `step.apply` is the servers' own time for the
+// update; the pull waits for it.
 #include <algorithm>
 #include <chrono>
 
@@ -16,7 +16,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kServers = 2;
 constexpr uint64_t kBytes = uint64_t{2} << 26;  // 2^26 parameters of bf16
 
-// Runs `call` and tells how long it took.
+// Runs `call` and returns the seconds it took.
 template <typename Call>
 absl::StatusOr<double> Timed(Call call) {
   const Clock::time_point start = Clock::now();

@@ -1,6 +1,6 @@
 // bench wire: GB/s and CPU seconds per GB of pushes and pulls to two servers, hash and norm
 // included, beside the same bytes through bare gRPC streams and through plain sockets. The three
-// run in turn in every round, in an order that rotates.
+// run one after another in every round, in a rotating order.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -17,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kServers = 2;
 
-// What one path did in every round.
+// The measurements of one path in every round.
 struct Path {
   std::string name;
   std::function<absl::Status()> move;
@@ -51,7 +51,7 @@ void AddFigures(const std::string& name, const std::array<Path, 3>& paths,
 }  // namespace
 
 absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options) {
-  auto peers = BarePeers::Start(kServers);  // before any thread of gRPC exists here
+  auto peers = BarePeers::Start(kServers);  // before gRPC starts a thread here
   if (!peers.ok()) return peers.status();
   auto job = BenchJob::Create(kServers, static_cast<uint64_t>(options.mebibytes) << 20, "4GiB");
   if (!job.ok()) return job.status();
@@ -68,8 +68,8 @@ absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options) {
       Path{"orlop", [&] { return (*job)->Pull(); }, job_cpu},
       Path{"bare gRPC stream", bare(Wire::kGrpc, Direction::kPull, (*job)->pulled()), peers_cpu},
       Path{"raw socket", bare(Wire::kSocket, Direction::kPull, (*job)->pulled()), peers_cpu}};
-  for (int round = -1; round < options.repetitions;
-       ++round) {  // the first warms caches, pages and windows
+  // The first round warms caches, pages and windows.
+  for (int round = -1; round < options.repetitions; ++round) {
     for (size_t i = 0; i < push.size(); ++i) {
       const size_t turn = (static_cast<size_t>(round + 1) + i) % push.size();
       if (absl::Status status = Measure(&push[turn], (*job)->bytes(), round >= 0); !status.ok())
@@ -77,7 +77,7 @@ absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options) {
       if (absl::Status status = Measure(&pull[turn], (*job)->bytes(), round >= 0); !status.ok())
         return status;
     }
-    // The staged gradients go, so that the next round's push stores its bytes again.
+    // Aborting frees the staged gradients, so the next round's push stores its bytes again.
     if (auto attempt = (*job)->session()->Abort("next round of the bench"); !attempt.ok())
       return attempt.status();
   }

@@ -1,5 +1,5 @@
-// The subcommands of `orlop`. Each returns an exit code (cli/context.h), having printed its result
-// or what failed.
+// The subcommands of `orlop`. Each prints its result or its error and returns an exit code
+// (cli/print/print.h).
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,22 @@
 namespace orlop::cli {
 
 int Servers(const Context& context);
-int Status(const Context& context);  // bytes by tier, job and slot of every server
+// Prints the bytes of every server by tier, job and slot.
+int Status(const Context& context);
 int Jobs(const Context& context);
 int Tensors(const Context& context, const std::string& job, const std::string& name_contains);
-int Describe(const Context& context, const std::string& job,
-             const std::string& tensor);  // job empty: the only one
+// If `job` is empty, uses the only job of the cluster; prints an error if there are several.
+int Describe(const Context& context, const std::string& job, const std::string& tensor);
 int Rollback(const Context& context, const std::string& job, int64_t to_step);
 int Delete(const Context& context, const std::string& job);
-// Writes all weights and buffers of one version. dtype: "fp32", "bf16" or empty (the manifest's).
+// Writes all weights and buffers of one version to a safetensors file. `dtype`: "fp32", "bf16", or
+// empty for the manifest's.
 int Export(const Context& context, const std::string& job, const std::string& path,
            const std::string& dtype);
-// Loads weights and buffers from a safetensors file as a LOAD step; the caller becomes the job's
+// Loads weights and buffers from a safetensors file as a LOAD step. The caller becomes the job's
 // only contributor.
 int Import(const Context& context, const std::string& job, const std::string& path);
-int Completion(const std::string& shell);  // prints a script for bash, zsh or fish
+// Prints a completion script for bash, zsh or fish.
+int Completion(const std::string& shell);
 
 }  // namespace orlop::cli

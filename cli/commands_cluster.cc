@@ -1,4 +1,4 @@
-// servers, status, jobs: the cluster as a whole.
+// servers, status, jobs: commands about the whole cluster.
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -50,7 +50,7 @@ void PrintStatus(const Context& context, const v1::ServerStatusResponse& status)
   if (!table.empty()) Print(table.Render());
 }
 
-// What a person should know of a job beside its row; empty: nothing.
+// Returns what a person should know about a job besides its row; empty: nothing.
 std::string Note(const v1::JobStatusResponse& job) {
   if (job.explanation().empty() && !job.has_rollback_step()) return "";
   std::string note = absl::StrCat(job.job(), ": ", job.explanation(), "\n");

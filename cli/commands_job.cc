@@ -1,4 +1,4 @@
-// rollback, delete, export, import: what an operator does to a job.
+// rollback, delete, export, import: commands of an operator on one job.
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,8 +16,8 @@ namespace {
 
 using client::Session;
 
-constexpr uint64_t kPieceElements = uint64_t{1}
-                                    << 22;      // moved at a time: bounds this command's memory
+// Elements moved at a time, which bounds the memory of this command.
+constexpr uint64_t kPieceElements = uint64_t{1} << 22;
 constexpr client::Milliseconds kHold{120'000};  // renewed with every piece
 
 v1::DType ExportType(const v1::TensorSpec& tensor, const std::string& dtype) {
@@ -36,7 +36,7 @@ absl::Status ForEachRange(uint64_t element_count, Visit visit) {
   return absl::OkStatus();
 }
 
-// Releases the hold when the export is over, however it ends.
+// Releases the hold when the export ends in any way.
 class HeldVersion {
  public:
   HeldVersion(Session* session, int64_t step)
@@ -92,7 +92,7 @@ absl::Status ExportTo(Session* session, const std::string& path, const std::stri
   return writer->Close();
 }
 
-// The entry's tensor, if shape and type fit.
+// Returns the entry's tensor if shape and type match.
 absl::StatusOr<uint32_t> MatchTensor(const SafetensorsEntry& entry,
                                      const client::Manifest& manifest) {
   const auto index = manifest.Find(entry.name);
@@ -110,8 +110,8 @@ absl::StatusOr<uint32_t> MatchTensor(const SafetensorsEntry& entry,
   return *index;
 }
 
-// Where the file's values of a tensor go: fp32 is all of a parameter, and of a buffer what is
-// stored.
+// Returns the slot that a file's values of a tensor go to. fp32 values of a parameter are its whole
+// master; a buffer has only its weight.
 std::string SlotOf(const v1::TensorSpec& tensor, v1::DType dtype) {
   return tensor.kind() != v1::TENSOR_KIND_BUFFER && dtype == v1::DTYPE_F32 ? "master" : "weight";
 }
@@ -128,7 +128,7 @@ absl::Status JoinAlone(Session* session) {
 absl::StatusOr<int64_t> ImportFrom(Session* session, const std::string& path, uint64_t* bytes) {
   const auto reader = SafetensorsReader::Open(path);
   if (!reader.ok()) return reader.status();
-  for (const SafetensorsEntry& entry : reader->entries())  // all, before anything is sent
+  for (const SafetensorsEntry& entry : reader->entries())  // checks all before sending any
     if (auto tensor = MatchTensor(entry, session->manifest()); !tensor.ok()) return tensor.status();
   if (absl::Status status = JoinAlone(session); !status.ok()) return status;
   std::vector<char> buffer;
@@ -168,7 +168,7 @@ int Rollback(const Context& context, const std::string& job, int64_t to_step) {
   const auto response = (*client)->AcceptRollback(job, to_step);
   if (!response.ok()) return Fail(context, response.status());
   if (context.json) return PrintJson(ToJson(*response)), kOk;
-  Print(absl::StrCat("job ", job, " stands at step ", response->committed_step(), " (epoch ",
+  Print(absl::StrCat("job ", job, " is at step ", response->committed_step(), " (epoch ",
                      response->epoch(), ")\n"));
   return kOk;
 }

@@ -1,4 +1,4 @@
-// tensors, describe: what a job holds, and where.
+// tensors, describe: commands about the tensors of a job.
 #include <algorithm>
 #include <map>
 #include <set>
@@ -25,7 +25,7 @@ std::string Optimizer(const v1::TensorSummary& tensor) {
                                     : absl::StrCat(tensor.optimizer(), " ", tensor.state());
 }
 
-// Shards that differ in nothing but their place.
+// Shards that differ only in their index.
 struct EqualShards {
   v1::ShardDescription first;
   std::vector<uint64_t> shards;  // ascending
@@ -51,7 +51,7 @@ std::vector<EqualShards> GroupEqual(const v1::DescribeTensorResponse& descriptio
   return groups;
 }
 
-// "0-3, 6", shortened to "0, 2, 4, ..., 98" where the runs are many.
+// Returns "0-3, 6"; many runs are shortened to "0, 2, 4, ..., 98".
 std::string Runs(const std::vector<uint64_t>& shards) {
   std::vector<std::string> runs;
   for (size_t i = 0, end; i < shards.size(); i = end) {
@@ -99,7 +99,7 @@ std::string ShardTable(const std::vector<EqualShards>& groups) {
   return table.Render();
 }
 
-// Bytes of the whole tensor by slot.
+// Formats the bytes of the whole tensor by slot.
 std::string SlotTable(const Context& context, const std::vector<EqualShards>& groups) {
   struct Sum {
     v1::SlotBytes slot;
@@ -124,7 +124,7 @@ std::string SlotTable(const Context& context, const std::vector<EqualShards>& gr
   return table.empty() ? "" : "\n" + table.Render();
 }
 
-// Why the shards are where they are, and what could not be asked; each text once.
+// Returns the reasons for the shards' placement and the errors of owners, each text once.
 std::string Reasons(const std::vector<EqualShards>& groups) {
   std::vector<std::string> lines;
   for (const EqualShards& group : groups)

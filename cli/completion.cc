@@ -1,4 +1,4 @@
-// completion: scripts for shells. Names of jobs are asked from the server when a command takes one.
+// completion: scripts for shells. They ask the server for job names when a command takes one.
 #include <cstdio>
 
 #include "cli/commands.h"

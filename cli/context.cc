@@ -9,12 +9,12 @@
 namespace orlop::cli {
 namespace {
 
-// What a person would try next; empty: the message says it all.
+// Returns what a person could try next; empty: the message is enough.
 std::string Advice(const Context& context, const absl::Status& status) {
   const v1::ErrorDetail detail = DetailOf(status);
   const std::string& server = context.options.server;
   if (!absl::StrContains(server, ':'))
-    return "An address is HOST:PORT or unix:/PATH, as 127.0.0.1:7070.";
+    return "An address is HOST:PORT or unix:/PATH, for example 127.0.0.1:7070.";
   switch (detail.reason()) {
     case v1::ErrorDetail::UNKNOWN_JOB:
       return "`orlop jobs` lists the jobs.";

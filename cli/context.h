@@ -1,4 +1,4 @@
-// What every command of `orlop` gets, and how it ends.
+// The options that every command of `orlop` gets, and how a command reports an error.
 #pragma once
 
 #include <functional>
@@ -13,18 +13,20 @@ namespace orlop::cli {
 
 struct Context {
   client::ClientOptions options;
-  bool json = false;      // for programs
-  bool terminal = false;  // standard output is one: Unicode bars, progress
+  // Print JSON for programs.
+  bool json = false;
+  // Standard output is a terminal: print Unicode bars and progress.
+  bool terminal = false;
 
   absl::StatusOr<std::unique_ptr<client::Client>> Connect() const {
     return client::Client::Connect(options);
   }
 };
 
-// Tells a person what failed and what to do next, on standard error; returns kFailed.
+// Prints on standard error what failed and what to do next. Returns kFailed.
 int Fail(const Context& context, const absl::Status& status);
-// `job`, or the only job of the cluster when empty. FailedPrecondition lists the jobs when there
-// are several.
+// Returns `job`, or if it is empty the only job of the cluster. Status: FailedPrecondition, with a
+// list of the jobs, if there are several.
 absl::StatusOr<std::string> OnlyJob(client::Client* client, const std::string& job);
 
 }  // namespace orlop::cli

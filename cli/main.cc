@@ -1,4 +1,4 @@
-// The `orlop` command: parses the line, runs one subcommand.
+// The `orlop` command: parses the command line and runs one subcommand.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -15,7 +15,7 @@ constexpr char kFooter[] =
     "\nThe server is --server, else the environment variable ORLOP_SERVER, else 127.0.0.1:7070.\n"
     "Start one with `orlopd --data-dir DIRECTORY`, then try `orlop servers`.";
 
-// What the subcommands' options write into.
+// The values of the subcommands' options.
 struct Arguments {
   std::string job, tensor, path, name, dtype, shell;
   int64_t to_step = 0;
@@ -54,7 +54,7 @@ void AddActions(CLI::App* app, const Context& context, Arguments* args, Run* run
   exports->add_option("--to", args->path, "file to write")->required();
   exports
       ->add_option("--dtype", args->dtype,
-                   "of parameters: fp32 or bf16; the job's own when not given")
+                   "type of the parameters: fp32 or bf16; by default the job's own")
       ->check(CLI::IsMember({"fp32", "bf16"}));
   exports->callback([&, args, run] {
     *run = [&, args] { return Export(context, args->job, args->path, args->dtype); };
@@ -86,7 +86,9 @@ void AddOwn(CLI::App* app, const Context& context, Arguments* args, Run* run) {
       ->check(CLI::Range(3, 1000));
   bench->add_option("--mebibytes", args->bench.mebibytes, "payload of a wire round")
       ->check(CLI::Range(8, 16384));
-  bench->add_option("--mebiparameters", args->bench.mebiparameters, "of the tensor of `kernels`")
+  bench
+      ->add_option("--mebiparameters", args->bench.mebiparameters,
+                   "size of the tensor in `kernels`")
       ->check(CLI::Range(1, 256));
   bench->callback([&, args, run] {
     *run = [&, args] {
@@ -118,7 +120,7 @@ int Main(int argc, char** argv) {
     const auto chosen = root->get_subcommands();
     return absl::StrCat("orlop: ", error.what(), "\n`orlop ",
                         chosen.empty() ? "" : chosen.back()->get_name() + " ",
-                        "--help` tells what there is.\n");
+                        "--help` lists commands and options.\n");
   });
   app.add_option("--server", context.options.server, "any server: HOST:PORT or unix:/PATH");
   app.add_flag("--json", context.json, "print JSON, for programs");

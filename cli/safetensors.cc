@@ -45,10 +45,11 @@ absl::Status FileError(std::string_view what, const std::string& path) {
 }
 
 absl::Status Malformed(const std::string& path, std::string fault) {
-  return absl::InvalidArgumentError(absl::StrCat(path, " is no safetensors file: ", fault));
+  return absl::InvalidArgumentError(absl::StrCat(path, " is not a safetensors file: ", fault));
 }
 
-// Header text and the size of the data; fills in the offsets.
+// Builds the JSON header, assigns every entry its offset, and sets *data_bytes to the total data
+// size.
 std::string Header(std::vector<SafetensorsEntry>* entries,
                    const std::map<std::string, std::string>& metadata, uint64_t* data_bytes) {
   ordered_json header = ordered_json::object();
@@ -90,7 +91,7 @@ absl::Status ReadAll(int file, uint64_t offset, absl::Span<char> bytes, const st
   return absl::OkStatus();
 }
 
-// One tensor of the header; `data_bytes` is what the file holds behind it.
+// Parses one tensor of the header. `data_bytes` is the size of the data part of the file.
 absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& name, const ordered_json& json,
                                             uint64_t data_bytes) {
   const auto is_counts = [](const ordered_json& list) {
@@ -129,7 +130,7 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Open(
   for (const SafetensorsEntry& entry : entries)
     if (NameOf(entry.dtype).empty() || !names.insert(entry.name).second)
       return absl::InvalidArgumentError(
-          absl::StrCat("tensor ", entry.name, " comes twice or has no dtype"));
+          absl::StrCat("tensor ", entry.name, " is listed twice or has no dtype"));
   uint64_t data_bytes = 0;
   const std::string header = Header(&entries, metadata, &data_bytes);
   std::string temporary = absl::StrCat(path, ".", getpid(), ".partial");
@@ -218,7 +219,7 @@ absl::Status SafetensorsReader::ReadHeader() {
     return status;
   data_start_ = 8 + header_bytes;
   const ordered_json header = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!header.is_object()) return Malformed(path_, "its header is no JSON object");
+  if (!header.is_object()) return Malformed(path_, "its header is not a JSON object");
   for (const auto& [name, json] : header.items()) {
     if (name == "__metadata__") continue;
     absl::StatusOr<SafetensorsEntry> entry = ParseEntry(name, json, file_bytes - data_start_);

@@ -40,7 +40,8 @@ TEST_F(Safetensors, WritesTheBytesOfTheFormat) {
   ASSERT_TRUE(writer.ok()) << writer.status();
   ASSERT_TRUE(writer->Write({"abcd", 4}).ok());
   ASSERT_TRUE(writer->Write({"12345678", 8}).ok());
-  EXPECT_FALSE(std::filesystem::exists(path_));  // not before it is whole
+  EXPECT_FALSE(
+      std::filesystem::exists(path_));  // the name does not exist before the file is complete
   ASSERT_TRUE(writer->Close().ok());
   std::string header =
       R"({"__metadata__":{"step":"3"},"w":{"dtype":"BF16","shape":[2,1],"data_offsets":[0,4]},)"
@@ -89,8 +90,8 @@ TEST_F(Safetensors, RefusesMalformedFilesNamingTheTensor) {
       {R"({"w":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}})",
        "w: shape"},
       {R"({"w":[]})", "w lacks"},
-      {R"([1])", "no JSON object"},
-      {R"({"w":)", "no JSON object"}};
+      {R"([1])", "not a JSON object"},
+      {R"({"w":)", "not a JSON object"}};
   for (const auto& [header, fault] : headers) {
     Put(header, "1234");
     const auto reader = SafetensorsReader::Open(path_);

@@ -1,4 +1,4 @@
-// The C++ client of Orlop: the only door for workers and for the `orlop` command.
+// The C++ client of Orlop. Workers and the `orlop` command reach a cluster only through it.
 //
 //   auto client = Client::Connect({.server = "127.0.0.1:7070"});
 //   auto session = (*client)->CreateJob({.job = "demo", .tensors = {...}});
@@ -22,21 +22,25 @@
 
 namespace orlop::client {
 
-// Threads: every method may be called from any thread. Sessions keep what they need alive: the
-// client may go first. Lists are whole: pages are fetched here.
+// Threads: every method may be called from any thread. A Session shares the connections and keeps
+// them alive, so the Client may be destroyed first. Lists are complete: the client fetches all
+// their pages. Errors of every method: the code and ErrorDetail of the server's answer, as in
+// client/session.h.
 class Client {
  public:
-  // Reaches one server and learns the others from it. Statuses: InvalidArgument (options),
-  // Unavailable or DeadlineExceeded naming the address.
+  // Connects to one server of the cluster and reads the list of the others from it. Status:
+  // InvalidArgument if an option is out of range; Unavailable or DeadlineExceeded, naming the
+  // address, if the server does not answer.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(ClientOptions options);
   ~Client();
 
-  // Creates the job, or attaches to it when its manifest is the same (Session::existed).
-  // AlreadyExists: another manifest.
+  // Creates the job, or attaches to it if a job with the same manifest exists (Session::existed).
+  // Status: AlreadyExists if the job exists with another manifest.
   absl::StatusOr<std::unique_ptr<Session>> CreateJob(const JobSpec& spec);
-  // Attaches to an existing job. NotFound names it.
+  // Attaches to an existing job. Status: NotFound, naming the job.
   absl::StatusOr<std::unique_ptr<Session>> AttachJob(std::string_view job);
-  absl::StatusOr<bool> DeleteJob(std::string_view job);  // true if there was one
+  // Deletes the job and all its state on every server. Returns whether the job existed.
+  absl::StatusOr<bool> DeleteJob(std::string_view job);
   absl::StatusOr<v1::JobStatusResponse> JobStatus(std::string_view job);
   absl::StatusOr<v1::AcceptRollbackResponse> AcceptRollback(std::string_view job, int64_t to_step);
 
@@ -46,7 +50,8 @@ class Client {
                                                              std::string_view name_contains = "");
   absl::StatusOr<v1::DescribeTensorResponse> DescribeTensor(std::string_view job,
                                                             std::string_view tensor);
-  // Of the server with that name (ServerInfo.name); empty: the one connected to.
+  // Returns the status of the server named `server_name` (ServerInfo.name). If the name is empty,
+  // of the server this client connected to.
   absl::StatusOr<v1::ServerStatusResponse> ServerStatus(std::string_view server_name = "");
 
  private:

@@ -1,5 +1,5 @@
-// The client against a server in this process that keeps pushed bytes in a map and fails when told
-// to.
+// Tests the client against a server in this process that keeps pushed bytes in a map and fails on
+// command.
 #include "client/client.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +38,7 @@ std::string Piece(const v1::Region& region) {
 // One server that owns all shards of one tensor "w".
 class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1::Admin::Service {
  public:
-  // What to do to the next streams, in order.
+  // The faults of the next streams, in order.
   enum class Fault {
     kNone,
     kBreakAfterFirstPiece,
@@ -46,7 +46,8 @@ class FakeServer : public v1::Data::Service, public v1::Job::Service, public v1:
     kStaleEpoch,
     kStaleAttempt,
     kDamagePull,
-    kVersionGone,  // pull: applied over; a later step is committed by then
+    // Pull answers that the version was applied over, and a later step is committed.
+    kVersionGone,
     kHang
   };
 
@@ -324,7 +325,7 @@ TEST_F(ClientTest, BrokenPushGoesOnWithWhatIsMissing) {
   const auto pushed = Push();
   ASSERT_TRUE(pushed.ok()) << pushed.status();
   EXPECT_EQ(Stored(), Sent());
-  EXPECT_EQ(server_->received_pieces(), 3);  // QueryPush told that the first was there
+  EXPECT_EQ(server_->received_pieces(), 3);  // QueryPush reported that the server had the first
 }
 
 TEST_F(ClientTest, ChecksumRefusedByTheServerIsSentAgain) {

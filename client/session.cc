@@ -13,7 +13,7 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// In a push the bytes are only read; the slices that carry them take no const.
+// gRPC slices take no const pointer. A push only reads the bytes.
 char* Bytes(absl::Span<const std::byte> data) {
   return const_cast<char*>(reinterpret_cast<const char*>(data.data()));
 }
@@ -48,9 +48,9 @@ absl::StatusOr<std::vector<Piece>> Split(absl::Span<const PullPart> parts,
   return pieces;
 }
 
-// Of a latest pull: tries before the job is held, and in all; and how long a hold outlives a client
-// that dies.
+// A `latest` pull holds the job after kFreeTries attempts and gives up after kLatestTries.
 constexpr int kFreeTries = 3, kLatestTries = 16;
+// A hold expires after this time, in case the client dies.
 constexpr Milliseconds kPullHold{10'000};
 
 absl::Status NothingCommitted(const v1::JobStatusResponse& status) {
@@ -185,8 +185,8 @@ absl::StatusOr<Transfer> Session::Pull(absl::Span<const PullPart> parts,
   return outcome;
 }
 
-// Servers differ by a step while one is applied, so all are asked for the step committed by number,
-// and for the next where that was applied over.
+// While a step is applied, servers differ in version by one. So every server is asked for the same
+// committed step by number, and for the next one if that was applied over.
 absl::StatusOr<Transfer> Session::PullLatest(const std::vector<Piece>& pieces,
                                              std::optional<Milliseconds> timeout) {
   uint64_t bytes = 0;
@@ -214,7 +214,7 @@ absl::StatusOr<Transfer> Session::PullLatest(const std::vector<Piece>& pieces,
     absl::StatusOr<Transfer> outcome =
         FetchAll(core_->door(), step, pieces, std::max(left, Milliseconds(1)));
     if (held) Hold(step, Milliseconds(0), holder).IgnoreError();
-    // A server may hear of the first commit a moment after its leader has told of it.
+    // A server may learn of the first commit a moment after its leader has answered it.
     if (!outcome.ok() && DetailOf(outcome.status()).reason() == v1::ErrorDetail::LOADING &&
         core_->link->PrepareRetry(Verdict::kBackOff, number, deadline, &never))
       continue;

@@ -1,5 +1,5 @@
-// One worker's door to one job: its manifest, its placement, its place in the protocol, and the
-// calls that move bytes and steps.
+// One worker's connection to one job. It holds the job's manifest, its placement map and this
+// worker's StepState, and makes the calls that move bytes and steps.
 #pragma once
 
 #include <memory>
@@ -19,30 +19,38 @@ namespace orlop::client {
 class Link;
 struct Piece;
 
-// Where the session stands.
+// Which step a session pushes to, and as which contributor.
 struct StepState {
   uint64_t epoch = 0;
-  uint64_t generation = 0;  // 0: not joined
+  // Generation this session joined. 0: it has not joined.
+  uint64_t generation = 0;
   uint32_t rank = 0;
-  int64_t committed_step = -1;  // -1: LOADING, the next step is LOAD step 0
-  uint32_t attempt = 0;         // open attempt of committed_step + 1; 0: not joined
+  // Last step this session knows to be committed. -1: the job is LOADING; its next step is LOAD
+  // step 0.
+  int64_t committed_step = -1;
+  // Open attempt of step committed_step + 1. 0: this session has not joined.
+  uint32_t attempt = 0;
 };
 
-// Threads: every method may be called from any thread at the same time; no lock is held during an
-// RPC. Calls block (Python releases its lock around them). The session owns one sending thread per
-// connection and server, joined by the destructor; Pull uses threads of its own that end with the
-// call.
+// Threads: every method may be called from any thread at the same time. No lock is held during an
+// RPC. Calls block (Python releases the GIL around them). The session owns one thread that sends
+// queued pushes; the destructor joins it. A push or pull also starts a thread for each connection
+// and server, and joins it before it completes.
 //
-// Errors: the code and, as a payload, the v1::ErrorDetail of the server's answer (proto/status.h);
-// messages name server and tensor. Retries are the client's own (client/link/retry.h): what is returned
-// has been given up. A caller meets
-//   Aborted             STALE_ATTEMPT: push the step again; state().attempt is the open attempt
-//   already FailedPrecondition  STALE_GENERATION: join again; WRONG_STEP: see state() after
-//   Refresh(); LOADING: load weights first OutOfRange          VERSION_GONE: the version asked is
-//   applied over, ErrorDetail.version is current DeadlineExceeded, Unavailable, ResourceExhausted
-//   time or the retry budget is used up; the message tells the last error. A commit
-//                       may still have happened: repeat it to know
-//   InvalidArgument, NotFound, AlreadyExists, DataLoss  not retried
+// Errors: a Status carries the code and, as a payload, the v1::ErrorDetail of the server's answer
+// (proto/status.h). Messages name the server and the tensor. The client has already retried what
+// can be retried (client/link/retry.h); an error that a method returns is final:
+//   Aborted             STALE_ATTEMPT: push the step again. state().attempt is the open attempt.
+//   FailedPrecondition  STALE_GENERATION: join again.
+//                       WRONG_STEP: call Refresh(), then see state().
+//                       LOADING: load the weights first.
+//   OutOfRange          VERSION_GONE: the version asked for was applied over.
+//                       ErrorDetail.version is the current one.
+//   DeadlineExceeded, Unavailable, ResourceExhausted
+//                       The time or the retry budget is used up. The message ends with the last
+//                       error. A commit may still have happened: repeat it to find out.
+//   InvalidArgument, NotFound, AlreadyExists, DataLoss
+//                       The client does not retry these.
 class Session {
  public:
   ~Session();
@@ -50,52 +58,61 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   const std::string& job() const;
-  const Manifest& manifest() const;  // fixed for the life of the job
-  bool existed() const;              // the job was there before CreateJob, or was attached
+  // The manifest never changes during the life of the job.
+  const Manifest& manifest() const;
+  // True if the job existed before CreateJob, or if this session attached to it.
+  bool existed() const;
   StepState state() const;
-  v1::PlacementMap placement() const;  // a copy, all runs
+  // Returns a copy of the placement map with all its runs.
+  v1::PlacementMap placement() const;
 
-  // Says which optimizer every parameter has (request.job is filled in). True if this changed the
-  // job. See Job.ConfigureOptimizer.
+  // Sets the optimizer of every parameter; request.job is filled in. Returns whether this changed
+  // the job. For effect and errors see Job.ConfigureOptimizer in job.proto.
   absl::StatusOr<bool> ConfigureOptimizer(v1::ConfigureOptimizerRequest request);
-  // Optimizer configured now, by anyone; absent: none.
+  // Returns the optimizer configuration in force, whoever set it; absent if there is none.
   absl::StatusOr<std::optional<v1::ConfigureOptimizerRequest>> GetOptimizer();
 
-  // Rank 0: a new generation, to be told to the other ranks, then given to Join by all.
+  // Rank 0 calls this to open a new generation. It passes the number to the other ranks, then every
+  // rank (0 too) passes it to Join. See Job.Join in job.proto.
   absl::StatusOr<uint64_t> StartGeneration(
       uint32_t world_size, std::optional<int64_t> min_committed_step = std::nullopt);
-  // Becomes contributor `rank`; returns when all ranks have joined. state() is fresh afterwards.
+  // Becomes contributor `rank` and returns when all ranks have joined. state() is then current.
   absl::StatusOr<StepState> Join(const JoinOptions& options);
 
-  // Sends gradients of the open attempt: splits every part by shard and owner and sends to all
-  // owners at once. Returns when every piece is stored by its server. Parts must be disjoint and
-  // within the layout of Join.
+  // Sends gradients of the open attempt. Splits every part by shard and sends the pieces to all
+  // owners at once. Returns when the servers have stored every piece. Parts must be disjoint and
+  // within the layout given to Join. Status: see above, and InvalidArgument for a wrong size or an
+  // unknown tensor.
   absl::StatusOr<Transfer> Push(absl::Span<const PushPart> parts, const PushOptions& options = {});
-  // The same without waiting. Errors found before anything is sent (sizes, unknown tensors) are
-  // returned here.
+  // Starts a Push and returns at once. Errors that need no server (wrong sizes, unknown tensors)
+  // are returned here; all others by PendingPush::Wait.
   absl::StatusOr<std::unique_ptr<PendingPush>> PushAsync(absl::Span<const PushPart> parts,
                                                          const PushOptions& options = {});
-  // Stages new contents of slots for a LOAD step (then Commit with kind LOAD). Otherwise as Push.
+  // Stages new contents of slots for a LOAD step; CommitOptions::kind LOAD then commits them.
+  // Otherwise like Push.
   absl::StatusOr<Transfer> SetState(absl::Span<const PushPart> parts,
                                     const PushOptions& options = {});
-  // Fetches parts of one version into the caller's memory, verifying every checksum and digest.
-  // With PullOptions::latest, VERSION_GONE is answered by the next version, a few times.
+  // Fetches parts of one version into the caller's memory and verifies every checksum and digest.
+  // With PullOptions::latest the client answers VERSION_GONE by pulling the next version, up to 16
+  // times.
   absl::StatusOr<Transfer> Pull(absl::Span<const PullPart> parts, const PullOptions& options = {});
 
-  // Says that this contributor has sent all of the step; waits for the decision and the commit.
-  // Updates state().
+  // Declares that this contributor has sent all of the step, and waits until the step is decided
+  // and committed. Updates state().
   absl::StatusOr<v1::CommitStepResponse> Commit(const CommitOptions& options);
-  // Drops the open attempt (or the one named). Returns the attempt open now, also in state().
+  // Drops the open attempt, or the one named. Returns the attempt that is open now; state() has it
+  // too.
   absl::StatusOr<uint32_t> Abort(std::string_view reason,
                                  std::optional<uint32_t> attempt = std::nullopt);
-  // Keeps version `step` readable for `duration` (at most 10 minutes, 0 releases).
+  // Keeps version `step` readable for `duration`: at most 10 minutes; 0 releases the hold.
   absl::Status Hold(int64_t step, Milliseconds duration, std::string_view holder);
   absl::StatusOr<v1::JobStatusResponse> Status();
-  // Reads placement and step state again from the servers.
+  // Reads the placement map and the step state from the servers again.
   absl::Status Refresh();
 
   Timings timings() const;
-  Timings TakeTimings();  // returns and sets to zero
+  // Returns the timings and sets them to zero.
+  Timings TakeTimings();
 
  private:
   friend class Client;
@@ -103,7 +120,7 @@ class Session {
   explicit Session(std::unique_ptr<Core> core);
   absl::StatusOr<Transfer> PullLatest(const std::vector<Piece>& pieces,
                                       std::optional<Milliseconds> timeout);
-  // Reads manifest, placement and step state of a job.
+  // Reads manifest, placement and step state of the job.
   static absl::StatusOr<std::unique_ptr<Session>> Open(std::shared_ptr<Link> link,
                                                        std::string_view job, bool existed);
   std::unique_ptr<Core> core_;

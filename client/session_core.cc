@@ -71,8 +71,8 @@ absl::Status Session::Core::AdoptPlacement(v1::PlacementMap map, uint64_t next) 
     request.set_first(next);
     auto page = CallLeader(Rpc::kRead, &v1::Job::StubInterface::GetPlacement, request);
     if (!page.ok()) return page.status();
-    if (!map.runs().empty() && page->placement().epoch() !=
-                                   map.epoch()) {  // a new epoch between two pages: from the start
+    // The epoch changed between two pages: start again.
+    if (!map.runs().empty() && page->placement().epoch() != map.epoch()) {
       map.Clear();
       next = 0;
       continue;
@@ -82,7 +82,8 @@ absl::Status Session::Core::AdoptPlacement(v1::PlacementMap map, uint64_t next) 
     else
       map.mutable_runs()->MergeFrom(page->placement().runs());
     next = page->next();
-    if (map.runs().empty()) break;  // a job without tensors: the build below tells
+    // The job has no tensors, or the answer lacks them; Build below decides.
+    if (map.runs().empty()) break;
   }
   auto built = Placement::Build(std::move(map), manifest);
   if (!built.ok()) return built.status();
@@ -101,14 +102,16 @@ absl::Status Session::Core::RefreshState() {
   MutexLock lock(&mutex_);
   state_.committed_step = status->committed_step();
   state_.epoch = std::max(state_.epoch, status->epoch());
-  // The generation stays the one joined: a newer one is for others, and the servers will say so.
+  // The session stays in the generation it joined. If a newer one exists, the servers will refuse
+  // this session's calls.
   if (state_.generation == status->generation()) state_.attempt = status->attempt();
   return absl::OkStatus();
 }
 
 void Session::Core::AdoptCommit(const v1::CommitStepResponse& response) {
   MutexLock lock(&mutex_);
-  if (response.step() < state_.committed_step) return;  // the answer to an older repeat
+  // This is the answer to an older repeat.
+  if (response.step() < state_.committed_step) return;
   state_.committed_step = response.step();
   state_.attempt = response.next_attempt();
   state_.epoch = std::max(state_.epoch, response.epoch());

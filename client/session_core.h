@@ -1,4 +1,4 @@
-// The state behind a Session: what the control calls update and the data calls read.
+// The state behind a Session: control calls update it, data calls read it.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,7 @@ class Session::Core {
   Core(std::shared_ptr<Link> link, std::string job, Manifest manifest, bool existed);
   ~Core();
 
-  // A control call about this job, to the step leader.
+  // Makes a control call about this job to the step leader.
   template <typename Request, typename Response>
   absl::StatusOr<Response> CallLeader(Rpc rpc,
                                       grpc::Status (v1::Job::StubInterface::*method)(
@@ -30,12 +30,13 @@ class Session::Core {
   Timings timings(bool reset);
 
   absl::Status RefreshPlacement();
-  absl::Status RefreshState();  // committed step, attempt, epoch
-  // `first_page` has its runs up to `next`; the rest is fetched. `next` 0: it is whole.
+  // Reads committed step, attempt and epoch from the step leader.
+  absl::Status RefreshState();
+  // `first_page` has the runs before `next`; this fetches the others. `next` 0: the page has all.
   absl::Status AdoptPlacement(v1::PlacementMap first_page, uint64_t next);
   void AdoptCommit(const v1::CommitStepResponse& response);
   void AdoptJoin(const v1::JoinResponse& response, uint32_t rank);
-  // After an error: STALE_ATTEMPT tells the attempt that is open.
+  // Adopts the open attempt that a STALE_ATTEMPT error names. Other statuses change nothing.
   void LearnFrom(const absl::Status& status);
   void AddPush(const absl::StatusOr<Transfer>& outcome, double seconds);
   void AddPull(const absl::StatusOr<Transfer>& outcome, double seconds);
@@ -47,10 +48,12 @@ class Session::Core {
 
   const std::shared_ptr<Link> link;
   const std::string job;
-  const std::string subject;  // "job NAME", for messages
+  // "job NAME", for messages.
+  const std::string subject;
   const Manifest manifest;
   const bool existed;
-  const std::string client_id;  // random: tells a repeat from a second contributor of the same rank
+  // Random. It lets the server tell a repeated Join from a second contributor with the same rank.
+  const std::string client_id;
 
  private:
   CancelSet cancels_;
@@ -58,8 +61,10 @@ class Session::Core {
   StepState state_ GUARDED_BY(mutex_);
   std::shared_ptr<const Placement> placement_ GUARDED_BY(mutex_);
   Timings timings_ GUARDED_BY(mutex_);
-  uint64_t retries_before_ GUARDED_BY(mutex_) = 0;  // of the link, when timings_ was last reset
-  std::unique_ptr<PushEngine> pushes_;              // last: its thread uses all the others
+  // Retries of the link when timings_ was last reset.
+  uint64_t retries_before_ GUARDED_BY(mutex_) = 0;
+  // Declared last, because its thread uses all other members.
+  std::unique_ptr<PushEngine> pushes_;
 };
 
 }  // namespace orlop::client

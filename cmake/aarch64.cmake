@@ -1,5 +1,5 @@
-# Cross-compiles the kernels for AArch64 and runs their tests under user-mode emulation (make test-aarch64). The C++ library is that
-# of the cross compiler; ours come from a sysroot that tools/sysroot.sh makes.
+# Cross-compiles the kernels for AArch64 and runs their tests under user-mode emulation (make test-aarch64). The C++ library is the cross
+# compiler's; the other libraries are in a sysroot that tools/sysroot.sh makes.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

@@ -1,4 +1,4 @@
-# Sets ORLOP_CUDA if the CUDA form of the kernels (kernels/cuda) can be built here: wherever nvcc is, a GPU or not.
+# Sets ORLOP_CUDA if the CUDA kernels (kernels/cuda) can be built here, which requires nvcc but no GPU.
 option(ORLOP_USE_CUDA "Build the CUDA kernels where nvcc is found" ON)
 set(ORLOP_CUDA OFF)
 find_program(NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
@@ -22,7 +22,7 @@ else()
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     set(CMAKE_CUDA_EXTENSIONS OFF)
-    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)   # CMake 3.25 does not know that nvcc has it
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know nvcc's option for C++20
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
     endif()
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})

@@ -1,8 +1,8 @@
-# cmake --install: orlopd, orlop, and the C++ client for other projects: find_package(orlop), link orlop::client.
+# cmake --install installs orlopd, orlop, and the C++ client for other projects: find_package(orlop), link orlop::client.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-if(SKBUILD)   # a Python wheel carries the binaries and the extension alone (python/CMakeLists.txt)
+if(SKBUILD)  # a Python wheel has only the binaries and the extension (python/CMakeLists.txt)
   return()
 endif()
 

@@ -1,4 +1,4 @@
-# How a folder becomes targets. See CMakeLists.txt for the graph itself.
+# Functions that make a folder's targets. CMakeLists.txt has the graph of folders.
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
@@ -7,7 +7,7 @@ set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
 set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
-# Bit equality between machines: no contraction, no fast-math, anywhere (ARCHITECTURE.md, arithmetic).
+# Machines must compute the same bits, so contraction and fast-math are off everywhere (ARCHITECTURE.md, arithmetic).
 add_compile_definitions(ORLOP_VERSION="${PROJECT_VERSION}")
 set(warnings -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers)
 add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:${warnings};-ffp-contract=off>")
@@ -25,13 +25,13 @@ if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   add_compile_options($<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fpch-preprocess>)
 endif()
 
-# server/job becomes orlop_server_job.
+# Makes a target's name from a folder: server/job becomes orlop_server_job.
 function(orlop_target folder out)
   string(REPLACE "/" "_" target ${folder})
   set(${out} orlop_${target} PARENT_SCOPE)
 endfunction()
 
-# Headers that half of the tree reads are compiled twice: for libraries, with the generated protocol, and for test programs, which
+# Headers that half of the tree includes are compiled twice: with the generated protocol, for all libraries, and for test programs, which
 # differ in a compiler flag (-fPIE).
 function(orlop_precompile target owner)
   if(target STREQUAL owner)
@@ -59,16 +59,16 @@ function(orlop_generate_proto target)
     set_source_files_properties(${base}.pb.cc ${base}.grpc.pb.cc PROPERTIES
       SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS -w)
   endforeach()
-  add_custom_target(orlop_generated DEPENDS ${generated})   # what lint needs to have been built
+  add_custom_target(orlop_generated DEPENDS ${generated})  # generated files that lint needs
   target_include_directories(${target} SYSTEM PUBLIC $<BUILD_INTERFACE:${out}>)
 endfunction()
 
-# orlop_library(<folder> <dependency>...): every .cc of the folder itself except tests and main.cc.
+# orlop_library(<folder> <dependency>...): a library of every .cc directly in the folder, except tests and main.cc.
 function(orlop_library folder)
   orlop_target(${folder} target)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cc)
   list(FILTER sources EXCLUDE REGEX "(_test|/main)\\.cc$")
-  if(ORLOP_KERNELS_ONLY)   # without BLAS
+  if(ORLOP_KERNELS_ONLY)  # the build has no BLAS
     list(FILTER sources EXCLUDE REGEX "kernels/(orthogonalize|tensor_pass).cc$")
   else()
     set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/orthogonalize.cc PROPERTIES
@@ -99,8 +99,8 @@ function(orlop_binary name main)
   target_link_libraries(${name} PRIVATE ${ARGN})
 endfunction()
 
-# orlop_test(<folder> <dependency>...): one executable with every *_test.cc of the folder and of those below it that have no
-# executable of their own.
+# orlop_test(<folder> <dependency>...): one executable with every *_test.cc of the folder and of its subfolders that have no executable of
+# their own.
 function(orlop_test folder)
   string(REPLACE "/" "_" name ${folder})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*_test.cc)
@@ -112,10 +112,10 @@ function(orlop_test folder)
   if(ORLOP_KERNELS_ONLY)
     list(FILTER sources EXCLUDE REGEX "kernels/tensor_pass_test.cc$")
   endif()
-  if(NOT TARGET orlop_kernels_cuda)   # needs the CUDA library
+  if(NOT TARGET orlop_kernels_cuda)  # it needs the CUDA library
     list(FILTER sources EXCLUDE REGEX "kernels/cuda/device_test.cc$")
   endif()
-  if(folder STREQUAL "tests")   # helpers that only tests use
+  if(folder STREQUAL "tests")  # code that only tests use
     file(GLOB helpers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*.cc)
     list(FILTER helpers EXCLUDE REGEX "(_main)\\.cc$")
     list(APPEND sources ${helpers})

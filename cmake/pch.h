@@ -1,4 +1,4 @@
-// Headers that half of the tree reads and that change with the distribution only.
+// Headers that half of the tree includes. They change only with the distribution.
 #pragma once
 #include <grpcpp/grpcpp.h>
 

@@ -1,4 +1,4 @@
-# Removes what the last cmake --install of this build directory put down.
+# Removes the files that the last cmake --install of this build directory installed.
 set(manifest ${CMAKE_BINARY_DIR}/install_manifest.txt)
 if(NOT EXISTS ${manifest})
   message(FATAL_ERROR "nothing to uninstall: ${manifest} does not exist")

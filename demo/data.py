@@ -1,4 +1,4 @@
-"""Text of the demo: the source of Python's own standard library, as bytes. Every machine that runs this has it."""
+"""Text of the demo: the source of Python's standard library, as bytes. Every machine that runs the demo has it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Text:
 
 
 def load_text(root: str | None = None) -> Text:
-    """Reads every `.py` file under `root` (the standard library when None) in order of its path.
+    """Read every `.py` file under `root` (the standard library if None) in the order of paths.
 
-    Which files are held out depends on their relative path alone, so no file changes sides when others come or go.
+    A file is held out depending only on its relative path, so adding or removing files moves no other file between the two parts.
 
     Raises
     ------
@@ -57,9 +57,9 @@ def _tensor(content: bytes) -> torch.Tensor:
 
 
 def batch(text: torch.Tensor, *, seed: int, step: int, count: int, context: int) -> torch.Tensor:
-    """Sequences of one step: int64 [count, context + 1], the same for the same (seed, step) whoever asks.
+    """Return the sequences of one step, int64 [count, context + 1]. They are a function of (seed, step).
 
-    A worker takes its rows of the whole batch, so the number of workers does not change what is trained on.
+    A worker uses its rows of the whole batch, so the number of workers does not change the training data.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     starts = torch.randint(len(text) - context, (count, 1), generator=generator)
@@ -67,7 +67,7 @@ def batch(text: torch.Tensor, *, seed: int, step: int, count: int, context: int)
 
 
 def validation_batches(text: torch.Tensor, *, count: int, batch_size: int, context: int):
-    """Yields `count` evenly spread sequences, int64 [at most batch_size, context + 1], the same in every run."""
+    """Yield `count` evenly spread sequences, int64 [at most batch_size, context + 1], the same in every run."""
     starts = torch.linspace(0, len(text) - context - 1, count).long()[:, None]
     for some in starts.split(batch_size):
         yield text[some + torch.arange(context + 1)].long()

@@ -41,7 +41,7 @@ class ModelConfig:
             raise ValueError(f"model width is {self.width}; it must be a multiple of head_width, {self.head_width}")
 
     def parameter_count(self) -> int:
-        """Elements of all parameters, tied ones once."""
+        """Return the number of elements of all parameters; a tied one counts once."""
         block = 12 * self.width**2 + 4 * self.width  # four matrices, two norms
         return (BYTE_VALUES + self.context) * self.width + self.depth * block + 2 * self.width
 
@@ -91,7 +91,7 @@ class GPT(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        # GPT-2's scheme: 0.02, and less where a block writes to the stream, so that its variance does not grow with depth.
+        # GPT-2's scheme: 0.02, and less where a block adds to the residual stream, so that its variance does not grow with depth.
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, Block):
@@ -99,7 +99,7 @@ class GPT(nn.Module):
                 nn.init.normal_(out.weight, std=0.02 / math.sqrt(2 * self.config.depth))
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, time, 256] of the byte after each byte of `text`, int64 [batch, time]."""
+        """Return the logits [batch, time, 256] of the byte after each byte of `text`, int64 [batch, time]."""
         place = torch.arange(text.shape[1], device=text.device)
         stream = self.embedding(text) + self.position(place)
         for block in self.blocks:
@@ -107,13 +107,13 @@ class GPT(nn.Module):
         return self.head(self.final_norm(stream))
 
     def loss(self, text: torch.Tensor) -> torch.Tensor:
-        """Mean cross entropy, in nats per byte, of `text`, int64 [batch, time + 1]: each byte given those before it."""
+        """Return the mean cross entropy, in nats per byte, of `text`, int64 [batch, time + 1]: each byte given those before it."""
         logits = self(text[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
 
     @torch.no_grad()
     def continue_text(self, prompt: bytes, count: int, *, seed: int, temperature: float = 0.7) -> bytes:
-        """`count` bytes after `prompt` (not empty), drawn with a generator of that seed."""
+        """Return `count` bytes after `prompt` (not empty), drawn with a generator of that seed."""
         generator = torch.Generator().manual_seed(seed)
         text = torch.tensor([list(prompt)])
         for _ in range(count):
@@ -124,14 +124,14 @@ class GPT(nn.Module):
 
 
 def seeded_model(config: ModelConfig, seed: int) -> GPT:
-    """The model with the same initial weights in every process; the caller's random state is left alone."""
+    """Return the model with the same initial weights in every process. The caller's random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT(config)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups in torch's form: matrices, which decay, and norms, which do not."""
+    """Return two groups in torch's form: matrices, which decay, and norms, which do not."""
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},

@@ -1,4 +1,4 @@
-"""Processes of the demo: servers and workers that never outlive it, and how much memory they hold."""
+"""Processes of the demo: servers and workers that never outlive it, and the memory they hold."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 class ProcessFailed(RuntimeError):
-    """A process of the demo ended, or did not start; the message says which, and shows the end of its log."""
+    """A process of the demo ended or did not start. The message says which one, and has the end of its log."""
 
 
 def end_with_parent() -> None:
-    """Asks the kernel to end this process when its parent does, however that happens (Linux)."""
+    """Ask the kernel to end this process when its parent ends in any way (Linux)."""
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct loopback ports that were free a moment ago."""
+    """Return distinct loopback ports that were free a moment ago."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
@@ -35,7 +35,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Child:
-    """One process in a session of its own, so that Ctrl-C reaches the demo alone, which then ends its children in order."""
+    """One process in a session of its own. Ctrl-C therefore reaches only the demo, which then ends its children in order."""
 
     def __init__(self, name: str, command: list[str], log: pathlib.Path | None = None, **options) -> None:
         self.name, self.log = name, log
@@ -50,13 +50,13 @@ class Child:
                 stream.close()
 
     def check(self) -> None:
-        """Raises ProcessFailed if the process has ended."""
+        """Raise ProcessFailed if the process has ended."""
         if self.process.poll() is not None:
             tail = self.log.read_text(errors="replace")[-2000:] if self.log else ""
             raise ProcessFailed(f"{self.name} ended with status {self.process.returncode}\n{tail}".rstrip())
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL to all of its session if that takes too long."""
+        """Send SIGTERM; if the process takes too long, send SIGKILL to its whole session."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -67,7 +67,7 @@ class Child:
 
 
 class Servers:
-    """A cluster of orlopd on loopback ports, ready when `with` is entered, stopped when it is left."""
+    """A cluster of orlopd on loopback ports. `with` waits until it is ready, and stops it at the end."""
 
     def __init__(self, binary: pathlib.Path, count: int, folder: pathlib.Path, logs: pathlib.Path, memory: str) -> None:
         self._binary, self._folder, self._logs, self._memory = binary, folder, logs, memory
@@ -117,7 +117,7 @@ class Servers:
 
 
 def held_bytes(pid: int) -> int:
-    """Anonymous and shared memory of a process, shared pages divided among their users; 0 when it has ended."""
+    """Return the anonymous and shared memory of a process, shared pages divided among their users; 0 if it has ended."""
     try:
         lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
@@ -134,7 +134,7 @@ def child_pids(pid: int) -> list[int]:
 
 
 class MemoryTrace:
-    """Bytes held by servers and workers, sampled by a thread while `with` runs."""
+    """Bytes held by servers and workers. A thread samples them while `with` runs."""
 
     def __init__(self, servers: list[Child], launcher: Child, period_seconds: float = 1.0) -> None:
         self.seconds: list[float] = []

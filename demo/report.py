@@ -1,4 +1,4 @@
-"""Tables and the plot of the demo, from the records of the workers and what the servers say of themselves."""
+"""Tables and the plot of the demo, from the records of the workers and the servers' statistics."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
 
 GIB = 1 << 30
-TRAIN_WINDOW = 10  # steps that a printed or drawn training loss is the mean of
+TRAIN_WINDOW = 10  # a printed or drawn training loss is the mean of this many steps
 COLOURS = {"orlop": "#0b6e8a", "torch": "#d1603d"}
 SLOT_COLOURS = {"weight": "#0b6e8a", "remainder": "#5aa9bf", "exp_avg": "#e0a030", "exp_avg_sq": "#d1603d", "gradient": "#9aa5ad"}
-TIME_PARTS = ("forward and backward", "reduce", "push", "commit", "pull", "gather", "clip and apply", "other")  # in a step's order
+TIME_PARTS = ("forward and backward", "reduce", "push", "commit", "pull", "gather", "clip and apply", "other")  # in the order of a step
 OTHER_COLOURS = ("#7a6c9d", "#8fb572", "#c58fae", "#6b6b6b")
 
 
 def bytes_by_slot(statuses: list[dict], job: str) -> dict[str, tuple[int, int]]:
-    """(bytes now, highest bytes) of every slot of a job, added over servers and tiers.
+    """Return (bytes now, highest bytes) of every slot of a job, added over servers and tiers.
 
-    `statuses` is what `orlop status --json` prints: one ServerStatusResponse per server.
+    `statuses` is the output of `orlop status --json`: one ServerStatusResponse per server.
     """
     totals: dict[str, tuple[int, int]] = {}
     for status in statuses:
@@ -37,7 +37,7 @@ def _window_mean(losses: list[float], end: int) -> float:
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
-    """First column to the left, the others to the right."""
+    """Format a table with the first column aligned left and the others right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
                        for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in [header, *rows]]
@@ -45,7 +45,7 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
 
 
 def loss_table(ours: dict, plain: dict | None) -> str:
-    """Training loss (mean of the last steps) and loss on held-out files of both runs, in nats per byte."""
+    """Format the training loss (mean of the last steps) and the loss on held-out files of both runs, in nats per byte."""
     header = ["step", "orlop train", "held out"] + (["torch train", "held out", "difference"] if plain else [])
     rows = []
     for index, (step, loss) in enumerate(ours["validation"]):
@@ -58,7 +58,7 @@ def loss_table(ours: dict, plain: dict | None) -> str:
 
 
 def bytes_table(ours: dict, plain: dict | None, server_bytes: dict[str, tuple[int, int]]) -> str:
-    """Bytes per parameter by slot: on a worker, on all servers together at rest and at their peak, and on a plain torch worker."""
+    """Format bytes per parameter by slot: on a worker, on all servers together at rest and at their peak, and on a plain torch worker."""
     count = ours["parameters"]
     per = lambda size: f"{size / count:.2f}" if size else "-"  # noqa: E731
     columns = [ours["worker_bytes"], {slot: now for slot, (now, _) in server_bytes.items()},
@@ -76,7 +76,7 @@ def bytes_table(ours: dict, plain: dict | None, server_bytes: dict[str, tuple[in
 
 
 def time_table(ours: dict, plain: dict | None, statuses: list[dict]) -> str:
-    """Mean milliseconds of a step on rank 0, and the servers' own figures of their last step."""
+    """Format the mean milliseconds of a step on rank 0, and the servers' own figures of their last step."""
     records = [ours] + ([plain] if plain else [])
     present = set().union(*(record["seconds"] for record in records))
     rows = [[part, *(f"{record['seconds'][part] * 1e3:.1f}" if part in record["seconds"] else "-" for record in records)]
@@ -107,7 +107,7 @@ def _draw_losses(axes, records: list[dict]) -> None:
 
 
 def _absmax_together(sizes: dict[str, int]) -> dict[str, int]:
-    """The absmax of all slots as one: they are too thin to be seen."""
+    """Add up the absmax of all slots, because each alone is too small to be visible."""
     merged: dict[str, int] = {}
     for slot, size in sizes.items():
         name = "absmax" if slot.endswith("_absmax") else slot
@@ -144,7 +144,7 @@ def _draw_memory(axes, records: list[dict]) -> None:
 
 
 def plot(ours: dict, plain: dict | None, server_bytes: dict[str, tuple[int, int]], path: pathlib.Path) -> pathlib.Path:
-    """Draws losses, bytes per parameter and memory over time into a PNG."""
+    """Draw losses, bytes per parameter and memory over time into a PNG."""
     records = [ours] + ([plain] if plain else [])
     columns = {"Orlop, each worker": ours["worker_bytes"],
                "Orlop, all servers": {slot: now for slot, (now, _) in server_bytes.items() if now}}

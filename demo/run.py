@@ -1,4 +1,4 @@
-"""The main job from start to end: servers, workers, the same training in plain torch, figures, text, and a look inside.
+"""The main job from start to end: servers, workers, the same training in plain torch, figures, generated text, and the servers' tables.
 
     python -m demo [--steps 300] [--workers 2] [--servers 2] [--state 8bit|fp32] [--no-baseline] [--seed 0] [--out demo-out]
 """
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train(options: argparse.Namespace, through: str, servers):
-    """Runs the workers to their end; returns their record, with the memory of all processes over time."""
+    """Run the workers to their end. Return their record, with the memory of all processes over time."""
     from demo import processes
 
     record_file = options.out / f"{through}.json"
@@ -91,7 +91,7 @@ def bin_folder() -> pathlib.Path:
 
 
 def command_line(servers, *arguments: str, capture: bool = False) -> str:
-    """Runs `orlop` against the servers; its output goes to the terminal unless captured."""
+    """Run `orlop` against the servers. Its output is printed on the terminal unless `capture` is set."""
     command = [str(bin_folder() / "orlop"), "--server", servers.address, *arguments]
     if not capture:
         print("\n$ " + " ".join(["orlop", *command[1:]]), flush=True)
@@ -99,15 +99,15 @@ def command_line(servers, *arguments: str, capture: bool = False) -> str:
 
 
 def pulled_text(options: argparse.Namespace, servers, count: int = 320) -> str:
-    """Text of a fresh model whose weights are read, one by one, from the servers."""
+    """Return text of a fresh model whose weights are pulled, one by one, from the servers."""
     import orlop
     import torch
 
     from demo import model
 
-    torch.set_num_threads(1)  # one byte at a time: threads would wait for one another longer than they work
+    torch.set_num_threads(1)  # for one byte at a time, threads would wait for each other longer than they work
     config = model.ModelConfig(depth=options.depth, width=options.width, context=options.context)
-    gpt = model.seeded_model(config, options.seed + 1)  # other weights than the training began with
+    gpt = model.seeded_model(config, options.seed + 1)  # not the initial weights of the training
     with orlop.connect(servers.address, job=JOB) as session, torch.no_grad():
         for name, parameter in gpt.named_parameters():
             parameter.copy_(session.get(name))
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     from demo import processes, report
 
     try:
-        import orlop  # noqa: F401 (found out before a minute of training, not after)
+        import orlop  # checked before a minute of training, not after it
     except ImportError as error:
         raise processes.ProcessFailed(f"the package orlop is not in {sys.executable}: {error}. `make demo` installs it.") from error
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Checks of the demo's own parts, and a very small demo from start to end; the whole one is run by `make demo`."""
+"""Checks the demo's parts, and runs a very small demo from start to end. `make demo` runs the whole one."""
 
 import pathlib
 import re
@@ -93,7 +93,7 @@ def test_text_generation_repeats_with_its_seed():
 
 
 def program(folder, body):
-    """An executable that stands for orlopd: `ready` writes its ready file."""
+    """Return an executable that takes the place of orlopd. `ready` writes its ready file."""
     path = folder / "orlopd"
     path.write_text("#!/bin/sh\n" + 'ready() { while [ "$1" != --ready-file ]; do shift; done; echo here > "$2"; }\n' + body)
     path.chmod(0o755)

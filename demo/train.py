@@ -1,7 +1,7 @@
-"""One worker of the demo, started by torchrun: trains the model through Orlop or with torch alone, and writes what it saw.
+"""One worker of the demo, started by torchrun: trains the model through Orlop or with torch alone, and writes a record.
 
-Both ways take the same rows of the same batches from the same initial weights with the same schedule; only who averages gradients
-and who updates weights differs. Rank 0 writes the record (JSON) that `report.py` reads.
+Both ways use the same rows of the same batches, the same initial weights and the same schedule. They differ only in who averages gradients
+and who updates weights. Rank 0 writes the record (JSON) that `report.py` reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before init_process_group, so that the end joins gloo's threads (python/orlop/workers.py says why)
+import torch.distributed.nn.functional  # imported first, so that exit joins gloo's threads (see python/orlop/workers.py)
 from tqdm import tqdm
 
 from demo import data, model, processes
@@ -25,7 +25,7 @@ from demo import data, model, processes
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.1
 MAX_NORM = 1.0
-STEP_PARTS = ("reduce", "push", "commit", "pull", "gather")  # of orlop.Optimizer.timings, one after the other
+STEP_PARTS = ("reduce", "push", "commit", "pull", "gather")  # of orlop.Optimizer.timings, in order
 VALIDATIONS = 5  # evenly spread over the run, first and last step included
 
 
@@ -51,14 +51,14 @@ class PlainTorch:
         self.seconds["clip and apply"] += time.perf_counter() - reduced
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 class ThroughServers:
     """orlop.AdamW: the package averages gradients, pushes each part once, and returns with the new weights."""
 
     def __init__(self, gpt: model.GPT, options: argparse.Namespace) -> None:
-        import orlop  # the plain run needs no package
+        import orlop  # the plain run does not need the package
 
         self._session = orlop.connect(options.server, job=options.job)
         self._session.bind(gpt)
@@ -87,7 +87,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def validation_loss(gpt: model.GPT, text: torch.Tensor, options: argparse.Namespace) -> float:
-    """Mean over evenly spread held-out sequences, each worker, where there are several, taking its share."""
+    """Return the mean over evenly spread held-out sequences. If there are several workers, each computes its share."""
     total = torch.zeros(2, dtype=torch.float64)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     for rows in data.validation_batches(text, count=options.validation_sequences, batch_size=8 * world_size,
@@ -101,7 +101,7 @@ def validation_loss(gpt: model.GPT, text: torch.Tensor, options: argparse.Namesp
 
 
 def tensor_bytes(gpt: model.GPT, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes this worker keeps between steps, by slot."""
+    """Return the bytes that this worker keeps between steps, by slot."""
     sizes = {"weight": sum(p.nbytes for p in gpt.parameters()),
              "gradient": sum(p.grad.nbytes for p in gpt.parameters() if p.grad is not None)}
     for values in optimizer.state.values():
@@ -166,7 +166,7 @@ def main() -> None:
     record = train(options)
     if dist.get_rank() == 0:
         options.record.write_text(json.dumps(record))
-    dist.barrier()  # nobody's connections end while another needs them
+    dist.barrier()  # keeps every process's connections open until nobody needs them
     dist.destroy_process_group()
 
 

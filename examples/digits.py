@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn's) in one process: two state servers, a schedule, clipping, and the test accuracy.
+"""Trains on scikit-learn's handwritten digits in one process: two state servers, a schedule, clipping, and the test accuracy.
 
     python examples/digits.py [--epochs 10]
 """
@@ -12,7 +12,7 @@ import orlop
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """1,797 images of 64 pixels in [0, 1] and their digits, shuffled."""
+    """Return 1,797 images of 64 pixels in [0, 1] and their digits, shuffled."""
     images, digits = load_digits(return_X_y=True)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     return torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(digits)[order]

@@ -1,4 +1,4 @@
-"""A small GPT learns Python's own source text, byte by byte, through two private state servers."""
+"""A small GPT learns Python's source text, byte by byte, through two private state servers."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""A model trained through a private state server. Run it again: it resumes."""
+"""Trains a model through a private state server. If you run it again, it resumes."""
 
 import torch
 

@@ -1,4 +1,5 @@
-// A step allocates nothing (optimizer.h): operator new of this test program counts.
+// Tests that a step allocates nothing (optimizer.h) by counting this program's calls of operator
+// new.
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -10,7 +11,7 @@
 
 namespace {
 
-thread_local size_t allocations = 0;  // of this thread
+thread_local size_t allocations = 0;  // count of this thread
 
 void* Counted(void* memory) {
   ++allocations;
@@ -19,7 +20,7 @@ void* Counted(void* memory) {
 
 }  // namespace
 
-// The other forms call these.
+// The other forms of operator new call these.
 void* operator new(size_t size) { return Counted(std::malloc(size > 0 ? size : 1)); }
 void* operator new(size_t size, std::align_val_t alignment) {
   const auto unit = static_cast<size_t>(alignment);
@@ -56,7 +57,7 @@ TEST(Allocation, IsNoneInAStep) {
         testing::ForEachTarget([&] {
           const StepScalars scalars = unit.optimizer.Prepare(values, 0, 1.0f);
           const RangeStep step = range.StepOf(scalars, gradient.span());
-          ASSERT_TRUE(Step(step).ok());  // what is made once
+          ASSERT_TRUE(Step(step).ok());  // makes the allocations that happen once
           const size_t before = allocations;
           const bool ok = Step(step).ok();
           const size_t made = allocations - before;

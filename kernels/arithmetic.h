@@ -1,14 +1,14 @@
-// The words in which an optimizer's rule is written, for one fp32 element: the scalar reference and
-// each CUDA thread. simd-inl.h has the same words for vectors, so that a rule is written once and
-// instantiated for all three.
+// The operations with which an optimizer's rule is written, for one fp32 element: the scalar
+// reference and each CUDA thread use these. simd-inl.h has the same operations for vectors, so that
+// a rule is written once and instantiated for all three.
 //
-//   F           a number, or a vector of them
-//   Set(x)      the number in every lane
-//   MulAdd      a * b + c, one rounding;  NegMulAdd: c - a * b, one rounding
-//   Max         a > b ? a : b;  Sign: 1, -1 or 0 (of zeros and NaN)
+//   F           a number, or a vector of numbers
+//   Set(x)      the number, in every lane
+//   MulAdd      a * b + c with one rounding;  NegMulAdd: c - a * b with one rounding
+//   Max         a > b ? a : b;  Sign: 1, -1 or 0 (for zeros and NaN)
 //
-// A rule never writes a * b + c by itself: compilers may not contract it (types.h), and the
-// rounding of the two forms differs.
+// A rule never writes a * b + c itself: compilers may not contract it (types.h), and the two forms
+// round differently.
 #pragma once
 #include <cmath>
 
@@ -34,7 +34,7 @@ struct ScalarArithmetic {
   ORLOP_DEVICE static F Sign(F a) { return a > 0 ? 1.0f : a < 0 ? -1.0f : 0.0f; }
 };
 
-// Every NaN a kernel writes.
+// The one NaN that kernels write.
 ORLOP_DEVICE inline float CanonicalNaN() { return __builtin_nanf(""); }
 ORLOP_DEVICE inline float Canonical(float value) { return value == value ? value : CanonicalNaN(); }
 

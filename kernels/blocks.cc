@@ -1,4 +1,4 @@
-// The pieces of a fused step in vectors (blocks.h).
+// The operations of a fused step in vectors (blocks.h).
 #include "kernels/blocks.h"
 
 #include "kernels/reference.h"

@@ -40,7 +40,7 @@ std::vector<float> Join(const Parts& parts) {
   return master;
 }
 
-// Every upper half with the lower halves where rounding turns.
+// Returns every upper half with the lower halves at which rounding changes.
 std::vector<float> TurningPoints() {
   std::vector<float> values;
   for (uint32_t high = 0; high < 0x10000; ++high) {
@@ -92,7 +92,7 @@ TEST(Master, SplitIsExactOnRandomBits) {
   ForEachTarget([&] { EXPECT_TRUE(SameBits(Join(Split(master)), master)); });
 }
 
-// The finite fp16 values by definition, ascending from 0; index = bit pattern.
+// Returns the finite fp16 values by definition, ascending from 0; the index is the bit pattern.
 std::vector<double> PositiveF16Values() {
   std::vector<double> values;
   for (int bits = 0; bits < 0x7C00; ++bits) {
@@ -103,7 +103,8 @@ std::vector<double> PositiveF16Values() {
   return values;
 }
 
-// Nearest by search; a tie to the even pattern; what is half a step beyond the largest: infinity.
+// Rounds by search to the nearest value. A tie goes to the even pattern; half a step beyond the
+// largest value, or more, becomes infinity.
 uint16_t NearestF16(const std::vector<double>& values, float x) {
   const double magnitude = std::fabs(static_cast<double>(x));
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
@@ -119,7 +120,7 @@ uint16_t NearestF16(const std::vector<double>& values, float x) {
 TEST(Casts, F16IsNearestTiesToEven) {
   const std::vector<double> values = PositiveF16Values();
   std::vector<float> inputs;
-  for (size_t i = 0; i + 1 < values.size(); ++i) {  // each value, each middle, and beside both
+  for (size_t i = 0; i + 1 < values.size(); ++i) {  // each value, each middle, and their neighbours
     for (const double point : {values[i], (values[i] + values[i + 1]) / 2}) {
       const float x = static_cast<float>(point);
       for (const float y : {x, std::nextafter(x, 1e9f), std::nextafter(x, -1e9f)}) {

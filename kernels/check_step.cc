@@ -1,4 +1,4 @@
-// What a step of a range is refused for, and the sizes of its arrays.
+// Checks the arguments of a step, and computes the sizes of its arrays.
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -40,7 +40,7 @@ absl::Status Refuse(const Array& array, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(array.name, " ", what));
 }
 
-// Every array present, aligned, and apart from the others.
+// Checks that every array is present, aligned, and does not overlap another.
 absl::Status CheckArrays(const RangeStep& step) {
   const size_t count = step.gradient.count;
   Array arrays[4 + 2 * kMaxStates];

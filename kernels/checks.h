@@ -14,7 +14,7 @@ struct NamedCount {
   size_t count;
 };
 
-// InvalidArgument names the first span whose count is not `expected`, with both numbers.
+// Status: InvalidArgument, naming the first span whose count is not `expected`, with both numbers.
 inline absl::Status CheckCounts(size_t expected, std::initializer_list<NamedCount> spans) {
   for (const NamedCount& span : spans) {
     if (span.count != expected) {

@@ -1,7 +1,7 @@
 // The dynamic-map code books as constants, computed by the compiler from their closed form.
 //
-// Both books count their magnitudes with one number k, so that float(k) holds the decade in its
-// exponent and the place within the decade in its mantissa:
+// Both books number their magnitudes with one number k, chosen so that float(k) has the decade in
+// its exponent and the position within the decade in its mantissa:
 //
 //   k = n + j,  n = 2^decade (signed) or 2^(decade + 1) (unsigned),  j = 0..n - 1
 //   value(k) = (0.1 + 0.9 (j + 0.5) / n) * 10^(decade - 6)
@@ -28,7 +28,7 @@ inline constexpr uint8_t kUnsignedZeroCode = 0;
 
 namespace code_book_internal {
 
-// n of a decade 0..6: how many magnitudes it has, and its first k.
+// Returns n of a decade 0..6: the number of its magnitudes, and also its first k.
 constexpr int DecadeSize(bool is_signed, int decade) {
   return is_signed ? 1 << decade : 2 << decade;
 }
@@ -39,7 +39,7 @@ constexpr float Denominator(bool is_signed, int decade) {
   return static_cast<float>(denominator);
 }
 
-// What is added to 18 k to give the numerator.
+// Returns the number that is added to 18 k to give the numerator.
 constexpr float Offset(bool is_signed, int decade) {
   return static_cast<float>(9 - 16 * DecadeSize(is_signed, decade));
 }
@@ -63,8 +63,9 @@ constexpr std::array<float, 256> MakeCodeBook(bool is_signed) {
   return book;
 }
 
-// Smallest positive fp32 that is coded as `upper_code` rather than the code below it: their exact
-// middle, if it is an fp32 and the tie goes up, else the next fp32 above the middle.
+// Returns the smallest positive fp32 that is coded as `upper_code` rather than the code below it.
+// It is the exact middle of the two values if that is an fp32 and a tie is rounded up, else the
+// next fp32 above the middle.
 constexpr float LowerBound(const std::array<float, 256>& book, int upper_code) {
   const double middle = (static_cast<double>(book[upper_code - 1]) + book[upper_code]) / 2;
   const float nearest = static_cast<float>(middle);
@@ -73,7 +74,8 @@ constexpr float LowerBound(const std::array<float, 256>& book, int upper_code) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(nearest) + 1);
 }
 
-// lower_bound[d] for d = 0..6 begins decade d (below 0: zero); lower_bound[7] begins 1.0.
+// lower_bound[d], d = 0..6, is where decade d begins (below decade 0: zero); lower_bound[7] is
+// where 1.0 begins.
 constexpr std::array<float, 8> MakeLowerBounds(bool is_signed) {
   const std::array<float, 256> book = MakeCodeBook(is_signed);
   std::array<float, 8> bounds{};
@@ -85,8 +87,8 @@ constexpr std::array<float, 8> MakeLowerBounds(bool is_signed) {
   return bounds;
 }
 
-// Small tables for vector decoding, indexed by the low three bits of float(k)'s exponent field, and
-// repeated so that 16 lanes can be loaded.
+// Small tables for vector decoding, indexed by the low three bits of float(k)'s exponent field. The
+// entries are repeated so that 16 lanes can be loaded.
 struct SlotTables {
   alignas(64) std::array<float, 16> denominator{};
   alignas(64) std::array<float, 16> reciprocal{};
@@ -105,8 +107,9 @@ constexpr void SetSlot(SlotTables& tables, int slot, float offset, float denomin
   }
 }
 
-// The seven decades take seven slots. The eighth makes 1.0 (and, unsigned, zero, as k = 1 and 256
-// share a slot): 18 * 128 / 2304 = 1; 18 * 1 - 18 = 0 and (18 * 256 - 18) / 4590 = 1.
+// The seven decades occupy seven slots. The eighth gives 1.0 (and, in the unsigned book, zero,
+// because k = 1 and 256 share a slot): 18 * 128 / 2304 = 1; 18 * 1 - 18 = 0 and (18 * 256 - 18) /
+// 4590 = 1.
 constexpr SlotTables MakeSlotTables(bool is_signed) {
   SlotTables tables;
   for (int decade = 0; decade < kDecades; ++decade) {
@@ -122,10 +125,11 @@ constexpr SlotTables MakeSlotTables(bool is_signed) {
 }
 
 // Small tables for vector encoding, indexed by decade 0..6, and 7 for 1.0; repeated for 16 lanes.
-// Within a decade k is magnitude * scale + bias, rounded, up to `last`. It needs no lower limit: a
-// decade's range of rounding begins 0.3 below its first k.
+// Within a decade k is magnitude * scale + bias, rounded, at most `last`. No lower limit is needed,
+// because the range that rounds to a decade begins 0.3 below its first k.
 struct DecadeTables {
-  alignas(64) std::array<float, 16> lower_bound{};  // entry 0 is 0: there is no decade below
+  // Entry 0 is 0, because no decade is below.
+  alignas(64) std::array<float, 16> lower_bound{};
   alignas(64) std::array<float, 16> scale{};
   alignas(64) std::array<float, 16> bias{};
   alignas(64) std::array<float, 16> last{};
@@ -146,17 +150,18 @@ constexpr DecadeTables MakeDecadeTables(bool is_signed) {
   return tables;
 }
 
-// Segments for vectors of 32 entries: what has no code of its own (0), decades 0..6 (1..7), 1.0
-// (8). The exponent of a magnitude, its low five bits, tells the segment where its binade begins,
-// and where in the binade the next one does, if any. Magnitudes below 2^-31 must be raised to it.
+// Segments for vectors of 32 entries: 0 holds the magnitudes that have no code of their own, 1..7
+// are decades 0..6, 8 is 1.0. Indexed by the low five bits of a magnitude's exponent: the segment
+// where its binade begins, and the value inside the binade where the next segment begins, if any.
+// Magnitudes below 2^-31 must first be raised to it.
 struct SegmentTables {
   alignas(64) std::array<int32_t, 32> segment{};
   alignas(64) std::array<float, 32> next{};
-  // By segment: k is magnitude * scale + bias, rounded, up to `last`.
+  // By segment: k is magnitude * scale + bias, rounded, at most `last`.
   alignas(64) std::array<float, 16> scale{}, bias{}, last{};
 };
 
-// zero_k: what a magnitude below the first range of rounding counts as.
+// zero_k: the number k for magnitudes below the first range.
 constexpr SegmentTables MakeSegmentTables(bool is_signed, float zero_k) {
   const std::array<float, 8> begins = MakeLowerBounds(is_signed);
   const DecadeTables decades = MakeDecadeTables(is_signed);
@@ -178,11 +183,12 @@ constexpr SegmentTables MakeSegmentTables(bool is_signed, float zero_k) {
   return tables;
 }
 
-// Stochastic rounding goes up from one entry to the next with a probability linear in between. k
-// runs through a decade as above; between its last entry and the first of the next the gap is
-// another: `beyond` gaps of this decade make 1 there.
+// Stochastic rounding goes up to the next entry with a probability that is linear between the two.
+// k grows linearly within a decade. The gap between its last entry and the first of the next decade
+// is another one: `beyond` gaps of this decade make 1 there.
 struct StochasticTables {
-  alignas(64) std::array<float, 16> first_value{};  // where a decade begins; entry 0 is 0
+  // Where a decade begins; entry 0 is 0.
+  alignas(64) std::array<float, 16> first_value{};
   alignas(64) std::array<float, 16> beyond{};
   float inverse_smallest = 0;  // 1 / the smallest positive entry
 };
@@ -202,8 +208,9 @@ constexpr StochasticTables MakeStochasticTables(bool is_signed) {
   return tables;
 }
 
-// The four bytes of every entry, for byte permutes. Of the signed book the magnitudes by k, and 1.0
-// (k = 128) in place of 0: seven bits of k find them, and 1.0's lower two bytes are 0.
+// The four bytes of every entry, for byte permutes. For the signed book: the magnitudes by k, with
+// 1.0 (k = 128) in the place of 0, so that seven bits of k are an index; the lower two bytes of 1.0
+// are 0.
 template <size_t kSize>
 struct BytePlanes {
   alignas(64) std::array<std::array<uint8_t, kSize>, 4> plane{};
@@ -239,13 +246,13 @@ inline constexpr SegmentTables kUnsignedSegments = MakeSegmentTables(false, 1);
 inline constexpr SegmentTables kNoZeroSegments = MakeSegmentTables(false, 2);
 inline constexpr BytePlanes<128> kSignedPlanes = MakeBytePlanes(MakeMagnitudes());
 inline constexpr BytePlanes<256> kUnsignedPlanes = MakeBytePlanes(MakeCodeBook(false));
-// Magnitudes below are nearest to zero.
+// Magnitudes below these are nearest to zero.
 inline constexpr float kSignedSmallest = MakeLowerBounds(true)[0];
 inline constexpr float kUnsignedSmallest = MakeLowerBounds(false)[0];
 
 }  // namespace code_book_internal
 
-// Ascending. Signed: 0 at code 127. Unsigned: 0 at code 0. Both end in 1.0 at code 255.
+// Both are ascending and end in 1.0 at code 255. Signed: 0 is code 127. Unsigned: 0 is code 0.
 inline constexpr std::array<float, 256> kSignedCodeBook = code_book_internal::MakeCodeBook(true);
 inline constexpr std::array<float, 256> kUnsignedCodeBook = code_book_internal::MakeCodeBook(false);
 

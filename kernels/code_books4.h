@@ -1,6 +1,7 @@
-// The 4-bit code books, over blocks of 128 elements. Source: torchao's optim/quant_utils.py, of Li,
-// Chen and Zhu, Memory Efficient Optimizers with 4-bit States, 2023.
-//   signed    the dynamic map with three decades of 1, 2 and 4 magnitudes, 0 (code 7) and 1.0 (15)
+// The 4-bit code books, for blocks of 128 elements. Source: torchao's optim/quant_utils.py, after
+// Li, Chen and Zhu, Memory Efficient Optimizers with 4-bit States, 2023.
+//   signed    the dynamic map with three decades of 1, 2 and 4 magnitudes, 0 (code 7) and 1.0
+//             (code 15)
 //   unsigned  k / 16, k = 1..16 = code + 1: linear, without 0
 #pragma once
 #include <array>
@@ -21,8 +22,8 @@ inline constexpr uint8_t kUnsigned4LeastCode = 0;
 
 namespace code_book_internal {
 
-// (0.1 + 0.9 (j + 0.5) / n) * 10^(decade - 2) = (18 j + 9 + 2 n) / (20 n * 10^(2 - decade)), n =
-// 2^decade
+// (0.1 + 0.9 (j + 0.5) / n) * 10^(decade - 2) = (18 j + 9 + 2 n) / (20 n * 10^(2 - decade)),
+// n = 2^decade
 constexpr std::array<float, 16> MakeSigned4() {
   std::array<float, 16> book{};
   book[15] = 1;
@@ -46,8 +47,8 @@ constexpr std::array<float, 16> MakeUnsigned4() {
   return book;
 }
 
-// thresholds[c]: the smallest fp32 that is nearer to entry c than to the one below it, or as near
-// and c is even. Entry 0 is reached by all.
+// thresholds[c] is the smallest fp32 that is nearer to entry c than to the one below it, or equally
+// near if c is even. Every value reaches entry 0.
 constexpr std::array<float, 16> MakeThresholds4(const std::array<float, 16>& book) {
   std::array<float, 16> thresholds{};
   thresholds[0] = -2;
@@ -55,7 +56,7 @@ constexpr std::array<float, 16> MakeThresholds4(const std::array<float, 16>& boo
     const double middle = (static_cast<double>(book[code - 1]) + book[code]) / 2;
     float least = static_cast<float>(middle);
     const bool reached = least > middle || (least == middle && code % 2 == 0);
-    if (!reached) {  // the next fp32 up
+    if (!reached) {  // step to the next fp32
       const uint32_t bits = std::bit_cast<uint32_t>(least);
       least = least == 0 ? std::bit_cast<float>(1u)
                          : std::bit_cast<float>(least > 0 ? bits + 1 : bits - 1);

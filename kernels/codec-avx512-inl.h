@@ -1,5 +1,6 @@
-// The 8-bit dynamic map on AVX-512: segments found by permutes of 32 entries, and, with byte
-// permutes (VBMI), tables of 256 in registers. codec-inl.h has the forms for every instruction set.
+// The 8-bit dynamic map on AVX-512. Segments are found by permutes of 32 entries; with byte
+// permutes (VBMI), tables of 256 entries are in registers. codec-inl.h has the forms for every
+// instruction set.
 #if defined(ORLOP_KERNELS_CODEC_AVX512_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_CODEC_AVX512_INL_H_
 #undef ORLOP_KERNELS_CODEC_AVX512_INL_H_
@@ -18,9 +19,9 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_AVX3_DL
-// Four vectors of 32-bit lanes that hold two pairs are made of 64 bytes, and become such, within
+// Four vectors of 32-bit lanes that hold two pairs are packed into 64 bytes, and unpacked, within
 // 128 bits: byte 16 l + 4 v + e of the 64 is lane 4 l + e of vector v (0 and 2 even, 1 and 3 odd).
-// kBytesToVectors has the index of each such byte in its block, kVectorsToBytes the way back.
+// kBytesToVectors has the index in the block of each such byte; kVectorsToBytes is the inverse.
 inline constexpr size_t IndexOfByte(size_t byte) {
   const size_t vector = byte / 4 % 4, lane = byte / 16 * 4 + byte % 4;
   return vector / 2 * 32 + 2 * lane + vector % 2;
@@ -36,7 +37,8 @@ alignas(64) inline constexpr std::array<uint8_t, 64> kVectorsToBytes = [] {
   return order;
 }();
 
-// One byte of 64 entries, of those in the mask. Of 256: two permutes of half the table each.
+// Looks up one byte of each of 64 entries, where the mask is set. A plane of 256 bytes takes two
+// permutes, one for each half.
 inline constexpr __mmask64 kAllBytes = ~__mmask64{0};
 HWY_INLINE __m512i LookupPlane(const std::array<uint8_t, 128>& plane, __m512i index,
                                __mmask64 mask) {
@@ -52,7 +54,7 @@ HWY_INLINE __m512i LookupPlane(const std::array<uint8_t, 256>& plane, __m512i in
   return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
 }
 
-// The entries of 64 codes as four vectors.
+// Returns the entries of 64 codes as four vectors.
 template <CodeBook kBook>
 HWY_INLINE void DecodeByPermutes(const uint8_t* HWY_RESTRICT codes, VF* entries) {
   using namespace code_book_internal;
@@ -65,7 +67,7 @@ HWY_INLINE void DecodeByPermutes(const uint8_t* HWY_RESTRICT codes, VF* entries)
   } else {
     const __m512i zero_code = _mm512_set1_epi8(kSignedZeroCode);
     const __m512i k = _mm512_sub_epi8(c, zero_code), magnitude = _mm512_abs_epi8(k);
-    const __mmask64 is_some = _mm512_test_epi8_mask(k, k);  // 0 has 1.0's place in the table
+    const __mmask64 is_some = _mm512_test_epi8_mask(k, k);  // 1.0 is in the table's place of 0
     const __mmask64 is_negative = _mm512_cmplt_epu8_mask(c, zero_code);
     ORLOP_UNROLL
     for (size_t byte = 0; byte < 4; ++byte)
@@ -82,7 +84,7 @@ HWY_INLINE void DecodeByPermutes(const uint8_t* HWY_RESTRICT codes, VF* entries)
 #endif  // HWY_AVX3_DL
 
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-// As codec-inl.h says.
+// See codec-inl.h.
 class Positions {
  public:
   HWY_INLINE Positions() {}
@@ -95,7 +97,7 @@ class Positions {
   template <CodeBook kBook, Rounding kRounding>
   HWY_INLINE VF Of(VF x, VF* r) const {
     r->raw = _mm512_mul_ps(x.raw, inverse_);
-    // The larger magnitude of r and 2^-31.
+    // The larger of |r| and 2^-31.
     const __m512 a = _mm512_range_ps(r->raw, _mm512_set1_ps(0x1p-31f), 0b1011);
     const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
     const __mmask16 next =

@@ -1,5 +1,5 @@
-// Vector forms of the 8-bit dynamic map: 256-element blocks to codes and back. quantize.h says what
-// they compute, code_books.h has the formulas. Compiled once per instruction set.
+// Vector forms of the 8-bit dynamic map: encode and decode 256-element blocks. quantize.h defines
+// what they compute; code_books.h has the formulas. Compiled once per instruction set.
 #if defined(ORLOP_KERNELS_CODEC_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_CODEC_INL_H_
 #undef ORLOP_KERNELS_CODEC_INL_H_
@@ -40,9 +40,9 @@ HWY_INLINE void StoreFour(const VF* four, float* HWY_RESTRICT values) {
   for (size_t j = 0; j < 4; j += 2) StorePair({four[j], four[j + 1]}, values + j * FloatLanes());
 }
 
-// The codes of numbers k (code_books.h), the signed book's with their sign. What is beyond the
-// codes is cut off: -128 gives code 0, as 0 of the unsigned book does, and what stochastic rounding
-// takes beyond 1.0 gives 255.
+// Stores the codes of numbers k (code_books.h), which have a sign in the signed book. Saturation
+// limits numbers beyond the codes: -128 gives code 0, as does 0 in the unsigned book, and a number
+// that stochastic rounding raised above 1.0 gives 255.
 template <CodeBook kBook>
 HWY_INLINE void StoreNumbers(const VI* k, uint8_t* HWY_RESTRICT to) {
   constexpr int16_t kOffset = kBook == CodeBook::kSigned ? kSignedZeroCode : -1;
@@ -83,7 +83,7 @@ HWY_INLINE void StoreNumbers(const VI* k, uint8_t* HWY_RESTRICT to) {
 #endif
 }
 
-// The values of codes.
+// Decodes codes to values.
 template <CodeBook kBook>
 HWY_INLINE void DecodeFour(const uint8_t* HWY_RESTRICT codes, VF absmax, VF* values) {
 #if HWY_TARGET == HWY_AVX3_DL
@@ -114,12 +114,13 @@ HWY_INLINE void DecodeBlock(const uint8_t* HWY_RESTRICT codes, float absmax,
 // ---- Rounding to nearest ----
 
 #if HWY_TARGET != HWY_AVX3 && HWY_TARGET != HWY_AVX3_DL
-// Where values lie in a code book.
+// Finds the positions of values in a code book.
 class Positions {
  public:
   HWY_INLINE Positions() {}
   HWY_INLINE Positions(CodeBook, Rounding, float inverse) : inverse_(hn::Set(DF(), inverse)) {}
-  // r = x * inverse, and k of its magnitude before rounding (Map::Position; of an unsigned 0 any).
+  // Returns r = x * inverse, and k of |r| before rounding (Map::Position). For an unsigned 0, k is
+  // undefined.
   template <CodeBook kBook, Rounding kRounding>
   HWY_INLINE VF Of(VF x, VF* r) const {
     *r = hn::Mul(x, inverse_);
@@ -131,7 +132,7 @@ class Positions {
 };
 #endif
 
-// k of x by kNoZero, the signed book's with its sign.
+// Returns k of x by kNoZero, with its sign in the signed book.
 template <CodeBook kBook>
 HWY_INLINE VI NoZeroNumber(const Positions& positions, VF x) {
   VF r;
@@ -141,8 +142,8 @@ HWY_INLINE VI NoZeroNumber(const Positions& positions, VF x) {
   return hn::IfThenElseZero(some, ToNearestInt(position));
 }
 
-// As NoZeroNumber by kNearest; *near_tie: the lanes that are so near to a tie that only exact
-// comparison can tell.
+// Like NoZeroNumber, by kNearest. *near_tie: the lanes so near to a tie that only an exact
+// comparison can decide.
 template <CodeBook kBook>
 HWY_INLINE VI NearestNumber(const Positions& positions, VF x, MF* near_tie) {
   const DF df;
@@ -152,15 +153,15 @@ HWY_INLINE VI NearestNumber(const Positions& positions, VF x, MF* near_tie) {
   *near_tie = hn::Gt(cut, hn::Set(df, 0.5f - 1.0f / (1 << 14)));
   if (kBook == CodeBook::kUnsigned) return ToNearestInt(position);
   const VI k = ToNearestInt(hn::CopySignToAbs(position, r));
-  // A negative one that is nearest to 0 keeps its sign.
+  // A negative value that is nearest to 0 keeps its sign.
   const DI di;
   const auto negative_zero =
       hn::And(hn::Eq(k, hn::Zero(di)), hn::Lt(hn::BitCast(di, x), hn::Zero(di)));
   return hn::Add(k, hn::VecFromMask(di, negative_zero));
 }
 
-// Redoes exactly the lanes of a vector that are near a tie: their codes are right or one off.
-// Values and codes of a block from its first or second element on.
+// Recomputes exactly the lanes of a vector that are near a tie; their codes are right or off by
+// one. `values` and `codes` begin at the block's first or second element.
 template <CodeBook kBook>
 HWY_NOINLINE void FixTies(MF near_tie, const float* values, float absmax, uint8_t* codes) {
   uint8_t bits[8] = {};
@@ -173,7 +174,7 @@ HWY_NOINLINE void FixTies(MF near_tie, const float* values, float absmax, uint8_
 
 // ---- Blocks ----
 
-// Codes of 256 codable values, whose absmax (not 0) is what they are scaled by.
+// Encodes 256 codable values with their absmax, which must not be 0.
 template <CodeBook kBook, Rounding kRounding>
 HWY_INLINE void EncodeScaled(const float* HWY_RESTRICT values, float absmax, BlockRandom random,
                              uint8_t* HWY_RESTRICT codes) {
@@ -207,18 +208,18 @@ HWY_INLINE void EncodeScaled(const float* HWY_RESTRICT values, float absmax, Blo
   }
 }
 
-// A block about to be coded: what its values are scaled by, and by how much.
+// The scale of a block that is to be coded.
 struct BlockScale {
-  float absmax;    // of the codable values
-  float before;    // the values are multiplied by it first
-  bool is_number;  // false: some are not codable
+  float absmax;    // largest magnitude of the codable values
+  float before;    // factor that the values are multiplied by first
+  bool is_number;  // false: some values are not codable
   HWY_INLINE explicit BlockScale(uint32_t largest_bits)
       : absmax(std::bit_cast<float>(largest_bits)),
         before(quantize_internal::ScaleOf(absmax)),
         is_number(largest_bits < 0x7F800000u) {}
 };
 
-// Writes 256 codes and returns absmax. `largest_bits` as M::LargestBits of the values.
+// Writes 256 codes and returns absmax. `largest_bits`: M::LargestBits of the values.
 template <CodeBook kBook, Rounding kRounding>
 HWY_INLINE float EncodeBlock(const float* HWY_RESTRICT values, uint32_t largest_bits,
                              BlockRandom random, uint8_t* HWY_RESTRICT codes) {
@@ -241,7 +242,8 @@ HWY_INLINE float EncodeBlock(const float* HWY_RESTRICT values, uint32_t largest_
   for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
     const VF x = hn::Load(df, changed + i);
     const VF scaled = hn::Mul(x, hn::Set(df, scale.before));
-    const VF least = hn::Set(df, std::numeric_limits<float>::denorm_min());  // x is not 0
+    // A value that scaling rounds to 0 was not 0, so it becomes the smallest subnormal.
+    const VF least = hn::Set(df, std::numeric_limits<float>::denorm_min());
     const auto lost = hn::And(hn::Eq(scaled, hn::Zero(df)), hn::Ne(x, hn::Zero(df)));
     hn::Store(hn::IfThenElse(lost, hn::CopySign(least, x), scaled), df, changed + i);
   }

@@ -1,5 +1,5 @@
-// Vector forms of the 4-bit maps (quantize.h): one 256-element block is two 128-element ones, two
-// codes to a byte. Compiled once per instruction set.
+// Vector forms of the 4-bit maps (quantize.h): a 256-element block is two 128-element blocks, with
+// two codes to a byte. Compiled once per instruction set.
 #if defined(ORLOP_KERNELS_CODEC4_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_CODEC4_INL_H_
 #undef ORLOP_KERNELS_CODEC4_INL_H_
@@ -15,10 +15,10 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// Sixteen table entries, chosen per lane by `index` (0..15).
+// Returns table entries chosen per lane by `index` (0..15).
 HWY_INLINE VF Lookup16(const std::array<float, 16>& table, VI index) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  return Lookup8(table, index);  // by four bits of the index
+  return Lookup8(table, index);  // uses four bits of the index
 #elif HWY_TARGET == HWY_AVX2
   const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table.data()), index.raw);
   const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(table.data() + 8), index.raw);
@@ -40,7 +40,8 @@ HWY_INLINE void Decode4(bool is_signed, const uint8_t* codes, const float* absma
   }
 }
 
-// The signed code of r: how many of the ascending thresholds it has reached, by halving.
+// Returns the signed code of r: the number of the ascending thresholds that r reaches, by
+// bisection.
 HWY_INLINE VI SignedCode4(VF r, const std::array<float, 16>& thresholds) {
   const DI di;
   VI code = hn::Zero(di);
@@ -52,7 +53,7 @@ HWY_INLINE VI SignedCode4(VF r, const std::array<float, 16>& thresholds) {
   return code;
 }
 
-// Codes of r, of every other element from `at` on.
+// Returns the codes of r for every other element from `at` on.
 HWY_INLINE VI Code4(bool is_signed, bool stochastic, VF r, BlockRandom random, size_t at) {
   const DF df;
   const DI di;

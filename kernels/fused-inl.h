@@ -1,6 +1,6 @@
-// The fused pass over 8-bit state with the exact master: a block is decoded, stepped and split
-// while the one before it is encoded, so that divisions and square roots overlap with work that
-// does not wait for them. Compiled once per instruction set, and per optimizer.
+// The fused pass over 8-bit state with the exact master. A block is decoded, stepped and split
+// while the block before it is encoded, so that divisions and square roots overlap with work that
+// does not wait for them. Compiled once per instruction set and optimizer.
 #if defined(ORLOP_KERNELS_FUSED_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_FUSED_INL_H_
 #undef ORLOP_KERNELS_FUSED_INL_H_
@@ -23,14 +23,14 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// O: an optimizer's struct (optimizer_rule.h). kType: of the gradient.
+// O: an optimizer's struct (optimizer_rule.h). kType: type of the gradient.
 template <class O, DType kType>
 class FusedPass {
  public:
   static void Run(const float* scalars, const FusedRange& range) {
     const Rule rule(ScalarsOf<O>(scalars));
     const VF scale = hn::Set(DF(), scalars[0]);
-    Stepped stepped[2];  // by turns
+    Stepped stepped[2];  // used in turns
     for (size_t block = 0; block < range.blocks; ++block) {
       Stepped& now = stepped[block % 2];
       const Stepped& before = stepped[1 - block % 2];
@@ -48,16 +48,16 @@ class FusedPass {
   using Rule = typename O::template Rule<VectorArithmetic>;
   static constexpr size_t kStates = std::size(O::kStates);
   static constexpr size_t kRooms = std::max<size_t>(kStates, 1);
-  static constexpr size_t kBlocksAhead = 4;  // prefetched
+  static constexpr size_t kBlocksAhead = 4;  // blocks that are prefetched
   static constexpr bool IsSigned(size_t s) { return O::kStates[s].code_book == CodeBook::kSigned; }
 
   // The new states of a block, in pairs: all even elements of two vectors, then their odd ones.
   struct Stepped {
     HWY_ALIGN_MAX float values[kRooms][kQuantBlock];
-    uint32_t largest_bits[kRooms];  // of their magnitudes
+    uint32_t largest_bits[kRooms];  // of the magnitudes in `values`
   };
 
-  // Whether a block's states are coded as they are, by kNoZero.
+  // Returns whether kNoZero encodes a block's states without scaling or special values.
   static HWY_INLINE bool IsPlain(const FusedRange& range, const Stepped& stepped) {
     bool is_plain = true;
     for (size_t s = 0; s < kStates; ++s) {
@@ -72,7 +72,7 @@ class FusedPass {
             range.states[s].absmax + block};
   }
 
-  // Encodes a block by any rounding, whatever it holds.
+  // Encodes a block with any rounding, whatever its values.
   static HWY_INLINE void EncodeAny(const FusedRange& range, size_t block, const Stepped& stepped) {
     for (size_t s = 0; s < kStates; ++s) {
       HWY_ALIGN_MAX float values[kQuantBlock];
@@ -107,7 +107,7 @@ class FusedPass {
                        : NoZeroNumber<CodeBook::kUnsigned>(positions, x);
   }
 
-  // kEncodes: and encodes the block before.
+  // Steps a block; with kEncodes, also encodes the block before it.
   template <bool kEncodes>
   static HWY_INLINE void StepBlock(const Rule& rule, VF scale, const FusedRange& range,
                                    size_t block, Stepped* now, const Stepped& before) {

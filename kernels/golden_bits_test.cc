@@ -1,6 +1,7 @@
-// The bits of every kernel as constants: what same_bits_test.cc compares within one machine is here
-// compared between machines (x86, AArch64) and over time. One changes only with kArithmeticVersion.
-// Inputs are made of integers alone and scalars are literals, so that no maths library has a say.
+// The bits of every kernel as constants. same_bits_test.cc compares instruction sets within one
+// machine; this test compares machines (x86, AArch64) and versions. A constant changes only with
+// kArithmeticVersion. Inputs are made of integers and scalars are literals, so that no maths
+// library influences them.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -25,7 +26,7 @@ constexpr uint64_t kSeed = 2024;
 constexpr size_t kCount = 5 * kQuantBlock + 77;
 constexpr int kSteps = 3;
 
-// FNV-1a, 64 bits, of the bytes of arrays.
+// Computes the 64-bit FNV-1a hash of the bytes of arrays.
 class Digest {
  public:
   template <class T>
@@ -41,14 +42,14 @@ class Digest {
   uint64_t value_ = 0xcbf29ce484222325u;
 };
 
-// Numbers by SplitMix64.
+// Random numbers by SplitMix64.
 class Numbers {
  public:
   explicit Numbers(uint64_t seed) : state_(seed) {}
   uint32_t Bits() { return static_cast<uint32_t>(Mix64(state_ += 0x9e3779b97f4a7c15u) >> 32); }
 
-  // By turns, a block of magnitudes 2^-10 .. 2^-3, one of 2^-77 .. 2^76 and zeros, one of any bits,
-  // one of subnormals and one of zeros of both signs. `bits`: of the type.
+  // Returns, in turns, a block of magnitudes 2^-10 .. 2^-3, one of 2^-77 .. 2^76 and zeros, one of
+  // any bits, one of subnormals, and one of zeros of both signs, as bits of the type.
   uint32_t Of(DType dtype, size_t block) {
     const uint32_t bits = Bits();
     const uint32_t sign_and_fraction = bits & 0x807FFFFFu, draw = Bits();
@@ -91,11 +92,12 @@ class Numbers {
 struct Golden {
   const char* optimizer;
   uint64_t digest;
-  // Of each variant: states to round stochastically, then Scalars of kernels/optimizers/NAME.h.
+  // For each variant: the states to round stochastically, then Scalars of
+  // kernels/optimizers/NAME.h.
   std::vector<std::vector<float>> scalars;
 };
 
-// An optimizer that is not here is not compared between machines; the test says so.
+// An optimizer that is missing here is not compared between machines, and the test says so.
 const std::vector<Golden>& AllGolden() {
   static const std::vector<Golden> all = {
       {"adamw",
@@ -156,7 +158,7 @@ Range NewRange(Numbers& numbers, const Optimizer* optimizer, Formats formats) {
     range.fp32[s] = numbers.Floats(kCount);
     for (float& value : range.fp32[s]) value = FloatOf(testing::BitsOf(value) & kept);
     range.codes[s] = numbers.Integers<uint8_t>(kCount);
-    for (size_t i = 0; i < range.absmax[s].size(); ++i) {  // finite and not negative
+    for (size_t i = 0; i < range.absmax[s].size(); ++i) {  // makes them finite and not negative
       const uint32_t bits = numbers.Of(DType::kF32, i) & 0x7FFFFFFFu;
       range.absmax[s][i] = FloatOf(bits < 0x7F800000u ? bits : bits >> 1);
     }
@@ -167,7 +169,7 @@ Range NewRange(Numbers& numbers, const Optimizer* optimizer, Formats formats) {
   return range;
 }
 
-// Some steps of every variant in every format.
+// Makes some steps of every variant in every format and returns the digest.
 uint64_t DigestOf(const Golden& golden, const Optimizer* optimizer,
                   absl::Status (*step)(const RangeStep&)) {
   Numbers numbers(kSeed);

@@ -26,10 +26,11 @@ HWY_INLINE VU16 DecodeLanes(const int8_t* codes, VF scale) {
   return ToBF16(hn::Mul(code, scale));
 }
 
-// The scale of a whole block.
+// Returns the scale of a whole block.
 HWY_INLINE float ScaleOf(const float* HWY_RESTRICT values) {
   const DU du;
-  VU largest = hn::Zero(du);  // magnitudes order as their bits do, infinity and NaN last
+  // Magnitudes are ordered as their bits are, infinity and NaN last.
+  VU largest = hn::Zero(du);
   for (size_t i = 0; i < kQuantBlock; i += FloatLanes()) {
     const VF magnitude = hn::Abs(hn::Load(DF(), values + i));
     largest = hn::Max(largest, hn::BitCast(du, magnitude));
@@ -54,7 +55,8 @@ HWY_INLINE void CodeBlock(const float* HWY_RESTRICT values, float scale, int8_t*
   }
 }
 
-// A whole block of values, which it changes: to x. `residual` and `next` may be null, both.
+// Encodes a whole block; replaces `values` by x (int8_blocks.h, Feedback). `residual` and `next`
+// may both be null.
 HWY_INLINE void EncodeBlock(float* HWY_RESTRICT values, float loss_scale, const uint16_t* residual,
                             uint16_t* next, uint8_t* wire) {
   const DF df;

@@ -54,7 +54,7 @@ TEST(Int8Blocks, SizesAreEachOthersInverse) {
   for (size_t count = 0; count < 2000; ++count) ASSERT_EQ(Int8Count(Int8Bytes(count)), count);
 }
 
-// Every instruction set, source type, tail and kind of number gives the reference's bits.
+// Every instruction set, source type, tail and kind of number has the reference's bits.
 TEST(Int8Blocks, SameBitsAsTheReference) {
   ForEachTarget([] {
     Source source(1);
@@ -96,7 +96,7 @@ TEST(Int8Blocks, SameBitsAsTheReference) {
   });
 }
 
-// What any sender may write: all codes, -128 too, under scales of every magnitude.
+// A sender may write any code, also -128, and scales of every magnitude.
 TEST(Int8Blocks, DecodesWhatOthersSendAsTheReferenceDoes) {
   ForEachTarget([] {
     Source source(2);
@@ -130,12 +130,12 @@ TEST(Int8Blocks, CodesAreNearestAndTiesEven) {
     EXPECT_EQ(ScaleOfBlock(wire), 1);
     const int expected[] = {127, 0, 2, -2, 3, 0};
     for (size_t i = 0; i < 6; ++i) EXPECT_EQ(CodeOf(wire, i), expected[i]) << i;
-    EXPECT_EQ(ScaleOfBlock(wire, 1), 0);  // all zero
+    EXPECT_EQ(ScaleOfBlock(wire, 1), 0);  // all elements are zero
     EXPECT_EQ(Decode(wire)[299], 0);
   });
 }
 
-// Within half a quantum, and half an ulp of bf16 more.
+// The error is at most half a quantum plus half an ulp of bf16.
 TEST(Int8Blocks, ErrorIsHalfAQuantum) {
   ForEachTarget([] {
     Source source(3);
@@ -170,17 +170,18 @@ TEST(Int8Blocks, TinyValuesAreClampedOrZero) {
   ForEachTarget([] {
     const float least = std::numeric_limits<float>::denorm_min();
     std::vector<float> values(8, 0.0f);
-    values[0] = 60 * least;  // a scale of 0
+    values[0] = 60 * least;  // its scale is 0
     EXPECT_EQ(ScaleOfBlock(Encode(values)), 0);
     EXPECT_EQ(CodeOf(Encode(values), 0), 0);
-    values[1] = -190 * least;  // a scale of 1 least, though the quotient is -190
+    values[1] = -190 * least;  // its scale is 1 least, though the quotient is -190
     EXPECT_EQ(ScaleOfBlock(Encode(values)), least);
     EXPECT_EQ(CodeOf(Encode(values), 0), 60);
     EXPECT_EQ(CodeOf(Encode(values), 1), -127);
   });
 }
 
-// Sum of what was sent is the sum of what was given, within one quantum, whatever the loss scales.
+// The sum of all values sent equals the sum of all values given, within one quantum, for any loss
+// scales.
 TEST(Int8Blocks, FeedbackSendsEverythingInTheEnd) {
   ForEachTarget([] {
     Source source(4);
@@ -231,7 +232,7 @@ TEST(Int8Blocks, RefusesOtherSizesAndNegativeScales) {
                 HasSubstr("scale of block 1 is -"));
   }
   std::memcpy(&wire[kInt8BlockBytes], &kNaN, sizeof kNaN);
-  wire[kInt8BlockBytes + 3] |= 0x80;  // a negative NaN is one all the same
+  wire[kInt8BlockBytes + 3] |= 0x80;  // a negative NaN is valid as well
   EXPECT_TRUE(DecodeInt8(wire, absl::MakeSpan(decoded)).ok());
 }
 

@@ -1,5 +1,5 @@
-// Vector forms of the 8-bit dynamic map, one vector of fp32 lanes at a time. quantize.h says what
-// they compute, code_books.h has the formulas. Compiled once per instruction set.
+// Vector forms of the 8-bit dynamic map, one vector of fp32 lanes at a time. quantize.h defines
+// what they compute; code_books.h has the formulas. Compiled once per instruction set.
 #if defined(ORLOP_KERNELS_MAP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_MAP_INL_H_
 #undef ORLOP_KERNELS_MAP_INL_H_
@@ -18,8 +18,8 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// Eight table entries, chosen per lane by the low three bits of `slot`. The table repeats for 16
-// lanes.
+// Returns table entries chosen per lane by the low three bits of `slot`. The table repeats its
+// eight entries for 16 lanes.
 HWY_INLINE VF Lookup8(const std::array<float, 16>& table, VI slot) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   return VF{_mm512_permutexvar_ps(slot.raw, _mm512_load_ps(table.data()))};
@@ -30,8 +30,8 @@ HWY_INLINE VF Lookup8(const std::array<float, 16>& table, VI slot) {
 #endif
 }
 
-// Truncates, or rounds to nearest, ties to even; the value fits. Highway's own care for those that
-// do not.
+// Truncates, or rounds to nearest, ties to even. The value must fit: Highway's own conversions
+// spend instructions on values that do not.
 HWY_INLINE VI ToInt(VF v) {
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   return VI{_mm512_cvttps_epi32(v.raw)};
@@ -62,9 +62,9 @@ struct Map {
       kIsSigned ? code_book_internal::kSignedStochastic : code_book_internal::kUnsignedStochastic;
   static constexpr float kSmallest =
       kIsSigned ? code_book_internal::kSignedSmallest : code_book_internal::kUnsignedSmallest;
-  static constexpr float kZeroK = kIsSigned ? 0 : 1;  // the number of the entry 0
+  static constexpr float kZeroK = kIsSigned ? 0 : 1;  // number k of the entry 0
 
-  // numerator / denominator, correctly rounded for every entry of the book (a test compares them
+  // Returns numerator / denominator, correctly rounded for every entry of the book (a test compares
   // all): one Newton step on the product with the reciprocal.
   static HWY_INLINE VF Quotient(VF numerator, VF denominator, VF reciprocal) {
     const VF estimate = hn::Mul(numerator, reciprocal);
@@ -89,7 +89,8 @@ struct Map {
     return hn::Mul(value, absmax);
   }
 
-  // What is coded for x: NaN as 0, infinities as +-FLT_MAX, unsigned negatives as +0.
+  // Returns the value that is coded for x: 0 for NaN, +-FLT_MAX for infinities, +0 for unsigned
+  // negatives.
   static HWY_INLINE VF Codable(VF x) {
     const DF df;
     const VF largest = hn::Set(df, hwy::HighestValue<float>());
@@ -98,13 +99,13 @@ struct Map {
     return hn::Abs(hn::Min(hn::Max(number, hn::Zero(df)), largest));
   }
 
-  // The decade whose range holds the magnitude a (0..1), by where each begins; 7 for 1.0, 0 for
-  // what is less than any.
+  // Returns the decade whose range holds the magnitude a (0..1), given where each begins. 7 is 1.0;
+  // 0 includes everything below the first.
   static HWY_INLINE VI DecadeOf(VF a, const std::array<float, 16>& begin) {
     const DF df;
     const DI di;
-    // The bits of a positive float, as a number, are 2^23 (127 + log2 a) less up to 0.0861 * 2^23.
-    // So this guess is the decade or the one above it.
+    // As an integer, the bits of a positive float are 2^23 (127 + log2 a) less at most 0.0861 *
+    // 2^23. So this guess is the decade or the one above it.
     const VF bits = hn::ConvertTo(df, hn::BitCast(di, a));
     constexpr float kLog10Of2 = 0.30103f;
     const VF guess =
@@ -114,8 +115,8 @@ struct Map {
     return hn::Add(decade, hn::BitCast(di, hn::VecFromMask(df, below)));
   }
 
-  // k before rounding, of a magnitude a (0..1) that is not 0 where the book is unsigned. It is off
-  // by less than 5e-5: a few fp32 roundings at 256 or less, and those of the two entries.
+  // Returns k before rounding for a magnitude a (0..1), which must not be 0 in the unsigned book.
+  // The error is less than 5e-5: a few fp32 roundings at 256 or less, and those of the two entries.
   template <Rounding kRounding>
   static HWY_INLINE VF Position(VF a) {
     const DF df;
@@ -129,7 +130,7 @@ struct Map {
     return hn::IfThenElse(is_coded, within, hn::Set(df, 1));
   }
 
-  // k of x, with its sign, up or down by `unit` (0..1).
+  // Returns k of x, with its sign, rounded up or down by `unit` (0..1).
   static HWY_INLINE VI Stochastic(VF x, VF inverse, VF unit) {
     const DF df;
     const VF r = hn::Mul(x, inverse);
@@ -151,7 +152,7 @@ struct Map {
   static constexpr float kSmallestValue =
       kIsSigned ? kSignedCodeBook[kSignedZeroCode + 1] : kUnsignedCodeBook[1];
 
-  // The larger of `largest` and the magnitude of x, as bits; 0x7F800000 or more if x is not
+  // Returns the larger of `largest` and the magnitude of x, as bits. 0x7F800000 or more: x is not
   // codable.
   static HWY_INLINE hn::Vec<DU> Larger(hn::Vec<DU> largest, VF x) {
     return hn::Max(largest, hn::BitCast(DU(), kIsSigned ? hn::Abs(x) : x));

@@ -1,4 +1,4 @@
-// The fp32 master of one 256-element block from what is stored, and back (optimizer.h,
+// Joins the fp32 master of one 256-element block from its stored parts, and splits it (optimizer.h,
 // MasterFormat; casts.h). Compiled once per instruction set.
 #if defined(ORLOP_KERNELS_MASTER_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_MASTER_INL_H_
@@ -15,8 +15,8 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// Exact masters from their halves, and back. weight + (remainder < 0 ? -1 : 0) and remainder are
-// the high and the low half of a master.
+// Joins exact masters. The high half of a master is weight + (remainder < 0 ? -1 : 0), the low half
+// is the remainder.
 HWY_INLINE Pair JoinPair(const uint16_t* HWY_RESTRICT weight,
                          const int16_t* HWY_RESTRICT remainder) {
   const hn::Repartition<uint16_t, DF> d16;
@@ -32,7 +32,8 @@ HWY_INLINE Pair JoinPair(const uint16_t* HWY_RESTRICT weight,
           hn::BitCast(DF(), hn::OddEven(high, low_of_odd))};
 }
 
-// The remainder is the low half; the weight the high half of what is half a step more.
+// Splits exact masters. The remainder is the low half; the weight is the high half after adding
+// half a step.
 HWY_INLINE void SplitPair(Pair master, uint16_t* HWY_RESTRICT weight,
                           int16_t* HWY_RESTRICT remainder) {
   const hn::Repartition<uint16_t, DF> d16;
@@ -63,8 +64,8 @@ HWY_INLINE void SplitExact(const float* HWY_RESTRICT master, uint16_t* HWY_RESTR
   }
 }
 
-// Adds the low `kBits` random bits to fp32 bits, so that cutting them off rounds up with the
-// probability of what is cut. Infinities and NaN (made canonical) stay.
+// Adds the low `kBits` random bits to fp32 bits, so that cutting those bits off rounds up with a
+// probability equal to the part cut off. Infinities and NaN (made canonical) do not change.
 template <int kBits>
 HWY_INLINE hn::Vec<DU> Dithered(VF master, BlockRandom random, size_t first) {
   const DU du;

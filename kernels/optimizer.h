@@ -1,8 +1,9 @@
 // Optimizer steps in one fused pass: unscale and clip the gradient, decode the state, update,
-// requantise, update the master, write the bf16 weight. Every optimizer is one file in
-// kernels/optimizers/, named in kernels/optimizers.cmake; this is what they share.
-//   Units     scalars are fp32, computed once in fp64 by Optimizer::Prepare on the step leader and
-//             shipped as bits: pow differs between libraries.
+// requantise, update the master, write the bf16 weight. Each optimizer is one file in
+// kernels/optimizers/, listed in kernels/optimizers.cmake. This header is the interface that they
+// share.
+//   Units     Scalars are fp32. Optimizer::Prepare computes them once, in fp64, on the step leader;
+//             they are sent as bits, because pow differs between libraries.
 //   Error     bit-identical to the reference (reference.h) on every instruction set.
 //   NaN, Inf  follow IEEE into fp32 state and the master (NaN canonical). Quantised state follows
 //             quantize.h. An infinite master becomes NaN: infinity - infinity.
@@ -27,56 +28,64 @@ struct HyperParameter {
   const char* name;
   double default_value;
   double least = 0;
-  double limit = 1e30;  // what fp32 scalars can carry
+  // The default is the largest value that fp32 scalars can carry.
+  double limit = 1e30;
   bool limit_allowed = true;
-  bool whole = false;  // 0 or 1
+  // True: the value must be 0 or 1.
+  bool whole = false;
 };
 
-// One kind of state, an element per parameter, zero at first.
+// One kind of optimizer state: one element per parameter, initially zero.
 struct StateSpec {
-  const char* name;  // torch's
+  const char* name;  // torch's name
   CodeBook code_book;
-  // The hyper-parameter that says how slowly it changes; null: none does. From kFreezesFrom on,
-  // Rounding::kNoZero rounds this state stochastically: nearest rounding would freeze it.
+  // Name of the hyper-parameter that is this state's decay rate; null if none is. If its value is
+  // kFreezesFrom or more, Rounding::kNoZero rounds this state stochastically, because nearest
+  // rounding would freeze it.
   const char* beta;
 };
 inline constexpr double kFreezesFrom = 0.9995;
 inline constexpr size_t kMaxStates = 3;
 
-// What a step reads of a whole tensor before it changes any of it (whole_tensor.h).
+// How much of a tensor a step must read before it changes any of it (whole_tensor.h).
 enum class Scope : uint8_t {
-  kElement,   // nothing
-  kNorms,     // the norms of two vectors (LAMB: the weights and the update)
-  kFactored,  // with two or more dimensions, first the sums of the squared gradient over rows and
-              // over columns, from which each element's input is made; then the norms (Adafactor)
-  kMatrix,    // the whole update, which is made orthogonal and comes back as each element's input
-              // (Muon); two dimensions
+  // Nothing.
+  kElement,
+  // The norms of two vectors (LAMB: the weights and the update).
+  kNorms,
+  // Adafactor. If the tensor has two or more dimensions, the sums of the squared gradient over rows
+  // and over columns, from which each element's input is computed; then the norms.
+  kFactored,
+  // Muon. The whole update, which is made orthogonal and then is each element's input. The tensor
+  // must have two dimensions.
+  kMatrix,
 };
 
-// A tensor as a row of matrices: its last two dimensions, and all before them as one.
+// A tensor as a sequence of matrices: the last two dimensions are a matrix; all dimensions before
+// them count the matrices.
 struct MatrixShape {
   uint64_t matrices = 1, rows = 1, columns = 1;
-  bool is_matrix = false;  // two or more dimensions
+  bool is_matrix = false;  // the tensor has two or more dimensions
   static MatrixShape Of(absl::Span<const uint64_t> shape);
   uint64_t count() const { return matrices * rows * columns; }
 };
 
 // The polynomial a x + b x^3 + c x^5, applied `steps` times to the singular values of a matrix of
-// norm 1: Jordan et al., Muon, 2024.
+// norm 1. Source: Jordan et al., Muon, 2024.
 struct NewtonSchulz {
   float a, b, c;
-  float eps;  // the least norm that is divided out
+  float eps;  // smallest norm that the matrix is divided by
   float steps;
 };
 
-// average = lerp(average, mean, weight) over rows and columns; `least` that a mean of averages may
-// be.
+// The update of row and column averages: average = lerp(average, mean, weight). A mean of averages
+// is raised to `least` if it is smaller.
 struct FactorAverage {
   float weight, rest, least;  // rest: 1 - weight
 };
 
-// What one step of a tensor needs beside its bytes, as fp32 bits on the wire: gradient_scale, the
-// states to round stochastically (bit i of a small number), then the optimizer's own.
+// The scalars of one step of a tensor, sent as fp32 bits: gradient_scale, the states to round
+// stochastically (bit i of a small integer), then the optimizer's own.
 inline constexpr size_t kMaxScalars = 16;
 struct StepScalars {
   float values[kMaxScalars] = {};
@@ -85,66 +94,74 @@ struct StepScalars {
 };
 
 struct Optimizer {
-  const char* name;  // as ConfigureOptimizer names it
+  const char* name;  // the name in ConfigureOptimizer
   absl::Span<const HyperParameter> hyper_parameters;
   absl::Span<const StateSpec> states;
-  size_t scalar_count;  // as StepScalars::count
+  size_t scalar_count;  // equals StepScalars::count
 
-  // InvalidArgument names the first value out of range and its limit, or the count if not one per
-  // hyper-parameter.
+  // Checks the hyper-parameters. Status: InvalidArgument, naming the first value out of range and
+  // its limit, or the count if it is not one value per hyper-parameter.
   absl::Status Validate(absl::Span<const double> values) const;
-  // `values` must be valid. applied_count: updates this tensor has had before this one.
+  // Computes the scalars of a step. `values` must be valid. applied_count: number of updates of
+  // this tensor before this one.
   StepScalars Prepare(absl::Span<const double> values, int64_t applied_count,
                       float gradient_scale) const;
-  // False: this step neither reads nor writes the states (SGD without momentum).
+  // Returns false if this step neither reads nor writes the states (SGD without momentum).
   bool KeepsState(absl::Span<const float> scalars) const { return keeps_state(scalars.data()); }
 
   absl::Status (*validate)(const double* values);
   void (*prepare)(const double* values, double t, float* scalars);
   bool (*keeps_state)(const float* scalars);
 
-  // What comes as the gradient are new weights, which are neither clipped nor scaled, and for which
-  // there are no zeros where one is absent.
+  // True: the pushed values are new weights, not a gradient. They are neither clipped nor scaled,
+  // and an absent value does not count as zero.
   bool takes_weights;
 
-  // Scalars that only the owner of the tensor can know. They are made of IEEE operations alone, so
-  // that every machine finds the same bits. No effect for kElement.
+  // `begin` and `complete` set the scalars that only the owner of the tensor can compute. They use
+  // IEEE operations only, so every machine gets the same bits. For Scope::kElement they do nothing.
   Scope scope;
-  void (*begin)(const MatrixShape& shape, float* scalars);  // before anything is measured
-  // After: the sums of squares of the two vectors that Measure looks at.
+  // Called before anything is measured.
+  void (*begin)(const MatrixShape& shape, float* scalars);
+  // Called after. `sum_squares`: the sums of squares of the two vectors that Measure computed.
   void (*complete)(const double* sum_squares, const MatrixShape& shape, float* scalars);
-  FactorAverage (*averaging)(const float* scalars);  // kFactored; else null
-  NewtonSchulz (*iteration)(const float* scalars);   // kMatrix; else null
+  FactorAverage (*averaging)(const float* scalars);  // kFactored; null for others
+  NewtonSchulz (*iteration)(const float* scalars);   // kMatrix; null for others
 };
 
-// The optimizer of a name; null if there is none. All names, for messages.
+// Returns the optimizer of that name; null if there is none. OptimizerNames() lists all names, for
+// messages.
 const Optimizer* FindOptimizer(absl::string_view name);
 std::string OptimizerNames();
 
-// ---- What the step leader computes beside the scalars, once, in double ----
+// ---- Computed by the step leader, once, in fp64 ----
 
-// Norm of the averaged, unscaled gradient and the one factor that turns a raw sum into what the
-// optimizer consumes.
+// The norm of the averaged, unscaled gradient, and the factor that turns a raw sum of contributions
+// into the gradient that the optimizer reads.
 struct GradientScale {
   double norm = 0;
   float factor = 1;  // clip * inverse_scale / contributor_count
 };
 
-// sum_squares: of the raw sum over the whole job. inverse_scale: 1 / loss scale. contributor_count:
-// n under reduce="mean", 1 under "sum". max_norm: 0 = no clipping.
-// clip = min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_.
+// Computes the norm and the factor. The clip factor is min(1, max_norm / (norm + 1e-6)), as in
+// torch.nn.utils.clip_grad_norm_.
+//   sum_squares        of the raw sum of contributions, over the whole job
+//   inverse_scale      1 / loss scale
+//   contributor_count  number of contributors under reduce="mean", 1 under "sum"
+//   max_norm           0: no clipping
 GradientScale PrepareGradientScale(double sum_squares, double inverse_scale,
                                    int64_t contributor_count, double max_norm);
 
-// ---- What every owner of a shard runs ----
+// ---- Run by every owner of a shard ----
 
 enum class StateFormat : uint8_t { kFp32, k8Bit, k4Bit };
 
-// How the fp32 master is kept beside the bf16 weight.
+// How the fp32 master is stored beside the bf16 weight.
 enum class MasterFormat : uint8_t {
-  kExact,     // int16 remainder: casts.h
-  k24Bit,     // int8 remainder: bits32 = (weight << 16) + (remainder << 8), rounded stochastically
-  kBF16Only,  // no remainder: the weight alone, rounded stochastically
+  kExact,  // int16 remainder (casts.h)
+  // int8 remainder: bits32 = (weight << 16) + (remainder << 8), rounded stochastically.
+  k24Bit,
+  // No remainder: only the weight, rounded stochastically.
+  kBF16Only,
 };
 
 // The bytes of one state of a range.
@@ -157,43 +174,50 @@ struct StateSpan {
   float* absmax = nullptr;
 };
 
-// One further number per element that a rule reads: of kMatrix, and of kFactored from two
-// dimensions. Element i of a range is `values[i]`, or, where that is null, the product of the
-// factors of its row and of its column.
+// One more number per element that the rule of a kMatrix optimizer reads, and that of a kFactored
+// one if the tensor has two or more dimensions. For element i of a range it is `values[i]`, or, if
+// `values` is null, the product of the factors of its row and its column.
 struct ElementInput {
   const float* values = nullptr;
   const float* row_factors = nullptr;     // [matrices * rows]
   const float* column_factors = nullptr;  // [matrices * columns]
   MatrixShape shape;
-  uint64_t begin = 0;  // of the flattened tensor, the range's first element
+  // Index in the flattened tensor of the range's first element.
+  uint64_t begin = 0;
   bool exists() const { return values != nullptr || row_factors != nullptr; }
 };
 
-// One step of one range. A range starts on a block boundary of its tensor and holds whole blocks,
-// except a tensor's last. Arrays are contiguous, aligned to their elements, and do not overlap, but
-// for new_weight, which may be the very array of weight.
+// One step of one range. A range begins on a block boundary of its tensor and has whole blocks,
+// except at the end of the tensor. Arrays are contiguous, aligned to their elements, and do not
+// overlap, except that new_weight may be the same array as weight.
 struct RangeStep {
   const Optimizer* optimizer = nullptr;
-  absl::Span<const float> scalars;  // of Optimizer::Prepare
+  absl::Span<const float> scalars;  // from Optimizer::Prepare
   TypedSpan gradient;               // the raw sum, at any alignment
   const uint16_t* weight = nullptr;
-  uint16_t* new_weight = nullptr;  // another array: readers of the old version go on undisturbed
-  void* remainder = nullptr;       // int16_t, int8_t or (kBF16Only) nothing; in place
+  // May be another array than `weight`, so that readers of the old version are not disturbed.
+  uint16_t* new_weight = nullptr;
+  // int16_t or int8_t, updated in place; unused for kBF16Only.
+  void* remainder = nullptr;
   MasterFormat master = MasterFormat::kExact;
   StateFormat format = StateFormat::kFp32;
   Rounding rounding = Rounding::kNoZero;
-  StateSpan states[kMaxStates];  // of the optimizer's states, in order
+  // In the order of the optimizer's states.
+  StateSpan states[kMaxStates];
   ElementInput input;
-  RandomKey random;          // of the tensor and step; read by stochastic rounding alone
-  uint64_t first_block = 0;  // of the tensor's blocks, the range's first
+  // The key of the tensor and step. Only stochastic rounding reads it.
+  RandomKey random;
+  // Index in the tensor of the range's first block.
+  uint64_t first_block = 0;
 };
 
-// The step of elements begin .. begin + count of a range, or as many of them as there are. `begin`
-// is on a block boundary.
+// Returns the step of elements begin .. begin + count of a range, or of those that exist. `begin`
+// must be on a block boundary.
 RangeStep PartOf(const RangeStep& step, size_t begin, size_t count);
 
-// InvalidArgument (an unknown optimizer, a null, misaligned or overlapping array, scalars of
-// another count, none of them a number): then nothing was written.
+// Applies one step to one range. Status: InvalidArgument for an unknown optimizer, a null,
+// misaligned or overlapping array, another count of scalars, or a NaN among them; then nothing was
+// written.
 absl::Status Step(const RangeStep& step);
 
 }  // namespace orlop::kernels

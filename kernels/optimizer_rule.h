@@ -1,31 +1,31 @@
-// What an optimizer's file is written with. kernels/optimizers/NAME.h holds one struct:
+// The interface that an optimizer's file implements. kernels/optimizers/NAME.h has one struct with
 //
-//   kHyperParameters   names, defaults and ranges, in the order in which Prepare gets them
-//   kStates            up to three states (StateSpec); where there are none, here and above, a
-//                      std::array of no elements
-//   Scalars            floats: what one step needs, and
-//   Prepare(h, t)      computes them in fp64 for the t-th update, t from 1
-//   Rule<A>            built of Scalars; operator()(gradient, master, states) returns the new
-//   master
-//                      and updates the states, in the words of arithmetic.h
-//   Validate(h)        optional: what the ranges do not say
+//   kHyperParameters   names, defaults and ranges, in the order of Prepare's argument
+//   kStates            up to three StateSpec. If there are none, here or above: an empty std::array
+//   Scalars            a struct of floats, the scalars of one step
+//   Prepare(h, t)      computes Scalars in fp64 for the t-th update, t from 1
+//   Rule<A>            is constructed from Scalars; operator()(gradient, master, states) returns
+//                      the new master and updates the states, with the operations of arithmetic.h
+//   Validate(h)        optional: checks that the ranges cannot express
 //   KeepsState(s)      optional: false if this step uses no state
-//   kTakesWeights      optional: true where the gradient is new weights (Optimizer::takes_weights)
+//   kTakesWeights      optional: true if pushed values are new weights (Optimizer::takes_weights)
 //
-// An optimizer that looks at the whole tensor first (Scope in optimizer.h) also has
+// An optimizer that reads the whole tensor first (Scope in optimizer.h) also has
 //
 //   kScope
-//   Begin(shape, s)           optional: scalars that depend on the tensor's shape
-//   Complete(squares, shape, s)  scalars made of what was measured; + - * / and sqrt alone
-//   Rule<A>::Measure(gradient, master, states, out)  the two vectors whose norms are taken, of
-//   kMatrix the update in out[0]; may change `states`, which are copies
-//   Averaging(s)              kFactored: FactorAverage
-//   Iteration(s)              kMatrix: NewtonSchulz
+//   Begin(shape, s)    optional: sets the scalars that depend on the tensor's shape
+//   Complete(squares, shape, s)
+//                      sets the scalars that depend on the measured sums; only + - * / and sqrt
+//   Rule<A>::Measure(gradient, master, states, out)
+//                      computes the two vectors whose norms are taken; for kMatrix, the update in
+//                      out[0]. May change `states`, which are copies
+//   Averaging(s)       kFactored: returns FactorAverage
+//   Iteration(s)       kMatrix: returns NewtonSchulz
 //
-// and finds the element's input after its states.
+// and gets the element's input as the entry after its states.
 //
-// The file is included inside the namespace of each instruction set, the scalar reference's and
-// CUDA's, so it includes nothing and has no namespace of its own.
+// The file is included inside the namespace of each instruction set, of the scalar reference and of
+// CUDA, so it includes nothing and opens no namespace.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -52,10 +52,10 @@ constexpr HyperParameter Beta(const char* name, double value) {
 constexpr HyperParameter Flag(const char* name) { return {name, 0, 0, 1, true, /*whole=*/true}; }
 
 inline float Fp32(double value) { return static_cast<float>(value); }
-// Of what was measured: a step cannot be refused any more, so that it is kept finite.
+// For measured values: the step can no longer be refused, so the result must be finite.
 inline float FiniteFp32(double value) { return Fp32(std::clamp(value, -3e38, 3e38)); }
 
-// Scalars that every optimizer has come first.
+// The scalars of every optimizer begin with these two.
 inline constexpr size_t kCommonScalars = 2;  // gradient_scale, states to round stochastically
 
 template <class O>
@@ -71,11 +71,11 @@ constexpr Scope ScopeOf() {
   if constexpr (requires { O::kScope; }) return O::kScope;
   return Scope::kElement;
 }
-// What a rule reads of an element beside gradient and master: its states and its input.
+// Values that a rule reads of an element besides gradient and master: its states and its input.
 template <class O>
 inline constexpr size_t kReads = std::size(O::kStates) + (ScopeOf<O>() >= Scope::kFactored ? 1 : 0);
 
-// Calls change(own), of the optimizer's own scalars.
+// Calls change(own) on the optimizer's own scalars.
 template <class O, class Change>
 void ChangeScalars(float* scalars, Change change) {
   typename O::Scalars own = ScalarsOf<O>(scalars);

@@ -51,7 +51,7 @@ std::vector<double> Values(const AdamWConfig& c) {
 }
 
 // AdamW by its definition in the number type Real, over one element's gradients. With Real = float
-// it rounds where torch.optim.AdamW's CPU tensors round.
+// it rounds where torch.optim.AdamW on CPU tensors does.
 template <class Real>
 struct AdamWModel {
   Real p;
@@ -130,7 +130,7 @@ TEST(AdamWFp32, ScalesTheGradientInTheSamePass) {
   EXPECT_FALSE(SameBits(fused.Master(), start));
 }
 
-// Shards and threads: ranges of whole blocks, in any order.
+// As for shards and threads: ranges of whole blocks, in any order.
 TEST(Optimizer, PartsOfWholeBlocksGiveTheBitsOfOneCall) {
   for (const OptimizerUnit& unit : OptimizerUnits()) {
     const std::vector<double> values = testing::Values(unit.optimizer, {{"weight_decay", 0.1}});
@@ -176,8 +176,8 @@ double RelativeDifference(const std::vector<float>& actual, const std::vector<fl
   return std::sqrt(difference / change);
 }
 
-// Relative L2 error of the weight change against fp32 state. Each element's gradients keep one
-// scale, lognormal(sigma) inside a block.
+// Returns the relative L2 error of the weight change against fp32 state. Each element's gradients
+// keep one scale, lognormal(sigma) inside a block.
 double WeightChangeError(double sigma, Formats formats, uint64_t seed) {
   Source source(seed);
   const size_t count = 4096;
@@ -204,8 +204,8 @@ TEST(AdamW8Bit, FollowsFp32OnOrdinaryGradients) {
   }
 }
 
-// Exact nearest rounding codes small elements of exp_avg_sq as 0, and their updates then divide by
-// eps alone; never coding a positive one as 0 bounds the error.
+// Exact nearest rounding codes small elements of exp_avg_sq as 0, so their updates are divided by
+// eps alone. Never coding a positive element as 0 bounds the error.
 TEST(AdamW8Bit, NoZeroBoundsTheErrorOnHeavyTails) {
   const std::pair<double, double> limits[] = {
       {0.5, 0.038}, {1.0, 0.094}, {1.5, 0.22}, {2.0, 0.44}, {3.0, 0.87}};
@@ -226,7 +226,7 @@ TEST(AdamW4Bit, FollowsFp32OnOrdinaryGradients) {
   EXPECT_LT(WeightChangeError(0.5, {StateFormat::k4Bit}, 65), 0.5);
 }
 
-// A slow average under gradients that hardly change it: nearest rounding keeps it where it is.
+// A slow average whose gradients hardly change it: nearest rounding would freeze it.
 TEST(Stochastic, KeepsSlowAveragesMoving) {
   const Optimizer* ademamix = Find("ademamix");
   const std::vector<float> start(1024, 0.0f), gradient(1024, 1e-3f);
@@ -234,7 +234,7 @@ TEST(Stochastic, KeepsSlowAveragesMoving) {
   Range fp32(ademamix, kFp32, start), codes(ademamix, k8Bit, start);
   for (int step = 0; step < 2000; ++step) {
     std::vector<float> noisy = gradient;
-    if (step == 0) noisy[0] = 10;  // a block's absmax that never goes away
+    if (step == 0) noisy[0] = 10;  // a block's absmax that does not decrease
     Take(fp32, values, step, noisy);
     Take(codes, values, step, noisy);
   }
@@ -246,8 +246,8 @@ TEST(Stochastic, KeepsSlowAveragesMoving) {
   EXPECT_NEAR(actual, expected, 0.05 * expected);
 }
 
-// The position of the largest entry plus a random number next to 1 rounds to the number after it,
-// which has no code.
+// The position of the largest entry plus a random number near 1 rounds to the next number, which
+// has no code.
 TEST(Stochastic, GivesTheLargestElementNoCodeBeyondTheLast) {
   const RandomKey key = RandomKey::Of(1, 2, 3);
   const auto is_near_one = [key](uint64_t block) {
@@ -275,7 +275,7 @@ TEST(Stochastic, GivesTheLargestElementNoCodeBeyondTheLast) {
   });
 }
 
-// Averaged over seeds, what is stored is what was computed.
+// The mean over seeds of the stored values is the computed value.
 TEST(Stochastic, RoundsMastersToTheirMean) {
   const std::vector<float> start(kQuantBlock, 1.0f), gradient(kQuantBlock, 1.0f);
   for (const MasterFormat master : {MasterFormat::kBF16Only, MasterFormat::k24Bit}) {
@@ -372,12 +372,12 @@ TEST(Sgd, WithoutMomentumLeavesTheBufferAlone) {
   RangeStep step = range.StepOf(scalars, Span(std::vector<float>(300, 1.0f)));
   const std::vector<float> gradient(300, 1.0f);
   step.gradient = Span(gradient);
-  step.states[0] = {};  // there need not be one
+  step.states[0] = {};  // SGD without momentum needs no state
   ASSERT_TRUE(Step(step).ok());
   EXPECT_FLOAT_EQ(range.Master()[299], 0.9f);
 }
 
-// All numbers, of both signs, subnormals and the largest: the exact master is what was pushed.
+// For all numbers of both signs, subnormals and the largest, the exact master is the pushed value.
 TEST(Store, KeepsTheBitsOfWhatIsPushed) {
   Source source(69);
   std::vector<float> pushed = source.Floats(100'000, Hostility::kAnyBits);

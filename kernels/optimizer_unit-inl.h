@@ -1,5 +1,6 @@
-// One optimizer's rule over 256 elements, for the instruction set at hand, and, once, for the
-// scalar reference, with its registration. ORLOP_OPTIMIZER_* are those of optimizer_unit.cc.in.
+// One optimizer's rule over 256 elements, for the current instruction set. The last part, compiled
+// once, is the rule for the scalar reference and the registration. optimizer_unit.cc.in defines
+// ORLOP_OPTIMIZER_*.
 #include "kernels/fused-inl.h"
 #include "kernels/simd-inl.h"
 
@@ -14,7 +15,7 @@ namespace {
 #include "kernels/optimizers/lerp.h"
 #include ORLOP_OPTIMIZER_HEADER
 
-// What the rule reads of a vector's elements (kReads); an array that is not there is zeros.
+// Reads the rule's inputs (kReads) for one vector of elements; a null array counts as zeros.
 HWY_INLINE void Read(float* const* states, size_t i, VF* state) {
   ORLOP_UNROLL
   for (size_t s = 0; s < kReads<ORLOP_OPTIMIZER_STRUCT>; ++s) {
@@ -73,7 +74,7 @@ Updates UpdatesOfRule() {
 Updates UpdatesOf() { return UpdatesOfRule<ORLOP_OPTIMIZER_STRUCT>(); }
 
 #else
-Updates UpdatesOf() { return {}; }  // the reference runs
+Updates UpdatesOf() { return {}; }  // the reference runs instead
 #endif  // HWY_NATIVE_FMA
 }  // namespace
 }  // namespace HWY_NAMESPACE

@@ -1,4 +1,4 @@
-# Every optimizer of kernels/optimizers/: NAME.h has the rule of struct Name. This is its registration.
+# Every optimizer of kernels/optimizers/: NAME.h has the rule of struct Name. Adding NAME to this list registers it.
 set(ORLOP_OPTIMIZERS
   adamw
   adam
@@ -14,7 +14,7 @@ set(ORLOP_OPTIMIZERS
   muon
   store)
 
-# Compiles each of them as one file of `target`, made of `template`: optimizer_unit.cc.in, or the .cu.in of kernels/cuda.
+# Compiles each optimizer as one file of `target`, made from `template`: optimizer_unit.cc.in, or the .cu.in of kernels/cuda.
 function(orlop_add_optimizers target template)
   set(out ${PROJECT_BINARY_DIR}/generated/kernels)
   string(REGEX MATCH "[a-z]+.in$" extension ${template})

@@ -1,4 +1,4 @@
-// Newton-Schulz through BLAS. A build of the kernels alone is without it.
+// Newton-Schulz with BLAS. A build of the kernels alone leaves this file out.
 #include "kernels/orthogonalize.h"
 
 #include <cblas.h>
@@ -12,7 +12,7 @@
 namespace orlop::kernels {
 namespace {
 
-// Threads would cut the products in other places, and change their bits.
+// Several threads would cut the products elsewhere and change their bits.
 void UseOneThread() {
   static const bool once = [] {
     openblas_set_num_threads(1);
@@ -28,8 +28,8 @@ uint64_t OrthogonalizeWorkspace(uint64_t rows, uint64_t columns) {
   return rows * columns + 2 * side * side;
 }
 
-// With X of fewer rows than columns (else its transpose, by the other side): A = X X',
-// P = b A + c A A, X = a X + P X.
+// X is the matrix if it has fewer rows than columns, else its transpose (multiplied from the other
+// side): A = X X', P = b A + c A A, X = a X + P X.
 void Orthogonalize(const NewtonSchulz& iteration, uint64_t rows, uint64_t columns, float* matrix,
                    float* workspace) {
   UseOneThread();

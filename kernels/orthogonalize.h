@@ -1,4 +1,4 @@
-// Newton-Schulz, which Muon's update goes through.
+// The Newton-Schulz iteration of Muon's update.
 #pragma once
 #include <cstdint>
 
@@ -6,9 +6,9 @@
 
 namespace orlop::kernels {
 
-// `matrix`, fp32 [rows, columns] in row-major order, becomes one whose singular values are near 1
-// and whose singular vectors are the same. Its products are a BLAS library's, on one thread: the
-// bits are the same on machines of one type alone.
+// Replaces `matrix`, fp32 [rows, columns] in row-major order, by a matrix with the same singular
+// vectors and singular values near 1. A BLAS library computes the products, on one thread; the bits
+// are the same only on machines of one type.
 //   workspace  OrthogonalizeWorkspace(rows, columns) floats
 void Orthogonalize(const NewtonSchulz& iteration, uint64_t rows, uint64_t columns, float* matrix,
                    float* workspace);

@@ -1,17 +1,17 @@
 // 8-bit block quantisation on the dynamic map.
 //   Source    Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022; the table of
 //             bitsandbytes' create_dynamic_map.
-//   Block     256 consecutive elements (the last block: what is left) share absmax, their largest
+//   Block     256 consecutive elements (the last block may be shorter) share absmax, their largest
 //             magnitude, fp32.
 //   Decode    value = code_book[code] * absmax, one fp32 product. absmax must be finite and >= 0.
-//   Encode    code of the code-book value nearest to r = x * (1 / absmax): one IEEE fp32 division
-//             per block, one product per element. What nearest means beside the middle of two
-//             values: Rounding. Where absmax is outside 2^-64 .. 2^64, x and absmax are first
+//   Encode    The code of the code-book value nearest to r = x * (1 / absmax): one IEEE fp32
+//             division per block, one product per element. Rounding says which of two values is
+//             taken near their middle. If absmax is outside 2^-64 .. 2^64, x and absmax are first
 //             multiplied by 2^64 or 2^-64. A block of zeros has absmax 0 and the code of 0
 //             everywhere.
-//   Special   an infinity saturates to +-FLT_MAX; a NaN gets the code of 0 and does not touch
-//             absmax, so one bad element leaves its neighbours alone. Unsigned: a negative x is
-//             coded as 0.
+//   Special   An infinity saturates to +-FLT_MAX. A NaN gets the code of 0 and does not change
+//             absmax, so one bad element does not affect its neighbours. In the unsigned book a
+//             negative x is coded as 0.
 //   Threads   no shared state; disjoint ranges of whole blocks may run at once. No overlap.
 //   Status    InvalidArgument if counts differ; then nothing was written.
 #pragma once
@@ -31,52 +31,53 @@ enum class CodeBook : uint8_t {
 };
 
 enum class Rounding : uint8_t {
-  // Nearest, but a positive unsigned x is never coded as 0: below the middle of 0 and code 1 it
-  // gets code 1. The default: losing sqrt(v) of a small element divides its update by almost
-  // nothing. The number k (code_books.h) is |r| * scale + bias of the decade whose range holds |r|,
-  // one fused multiply-add, up to the decade's last, rounded to the nearest whole number, ties to
-  // even. That is the nearest value wherever r is farther than 2^-14 of a gap from the middle of
-  // two.
+  // Nearest, except that a positive unsigned x is never coded as 0: below the middle of 0 and code
+  // 1 it gets code 1. This is the default, because losing sqrt(v) of a small element divides its
+  // update by almost nothing. The code's number k (code_books.h) is |r| * scale + bias of the
+  // decade whose range holds |r|, computed by one fused multiply-add, limited to the decade's last
+  // k, and rounded to the nearest integer, ties to even. It is the nearest value wherever r is
+  // farther than 2^-14 of a gap from the middle of two values.
   kNoZero,
-  // The codes of bitsandbytes' CUDA kernels: nearest, measured exactly; an exact tie goes to the
-  // even code. A signed x keeps its sign: a negative one (-0 too) that is nearest to 0 gets the
-  // code below it.
+  // The codes of bitsandbytes' CUDA kernels: nearest, measured exactly; an exact tie gets the even
+  // code. A signed x keeps its sign: a negative one (-0 too) that is nearest to 0 gets the code
+  // below that of 0.
   kNearest,
-  // Up or down with a probability linear between neighbouring entries (random.h), so that a change
-  // smaller than half a gap is not lost on average. A positive unsigned x is never coded as 0.
-  // QuantizeBlocks, which sets state from outside, takes it for kNoZero.
+  // Up or down with a probability that is linear between neighbouring entries (random.h), so that a
+  // change smaller than half a gap is not lost on average. A positive unsigned x is never coded as
+  // 0. QuantizeBlocks, which sets state from outside, uses kNoZero instead.
   kStochastic,
 };
 
 namespace quantize_internal {
-// What a block is multiplied by before it is coded, so that 1 / absmax is neither infinite nor
-// inexact.
+// The factor by which a block is multiplied before it is coded, so that 1 / absmax is neither
+// infinite nor inexact.
 ORLOP_DEVICE constexpr float ScaleOf(float absmax) {
   return absmax < 0x1p-64f ? 0x1p64f : absmax > 0x1p64f ? 0x1p-64f : 1.0f;
 }
 }  // namespace quantize_internal
 
-// What QuantizeBlocks makes of a rounding.
+// Returns the rounding that QuantizeBlocks uses.
 constexpr Rounding Deterministic(Rounding rounding) {
   return rounding == Rounding::kStochastic ? Rounding::kNoZero : rounding;
 }
 
-// codes: [count]; absmax: [BlockCount(count)].
+// Encodes values. codes: [count]; absmax: [BlockCount(count)].
 absl::Status QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const float> values,
                             absl::Span<uint8_t> codes, absl::Span<float> absmax);
 
-// As QuantizeBlocks, but values that DequantizeBlocks made are decoded to the same bits again, so
-// that state read as fp32 and set again is the same state. Three times slower.
-//   QuantizeBlocks alone loses a signed block whose largest magnitude is negative: the book has no
-//   -1, so that value comes back as -0.993 absmax, which then is taken for the new absmax.
+// Like QuantizeBlocks, but values that DequantizeBlocks returned decode to the same bits again, so
+// that state read as fp32 and set again is unchanged. Three times slower. QuantizeBlocks alone does
+// not have this property: the signed book has no -1, so in a block whose largest magnitude is
+// negative that value decodes to -0.993 absmax, and the next QuantizeBlocks takes this as the new
+// absmax.
 absl::Status RequantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const float> values,
                               absl::Span<uint8_t> codes, absl::Span<float> absmax);
 
 absl::Status DequantizeBlocks(CodeBook code_book, absl::Span<const uint8_t> codes,
                               absl::Span<const float> absmax, absl::Span<float> values);
 
-// The 4-bit maps (code_books4.h): 128-element blocks, two codes to a byte, the even element in the
-// low half. codes: [(count + 1) / 2]; absmax: [FourBitBlockCount(count)]. The rest as above.
+// The same for the 4-bit maps (code_books4.h): 128-element blocks, two codes to a byte, the even
+// element in the low half. codes: [(count + 1) / 2]; absmax: [FourBitBlockCount(count)].
 absl::Status RequantizeBlocks4(CodeBook code_book, Rounding rounding,
                                absl::Span<const float> values, absl::Span<uint8_t> codes,
                                absl::Span<float> absmax);

@@ -43,7 +43,8 @@ std::vector<float> Dequantize(CodeBook book, const Quantized& quantized) {
   return values;
 }
 
-// The nearest of all 256 by trying each, in extended precision; the even one of two equally near.
+// Returns the nearest of all 256 entries by trying each in extended precision. A tie gets the even
+// code.
 uint8_t BruteForceCode(CodeBook book, float r) {
   int best = 0;
   long double best_distance = std::numeric_limits<long double>::infinity();
@@ -79,8 +80,8 @@ TEST(CodeBook, EqualsTheClosedForm) {
                          kUnsignedCodeBook.end()));
 }
 
-// Entries of the table that bitsandbytes builds, to the two units in the last place by which
-// its own linspace moves them.
+// Compares with entries of the table that bitsandbytes builds, up to the two units in the last
+// place by which its linspace moves them.
 TEST(CodeBook, HasTheKnownEntries) {
   EXPECT_FLOAT_EQ(kSignedCodeBook[0], -0.99296874f);
   EXPECT_FLOAT_EQ(kSignedCodeBook[126], -5.5e-7f);
@@ -127,8 +128,8 @@ std::vector<float> NearTies(CodeBook book) {
   return points;
 }
 
-// Ratios r beside ties and at all magnitudes down to far below the first code, as blocks whose
-// absmax is 1.
+// Returns ratios r near ties and at all magnitudes down to far below the first code, as blocks
+// whose absmax is 1.
 std::vector<float> Ratios(CodeBook book, Source& source) {
   std::vector<float> points = NearTies(book);
   for (int i = 0; i < 20000; ++i) {
@@ -151,7 +152,7 @@ TEST(Quantize, NearestIsExactEvenBesideTies) {
     for (const float value : values) {
       expected.push_back(BruteForceCode(book, value));
       if (book == CodeBook::kSigned && expected.back() == kSignedZeroCode && std::signbit(value)) {
-        expected.back() = kSignedZeroCode - 1;  // it keeps its sign
+        expected.back() = kSignedZeroCode - 1;  // a negative value keeps its sign
       }
     }
     ForEachTarget([&] {
@@ -186,7 +187,7 @@ TEST(Quantize, NoZeroIsNearestButBesideTies) {
         ASSERT_LT(from_middle, 0x1p-14 * gap) << "r = " << r << ", seed 46";
       }
     });
-    EXPECT_GT(others, 0u);  // a tie is measured in fp32
+    EXPECT_GT(others, 0u);  // ties are measured in fp32
   }
 }
 
@@ -273,7 +274,7 @@ TEST(Quantize, ABadElementLeavesItsNeighboursAlone) {
   });
 }
 
-// The accuracy that bitsandbytes' own tests ask of blockwise quantisation.
+// The accuracy that bitsandbytes' own tests require of blockwise quantisation.
 TEST(Quantize, IsAsAccurateAsTheFormatAllows) {
   Source source(42);
   std::vector<float> normal(1 << 18), uniform(1 << 18);
@@ -316,7 +317,7 @@ TEST(Requantize, GivesBackTheCodesAndScalesThatValuesWereDecodedFrom) {
   }
 }
 
-// Where several scales decode alike, any of them will do; where none does, it is a quantisation.
+// If several scales decode alike, any of them is correct; if none does, the values are quantised.
 TEST(Requantize, KeepsEveryDecodedBitOfSparseTinyAndHugeBlocks) {
   Source source(44);
   for (const float scale : {1.0f, 1e-38f, 1e-42f, 3e38f}) {

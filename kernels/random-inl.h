@@ -23,7 +23,8 @@ HWY_INLINE VU MixLanes(VU x) {
   return hn::Xor(x, hn::ShiftRight<16>(x));
 }
 
-// Of elements first .. first + lanes of the block, or, kStride 2, of every other one.
+// Returns the random bits of elements first .. first + lanes of the block; with kStride 2, of every
+// other element.
 template <int kStride = 1>
 HWY_INLINE VU RandomLanes(BlockRandom block, size_t first) {
   const DU du;

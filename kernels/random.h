@@ -1,5 +1,6 @@
-// Random numbers of stochastic rounding: a function of (job seed, tensor, step, element, use), so
-// that shards, threads and instruction sets change nothing, and a backup can replay a step.
+// Random numbers for stochastic rounding. A number is a function of (job seed, tensor, step,
+// element, use), so shards, threads and instruction sets do not change it, and a step can be
+// replayed.
 //   Source    the 64-bit mix is SplitMix64's finaliser (Steele et al., 2014); the 32-bit one is
 //             Wellons' lowbias32 (nullprogram.com/blog/2018/07/31).
 #pragma once
@@ -15,7 +16,7 @@ ORLOP_DEVICE inline uint64_t Mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Of one tensor in one step.
+// The key of one tensor in one step.
 struct RandomKey {
   uint64_t bits = 0;
   static RandomKey Of(uint64_t seed, uint64_t tensor, uint64_t step) {
@@ -24,10 +25,11 @@ struct RandomKey {
   }
 };
 
-// What a number is for: each state of a tensor, and its master, have their own.
+// `use` tells apart the numbers of one element: each state of a tensor, and its master, has its
+// own.
 inline constexpr uint32_t kMasterUse = 15;
 
-// Of one 256-block and one use.
+// The random words of one 256-block and one use.
 struct BlockRandom {
   uint32_t low, high;
 };
@@ -44,7 +46,7 @@ ORLOP_DEVICE inline uint32_t Mix32(uint32_t x) {
 ORLOP_DEVICE inline uint32_t RandomBits(BlockRandom block, uint32_t element) {
   return Mix32(Mix32(element ^ block.low) + block.high);
 }
-// In [0, 1), a multiple of 2^-24.
+// Returns a number in [0, 1), a multiple of 2^-24.
 ORLOP_DEVICE inline float RandomUnit(BlockRandom block, uint32_t element) {
   return static_cast<float>(RandomBits(block, element) >> 8) * 0x1p-24f;
 }

@@ -21,13 +21,14 @@ namespace HWY_NAMESPACE {
 using DD = hn::ScalableTag<double>;
 using VD = hn::Vec<DD>;
 
-// Vectors of fp64 that hold the sixteen lanes of the stated order, and elements at a time.
+// Number of fp64 vectors that hold the sixteen lanes of the stated order, and elements handled at a
+// time.
 constexpr size_t kLaneVectors = 16 / HWY_LANES(double);
 constexpr size_t kSpan = HWY_LANES(float) < 8 ? 16 : 2 * HWY_LANES(float);
-constexpr size_t kBytesAhead = 4096;  // prefetched
+constexpr size_t kBytesAhead = 4096;  // bytes that are prefetched
 
-// Two vectors: of bf16 the even elements and the odd ones, which need fewer shuffles; of other
-// types one after another.
+// Loads two vectors: for bf16 the even and the odd elements, which needs fewer shuffles; for other
+// types one after the other.
 template <DType kType>
 HWY_INLINE void LoadAndCopy(const uint8_t* from, uint8_t* to, VF* two) {
   if constexpr (kType == DType::kBF16) {
@@ -53,7 +54,7 @@ HWY_INLINE void LoadAndCopy(const uint8_t* from, uint8_t* to, VF* two) {
   }
 }
 
-// Lane l and lane l + n / 2 of n, until one is left.
+// Adds lane l + n / 2 to lane l of n, until one is left.
 template <class D>
 HWY_INLINE double SumHalves(D d, hn::Vec<D> v) {
   if constexpr (sizeof(v) > 2 * sizeof(double)) {
@@ -73,12 +74,12 @@ HWY_INLINE double SumVectors(VD* lane) {
   return SumHalves(DD(), lane[0]);
 }
 
-// Sum of squares of one whole block, copied on the way where `to` is not null. Not finite if and
-// only if some element is not: squares of fp32 cannot overflow fp64.
+// Returns the sum of squares of one whole block, and copies the block if `to` is not null. The sum
+// is finite if and only if every element is, because squares of fp32 cannot overflow fp64.
 template <DType kType>
 HWY_INLINE double SumSquares(const uint8_t* from, uint8_t* to) {
   const DD dd;
-  // Even and odd lanes apart; halves of their sixteen are halves of their eight.
+  // Even and odd lanes are kept apart: halves of their sixteen are halves of their eight.
   constexpr bool kInPairs = kType == DType::kBF16;
   constexpr size_t kVectors = kInPairs ? kLaneVectors / 2 : kLaneVectors;
   VD lanes[2][kVectors];
@@ -125,7 +126,7 @@ HWY_INLINE void Reduce(uint8_t* to, TypedSpan gradient, BlockSums* sums) {
     }
     if (HWY_LIKELY(std::isfinite(sum_squares))) {
       sums->sum_squares += sum_squares;
-    } else {  // rare: the whole step will be skipped
+    } else {  // rare: the whole step is skipped
       const BlockSums counted =
           reference::ReduceBlock({kType, to == nullptr ? from : to, block.count});
       sums->sum_squares += counted.sum_squares;

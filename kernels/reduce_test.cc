@@ -45,8 +45,8 @@ TEST(Reduce, AgreesWithExtendedPrecision) {
   });
 }
 
-// From 2^54 on, fp64 holds multiples of 4 only: adding 1 changes nothing, adding 4 does. So the
-// sums show which elements met first.
+// From 2^54 on, fp64 has only multiples of 4: adding 1 changes nothing, adding 4 does. So the sums
+// show which elements were added first.
 TEST(Reduce, AddsInTheStatedOrder) {
   const float large = 0x1p27f;
   const double square = 0x1p54;  // numbers up from here are 4 apart

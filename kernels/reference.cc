@@ -11,7 +11,7 @@
 namespace orlop::kernels::reference {
 namespace {
 
-// What is coded for x: see quantize.h, Special.
+// Returns the value that is coded for x (quantize.h, Special).
 float Codable(CodeBook code_book, float x) {
   if (std::isnan(x)) return 0;
   if (code_book == CodeBook::kUnsigned && x < 0) return 0;
@@ -27,7 +27,8 @@ uint8_t ZeroCode(CodeBook code_book) {
   return code_book == CodeBook::kSigned ? kSignedZeroCode : kUnsignedZeroCode;
 }
 
-// Code of the entry nearest to r in [-1, 1], exactly: differences of neighbours are exact in fp64.
+// Returns the code of the entry nearest to r in [-1, 1], exactly: differences of neighbours are
+// exact in fp64.
 uint8_t NearestCode(const std::array<float, 256>& table, float r) {
   const auto above = std::lower_bound(table.begin(), table.end(), r);  // first entry >= r
   if (above == table.begin()) return 0;
@@ -38,7 +39,7 @@ uint8_t NearestCode(const std::array<float, 256>& table, float r) {
   return upper % 2 == 0 ? upper : upper - 1;
 }
 
-// The code of r by the rule of kNoZero; not of an unsigned 0.
+// Returns the code of r by kNoZero. r must not be 0 in the unsigned book.
 uint8_t NoZeroCode(CodeBook code_book, float r) {
   using namespace code_book_internal;
   const bool is_signed = code_book == CodeBook::kSigned;
@@ -55,7 +56,7 @@ uint8_t NoZeroCode(CodeBook code_book, float r) {
   return static_cast<uint8_t>(std::clamp(code, 0.0f, 255.0f));
 }
 
-// The code of r by the rule of kStochastic; k counts magnitudes as in code_books.h.
+// Returns the code of r by kStochastic. k numbers magnitudes as in code_books.h.
 uint8_t StochasticCode(CodeBook code_book, float r, float unit) {
   using namespace code_book_internal;
   const bool is_signed = code_book == CodeBook::kSigned;
@@ -70,14 +71,14 @@ uint8_t StochasticCode(CodeBook code_book, float r, float unit) {
   if (p > last) p = std::min(std::fma(p - last, tables.beyond[decade], last), last + 1);
   const float smallest = TableOf(code_book)[is_signed ? kSignedZeroCode + 1 : 1];
   if (a < smallest) p = std::fma(a, tables.inverse_smallest, zero_k);
-  // Next to 1, unit may round the sum of the last entry up to the number after it.
+  // Near 1, adding `unit` may round the sum for the last entry up to the next number.
   const float k = std::floor(p + unit);
   const float code =
       is_signed ? static_cast<float>(kSignedZeroCode) + std::copysign(k, r) : std::max(k, 2.0f) - 1;
   return static_cast<uint8_t>(std::clamp(code, 0.0f, 255.0f));
 }
 
-// What scales x and absmax, and 1 / absmax: quantize.h, Encode.
+// The factor for x and absmax, and 1 / absmax (quantize.h, Encode).
 struct Scale {
   explicit Scale(float absmax)
       : before(quantize_internal::ScaleOf(absmax)),

@@ -1,6 +1,6 @@
-// The specification: every kernel in plain scalar C++, written to be read. Same contracts as the
-// public functions of the same name, but inputs are not checked. Tests compare bits against these;
-// machines without fused multiply-add run them.
+// The specification: every kernel in plain scalar C++, written to be read. Contracts are those of
+// the public functions of the same name, but inputs are not checked. Tests compare bits against
+// these functions, and machines without fused multiply-add run them.
 #pragma once
 #include "kernels/blocks.h"
 #include "kernels/casts.h"
@@ -23,16 +23,16 @@ struct SplitValue {
 SplitValue Split(float master);
 float Join(uint16_t weight, int16_t remainder);
 
-// Element i of a typed span, widened.
+// Returns element i of a typed span as fp32.
 float Load(TypedSpan span, size_t i);
 
-// The code of x. `unit` (0..1) is what kStochastic rounds by.
+// Returns the code of x. `unit` (0..1) is the random number of kStochastic.
 uint8_t Encode(CodeBook code_book, Rounding rounding, float x, float absmax, float unit);
 float Decode(CodeBook code_book, uint8_t code, float absmax);
-// The same of the 4-bit maps.
+// The same for the 4-bit maps.
 uint8_t Encode4(CodeBook code_book, Rounding rounding, float x, float absmax, float unit);
 float Decode4(CodeBook code_book, uint8_t code, float absmax);
-// Largest magnitude of what is coded for these values.
+// Returns the largest magnitude of the values after Special (quantize.h): a block's absmax.
 float AbsmaxOf(CodeBook code_book, absl::Span<const float> values);
 
 void WidenToF32(TypedSpan source, absl::Span<float> destination);
@@ -45,7 +45,7 @@ void JoinMaster(absl::Span<const uint16_t> weight, absl::Span<const int16_t> rem
 void JoinMasterToF16(absl::Span<const uint16_t> weight, absl::Span<const int16_t> remainder,
                      absl::Span<uint16_t> destination, F16Overflow* overflow);
 
-// One block of at most 256 elements, by any rounding.
+// Encodes one block of at most 256 elements, with any rounding.
 void QuantizeBlock(CodeBook code_book, Rounding rounding, const float* values, size_t count,
                    BlockRandom random, uint8_t* codes, float* absmax);
 void QuantizeBlocks(CodeBook code_book, Rounding rounding, absl::Span<const float> values,
@@ -56,13 +56,13 @@ void DequantizeBlocks(CodeBook code_book, absl::Span<const uint8_t> codes,
 void EncodeInt8(TypedSpan source, const ErrorFeedback* feedback, absl::Span<uint8_t> wire);
 void DecodeInt8(absl::Span<const uint8_t> wire, absl::Span<uint16_t> values);
 
-// The sums of one block (at most 256 elements) alone.
+// Returns the sums of one block (at most 256 elements), from zero.
 BlockSums ReduceBlock(TypedSpan block);
 void ReduceGradient(TypedSpan gradient, BlockSums* sums);
 void CopyAndReduce(void* destination, TypedSpan gradient, BlockSums* sums);
 void AccumulateToF32(TypedSpan contribution, absl::Span<float> accumulator);
 
-// As kernels::Step and kernels::Measure.
+// Like kernels::Step and kernels::Measure.
 void Step(const RangeStep& step);
 void Measure(const RangeStep& step, Measured* measured, float* first);
 

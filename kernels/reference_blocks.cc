@@ -1,5 +1,5 @@
-// The reference of blocks.h and int8_blocks.h: the pieces of a fused step and of the int8 wire in
-// plain scalar C++.
+// The reference of blocks.h and int8_blocks.h: the operations of a fused step and of the int8 wire
+// in plain scalar C++.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -24,8 +24,8 @@ void EncodeBlock4(CodeBook code_book, Rounding rounding, const float* values, Bl
   }
 }
 
-// fp32 bits to which the low `bit_count` random bits are added, so that cutting them off rounds up
-// with the probability of what is cut.
+// Adds the low `bit_count` random bits to fp32 bits, so that cutting those bits off rounds up with
+// a probability equal to the part cut off.
 uint32_t Dithered(float master, int bit_count, BlockRandom random, size_t i) {
   const uint32_t bits = std::bit_cast<uint32_t>(Canonical(master));
   if (!std::isfinite(master)) return bits;

@@ -1,4 +1,4 @@
-// The optimizers by name, and what the step leader computes once per step, in fp64.
+// Finds optimizers by name, and computes what the step leader needs once per step, in fp64.
 #include <algorithm>
 #include <cmath>
 #include <vector>

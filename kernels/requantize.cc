@@ -1,5 +1,5 @@
-// RequantizeBlocks: the inverse of DequantizeBlocks where there is one, else QuantizeBlocks. And
-// the 4-bit blocks, which LOADs and reads alone need apart from the fused steps.
+// RequantizeBlocks is the inverse of DequantizeBlocks where one exists, else QuantizeBlocks. Also
+// the 4-bit blocks that LOADs and reads use outside the fused steps.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -12,7 +12,7 @@
 namespace orlop::kernels {
 namespace {
 
-// One format of codes: 256-blocks of bytes or 128-blocks of nibbles.
+// A format of codes: 256-blocks of bytes or 128-blocks of nibbles.
 struct Format {
   size_t block;
   float lowest;  // magnitude of the signed code 0
@@ -23,7 +23,8 @@ const Format k8BitFormat = {kQuantBlock, -kSignedCodeBook[0], reference::Encode,
 const Format k4BitFormat = {kFourBitBlock, -kSigned4CodeBook[0], reference::Encode4,
                             reference::Decode4};
 
-// Codes that decode to exactly these signed values with this absmax; false if none do.
+// Finds codes that decode to exactly these signed values with this absmax. Returns false if there
+// are none.
 bool EncodeExactly(const Format& format, absl::Span<const float> values, float absmax,
                    uint8_t* codes) {
   for (size_t i = 0; i < values.size(); ++i) {
@@ -34,7 +35,8 @@ bool EncodeExactly(const Format& format, absl::Span<const float> values, float a
   return true;
 }
 
-// The codes and absmax of a block whose largest value was coded 0; both stay if there are none.
+// Finds the codes and absmax of a block whose largest value got code 0. Changes neither if there
+// are none.
 void RecoverScale(const Format& format, absl::Span<const float> values, uint8_t* codes,
                   float* absmax) {
   const bool negative = std::find(values.begin(), values.end(), -*absmax) != values.end();

@@ -1,5 +1,5 @@
-// Every kernel on every instruction set against the scalar reference, bit for bit: all counts from
-// 0 to 513, spans at odd addresses, tame, heavy-tailed and arbitrary bit patterns.
+// Compares every kernel on every instruction set with the scalar reference, bit for bit: all counts
+// from 0 to 513, spans at odd addresses, tame, heavy-tailed and arbitrary bit patterns.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -28,7 +28,8 @@ using testing::Source;
 using testing::Tails;
 using testing::Variants;
 
-// Runs Step and the reference on equal ranges of every count and hostility. Returns the elements.
+// Runs Step and the reference on equal ranges of every count and hostility. Returns the number of
+// elements.
 size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
                             const std::vector<double>& values, uint64_t seed) {
   size_t elements = 0;
@@ -75,7 +76,7 @@ size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
   return elements;
 }
 
-// Tells what the other tests compared, and that what every machine of this kind has is there: the
+// Prints what the other tests compared, and checks that every machine's baseline is present: the
 // scalar reference on x86, NEON on AArch64.
 TEST(SameBits, TheBaselineIsAlwaysATarget) {
   std::string names;
@@ -116,8 +117,8 @@ void ExpectStepsLikeTheReference(Range actual, TypedSpan gradient, bool in_place
   }
 }
 
-// A block is encoded while the next one is stepped: runs of blocks that go that way, and some
-// between that do not.
+// A block is encoded while the next one is stepped. This has runs of blocks that take this path,
+// and others between them that do not.
 TEST(SameBits, RunsOfBlocksPlainAndNot) {
   constexpr size_t kCount = 9 * kQuantBlock + 77;
   for (const OptimizerUnit& unit : OptimizerUnits()) {
@@ -138,9 +139,9 @@ TEST(SameBits, RunsOfBlocksPlainAndNot) {
   }
 }
 
-// A number next to 1 rounds the last entry up to what no code is for.
+// A random number near 1 rounds the last entry up to a number that has no code.
 TEST(SameBits, StochasticRoundingEndsAtTheLastCode) {
-  constexpr size_t kCount = 1 << 19;  // of 2^16 and 2^17 one is rounded so
+  constexpr size_t kCount = 1 << 19;  // about one in 2^16 to 2^17 rounds like this
   const Optimizer* optimizer = FindOptimizer("adamw");
   Range range(optimizer, {StateFormat::k8Bit, MasterFormat::kExact, Rounding::kStochastic},
               std::vector<float>(kCount, 0.5f));

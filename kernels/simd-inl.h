@@ -1,5 +1,5 @@
-// Vector forms of the reference's elements, compiled once per instruction set: casts, masters and
-// the words of arithmetic.h. Everything here works on whole vectors of fp32 lanes; kernels feed it
+// Vector forms of the reference's operations, compiled once per instruction set: casts, masters and
+// the operations of arithmetic.h. Functions work on whole vectors of fp32 lanes; kernels pass them
 // 256-element blocks and pad short ones.
 #if defined(ORLOP_KERNELS_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_SIMD_INL_H_
@@ -39,7 +39,7 @@ using MF = hn::Mask<DF>;
 
 HWY_INLINE size_t FloatLanes() { return hn::Lanes(DF()); }
 
-// A copy of the first `count` elements of a short block, padded to a whole one.
+// Holds a copy of the first `count` elements of a short block, padded to a whole block.
 template <class T>
 class PaddedBlock {
  public:
@@ -57,7 +57,7 @@ class PaddedBlock {
   HWY_ALIGN_MAX T data_[kQuantBlock];
 };
 
-// ---- The words of arithmetic.h ----
+// ---- The operations of arithmetic.h ----
 
 struct VectorArithmetic {
   using F = VF;
@@ -80,8 +80,8 @@ struct VectorArithmetic {
 
 // ---- Memory ----
 
-// Asks for what is read next. Hardware stops at the end of a page and takes a while to start on the
-// next: a pass over arrays that are far from cache took up to 1.7 times as long without.
+// Prefetches what is read next. The hardware prefetcher stops at the end of a page and restarts
+// slowly: without this a pass over arrays far from the cache took up to 1.7 times as long.
 HWY_INLINE void Prefetch(const void* from, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) hwy::Prefetch(static_cast<const uint8_t*>(from) + i);
 }
@@ -101,7 +101,7 @@ HWY_INLINE VF FromF16(VU16 bits) {
   return CanonicalIfNaN(hn::PromoteTo(DF(), hn::BitCast(DF16(), bits)));
 }
 
-// Keeps the low 16 bits of lanes that are below 2^16.
+// Keeps the low 16 bits of lanes, which must be below 2^16.
 HWY_INLINE VU16 Narrow(hn::Vec<DU> bits) { return hn::DemoteTo(DU16(), hn::BitCast(DI(), bits)); }
 
 HWY_INLINE VU16 ToBF16(VF v) {
@@ -114,7 +114,7 @@ HWY_INLINE VU16 ToBF16(VF v) {
 
 HWY_INLINE VU16 ToF16(VF v) { return hn::BitCast(DU16(), hn::DemoteTo(DF16(), CanonicalIfNaN(v))); }
 
-// Lanes i .. of a gradient or weight of any type, at any alignment.
+// Loads the next lanes of a gradient or weight of any type, at any alignment.
 HWY_INLINE hn::Vec<DU16> LoadBits16(const uint8_t* from) {
   const hn::Repartition<uint8_t, DU16> bytes;
   return hn::BitCast(DU16(), hn::LoadU(bytes, from));
@@ -134,8 +134,8 @@ HWY_INLINE VF LoadTyped(const uint8_t* from) {
 
 // ---- Pairs ----
 
-// The even and the odd elements of as many as two vectors hold: so 16-bit and 4-bit elements come
-// apart, and go back, by shifts and masks.
+// The even and the odd elements of two vectors' worth of elements. With them 16-bit and 4-bit
+// elements are split and joined by shifts and masks.
 struct Pair {
   VF even, odd;
 };
@@ -150,7 +150,7 @@ HWY_INLINE void StorePair(Pair pair, float* to) {
   hn::StoreInterleaved2(pair.even, pair.odd, DF(), to);
 }
 
-// Of bf16.
+// Widens bf16 elements.
 HWY_INLINE Pair WidenPair(hn::Vec<hn::Repartition<uint8_t, DF>> bytes) {
   const auto both = hn::BitCast(DU(), bytes);
   const auto odd = hn::And(both, hn::Set(DU(), 0xFFFF0000u));
@@ -185,7 +185,7 @@ HWY_INLINE void WidenBlock(DType dtype, const uint8_t* from, float* HWY_RESTRICT
   }
 }
 
-// Widens the block that begins at element `begin`; a short one is padded with zeros to 256.
+// Widens the block that begins at element `begin`. A short block is padded with zeros to 256.
 HWY_INLINE void WidenPaddedBlock(TypedSpan source, size_t begin, float* HWY_RESTRICT to) {
   const TypedSpan block = Slice(source, begin, kQuantBlock);
   const uint8_t* from = static_cast<const uint8_t*>(block.data);

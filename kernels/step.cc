@@ -12,31 +12,31 @@
 namespace orlop::kernels {
 namespace {
 
-// Every byte of a fresh state.
+// Returns the value of every byte of a state that is all zeros.
 uint8_t ZeroByte(StateFormat format, CodeBook code_book) {
   if (format == StateFormat::kFp32 || code_book == CodeBook::kUnsigned) return 0;
   return format == StateFormat::k8Bit ? kSignedZeroCode : kSigned4ZeroCode * 0x11;
 }
 
-// The bytes of one block.
+// Pointers to the arrays of one block.
 struct Block {
   const char* gradient;
   const uint16_t* weight;
   uint16_t* new_weight;
   char* remainder;
   StateSpan states[kMaxStates];
-  size_t begin;  // in the range
-  size_t count;  // present elements; beyond them are zeros
+  size_t begin;  // index in the range
+  size_t count;  // elements present; zeros follow them
 };
 
-// `count` elements further in an array; one that is not there stays so.
+// Returns a pointer `count` elements further in an array; null stays null.
 template <class T>
 T* At(T* array, size_t count) {
   return array == nullptr ? nullptr : array + count;
 }
 
 void Copy(void* to, const void* from, size_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, bytes);  // nothing may be copied from null
+  if (bytes > 0) std::memcpy(to, from, bytes);  // memcpy must not get null
 }
 
 Block BlockAt(const RangeStep& step, size_t states, size_t begin, size_t count = kQuantBlock) {
@@ -56,7 +56,7 @@ Block BlockAt(const RangeStep& step, size_t states, size_t begin, size_t count =
   return block;
 }
 
-// Elements of the input of a block.
+// Computes the input of a block.
 void FillInput(const ElementInput& input, const Block& block, float* to) {
   std::fill(to + block.count, to + kQuantBlock, 0.0f);
   if (input.values != nullptr) return Copy(to, input.values + block.begin, 4 * block.count);
@@ -71,7 +71,7 @@ void FillInput(const ElementInput& input, const Block& block, float* to) {
   }
 }
 
-// A short block on padded copies: zeros, and the codes of zero.
+// A short block, padded by copying: zeros, and the codes of zero.
 class PaddedBlock {
  public:
   PaddedBlock(const RangeStep& step, const Block& from, size_t states)
@@ -118,7 +118,7 @@ class PaddedBlock {
   float absmax_[kMaxStates][2] = {};
 };
 
-// What all blocks of a step share.
+// The values that all blocks of a step share.
 struct Pass {
   const RangeStep& step;
   const BlockKernels& kernels;
@@ -130,7 +130,7 @@ struct Pass {
   BlockRandom RandomOf(uint64_t index, size_t i) const {
     return BlockRandomOf(step.random, index, static_cast<uint32_t>(i));
   }
-  // Everything that a rule reads of a block, in fp32.
+  // The values that a rule reads for a block, in fp32.
   struct Loaded {
     alignas(64) float gradient[kQuantBlock], master[kQuantBlock];
     alignas(64) float decoded[kMaxStates + 1][kQuantBlock];
@@ -158,7 +158,7 @@ struct Pass {
            step.master == MasterFormat::kExact && step.gradient.dtype != DType::kF16;
   }
 
-  // Whole blocks, from `first` on.
+  // Steps whole blocks from `first` on.
   void RunFused(const Block& first, uint64_t index, size_t blocks) const {
     updates.fused(step.scalars.data(),
                   {first.gradient, step.gradient.dtype, first.weight, first.new_weight,
@@ -192,7 +192,7 @@ struct Pass {
   }
 };
 
-// The pass of a step, and a call for each of its blocks; the last one may be short.
+// Returns the pass of a step, which is called for each of its blocks; the last one may be short.
 Pass PassOf(const RangeStep& step, const BlockKernels& kernels, const Updates& updates) {
   const Optimizer& optimizer = *step.optimizer;
   Pass pass{

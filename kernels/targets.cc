@@ -1,6 +1,6 @@
 #include "kernels/targets.h"
 
-// Which instruction sets there are must be said before Highway is read.
+// The instruction sets must be declared before Highway is included.
 // clang-format off
 #include "kernels/simd_targets.h"
 #include "hwy/highway.h"

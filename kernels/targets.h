@@ -1,4 +1,4 @@
-// Which instruction sets this binary and this machine have, and how tests run on each of them.
+// The instruction sets of this binary and this machine, and a way to run tests on each of them.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -6,14 +6,14 @@
 
 namespace orlop::kernels {
 
-// Highway's bits of every instruction set whose kernels can run here, best first: the first is the
-// one in use.
+// Returns Highway's bits of the instruction sets whose kernels can run here, best first. The first
+// is in use.
 std::vector<int64_t> SupportedTargets();
 
-// "AVX3", "AVX2", "NEON", or "SCALAR" for the reference. For logs and tests.
+// Returns "AVX3", "AVX2", "NEON", or "SCALAR" for the reference. For logs and tests.
 std::string TargetName(int64_t target);
 
-// Runs kernels on one instruction set while it lives. For tests: no other thread may call kernels.
+// While it lives, kernels run on one instruction set. For tests: no other thread may call kernels.
 class ScopedTarget {
  public:
   explicit ScopedTarget(int64_t target);

@@ -1,17 +1,17 @@
-// The first of the two phases of a step of LAMB, Adafactor and Muon: reads a whole tensor and
-// changes nothing of it. The second is kernels::Step of its ranges, in any order, with what this
-// found.
+// The first phase of a step of LAMB, Adafactor and Muon. It reads a whole tensor and changes
+// nothing of it. The second phase is kernels::Step on each of its ranges, in any order, with the
+// scalars and inputs that this phase computed.
 //
 //   TensorPass pass(optimizer, shape, scalars, memory);
 //   for (int round = 0; round < pass.rounds(); ++round) {
 //     for (RangeStep range : tensor) pass.Add(range, begin);  // ascending
 //     pass.EndRound();
 //   }
-//   pass.Finish(begin, &range);  // of every range, before its Step
+//   pass.Finish(begin, &range);  // for every range, before its Step
 //
-//   Bits     do not depend on how the tensor is cut into ranges; those of kMatrix are the same on
-//            machines of one type alone (orthogonalize.h).
-//   Threads  one pass is one thread's; passes of several tensors may run at once.
+//   Bits     do not depend on how the tensor is cut into ranges; those of kMatrix are the same only
+//            on machines of one type (orthogonalize.h).
+//   Threads  one thread uses a pass; passes of several tensors may run at once.
 #pragma once
 #include <optional>
 
@@ -20,18 +20,18 @@
 
 namespace orlop::kernels {
 
-// What a pass works in, in memory of the caller's that must live until the last range was stepped.
+// The working memory of a pass. The caller owns it and keeps it until the last range was stepped.
 struct PassMemory {
-  // Bytes that it takes; 0: none.
+  // Returns the bytes needed; 0: none.
   static uint64_t Bytes(const Optimizer& optimizer, const MatrixShape& shape);
-  // `memory`: that many, aligned for fp64.
+  // Lays the arrays out in `memory`: Bytes() bytes, aligned for fp64.
   PassMemory(const Optimizer& optimizer, const MatrixShape& shape, void* memory);
 
-  // kFactored from two dimensions: the averages of the tensor, [matrices * rows] and [matrices *
-  // columns], which become the new ones, and the factors of its rows.
+  // kFactored, tensors with two or more dimensions: the tensor's averages, [matrices * rows] and
+  // [matrices * columns], which the pass updates, and the factors of its rows.
   absl::Span<float> rows, columns, row_factors;
-  absl::Span<double> sums;  // matrices * (rows + columns)
-  // kMatrix: the update, [rows * columns], and OrthogonalizeWorkspace(rows, columns) floats.
+  absl::Span<double> sums;  // [matrices * (rows + columns)]
+  // kMatrix: the update, [rows * columns], and the workspace of Orthogonalize.
   float* matrix = nullptr;
   float* workspace = nullptr;
 };
@@ -40,19 +40,20 @@ class TensorPass {
  public:
   static bool IsFactored(const Optimizer& optimizer, const MatrixShape& shape);
 
-  // `scalars` as of Optimizer::Prepare.
+  // `scalars`: from Optimizer::Prepare.
   TensorPass(const Optimizer& optimizer, const MatrixShape& shape, const StepScalars& scalars,
              const PassMemory& memory);
 
   int rounds() const { return factors_.has_value() ? 2 : 1; }
-  // Whether this round reads more of a range than its gradient.
+  // Returns whether this round reads the weights and states of a range, not only its gradient.
   bool reads_slots() const { return measures_; }
-  // The range's scalars and input are the pass's own. InvalidArgument: as Measure.
+  // Adds a range whose first element has index `begin` in the tensor. The pass sets the range's
+  // scalars and input. Status: InvalidArgument, as Measure.
   absl::Status Add(RangeStep range, uint64_t begin);
   void EndRound();
 
-  // Gives a range, that begins at element `begin` of the tensor, its scalars and input. They are
-  // the pass's memory.
+  // Fills in the scalars and input of `range`. They point into this pass, which must outlive the
+  // range's Step. `begin`: index in the tensor of the range's first element.
   void Finish(uint64_t begin, RangeStep* range) const;
   const StepScalars& scalars() const { return scalars_; }
   const PassMemory& memory() const { return memory_; }
@@ -63,7 +64,7 @@ class TensorPass {
   const PassMemory memory_;
   StepScalars scalars_;
   std::optional<FactorSums> factors_;  // of the first round
-  bool measures_ = false;              // the round takes norms
+  bool measures_ = false;              // this round computes norms
   Measured measured_;
 };
 

@@ -1,4 +1,4 @@
-// The look at a whole tensor against plain loops in float64, and that no cut changes a bit.
+// Compares the first phase with plain loops in float64, and tests that no cut changes a bit.
 #include "kernels/tensor_pass.h"
 
 #include <cmath>
@@ -20,7 +20,7 @@ using testing::Source;
 using testing::Span;
 using testing::Values;
 
-// A tensor of an optimizer and what its pass works in.
+// A tensor of an optimizer and the memory of its pass.
 struct Tensor {
   Tensor(const char* name, MatrixShape shape, StateFormat format, uint64_t seed)
       : optimizer(FindOptimizer(name)),
@@ -28,13 +28,13 @@ struct Tensor {
         source(seed),
         range(optimizer, Formats{format}, source.Floats(shape.count(), Hostility::kTame)) {
     const uint64_t bytes = PassMemory::Bytes(*optimizer, shape);
-    storage.assign((bytes + 7) / 8, 5);  // of a step before
+    storage.assign((bytes + 7) / 8, 5);  // contents left by an earlier step
     const PassMemory own = memory();
     std::fill(own.rows.begin(), own.rows.end(), 0.0f);
     std::fill(own.columns.begin(), own.columns.end(), 0.0f);
   }
   PassMemory memory() { return PassMemory(*optimizer, shape, storage.data()); }
-  // A whole step, cut into ranges of `cut` elements.
+  // Makes a whole step, cut into ranges of `cut` elements.
   void Step(const std::vector<float>& gradient, int64_t t, size_t cut) {
     const StepScalars scalars =
         optimizer->Prepare(Values(*optimizer, {{"weight_decay", 0.1}}), t, 0.5f);
@@ -94,7 +94,7 @@ TEST(FactorSums, AreMeansOfSquares) {
                                   MatrixShape{3, 17, 33, true}, MatrixShape{1, 3, 700, true}}) {
     Source source(3);
     std::vector<float> gradient = source.Floats(shape.count(), Hostility::kTame);
-    gradient[5] = std::numeric_limits<float>::infinity();  // adds nothing
+    gradient[5] = std::numeric_limits<float>::infinity();  // is not added
     std::vector<double> memory(shape.matrices * (shape.rows + shape.columns));
     FactorSums sums(shape, absl::MakeSpan(memory));
     sums.Add(Span(gradient), 0.25f);
@@ -119,7 +119,7 @@ TEST(FactorSums, AreMeansOfSquares) {
   }
 }
 
-// The same polynomial by plain loops in float64.
+// Computes the same polynomial by plain loops in float64.
 std::vector<double> Plain(const NewtonSchulz& iteration, size_t rows, size_t columns,
                           const std::vector<float>& matrix) {
   std::vector<double> x(matrix.begin(), matrix.end());

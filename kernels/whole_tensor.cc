@@ -1,5 +1,5 @@
-// Sums over rows and columns. Plain C++: per element of a column, and per lane of a row, the order
-// is fixed, so that any compiler's vectors give the same bits.
+// Sums over rows and columns in plain C++. The order of additions is fixed for every column and for
+// every lane of a row, so any compiler's vectors give the same bits.
 #include "kernels/whole_tensor.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace {
 
 constexpr size_t kLanes = 16;
 
-// The lanes of a row, in the order of reduce.h.
+// Adds the lanes of a row in the order of reduce.h.
 double SumOf(const double* lanes) {
   double sums[kLanes];
   std::copy(lanes, lanes + kLanes, sums);
@@ -27,7 +27,7 @@ double SumOf(const double* lanes) {
   return sums[0];
 }
 
-// What a square adds: nothing, if it is no number.
+// Returns the square, or 0 if the value is not finite.
 double SquareOf(float value) {
   const double wide = value;
   return std::isfinite(value) ? wide * wide : 0;

@@ -1,8 +1,8 @@
-// What an optimizer reads of a whole tensor before a step changes any of it (Scope in optimizer.h):
-// norms, and sums over rows and columns. tensor_pass.h strings them together. Ranges of a tensor
-// are fed in ascending order; how it is cut changes no bit, as every sum goes on where the range
-// before ended.
-//   Order     squares as in reduce.h, in fp64; a NaN or infinity adds nothing.
+// Sums that an optimizer computes over a whole tensor before a step changes any of it (Scope in
+// optimizer.h): norms, and sums over rows and columns. tensor_pass.h calls them in order. Add the
+// ranges of a tensor in ascending order. How the tensor is cut changes no bit, because every sum
+// continues from the range before.
+//   Order     squares as in reduce.h, in fp64; a NaN or infinity is not added.
 //   Error     bit-identical on every instruction set.
 //   Threads   no shared state.
 #pragma once
@@ -15,40 +15,41 @@
 
 namespace orlop::kernels {
 
-// Of the two vectors that an optimizer's Measure looks at.
+// Sums of squares of the two vectors that an optimizer's Measure computes.
 struct Measured {
   BlockSums sums[2];
 };
 
-// Continues *measured over a range, whose scalars `begin` has seen. Where `first` is not null, it
-// gets the first vector, [count]. No byte of the range is changed. Of
-// kElement nothing is measured.
-//   Status  as Step, but for new_weight, which is not read
+// Continues *measured over a range, on whose scalars Optimizer::begin was called. If `first` is not
+// null, it receives the first vector, [count]. Changes no byte of the range. Does nothing for
+// kElement.
+//   Status  as Step; new_weight is not read
 absl::Status Measure(const RangeStep& step, Measured* measured, float* first);
 
-// Means of squares over rows and over columns of a gradient in [matrices, rows, columns].
+// Mean squares of a gradient [matrices, rows, columns] over its rows and over its columns.
 class FactorSums {
  public:
-  // `sums`, of matrices * (rows + columns) elements, becomes zero and is worked in.
+  // `sums`: [matrices * (rows + columns)]. It is set to zero and used as working memory.
   FactorSums(const MatrixShape& shape, absl::Span<double> sums);
-  // The next elements of the flattened tensor; `scale` is multiplied into each first, in fp32.
+  // Adds the next elements of the flattened tensor, each first multiplied by `scale` in fp32.
   void Add(TypedSpan gradient, float scale);
 
-  // Takes the means into their averages, [matrices * rows] and [matrices * columns], once all
-  // elements were added.
+  // Updates the averages, [matrices * rows] and [matrices * columns], with the means. Call it once
+  // all elements were added.
   void Average(const FactorAverage& step, absl::Span<float> rows, absl::Span<float> columns) const;
 
  private:
   void AddRow(const float* values, uint64_t column, uint64_t count);
 
   const MatrixShape shape_;
-  uint64_t next_ = 0;      // element of the flattened tensor
-  double lanes_[16] = {};  // of the row under way, by column
+  uint64_t next_ = 0;      // index in the flattened tensor
+  double lanes_[16] = {};  // of the current row, by column
   const absl::Span<double> rows_, columns_;
 };
 
-// The factors whose products estimate the second moment (Shazeer and Stern, 2018, alg. 4): of a row
-// its average over the mean of its matrix's, at least `least`; a column's average is its factor.
+// Computes the factors whose products estimate the second moment (Shazeer and Stern, 2018, alg. 4).
+// A row's factor is its average divided by the mean of its matrix's row averages, at least `least`.
+// A column's factor is its average.
 //   rows, out  [matrices * rows]; may be the same
 void RowFactors(const MatrixShape& shape, absl::Span<const float> rows, float least,
                 absl::Span<float> out);

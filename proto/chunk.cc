@@ -14,15 +14,14 @@ using google::protobuf::io::CodedOutputStream;
 constexpr uint8_t kPayloadTag = 15 << 3 | 2;
 constexpr size_t kMaxHeaderBytes = 64 << 10;
 
-// Where the payload's bytes start in a message whose first slice holds at least the header, or 0 if
-// they cannot be found there.
+// The position of the payload in a message. FindPayload sets it.
 struct PayloadPosition {
   size_t header_bytes = 0;
   size_t payload_offset = 0;
   size_t payload_bytes = 0;
 };
 
-// Walks the top-level fields of the header until the payload's tag.
+// Walks the top-level fields up to the payload's tag. Returns false if it is not in these bytes.
 bool FindPayload(const uint8_t* bytes, size_t size, PayloadPosition* position) {
   CodedInputStream in(bytes, static_cast<int>(size));
   while (true) {
@@ -57,7 +56,7 @@ bool FindPayload(const uint8_t* bytes, size_t size, PayloadPosition* position) {
   }
 }
 
-// Gathers the first bytes of a message, enough for any header, when its first slice is short.
+// Joins the first `limit` bytes of a message whose first slice does not hold the whole header.
 std::string Prefix(const std::vector<grpc::Slice>& slices, size_t limit) {
   std::string prefix;
   for (const grpc::Slice& slice : slices) {
@@ -68,7 +67,7 @@ std::string Prefix(const std::vector<grpc::Slice>& slices, size_t limit) {
   return prefix;
 }
 
-// The parts of `slices` from `offset` on, without copying.
+// Returns the slices from byte `offset` on, without copying.
 std::vector<grpc::Slice> Tail(const std::vector<grpc::Slice>& slices, size_t offset) {
   std::vector<grpc::Slice> tail;
   for (const grpc::Slice& slice : slices) {
@@ -82,7 +81,8 @@ std::vector<grpc::Slice> Tail(const std::vector<grpc::Slice>& slices, size_t off
   return tail;
 }
 
-// Any legal order of fields, no payload, or garbage: through the generated parser.
+// Decodes a message with the generated parser: its fields are in another order, it has no payload,
+// or it is damaged.
 absl::StatusOr<DecodedChunk> DecodeByCopy(const std::vector<grpc::Slice>& slices, size_t size) {
   DecodedChunk chunk;
   if (!chunk.header.ParseFromString(Prefix(slices, size)))

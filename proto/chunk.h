@@ -1,12 +1,12 @@
-// Framing of v1::Chunk without copying the payload. Called by client/ (push) and server/ (pull),
-// and on the other side to decode.
+// Framing of v1::Chunk without copying the payload. client/ encodes pushes with it and server/
+// encodes pulls; each decodes the other's.
 //
-//   message = header fields, as protobuf | 0x7A (field 15, length-delimited) | varint payload size
-//   | payload bytes
+//   message = header fields, as protobuf
+//           | 0x7A (field 15, length-delimited) | varint payload size | payload bytes
 //
-// `payload` is the highest field, so this is also what every generated client writes. A message
-// whose payload does not come last is legal protobuf and is decoded through the generated parser,
-// at the price of a copy.
+// `payload` is the highest field, so every generated client writes the same layout. A message whose
+// payload is not last is legal protobuf; the generated parser then decodes it, at the price of a
+// copy.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -20,17 +20,18 @@
 
 namespace orlop {
 
-// A message of two slices: header with the payload's tag and size, and `payload` itself, shared and
-// not copied. `header.payload` must be empty.
+// Returns a message of two slices: the header with the payload's tag and size, and `payload`
+// itself, which is shared and not copied. `header.payload` must be empty.
 grpc::ByteBuffer EncodeChunk(const v1::Chunk& header, const grpc::Slice& payload);
 
 struct DecodedChunk {
-  v1::Chunk header;                  // without payload
-  std::vector<grpc::Slice> payload;  // parts in order, sharing the message's memory
+  v1::Chunk header;  // without the payload
+  // The payload's parts in order; they share the message's memory.
+  std::vector<grpc::Slice> payload;
   size_t payload_bytes = 0;
 };
 
-// InvalidArgument if the bytes are no Chunk.
+// Decodes a message. Status: InvalidArgument if it is not a Chunk.
 absl::StatusOr<DecodedChunk> DecodeChunk(const grpc::ByteBuffer& message);
 
 }  // namespace orlop

@@ -1,4 +1,4 @@
-// Element types of the wire: sizes and names.
+// Sizes and names of the wire's element types.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,8 @@
 
 namespace orlop {
 
-// Bytes of one element; 0 for UNSPECIFIED and unknown values, and for I8_BLOCK, which has no such.
+// Returns the bytes of one element. 0 for UNSPECIFIED, for unknown values, and for I8_BLOCK, whose
+// elements have no size of their own.
 constexpr size_t ElementBytes(v1::DType dtype) {
   switch (dtype) {
     case v1::DTYPE_F64:
@@ -32,21 +33,21 @@ constexpr size_t ElementBytes(v1::DType dtype) {
   }
 }
 
-// What a parameter, its gradient or its exported state may be on the wire.
+// Returns whether a parameter, its gradient or its exported state may have this type on the wire.
 constexpr bool IsFloat(v1::DType dtype) {
   return dtype == v1::DTYPE_F32 || dtype == v1::DTYPE_BF16 || dtype == v1::DTYPE_F16;
 }
 
-// What a gradient may be on the wire.
+// Returns whether a gradient may have this type on the wire.
 constexpr bool IsGradient(v1::DType dtype) { return IsFloat(dtype) || dtype == v1::DTYPE_I8_BLOCK; }
 
-// Bytes of a piece of `count` elements.
+// Returns the bytes of a piece of `count` elements.
 constexpr uint64_t PieceBytes(v1::DType dtype, uint64_t count) {
   return dtype == v1::DTYPE_I8_BLOCK ? count + (count + 255) / 256 * sizeof(float)
                                      : count * ElementBytes(dtype);
 }
 
-// "float32", "bfloat16", ... as torch names them; "unspecified" otherwise.
+// Returns torch's name: "float32", "bfloat16", ...; "unspecified" for other values.
 std::string_view DTypeName(v1::DType dtype);
 
 }  // namespace orlop

@@ -41,7 +41,7 @@ absl::Status Annotated(const absl::Status& status, std::string_view context,
       detail);
 }
 
-// The codes of absl and gRPC are the same numbers (google.rpc.Code); tested.
+// absl and gRPC use the same numbers for codes (google.rpc.Code); a test holds this.
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
@@ -51,8 +51,8 @@ grpc::Status ToGrpc(const absl::Status& status) {
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
   v1::ErrorDetail detail;
-  detail.ParseFromString(status.error_details());  // a proxy's foreign detail parses to nothing
-                                                   // useful: code and text stay
+  // A proxy's foreign detail parses to nothing useful; code and message remain.
+  detail.ParseFromString(status.error_details());
   return MakeError(static_cast<absl::StatusCode>(status.error_code()), status.error_message(),
                    detail);
 }

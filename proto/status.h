@@ -1,5 +1,6 @@
-// Errors across the wire: absl::Status with a v1::ErrorDetail as payload <-> grpc::Status with the
-// detail in its details. Programs branch on code and detail, never on the message.
+// Converts errors for the wire: an absl::Status with a v1::ErrorDetail as its payload becomes a
+// grpc::Status with the detail in error_details, and back. Programs branch on code and detail,
+// never on the message.
 #pragma once
 
 #include <grpcpp/support/status.h>
@@ -11,18 +12,18 @@
 
 namespace orlop {
 
-// A status of this code whose message and detail travel together. `code` must not be OK.
+// Returns a status with a code, a message and a detail. `code` must not be OK.
 absl::Status MakeError(absl::StatusCode code, std::string_view message,
                        const v1::ErrorDetail& detail);
-// The same with the reason alone.
+// Like above, with a detail that has only a reason.
 absl::Status MakeError(absl::StatusCode code, std::string_view message,
                        v1::ErrorDetail::Reason reason);
 
-// The detail of an error; an empty one if it has none.
+// Returns the detail of an error, or an empty one if it has none.
 v1::ErrorDetail DetailOf(const absl::Status& status);
 
-// The same error with further detail fields merged in (fields set in `more` win) and `context: `
-// before its message.
+// Returns the same error with `context: ` before its message and the fields of `more` merged into
+// its detail; fields set in `more` win.
 absl::Status Annotated(const absl::Status& status, std::string_view context,
                        const v1::ErrorDetail& more = {});
 

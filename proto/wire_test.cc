@@ -1,4 +1,4 @@
-// Chunk framing, checksums and statuses: what must survive the wire.
+// Tests that chunks, checksums and statuses survive the wire.
 #include <gtest/gtest.h>
 #include <xxhash.h>
 

@@ -36,7 +36,8 @@ absl::Status SyncDirectory(const std::string& path) {
   return error == 0 ? absl::OkStatus() : SystemError("sync", path, error);
 }
 
-// Writes a small file whole and synced, under its name only when it is (rename is atomic).
+// Writes and syncs a small file under another name, then renames it, so that a reader sees all of
+// it or none.
 absl::Status WriteFile(const std::string& directory, const std::string& name,
                        const std::string& contents) {
   const std::string path = directory + "/" + name, fresh = path + ".new";
@@ -62,8 +63,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return contents;
 }
 
-// The lock is the kernel's: it goes with the process, however that ends. The pid in the file is for
-// the message alone.
+// The kernel holds the lock and releases it when the process ends, in whatever way. The pid in the
+// file only serves the error message.
 absl::StatusOr<int> Lock(const std::string& directory) {
   const std::string path = directory + "/LOCK";
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -86,7 +87,8 @@ absl::StatusOr<int> Lock(const std::string& directory) {
   return fd;
 }
 
-// FailedPrecondition if the directory is somebody else's; a new one becomes `server_name`'s.
+// Returns FailedPrecondition if the directory belongs to another server. A new directory becomes
+// `server_name`'s.
 absl::Status CheckIdentity(const std::string& directory, const std::string& server_name) {
   absl::StatusOr<std::string> identity = ReadFile(directory + "/IDENTITY");
   if (absl::IsNotFound(identity.status())) {

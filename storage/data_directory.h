@@ -1,5 +1,5 @@
-// A server's data directory: one process at a time, one server for ever, and the few facts that
-// outlive a process.
+// A server's data directory. One process uses it at a time, and it belongs to one server for ever.
+// It holds the facts that must outlive the process.
 //
 //   DIR/LOCK      held with flock by the running process; holds its pid
 //   DIR/IDENTITY  "orlop data directory 1\nserver NAME\n"
@@ -19,38 +19,42 @@ namespace orlop::storage {
 
 struct DataDirectoryOptions {
   std::string path;
-  std::string server_name;                 // 1 to 256 bytes, one line
-  uint64_t store_memory_bytes = 32 << 20;  // RocksDB's own memory
-  // Tests put a store that fails before the real one.
+  // 1 to 256 bytes, one line.
+  std::string server_name;
+  // Limit of RocksDB's own memory.
+  uint64_t store_memory_bytes = 32 << 20;
+  // Wraps the store. Tests insert a store that fails (storage/testing/faulty_store.h).
   std::function<std::unique_ptr<Store>(std::unique_ptr<Store>)> wrap_store;
 };
 
 // Threads: all methods are safe from any thread.
 class DataDirectory {
  public:
-  // Creates the directory where it is missing, locks it and checks whose it is.
-  //   Status  Unavailable (in use: names directory and pid), FailedPrecondition (of another server,
-  //   by name; or a directory
-  //           that holds something else), InvalidArgument, DataLoss, ResourceExhausted.
+  // Creates the directory if it is missing, locks it and checks its owner.
+  //   Status  Unavailable if a process uses it (the message names directory and pid),
+  //           FailedPrecondition if it belongs to another server, which the message names, or holds
+  //           other files, InvalidArgument, DataLoss, ResourceExhausted.
   static absl::StatusOr<std::unique_ptr<DataDirectory>> Open(const DataDirectoryOptions& options);
-  ~DataDirectory();  // unlocks
+  ~DataDirectory();  // unlocks the directory
 
   const std::string& path() const { return path_; }
-  // A number that no earlier process of this directory had, from 1; synced before Open returned.
+  // Returns a number, from 1, that no earlier process of this directory had. Open has synced it.
   uint64_t incarnation() const { return incarnation_; }
   Store& store() { return *store_; }
 
-  // Syncs the highest epoch of a job that this server obeys; a lower one than stored is refused
-  // (FailedPrecondition).
+  // Stores and syncs the highest epoch of a job that this server has accepted. Status:
+  // FailedPrecondition if a higher one is stored, DataLoss, ResourceExhausted.
   absl::Status PersistEpoch(const std::string& job, uint64_t epoch);
-  absl::StatusOr<uint64_t> Epoch(const std::string& job) const;  // 0: none stored
+  // Returns the stored epoch, or 0 if there is none.
+  absl::StatusOr<uint64_t> Epoch(const std::string& job) const;
 
-  // Small synced values for whoever needs them; keys are the caller's own space.
+  // Small values that callers store under keys of their own choice. Writes are synced. GetValue
+  // returns NotFound for an unknown key.
   absl::Status PutValue(const std::string& key, const std::string& value);
-  absl::StatusOr<std::string> GetValue(const std::string& key) const;  // NotFound
+  absl::StatusOr<std::string> GetValue(const std::string& key) const;
   absl::Status EraseValue(const std::string& key);
 
-  // Free bytes of the file system, as an ordinary user may use them.
+  // Returns the free bytes of the file system, as available to an ordinary user.
   absl::StatusOr<uint64_t> FreeBytes() const;
 
  private:

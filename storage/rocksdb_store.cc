@@ -1,7 +1,7 @@
-// Store in RocksDB: small values in the default column family (write-ahead log, synced), bulk
-// values in a second one as blob files, in parts of 1 MiB so that no write buffer ever holds more
-// than a few. Bulk writes skip the log: Sync flushes them to synced files before anything names
-// them.
+// A Store in RocksDB. Small values are in the default column family (write-ahead log, synced). Bulk
+// values are in a second one as blob files, in parts of 1 MiB, so that a write buffer never holds
+// more than a few. Bulk writes skip the log: Sync flushes them to synced files before a Commit
+// references them.
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
@@ -28,8 +28,8 @@ constexpr size_t kPartBytes = 1 << 20;
 constexpr uint64_t kLeastMemoryBytes = 8 << 20;
 constexpr char kBulkFamily[] = "bulk";
 
-// Errors go to stderr instead of RocksDB's own log file: its writer ends the process where that
-// meets a full disk.
+// Errors are printed to stderr, not to RocksDB's log file, whose writer ends the process if the
+// disk is full.
 class ErrorLog : public rocksdb::Logger {
  public:
   ErrorLog() : rocksdb::Logger(rocksdb::InfoLogLevel::ERROR_LEVEL) {}
@@ -50,7 +50,7 @@ absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what)
   return absl::DataLossError(message);
 }
 
-// Parts sort behind their key and before any longer key: names hold no byte 0.
+// Parts sort after their key and before any longer key, because keys contain no byte 0.
 std::string PartKey(const std::string& key, size_t part) {
   return key + std::string(1, '\0') + absl::StrFormat("%08x", part);
 }
@@ -162,7 +162,8 @@ class RocksDbStore : public Store {
   static rocksdb::ReadOptions Verified() {
     rocksdb::ReadOptions options;
     options.verify_checksums = true;
-    options.fill_cache = false;  // cyclic access: a cache of bulk values hits nothing
+    // Bulk values are read in cycles, so a cache of them would never hit.
+    options.fill_cache = false;
     return options;
   }
   static absl::Status WrongSize(const std::string& key, size_t actual, size_t expected) {
@@ -176,8 +177,8 @@ class RocksDbStore : public Store {
   const std::shared_ptr<rocksdb::Cache> cache_;
 };
 
-// Write buffers take half of the memory (a full one is written out while another fills), the block
-// cache the other half: it is returned.
+// Gives half of the memory to write buffers (a full one is written out while another fills), and
+// the other half to the block cache, which it returns.
 std::shared_ptr<rocksdb::Cache> BoundMemory(uint64_t memory_bytes, rocksdb::DBOptions* options,
                                             rocksdb::ColumnFamilyOptions* family) {
   const auto cache = rocksdb::NewLRUCache(memory_bytes / 2);
@@ -201,8 +202,9 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
     return absl::InvalidArgumentError(absl::StrCat("RocksDB memory of ", memory_bytes,
                                                    " bytes; the least is ", kLeastMemoryBytes));
   std::error_code unused;
-  std::filesystem::create_directories(
-      directory, unused);  // or RocksDB logs an error; where this fails, its own message is better
+  // Without the directory RocksDB logs an error. If this call fails, RocksDB's message is the
+  // better one.
+  std::filesystem::create_directories(directory, unused);
   rocksdb::DBOptions options;
   rocksdb::ColumnFamilyOptions values_options;
   options.create_if_missing = true;
@@ -219,9 +221,9 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
   bulk_options.enable_blob_files = true;
   bulk_options.min_blob_size = 4 << 10;
   bulk_options.blob_file_size = 64 << 20;
-  // No collection of blobs: every Sync begins a new file, and what one file holds is erased
-  // together, so that whole files become free. Moving values that live on wrote twenty times what
-  // the caller did.
+  // RocksDB's blob garbage collection is off: it moved values that were still in use and so wrote
+  // twenty times what the caller did. It is not needed, because every Sync begins a new file and
+  // the values of one file are erased together, so whole files become free.
   bulk_options.enable_blob_garbage_collection = false;
   bulk_options.compression = rocksdb::kNoCompression;
   values_options.compression = rocksdb::kNoCompression;

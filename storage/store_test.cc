@@ -37,7 +37,7 @@ std::vector<uint8_t> Bytes(size_t size, uint32_t seed) {
   return bytes;
 }
 
-// The contract of store.h, over every implementation.
+// Tests the contract of store.h on every implementation.
 class StoreContract : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { Open(); }
@@ -152,13 +152,13 @@ TEST(RocksDbStore, TellsTheMemoryOfItsWriteBuffers) {
   EXPECT_LT(store->MemoryBytes(), before + (1 << 20));
 }
 
-// The life of spilled values: each is written anew and synced once a step, then its old one is
-// erased; a flush stays through all of it.
+// Spilled values are each written anew and synced once a step, and then the old one is erased. A
+// flush is kept all the while.
 TEST(RocksDbStore, GivesBackTheSpaceOfErasedValues) {
   TemporaryDirectory directory;
   auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
   const auto bytes = Bytes(1 << 20, 7);
-  constexpr int kValues = 4, kSteps = 30;  // enough to tell what grows from what only lags behind
+  constexpr int kValues = 4, kSteps = 30;  // enough to tell growth from a lag
   auto key = [](int value, int step) { return std::to_string(value) + "/" + std::to_string(step); };
   for (int i = 0; i < kValues; ++i)
     ASSERT_TRUE(store->WriteBulk("flush" + std::to_string(i), bytes).ok());
@@ -170,7 +170,7 @@ TEST(RocksDbStore, GivesBackTheSpaceOfErasedValues) {
       ASSERT_TRUE(store->Commit({{}, {}, {key(i, step - 1)}}).ok());
       uint64_t used = 0;
       for (const auto& entry : std::filesystem::recursive_directory_iterator(directory.path())) {
-        std::error_code gone;  // files come and go
+        std::error_code gone;  // files may vanish during the walk
         const uint64_t size = entry.file_size(gone);
         used += gone ? 0 : size;
       }

@@ -1,4 +1,4 @@
-"""Real orlopd processes, started, stopped and killed by tests, and a small job for them."""
+"""orlopd processes that tests start, stop and kill, and a small job for them."""
 import pathlib
 import shutil
 import signal
@@ -22,13 +22,13 @@ class Server:
         self.process = None
 
     def launch(self):
-        """Starts the process without waiting until it is ready."""
+        """Start the process without waiting until it is ready."""
         command = [self.binary, "--listen", self.address, "--data-dir", self.data_dir, *self.flags]
         with open(self.log_path, "a") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=log, text=True)
 
     def wait_until_ready(self):
-        """Reads up to the line `ready ADDRESS`."""
+        """Read up to the line `ready ADDRESS`."""
         watchdog = threading.Timer(START_SECONDS, self.process.kill)
         watchdog.start()
         try:
@@ -45,7 +45,7 @@ class Server:
         self.wait_until_ready()
 
     def stop(self):
-        """Clean stop; the exit status must be 0."""
+        """Stop cleanly; the exit status must be 0."""
         self.terminate()
         status = self.process.wait(STOP_SECONDS)
         assert status == 0, f"orlopd on {self.address} stopped with {status}:\n{self.log()}"
@@ -64,7 +64,7 @@ class Server:
         return self.log_path.read_text()
 
     def memory_bytes(self):
-        """Anonymous and shared resident bytes, from smaps_rollup."""
+        """Return anonymous and shared resident bytes, from smaps_rollup."""
         fields = {}
         for line in pathlib.Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()[1:]:
             name, value = line.split(":")
@@ -104,13 +104,13 @@ class Cluster:
             assert status == 0, f"orlopd on {server.address} stopped with {status}:\n{server.log()}"
 
     def restart(self):
-        """Clean stop one by one, then start all on the same directories."""
+        """Stop all servers cleanly, one by one, then start them on the same directories."""
         for server in self.servers:
             server.stop()
         self.start()
 
     def job(self, name, tensors, **options):
-        """A PlainJob that is closed with the cluster."""
+        """Return a PlainJob that is closed with the cluster."""
         self.jobs.append(PlainJob(self.address, name, tensors, **options))
         return self.jobs[-1]
 
@@ -126,14 +126,14 @@ class Cluster:
 
 
 def wait_until(condition):
-    """Asks again and again until `condition()` holds; for states that no call waits for."""
+    """Poll until `condition()` is true; for states that no call waits for."""
     end = time.monotonic() + START_SECONDS
     while not condition():
         assert time.monotonic() < end, f"not so within {START_SECONDS} s"
 
 
 def free_address():
-    """A loopback port that was free a moment ago."""
+    """Return a loopback address whose port was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"

@@ -1,6 +1,6 @@
 """Fixtures of the whole-system tests: real orlopd processes in temporary directories.
 
-Slow tests (long forms of others) run with --slow, or when named: `pytest tests/test_memory.py::test_name` or `-k name`.
+Slow tests (long forms of others) run with --slow, or if named: `pytest tests/test_memory.py::test_name` or `-k name`.
 """
 import itertools
 import os
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def bin_dir():
-    """Where orlopd and orlop are."""
+    """Return the directory of orlopd and orlop."""
     directory = pathlib.Path(os.environ.get("ORLOP_BIN_DIR", ROOT / "build" / "release" / "bin"))
     for name in ("orlopd", "orlop"):
         if not (directory / name).exists():
@@ -45,18 +45,18 @@ def bin_dir():
 
 @pytest.fixture
 def seed(request):
-    """A seed that is printed with a failure; ORLOP_TEST_SEED repeats one."""
+    """Return a seed that is printed with a failure. ORLOP_TEST_SEED sets it."""
     value = int(os.environ.get("ORLOP_TEST_SEED", random.SystemRandom().randrange(2**32)))
     request.node.add_report_section("setup", "seed", f"ORLOP_TEST_SEED={value}")
     return value
 
 
 def cluster_maker(bin_dir):
-    """make(count, ...) -> a started Cluster; all are closed at the end."""
+    """Return make(count, ...) -> a started Cluster. All clusters are closed at the end."""
     made = []
 
     def make(count=1, start=True, **options):
-        # Not pytest's tmp_path: a Unix socket's path holds at most 107 bytes.
+        # Not pytest's tmp_path, because a Unix socket's path has at most 107 bytes.
         made.append(Cluster(bin_dir / "orlopd", tempfile.mkdtemp(prefix="orlop-test-"), count, **options))
         return made[-1].start() if start else made[-1]
 
@@ -74,5 +74,5 @@ _job_numbers = itertools.count()
 
 @pytest.fixture
 def job_name(request):
-    """A name that no other test uses."""
+    """Return a name that no other test uses."""
     return f"{request.node.originalname}-{next(_job_numbers)}"

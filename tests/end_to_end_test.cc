@@ -1,5 +1,5 @@
-// One push, commit and pull through real orlopd processes, by plain generated stubs, against a
-// direct call of the kernels.
+// Tests one push, commit and pull through real orlopd processes, by plain generated stubs, against
+// a direct call of the kernels.
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -28,7 +28,7 @@ namespace {
 
 constexpr uint64_t kElements = 10'000, kShardElements = 1024;
 
-// orlopd children on Unix sockets under a temporary directory; they stop cleanly with the test.
+// orlopd processes on Unix sockets in a temporary directory. The destructor stops them cleanly.
 class Cluster {
  public:
   explicit Cluster(int server_count) {
@@ -41,7 +41,7 @@ class Cluster {
     for (int i = 0; i < server_count; ++i) Start(i);
   }
   ~Cluster() {
-    // A clean stop, so that a sanitizer has its last word.
+    // A clean stop lets a sanitizer print its report.
     for (pid_t pid : pids_) kill(pid, SIGTERM);
     for (pid_t pid : pids_) {
       int status = 0;
@@ -53,7 +53,7 @@ class Cluster {
   std::string Address(int i) const { return "unix:" + directory_ + "/s" + std::to_string(i); }
 
  private:
-  // Returns when the server says that it is ready.
+  // Returns when the server reports that it is ready.
   void Start(int i) {
     std::vector<std::string> words = {ORLOP_BIN_DIR "/orlopd",
                                       "--listen",
@@ -249,8 +249,8 @@ std::vector<float> Normal(uint64_t seed) {
   return values;
 }
 
-// The same step on the whole tensor by the kernels alone; the norm runs shard by shard, in manifest
-// order.
+// Makes the same step on the whole tensor with the kernels alone. The norm is computed shard by
+// shard, in manifest order.
 std::vector<float> StepByKernels(const std::vector<float>& weights,
                                  const std::vector<float>& gradient) {
   double sum_squares = 0;

@@ -1,10 +1,10 @@
-"""int8 with block scales in numpy, from its description in types.proto and kernels/int8_blocks.h alone."""
+"""int8 with block scales in numpy, written only from the descriptions in types.proto and kernels/int8_blocks.h."""
 
 import numpy as np
 
 
 def bf16(values):
-    """Rounded to nearest, ties to even; NaN stays NaN."""
+    """Round to nearest, ties to even; NaN stays NaN."""
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
@@ -12,7 +12,7 @@ def bf16(values):
 
 
 def fma(a, b, c):
-    """a * b + c in fp32: the product of two fp32 is exact in fp64, and for bf16 times a power of two the sum nearly always too."""
+    """a * b + c in fp32. The product of two fp32 is exact in fp64; for bf16 times a power of two the sum is nearly always exact too."""
     return (a.astype(np.float64) * np.float64(b) + c.astype(np.float64)).astype(np.float32)
 
 
@@ -27,13 +27,13 @@ def encode_block(values):
 
 
 def encode(values):
-    """The bytes of one piece."""
+    """Return the bytes of one piece."""
     blocks = [encode_block(values[begin:begin + 256]) for begin in range(0, len(values), 256)]
     return b"".join(scale.tobytes() + codes.tobytes() for scale, codes in blocks)
 
 
 def decode(piece):
-    """What the servers make of it: bf16 values as fp32."""
+    """Return the bf16 values that the servers stage, as fp32."""
     parts = []
     for begin in range(0, len(piece), 260):
         scale = np.frombuffer(piece[begin:begin + 4], "<f4")[0]
@@ -44,7 +44,7 @@ def decode(piece):
 
 
 def encode_range(values, first, shard_elements):
-    """A flat range that begins at element `first`: the bytes of its pieces, and their decoded values."""
+    """Return the bytes of the pieces of a flat range that begins at element `first`, and their decoded values."""
     pieces, begin = [], 0
     while begin < len(values):
         end = min(len(values), begin + shard_elements - (first + begin) % shard_elements)
@@ -61,7 +61,7 @@ class Feedback:
         self._first, self._shard_elements = first, shard_elements
 
     def send(self, gradient, loss_scale=1.0, applied=True):
-        """The wire's bytes and the decoded gradient, still scaled."""
+        """Return the wire's bytes and the decoded gradient, still scaled."""
         scaled = fma(self.residual, loss_scale, np.asarray(gradient, np.float32))
         wire, decoded = encode_range(scaled, self._first, self._shard_elements)
         if applied:

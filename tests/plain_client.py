@@ -1,7 +1,7 @@
 """A client of Orlop made only from its .proto files: generated stubs, grpcio with default settings, xxhash and numpy.
 
-Nothing here imports code of Orlop, so whatever it can do, anyone can do with a generated client. Tests use it to say exactly
-what goes over the wire. Arrays of bfloat16 are numpy uint16 arrays of its bits.
+Nothing here imports code of Orlop, so any generated client can do the same. Tests use it to control exactly what is sent over the wire.
+Arrays of bfloat16 are numpy uint16 arrays of its bits.
 """
 import dataclasses
 import functools
@@ -24,20 +24,21 @@ DEADLINE_SECONDS = 60
 
 
 def generate_stubs(directory):
-    """Runs plain grpc_tools.protoc over every .proto file into `directory`.
+    """Run plain grpc_tools.protoc over every .proto file into `directory`.
 
-    In a process of its own: the compiler's module exports its protobuf to every library loaded after it, torch's neighbours too.
+    It runs in a process of its own, because the compiler's module exports its protobuf symbols to every library loaded after it, for
+    example to torch's.
     """
     files = sorted(str(path) for path in (PROTO_DIR / "orlop" / "v1").glob("*.proto"))
     flags = [f"-I{PROTO_DIR}", f"--python_out={directory}", f"--grpc_python_out={directory}"]
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, *files], check=True)
-    for package in ("orlop", "orlop/v1"):  # a package of its own, in front of an installed one of the same name
+    for package in ("orlop", "orlop/v1"):  # a package that is found before an installed one of the same name
         (pathlib.Path(directory) / package / "__init__.py").touch()
 
 
 @functools.cache
 def stubs():
-    """The generated modules: types, data, job, admin and, with services, data_grpc, job_grpc, admin_grpc."""
+    """Return the generated modules: types, data, job, admin and, with services, data_grpc, job_grpc, admin_grpc."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "orlop"}
     with tempfile.TemporaryDirectory(prefix="orlop-stubs-") as directory:
         generate_stubs(directory)
@@ -69,7 +70,7 @@ def dtype_name(value):
 
 
 def detail_of(error):
-    """The ErrorDetail of a grpc.RpcError; an empty one if it has none."""
+    """Return the ErrorDetail of a grpc.RpcError, or an empty one if it has none."""
     detail = stubs().types.ErrorDetail()
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
@@ -96,7 +97,7 @@ def piece_digest(payload):
 
 
 def chunks_of_piece(region, payload, chunk_bytes=LEAF_BYTES, applied_count=None):
-    """The Chunk messages of one piece, in order."""
+    """Return the Chunk messages of one piece, in order."""
     messages = []
     for offset in range(0, len(payload), chunk_bytes):
         part = payload[offset:offset + chunk_bytes]
@@ -129,7 +130,7 @@ class Tensor:
 
 
 def box_message(box):
-    """(offset, extent) lists -> an N-d Box; (int, int) -> a flat one; None -> None."""
+    """Convert (offset, extent) lists to an N-d Box, (int, int) to a flat one, None to None."""
     if box is None:
         return None
     offset, extent = box
@@ -139,7 +140,7 @@ def box_message(box):
 
 
 class Connections:
-    """One channel per address, made on first use."""
+    """One channel per address, created at first use."""
 
     def __init__(self, options=(), credentials=None):
         self._options = list(options)  # empty: gRPC's default settings
@@ -162,7 +163,7 @@ class Connections:
         return stubs().admin_grpc.AdminStub(self.channel(address))
 
     def reconnect(self):
-        """New channels, each connected: one whose server was down waits out gRPC's backoff before it tries again."""
+        """Create new, connected channels. An existing channel to a server that was down would wait out gRPC's backoff first."""
         addresses = list(self._channels)
         self.close()
         for address in addresses:
@@ -188,13 +189,13 @@ class PlainJob:
         self.generation = self.attempt = self.epoch = 0
         self.committed_step = -1
         self.world_size = 1
-        self.patience_seconds = DEADLINE_SECONDS  # how long a push answered Unavailable is sent again
+        self.patience_seconds = DEADLINE_SECONDS  # how long to repeat a push that is answered Unavailable
         servers = self.admin().ListServers(stubs().admin.ListServersRequest(), timeout=DEADLINE_SECONDS).placement.servers
         self.leader = next(server.address for server in servers if server.leader)
 
     @classmethod
     def attach(cls, address, name):
-        """A job that exists: its manifest, placement and committed step from the servers."""
+        """Return an existing job, with manifest, placement and committed step read from the servers."""
         job = cls(address, name, [])
         first = 0
         while True:
@@ -209,7 +210,7 @@ class PlainJob:
         job.read_placement()
         return job
 
-    # Where to call.
+    # Stubs.
     def admin(self, address=None):
         return self.connections.admin(address or self.address)
 
@@ -233,7 +234,7 @@ class PlainJob:
         return response
 
     def groups(self, optimizer="adamw", state="fp32", parts=None, **options):
-        """Optimizer groups: `parts` lists tensor names per group; absent: one group of every parameter."""
+        """Return optimizer groups. `parts` lists tensor names per group; absent: one group of every parameter."""
         parts = parts or [[tensor.name for tensor in self.tensors if tensor.kind == "PARAMETER"]]
         return [stubs().job.OptimizerGroup(optimizer=optimizer, state=state, tensors=sorted(self.index[name] for name in part),
                                            **options) for part in parts]
@@ -243,7 +244,7 @@ class PlainJob:
         return self.job().ConfigureOptimizer(request, timeout=DEADLINE_SECONDS)
 
     def layout(self, mode="EXACTLY_ONCE", preset="WHOLE", boxes=None):
-        """A contribution layout; `boxes` {tensor: [box]} makes it EXPLICIT."""
+        """Return a contribution layout. `boxes` {tensor: [box]} makes it EXPLICIT."""
         layout = stubs().job.ContributionLayout
         if boxes is None:
             return layout(mode=layout.Mode.Value(mode), preset=layout.Preset.Value(preset))
@@ -257,7 +258,7 @@ class PlainJob:
                                        min_committed_step=min_committed_step)
 
     def join(self, layouts=None, generation=0, **options):
-        """All ranks join; `layouts` has one layout per rank. generation 0: a new one."""
+        """Let all ranks join. `layouts` has one layout per rank. generation 0: open a new one."""
         layouts = layouts or [self.layout()]
         world = {"world_size": len(layouts), **options}
         if generation == 0:
@@ -272,7 +273,7 @@ class PlainJob:
         return responses[0]
 
     def read_placement(self):
-        """The whole placement map, page by page."""
+        """Read the whole placement map, page by page."""
         first = 0
         while True:
             request = stubs().job.GetPlacementRequest(job=self.name, first=first)
@@ -292,7 +293,7 @@ class PlainJob:
         return stubs().job.CommitStepRequest(job=self.name, rank=rank, groups=values, **fields)
 
     def commit(self, groups=(), ranks=None, **options):
-        """CommitStep of all ranks at once; takes over the committed step. Returns rank 0's answer."""
+        """Call CommitStep for all ranks at once and adopt the committed step. Returns rank 0's answer."""
         calls = [self.job().CommitStep.future(self.commit_request(rank, groups, **options), timeout=DEADLINE_SECONDS)
                  for rank in ranks or range(self.world_size)]
         responses = [call.result() for call in calls]
@@ -323,7 +324,7 @@ class PlainJob:
                                     shard=shard)
 
     def pieces(self, tensor, array, box=None, encode=np.ndarray.tobytes):
-        """(shard, bytes) of an array that fills `box` of the tensor: its elements in the shard, in flat order, by `encode`."""
+        """Cut an array that fills `box` of the tensor into (shard, bytes): its elements in the shard, in flat order, by `encode`."""
         spec = self.tensors[self.index[tensor]]
         if box is None:
             first, array = 0, array.reshape(-1)
@@ -346,7 +347,7 @@ class PlainJob:
 
     def streams(self, arrays, key, slot="", dtype=None, chunk_bytes=LEAF_BYTES, boxes=None, applied_counts=None,
                 encode=np.ndarray.tobytes):
-        """{address: [Chunk]} of arrays {tensor: array, or (box, array) pairs}."""
+        """Return {address: [Chunk]} for arrays {tensor: array, or (box, array) pairs}."""
         by_address = {}
         for tensor, value in arrays.items():
             for box, array in value if isinstance(value, list) else [(None, value)]:
@@ -366,7 +367,7 @@ class PlainJob:
         return self.send("SetState", self.streams(arrays, self.key(rank), slot=slot, **options))
 
     def send(self, method, streams):
-        """All streams at once, each to its server; again while the server asks for patience (the step before is being applied)."""
+        """Send all streams at once, each to its server. Repeats while the server answers Unavailable (it applies the step before)."""
         end, answers = time.monotonic() + self.patience_seconds, []
         while streams:
             calls = {address: getattr(self.connections.data(address), method).future(iter(messages), timeout=DEADLINE_SECONDS)
@@ -394,12 +395,12 @@ class PlainJob:
         return self.commit(kind="LOAD")
 
     def step(self, gradients, groups, **options):
-        """One whole step of a single contributor."""
+        """Make one whole step of a single contributor."""
         self.push(gradients, **options)
         return self.commit(groups)
 
     def pull(self, tensor, slot="weight", dtype=None, version=None, box=None, max_chunk_bytes=0, timeout=DEADLINE_SECONDS):
-        """One slot of one tensor (or a box of it), from every owner, checksums and digests verified, as a numpy array."""
+        """Return one slot of one tensor (or a box of it) from every owner as a numpy array. Checks checksums and digests."""
         spec = self.tensors[self.index[tensor]]
         shape = spec.shape if box is None else ((box[1],) if isinstance(box[0], int) else tuple(box[1]))
         out, pieces = None, {}
@@ -421,7 +422,7 @@ class PlainJob:
         return self.admin(address).DescribeTensor(request, timeout=DEADLINE_SECONDS)
 
     def snapshot(self):
-        """Every stored byte of every slot of every tensor, as stored: {(tensor, slot): bytes}."""
+        """Return every byte of every slot of every tensor, as stored: {(tensor, slot): bytes}."""
         stored = {}
         for tensor in self.tensors:
             for slot in self.describe(tensor.name).shards[0].slots:
@@ -432,7 +433,7 @@ class PlainJob:
 
 
 def read_pieces(stream, version=None):
-    """(region, bytes) of each piece of a Pull answer; asserts order, offsets, checksums, digests and the version."""
+    """Return (region, bytes) of each piece of a Pull answer. Asserts order, offsets, checksums, digests and the version."""
     region, parts, size, first = None, [], 0, True
     for chunk in stream:
         assert chunk.HasField("key") == first, "the key comes first and only there"
@@ -455,7 +456,7 @@ def read_pieces(stream, version=None):
 
 
 def bfloat16_bits(array):
-    """float32 -> bfloat16 bits, nearest even (finite values)."""
+    """Convert float32 to bfloat16 bits, nearest even (finite values)."""
     bits = np.ascontiguousarray(array, "<f4").view("<u4")
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Shows that the simulator can fail: plants each bug of tests/planted/ and finds a seed that catches it.
 
-For every patch, the step machine is copied to a temporary directory, patched and compiled with the
-simulator; schedules run from seed 1 until one fails. Prints the seed and what was seen. Exits with 1 if
-a patch no longer applies, does not compile, or is not caught; or if the unpatched code fails.
+For every patch, the step machine is copied to a temporary directory, patched, and compiled with the simulator; schedules run from seed 1
+until one fails. Prints the seed and the failure. Exits with 1 if a patch no longer applies, does not compile, or is not caught, or if the
+unpatched code fails.
 
     python3 tests/planted_bugs.py [NAME ...]
 """
@@ -74,7 +74,7 @@ def plant(patch, base, sources):
     with tempfile.TemporaryDirectory(prefix="orlop-planted-") as name:
         where = pathlib.Path(name)
         copy_sources(where)
-        # One line of context on each side is enough: the code around a bug may change, the bug not.
+        # One line of context on each side is enough, because the code around a bug may change while the bug does not.
         status, output = run(["git", "apply", "-C1", str(patch)], where)
         if status != 0:
             return False, f"{patch.stem}: the patch no longer applies:\n{output}"

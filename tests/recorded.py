@@ -1,4 +1,4 @@
-"""Gradients of a real small GPT, recorded while torch's AdamW trains it, and what AdamW makes of them in float64 and in torch."""
+"""Gradients of a real small GPT, recorded while torch's AdamW trains it, and AdamW's results on them in float64 and in torch."""
 import dataclasses
 import math
 
@@ -33,7 +33,7 @@ class Gpt(nn.Module):
 
 @dataclasses.dataclass
 class Recording:
-    """All arrays are float32 by tensor name; `groups` lists names with and without weight decay."""
+    """A recorded training. Arrays are float32 by tensor name; `groups` lists names with and without weight decay."""
     tensors: list
     groups: list
     initial: dict
@@ -45,7 +45,7 @@ class Recording:
                 for rate, decay in zip(LEARNING_RATES, WEIGHT_DECAYS)]
 
     def float64_final(self):
-        """AdamW with clipping in float64: torch's formulas, in numpy."""
+        """Compute AdamW with clipping in float64: torch's formulas, in numpy."""
         group_of = {name: group for group, names in enumerate(self.groups) for name in names}
         weights = {name: array.astype("f8") for name, array in self.initial.items()}
         first = {name: np.zeros_like(array) for name, array in weights.items()}
@@ -68,27 +68,27 @@ def _weights(model):
 
 
 def group_names(model):
-    """Names of the matrices, which decay, and of the rest."""
+    """Return the names of the matrices, which decay, and of the rest."""
     parameters = list(model.named_parameters())
     return [[name for name, parameter in parameters if parameter.dim() >= 2], [name for name, parameter in parameters if parameter.dim() < 2]]
 
 
 def torch_groups(model, rates=LEARNING_RATES):
-    """The two groups with their learning rates and weight decays, in torch's form."""
+    """Return the two groups with their learning rates and weight decays, in torch's form."""
     parameters = dict(model.named_parameters())
     return [{"params": [parameters[name] for name in names], "lr": rate, "weight_decay": decay}
             for names, rate, decay in zip(group_names(model), rates, WEIGHT_DECAYS)]
 
 
 def loss_of(model, tokens):
-    """Mean cross entropy of int64 tokens [batch, context + 1], each given those before it."""
+    """Return the mean cross entropy of int64 tokens [batch, context + 1], each given those before it."""
     return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def record(model, batch_of_step, steps, path=None):
-    """Trains `model` for `steps` with torch.optim.AdamW and clip_grad_norm_, recording every gradient before clipping.
+    """Train `model` for `steps` with torch.optim.AdamW and clip_grad_norm_, and record every gradient before clipping.
 
-    batch_of_step(step) -> int64 tokens [batch, context + 1]. path: a file that takes the gradients of a large model.
+    batch_of_step(step) returns int64 tokens [batch, context + 1]. path: a file for the gradients of a large model.
     """
     optimizer = torch.optim.AdamW(torch_groups(model), betas=BETAS, eps=EPS)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -107,7 +107,7 @@ def record(model, batch_of_step, steps, path=None):
 
 
 def small_gpt_recording(seed, steps=50):
-    """3.1 M parameters over a Markov source of tokens, so that there is something to learn."""
+    """Record 3.1 M parameters on a Markov source of tokens, which the model can learn."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     vocabulary, context = 4500, 24
@@ -136,5 +136,5 @@ class Demo:
 
 
 def demo_recording(demo, path, steps=50):
-    """9.6 M parameters on the standard library's source; the gradients are in a file (1.9 GB)."""
+    """Record 9.6 M parameters on the standard library's source; the gradients are in a file (1.9 GB)."""
     return record(demo.model(), demo.batch, steps, path)

@@ -1,4 +1,4 @@
-"""Bad input on a running job: each is refused naming the thing, its value and the limit; no bit changes; the step is then done.
+"""Bad input on a running job. Each is refused with the thing, its value and the limit; no bit changes; then the step is made.
 
 Bad starts (directories, files, disks) are in test_bad_start.py, lost processes in test_kill_worker.py and test_restart.py.
 """
@@ -17,7 +17,7 @@ WIDE, BIAS, HEAD = "layers.0.weight", "layers.0.bias", "head.weight"
 
 
 def arrays(seed, scale=1.0):
-    """Random contents of every parameter in its own dtype; the buffer only where weights are meant (seed 0)."""
+    """Return random contents of every parameter in its own dtype; the buffer only with weights (seed 0)."""
     generator = np.random.default_rng(seed)
     made = {}
     for tensor in SMALL_TENSORS:
@@ -30,7 +30,7 @@ def arrays(seed, scale=1.0):
 
 
 def ready_job(cluster, name):
-    """A job that has made step 1: state in every slot."""
+    """Return a job that has made step 1, so that every slot has contents."""
     job = cluster.job(name, SMALL_TENSORS, shard_elements=SMALL_SHARD_ELEMENTS)
     job.create(seed=7)
     job.configure(job.groups(state="8bit"))
@@ -47,7 +47,7 @@ def cluster(make_module_cluster):
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster):
-    """All bits after step 2 of a job that met no bad input."""
+    """Return all bits after step 2 of a job without bad input."""
     job = ready_job(cluster, "undisturbed")
     job.step(arrays(2), [ADAMW])
     return job.snapshot()
@@ -69,7 +69,7 @@ def refused(code, reason, *fragments):
 
 @pytest.fixture
 def job(cluster, undisturbed, job_name):
-    """A job at step 1. Afterwards: not a bit has changed, and step 2 makes the undisturbed bits."""
+    """Yield a job at step 1. Afterwards no bit has changed, and step 2 makes the undisturbed bits."""
     job = ready_job(cluster, job_name)
     before = job.snapshot()
     yield job
@@ -85,7 +85,7 @@ def send(job, messages, tensor=WIDE, shard=0):
 
 
 def wide_messages(job, shard=0, rank=0, seed=2, **key):
-    """A correct push of one shard of the wide tensor: two chunks."""
+    """Return a correct push of one shard of the wide tensor: two chunks."""
     payload = dict(job.pieces(WIDE, arrays(seed)[WIDE]))[shard]
     messages = chunks_of_piece(job.region(WIDE, shard=shard), payload)
     messages[0].key.CopyFrom(job.key(rank, **key))
@@ -174,7 +174,7 @@ def test_piece_of_the_wrong_length_is_refused(job, size):
 
 
 def test_push_outside_the_layout_and_overlapping_pieces_are_refused(job):
-    """The layout is whole tensors: a part, and a part that overlaps a stored piece, do not belong to it."""
+    """The layout is whole tensors, so a part of one, and a part that overlaps a stored piece, are outside it."""
     send(job, wide_messages(job))
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", WIDE):
         send(job, one_piece(job, job.region(WIDE, box=(100, 100), shard=0), bytes(400)))
@@ -281,7 +281,7 @@ def test_other_optimizer_after_the_first_step_is_refused(job):
 def test_push_for_another_step_is_refused(job, step):
     with refused("FAILED_PRECONDITION", "WRONG_STEP", step, 2):
         send(job, wide_messages(job, step=step))
-    if step != 1:  # a repeat of the commit just made is answered from store
+    if step != 1:  # a repeat of the last commit is answered from store
         with refused("FAILED_PRECONDITION", "WRONG_STEP", step, 2):
             job.commit([ADAMW], step=step)
 
@@ -331,7 +331,7 @@ def test_same_push_key_with_other_bytes_is_refused_and_the_first_is_kept(job):
 
 
 def test_loss_scales_that_differ_in_one_attempt_are_refused(job):
-    """By the server that has both, or by the leader at the commit."""
+    """The server that has both scales refuses, or the leader at the commit."""
     with refused("INVALID_ARGUMENT", "HYPER_PARAMETERS", "scale", 1024):
         job.push(arrays(2))
         job.commit([ADAMW], loss_scale=1024.0)
@@ -340,7 +340,7 @@ def test_loss_scales_that_differ_in_one_attempt_are_refused(job):
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-39, 1e39, -1.0, np.inf, np.nan])
 def test_loss_scale_without_an_fp32_inverse_is_refused(job, scale):
-    """A gradient times the inverse would be infinite, or lose its bits."""
+    """A gradient times the inverse would become infinite, or lose bits."""
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", "loss_scale"):
         send(job, wide_messages(job, loss_scale=scale))
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", "loss_scale"):
@@ -348,7 +348,7 @@ def test_loss_scale_without_an_fp32_inverse_is_refused(job, scale):
 
 
 def waiting_commit(job):
-    """Rank 0's CommitStep, arrived and waiting for pushes."""
+    """Start rank 0's CommitStep, which has arrived and waits for pushes."""
     call = job.job().CommitStep.future(job.commit_request(0, [ADAMW]), timeout=60)
     wait_until(lambda: list(job.status().committed_ranks) == [0])
     return call
@@ -364,7 +364,7 @@ def test_contributors_with_different_hyper_parameters_are_refused(job):
 
 
 def test_second_commit_with_other_hyper_parameters_is_refused(job):
-    """The same rank again, while its first call waits for the pushes."""
+    """The same rank calls again while its first call waits for the pushes."""
     first = waiting_commit(job)
     with refused("INVALID_ARGUMENT", "HYPER_PARAMETERS", "weight_decay", "0.75", "0.01"):
         job.job().CommitStep(job.commit_request(0, [{**ADAMW, "weight_decay": 0.75}]), timeout=60)
@@ -461,7 +461,7 @@ def _over_the_chunk_limit(messages):
     messages[0].checksum = chunk_checksum(messages[0].payload)
 
 
-WHOLE_BYTES = 4 * SMALL_SHARD_ELEMENTS  # of the first shard of the wide tensor, as float32: two leaves
+WHOLE_BYTES = 4 * SMALL_SHARD_ELEMENTS  # bytes of the first shard of the wide tensor, as float32: two leaves
 TOLD_OF_DAMAGE = {
     _missing: (WIDE, LEAF_BYTES, WHOLE_BYTES),
     _repeated: (WIDE, "offset 0", LEAF_BYTES, "repeated"),
@@ -510,7 +510,7 @@ def test_wrong_checksum_is_refused_and_the_piece_can_be_sent_again(job, damage):
 
 
 def test_message_over_the_limit_is_refused(job):
-    """gRPC itself ends the call before the message is read: its code is ResourceExhausted, and it knows no ErrorDetail."""
+    """gRPC itself ends the call before the message is read: the code is ResourceExhausted, and there is no ErrorDetail."""
     messages = wide_messages(job)
     messages[0].payload = bytes(80 << 20)
     with pytest.raises(grpc.RpcError) as caught:
@@ -520,7 +520,7 @@ def test_message_over_the_limit_is_refused(job):
 
 
 def test_control_message_over_the_limit_is_refused(job):
-    """The transport lets 64 MiB through between the servers of a cluster; a worker may send 4."""
+    """The transport allows 64 MiB between the servers of a cluster; a worker may send 4."""
     spec = Tensor("x" * 250, (1,)).spec()
     request = stubs().job.CreateJobRequest(job="long", tensors=[spec] * 17_000, more=True)
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", request.ByteSize(), 4 << 20):
@@ -543,7 +543,7 @@ def test_lists_that_nobody_ends_stay_within_the_budget(make_cluster):
 
 
 def test_stream_cut_off_in_the_middle_leaves_no_piece(job):
-    """A worker that dies in mid-push: its piece is dropped, complete ones stay and count."""
+    """A worker that dies during a push: its last piece is dropped, complete ones are kept."""
     send(job, wide_messages(job))
     address = job.owners[job.index[WIDE], 1]
 
@@ -569,7 +569,7 @@ def test_pull_request_out_of_limits_is_refused(job, request_options, fragment):
 # Contributors.
 
 def _layout_error(job, layouts, *fragments):
-    """Joins of these layouts; some rank must be refused. The job keeps its old generation, or gets a new one afterwards."""
+    """Join with these layouts; some rank must be refused. The job keeps its old generation, or gets a new one afterwards."""
     generation = job.job().Join(job.join_request(0, layouts[0], world_size=len(layouts)), timeout=60).generation
     calls = [job.job().Join.future(job.join_request(rank, layout, generation, len(layouts)), timeout=60)
              for rank, layout in enumerate(layouts)]
@@ -579,7 +579,7 @@ def _layout_error(job, layouts, *fragments):
 
 
 def _boxes(job, wide):
-    """Boxes of a layout that gives every trainable tensor whole, but the wide one as told."""
+    """Return the boxes of a layout with every trainable tensor whole, except the wide one, whose boxes are given."""
     boxes = {tensor.name: [(0, tensor.element_count)] for tensor in SMALL_TENSORS if tensor.kind == "PARAMETER"}
     return {**boxes, WIDE: wide}
 
@@ -606,7 +606,7 @@ def test_layout_with_gap_overlap_or_uneven_multiplicity_is_refused(job, mode, fi
 
 
 def test_layout_without_room_to_stage_is_refused_at_join(make_cluster):
-    """The refusal tells the budget; a layout that needs less joins afterwards, and the step makes the usual bits."""
+    """The refusal names the budget. A layout that needs less then joins, and the step makes the usual bits."""
     cluster = make_cluster(1, memory="128MiB")
     job = ready_job(cluster, "crowded")
     before = job.snapshot()
@@ -672,7 +672,7 @@ def test_deletion_that_does_not_repeat_the_name_is_refused(job):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tensor", [WIDE, HEAD])
 def test_non_finite_gradient_skips_the_step_on_all_shards(cluster, job_name, value, tensor):
-    """One bad value: the step advances, no state byte changes, and bias correction does not see it."""
+    """One bad value: the step advances, no state byte changes, and the step does not count for bias correction."""
     job, twin = ready_job(cluster, job_name), ready_job(cluster, f"{job_name}-twin")
     before = job.snapshot()
     gradients = arrays(2)

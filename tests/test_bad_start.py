@@ -1,4 +1,5 @@
-"""Servers that must not start, or must not take a job: directories, files, budgets, disks. Each says why, and harms nothing."""
+"""Servers that must not start, or must not accept a job: directories, files, budgets, disks. The error names the cause; nothing is damaged.
+"""
 import os
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ ADDRESS = "127.0.0.1:0"
 
 
 def refuses_to_start(bin_dir, *flags, fragments):
-    """orlopd with these flags must end with an error that holds every fragment, never with a ready line."""
+    """orlopd with these flags must end with an error that has every fragment, and never print a ready line."""
     ended = subprocess.run([bin_dir / "orlopd", *map(str, flags)], capture_output=True, text=True, timeout=60)
     assert ended.returncode > 0, f"ended with {ended.returncode}: {ended.stdout}{ended.stderr}"
     assert "ready " not in ended.stdout
@@ -80,7 +81,7 @@ def test_data_directory_that_is_no_directory_is_refused(bin_dir, tmp_path, make)
 
 
 def test_damaged_flush_is_data_loss_and_never_served(make_cluster):
-    """Every large file of a stopped server is damaged in the middle: it refuses to start, or the job answers DataLoss."""
+    """Every large file of a stopped server is damaged in the middle: the server does not start, or the job answers DataLoss."""
     cluster = make_cluster(1)
     job = start_job(cluster)
     step_all(job, 1)
@@ -154,7 +155,7 @@ def test_budget_smaller_than_the_largest_shard_is_refused(make_cluster, servers,
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """mount(size) -> a file system of that size, in a mount namespace of its own, which needs no privileges."""
+    """Return mount(size), which makes a file system of that size in a mount namespace of its own, without privileges."""
     holders = []
 
     def mount(size):
@@ -167,15 +168,15 @@ def small_disk(tmp_path):
         holders.append(holder)
         if holder.stdout.readline() != "mounted\n":
             pytest.skip(f"a file system of limited size needs the right to mount, or a user namespace: {holder.stderr.read().strip()}")
-        return pathlib.Path(f"/proc/{holder.pid}/root{path}")  # as the holder sees it
+        return pathlib.Path(f"/proc/{holder.pid}/root{path}")  # the path as the holder sees it
 
     yield mount
     for holder in holders:
-        holder.communicate()  # it ends with its input
+        holder.communicate()  # it ends when its input does
 
 
 def fill(directory):
-    """Leaves no byte on the file system."""
+    """Fill the file system to the last byte."""
     with open(pathlib.Path(directory) / "filler", "wb", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
             try:
@@ -218,7 +219,7 @@ def test_cold_slots_spill_over_a_small_budget_and_come_back(make_cluster):
 
 
 def test_full_disk_refuses_and_leaves_the_attempt_open(make_cluster, small_disk):
-    """The budget is full and so is the disk to spill to: ResourceExhausted; with room again the same attempt goes on."""
+    """Budget and disk are full: ResourceExhausted. When there is room again, the same attempt continues."""
     cluster = make_cluster(1, memory=SMALL_BUDGET, start=False)
     server = cluster.servers[0]
     server.data_dir = small_disk("1G")

@@ -1,4 +1,4 @@
-"""`bench/peers/adamw.py` goes through at a tiny size: whatever is installed is in the table, whatever is not is skipped in words."""
+"""`bench/peers/adamw.py` runs at a tiny size. The table has the peers that are installed; a sentence names each of the others."""
 import pathlib
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`bench/quality.py`: its optimizer is the servers', it goes through at a tiny size, and (--slow) every format keeps its limits."""
+"""`bench/quality.py`: its optimizer equals the servers', it runs at a tiny size, and (--slow) every format meets its limits."""
 import pathlib
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""fp32 state: the number of servers, chunk sizes, contributors, boxes and restarts change no bit; errors are no larger than torch's.
+"""fp32 state: servers, chunk sizes, contributors, boxes and restarts change no bit; errors are no larger than torch's.
 
-A small GPT takes every variation; the demo's own model takes two in the ordinary run and all with `-k demo` or --slow.
+A small GPT is trained with every variation; the demo's own model with two in the ordinary run and all with `-k demo` or --slow.
 """
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ from plain_client import SGD, Tensor  # noqa: E402
 from recorded import BETAS, EPS, MAX_NORM, Demo, demo_recording, loss_of, small_gpt_recording, torch_groups  # noqa: E402
 from test_restart import recovered  # noqa: E402
 
-pytestmark = pytest.mark.timeout(900)  # training a model of 9.6 M parameters beside other work takes its time
+pytestmark = pytest.mark.timeout(900)  # a model of 9.6 M parameters trains slowly beside other work
 
-SHARD_ELEMENTS = 1 << 20  # 4 MiB of fp32: the small GPT's embeddings have two shards, and a chunk may be a whole one
-SGD_RATES = (0.03, 0.01)  # at ten times this, torch with its norm taken in float64 is 5e-5 from torch with an fp32 norm
+SHARD_ELEMENTS = 1 << 20  # 4 MiB of fp32: the small GPT's embeddings have two shards, and a chunk may be a whole shard
+SGD_RATES = (0.03, 0.01)  # at ten times this, torch with its norm in float64 differs by 5e-5 from torch with an fp32 norm
 VARIATIONS = ("server_count, chunk_mib, restart_at", [(1, 4, 25), (2, 1, 17), (2, 4, None), (3, 1, None), (3, 4, 33)])
 
 
@@ -39,7 +39,7 @@ def weight_bits(job, **options):
 
 
 def train(cluster, recording, chunk_bytes, restart_at=None):
-    """All recorded gradients; -> the final weights."""
+    """Train on all recorded gradients and return the final weights."""
     job = start_job(cluster, recording, chunk_bytes=chunk_bytes)
     for step, gradients in enumerate(recording.gradients):
         if step == restart_at:
@@ -57,7 +57,7 @@ def one_server_weights(make_module_cluster, recording):
 
 
 def error_of(weights, exact):
-    """Maximum and RMS difference from float64."""
+    """Return the maximum and RMS difference from float64."""
     differences = np.concatenate([(weights[name].astype("f8") - exact[name]).ravel() for name in exact])
     return np.abs(differences).max(), np.sqrt(np.mean(differences**2))
 
@@ -94,7 +94,7 @@ def demo():
 def demo_recorded(demo, tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "gradients"
     yield demo_recording(demo, path)
-    path.unlink()  # pytest keeps the folder, and it is large
+    path.unlink()  # the file is large, and pytest keeps the folder
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_demo_model_through_the_package_has_the_same_bits(make_cluster, demo, de
 
 
 def closed_loop(demo, make_ours, make_theirs, address, name, steps=20):
-    """Trains two copies of the demo's model, each on its own gradients; -> (models, [(our loss, torch's loss)])."""
+    """Train two copies of the demo's model, each on its own gradients. Return (models, [(our loss, torch's loss)])."""
     ours, theirs = demo.model(), demo.model()
     losses = []
     with orlop.connect(address, job=name) as session:
@@ -177,7 +177,7 @@ def flat_slices(job):
 
 
 def slice_of_rank(job, name, array, rank, world_size=3):
-    """The preset's rule, from the proto."""
+    """Cut by the preset's rule in job.proto."""
     count = array.size
     part = -(-(-(-count // world_size)) // 256) * 256
     begin, end = min(rank * part, count), min((rank + 1) * part, count)
@@ -185,7 +185,7 @@ def slice_of_rank(job, name, array, rank, world_size=3):
 
 
 def column_boxes(shape, rank):
-    """Two N-d boxes that share a tensor: left and right columns, or first and last elements."""
+    """Return two N-d boxes that share a tensor: left and right columns, or first and last elements."""
     cut = max(1, shape[-1] // 3)
     offset, extent = [0] * len(shape), list(shape)
     offset[-1], extent[-1] = (0, cut) if rank == 0 else (cut, shape[-1] - cut)
@@ -193,7 +193,7 @@ def column_boxes(shape, rank):
 
 
 def test_several_contributors_and_boxes_of_any_shape_change_no_bit(make_cluster, recording):
-    """3 steps each: whole; flat slices of three ranks; columns of two ranks; the same gradient twice, averaged."""
+    """Make 3 steps each: whole; flat slices of three ranks; columns of two ranks; the same gradient twice, averaged."""
     cluster = make_cluster(2)
     steps = recording.gradients[:3]
     whole = start_job(cluster, recording, "whole")
@@ -223,7 +223,7 @@ def box_part(array, box):
 
 
 def test_contributions_are_summed_in_rank_order_whenever_they_come(make_cluster, recording):
-    """(g0 + g1) + g2 in fp32, pushed in another order, equals one contributor that pushes that very sum."""
+    """(g0 + g1) + g2 in fp32, pushed in another order, equals one contributor that pushes that sum."""
     cluster = make_cluster(2)
     three = recording.gradients[10:13]
     job = start_job(cluster, recording, "ranks", lambda job: [job.layout("SUM")] * 3, reduce="sum")
@@ -258,7 +258,7 @@ def test_mean_of_several_contributors_is_their_average(make_cluster, recording):
 def test_shards_of_a_tensor_are_placed_on_several_servers_and_explained(make_cluster, recording):
     job = start_job(make_cluster(3), recording)
     assert len(job.addresses()) == 3
-    job.pull("token.weight")  # waits until the LOAD, which is committed, is applied
+    job.pull("token.weight")  # waits until the committed LOAD is applied
     shards = job.describe("token.weight").shards
     assert [(shard.first_element, shard.element_count) for shard in shards] == [
         (0, SHARD_ELEMENTS), (SHARD_ELEMENTS, 4500 * 256 - SHARD_ELEMENTS)]

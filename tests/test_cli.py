@@ -1,4 +1,4 @@
-"""The `orlop` command: every subcommand, for people and for programs."""
+"""The `orlop` command: every subcommand, with output for people and for programs."""
 import json
 import os
 import re
@@ -15,7 +15,7 @@ from plain_client import Tensor
 from test_bad_input import ready_job
 
 JOB = "trained"
-COLUMNS = 100  # what a person's window shows
+COLUMNS = 100  # width of a usual terminal window
 SUBCOMMANDS = {"servers", "status", "jobs", "tensors", "describe", "export", "import", "rollback", "delete", "bench", "completion"}
 
 
@@ -31,7 +31,7 @@ def job(cluster):
 
 @pytest.fixture(scope="module")
 def orlop(bin_dir, cluster, job):
-    """orlop(*arguments) -> the finished process, which must succeed unless told otherwise."""
+    """Return orlop(*arguments), which runs the program and returns the finished process. It must succeed unless stated otherwise."""
 
     def run(*arguments, succeeds=True, server=cluster.address, timeout=120):
         environment = {**os.environ, "ORLOP_SERVER": server}
@@ -44,7 +44,7 @@ def orlop(bin_dir, cluster, job):
 
 
 def columns_of(table):
-    """Titles of a table, having checked that its columns are aligned: blank gaps of two run through all lines."""
+    """Return the titles of a table after checking that columns are aligned: gaps of two blanks run through all lines."""
     lines = table.rstrip("\n").split("\n")
     assert all(line == line.rstrip() for line in lines), "trailing blanks"
     width = max(map(len, lines))
@@ -289,7 +289,7 @@ def test_bench_kernels_prints_figures(orlop):
 
 @pytest.mark.slow
 def test_the_bulk_path_moves_as_much_as_a_bare_stream(orlop):
-    """For a machine that does nothing else: the median over paired rounds, hash and norm included."""
+    """For an otherwise idle machine: the median over paired rounds, hash and norm included."""
     figures = json.loads(orlop("bench", "wire", "--json", "--repetitions", 25, "--mebibytes", 256, timeout=900).stdout)
     for name in ("wire.grpc.push", "wire.grpc.pull"):
         (figure,) = (each for each in figures if each["name"] == name and each["baseline_name"] == "bare gRPC stream")

@@ -1,4 +1,4 @@
-"""Deleting a job while it is alive."""
+"""Deletes a job while it runs."""
 import concurrent.futures
 import signal
 
@@ -11,7 +11,7 @@ from plain_client import Tensor, stubs
 
 
 def test_a_server_that_has_dropped_the_job_is_not_told_of_it_again(make_cluster):
-    """The last server hangs, so the leader still has the job when the one in between has dropped it and is sent a step's message."""
+    """The last server hangs, so the leader still has the job when it sends a step's message to a server that has dropped it."""
     cluster = make_cluster(3)
     job = cluster.job("doomed", (Tensor("w", (768,)),), shard_elements=256)
     job.create()
@@ -35,7 +35,7 @@ def test_a_server_that_has_dropped_the_job_is_not_told_of_it_again(make_cluster)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             deleting = pool.submit(job.delete)
             wait_until(lambda: not is_known("server-1"))
-            with pytest.raises(grpc.RpcError):  # asks every server for the next attempt, and is answered by no more than two
+            with pytest.raises(grpc.RpcError):  # the leader asks every server for the next attempt, and at most two answer
                 job.job().AbortStep(stubs().job.AbortStepRequest(job="doomed", generation=job.generation, step=1, attempt=job.attempt),
                                     timeout=2)
             hanging.send_signal(signal.SIGCONT)

@@ -1,7 +1,7 @@
-"""The documents tell the truth: what the README prints runs as printed, and ARCHITECTURE.md leads through files that exist.
+"""The documents are true: the README's commands run as printed, and ARCHITECTURE.md names files that exist.
 
-A fenced `sh` or `python` block of the README runs here unless the line before it is `<!-- not run: reason -->`. Blocks share one
-directory and run from top to bottom, as a reader would run them from the root of the repository.
+A fenced `sh` or `python` block of the README runs here unless the line before it is `<!-- not run: reason -->`. Blocks share one directory
+and run from top to bottom, as a reader would run them from the root of the repository.
 """
 import pathlib
 import os
@@ -17,7 +17,7 @@ BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?^```(?P<language>sh
 ROUTE_HEADING = "One push, file by file"
 MOST_FILES = 8
 BLOCK_SECONDS = 300
-WRITTEN = ("state", "readme-state", "readme.log", "demo-out")  # by a reader who was here before
+WRITTEN = ("state", "readme-state", "readme.log", "demo-out")  # files that an earlier reader's run left behind
 
 
 def readme_blocks():
@@ -26,7 +26,7 @@ def readme_blocks():
 
 @pytest.fixture
 def reader_directory(tmp_path):
-    """A directory that looks like the root of the built repository, where blocks may write."""
+    """Return a directory that looks like the root of the built repository, where blocks may write."""
     for made in (".venv", "build/release/bin/orlopd"):
         if not (ROOT / made).exists():
             pytest.skip(f"{made} is not there: the README begins with `make`")
@@ -37,7 +37,7 @@ def reader_directory(tmp_path):
 
 
 def run_block(block, directory, environment, log):
-    """Runs one block in a session of its own; what it leaves in the background goes on. -> its process group."""
+    """Run one block in a session of its own; its background processes continue. Returns its process group."""
     if block["language"] == "sh":
         command = ["bash", "-euo", "pipefail", "-c", block["text"]]
     else:
@@ -90,7 +90,7 @@ def test_make_targets_of_the_readme_exist():
 
 
 def route():
-    """Paths of the numbered list under ROUTE_HEADING."""
+    """Return the paths of the numbered list under ROUTE_HEADING."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     heading = re.search(rf"^#+ {re.escape(ROUTE_HEADING)}$(?P<section>.*?)(?=^#|\Z)", text, re.M | re.S)
     assert heading, f"ARCHITECTURE.md has no heading '{ROUTE_HEADING}'"
@@ -98,7 +98,7 @@ def route():
 
 
 def test_one_push_is_followed_file_by_file():
-    """At most eight files from the Python optimizer to the kernel; each exists and names the next."""
+    """There are at most eight files from the Python optimizer to the kernel; each exists and names the next."""
     files = route()
     assert 2 <= len(files) <= MOST_FILES
     assert files[0].startswith("python/orlop/") and files[-1].startswith("kernels/")
@@ -108,7 +108,7 @@ def test_one_push_is_followed_file_by_file():
 
 
 def test_paths_that_the_documents_name_exist():
-    """Backticked paths with a folder of the repository in front."""
+    """Paths in backticks that begin with a folder of the repository exist."""
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"build"}
     for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"):
         for path in re.findall(r"`([\w./-]+/[\w./-]*\w)`", (ROOT / document).read_text()):

@@ -1,4 +1,4 @@
-"""cmake --install, the C++ client in a project of its own through find_package(orlop), and pip install."""
+"""cmake --install, a separate C++ project that finds the client by find_package(orlop), and pip install."""
 import os
 import pathlib
 import subprocess
@@ -79,7 +79,7 @@ with orlop.local(servers=2, memory="64MiB") as session:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_pip_installs_a_package_that_trains_outside_the_repository(tmp_path):
-    """Torch itself is taken from this environment: a second download of it would show nothing."""
+    """Torch is taken from this environment, because downloading it again would test nothing."""
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     site = run(python, "-c", "import site; print(site.getsitepackages()[0])").strip()

@@ -1,4 +1,4 @@
-"""Gradients as int8 with block scales: the weights are those that numpy makes, whatever the servers, workers, boxes and chunks."""
+"""Gradients as int8 with block scales: the weights equal numpy's for any number of servers and workers, any boxes and chunks."""
 import numpy as np
 import pytest
 
@@ -10,7 +10,7 @@ from test_restart import recovered
 
 SHAPES = {"wide": (1100, 1300), "cube": (7, 33, 129), "bias": (300,), "one": (1,)}
 TENSORS = [Tensor(name, shape) for name, shape in SHAPES.items()]
-LR = 2.0**-4  # so that SGD's product is exact
+LR = 2.0**-4  # SGD's product is exact
 RULE = SGD | {"lr": LR, "momentum": 0.0}
 STEPS = 4
 
@@ -26,7 +26,7 @@ def start(cluster, name, layouts=None, **options):
 
 
 class Worker:
-    """What one rank pushes: the same pieces in the same order every step, each with a residual of its own."""
+    """The pushes of one rank: the same pieces in the same order every step, each with a residual of its own."""
 
     def __init__(self, parts):
         self.parts, self.kept = parts, {}
@@ -42,7 +42,7 @@ class Worker:
         return wire
 
     def push(self, job, rank, gradients, **options):
-        """-> the gradients as the servers decode them, and zero where this rank has none."""
+        """Push, and return the gradients as the servers decode them, with zeros where this rank has none."""
         self.begin()
         arrays = {name: self.parts(name, gradient) for name, gradient in gradients.items()}
         job.push({name: parts for name, parts in arrays.items() if parts}, rank=rank, dtype="I8_BLOCK", encode=self.encode, **options)
@@ -72,7 +72,7 @@ def whole(name, gradient):
 
 
 def boxes(rank):
-    """Two workers' halves of every tensor, cut where no block, row or shard ends; the smallest tensor is the first one's."""
+    """Return two workers' halves of every tensor, cut where no block, row or shard ends. The first worker has the smallest tensor."""
     def of(name):
         shape = SHAPES[name]
         count = int(np.prod(shape))
@@ -126,7 +126,7 @@ def test_two_workers_with_misaligned_boxes(make_cluster, server_count, chunk_mib
 
 
 def test_a_clean_stop_keeps_what_was_staged(make_cluster):
-    """Decoded pieces come back from disk; the same push again is known by the digest of its wire bytes."""
+    """Decoded pieces are read back from disk. The same push again is recognised by the digest of its wire bytes."""
     cluster = make_cluster(2)
     job, weights = start(cluster, "stop")
     generator = np.random.default_rng(3)

@@ -1,4 +1,4 @@
-"""Workers that die, err or change their mind in the middle of a step: the final state equals that of an undisturbed run, bit for bit."""
+"""Workers that die, fail or change their mind during a step. The final state equals that of an undisturbed run, bit for bit."""
 import multiprocessing
 import os
 import random
@@ -17,11 +17,11 @@ PATIENCE_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def processes():
-    """Starts training processes from a server process that has imported torch already."""
+    """Return a function that starts training processes from a server process that has already imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_process"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(training_process.__file__))  # the server has no other sys.path before Python 3.13
+        patch.setenv("PYTHONPATH", os.path.dirname(training_process.__file__))  # its only sys.path before Python 3.13
         forkserver.ensure_running()
     return context
 
@@ -35,7 +35,7 @@ def start(processes, function, *arguments, **options):
 
 
 def receive(process, connection):
-    """The worker's next message; its end without one fails the test."""
+    """Return the worker's next message. If the worker ends without one, the test fails."""
     assert connection.poll(PATIENCE_SECONDS), "the worker says nothing"
     try:
         return connection.recv()
@@ -45,7 +45,7 @@ def receive(process, connection):
 
 
 def train_undisturbed(processes, cluster, job, **options):
-    """Trains to the end; -> seconds of each step."""
+    """Train to the end and return the seconds of each step."""
     process, connection = start(processes, training_process.run, cluster.address, job, STEPS, **options)
     times = []
     while receive(process, connection) is not None:
@@ -56,7 +56,7 @@ def train_undisturbed(processes, cluster, job, **options):
 
 
 def stored_bits(cluster, job):
-    """Everything the servers hold, read by the plain client."""
+    """Return every byte that the servers hold, read by the plain client."""
     reader = PlainJob.attach(cluster.address, job)
     try:
         assert reader.committed_step == STEPS
@@ -66,7 +66,9 @@ def stored_bits(cluster, job):
 
 
 def train_with_kills(processes, cluster, job, moments, step_seconds):
-    """Kills the worker at each (step, fraction of a step) in order, then lets it finish. -> number of kills that met a running worker."""
+    """Kill the worker at each (step, fraction of a step) in order, then let it finish. Returns the number of kills that hit a running
+    worker.
+    """
     kills = 0
     pending = sorted(moments)
     while True:
@@ -88,7 +90,7 @@ def check_kills(processes, make_cluster, seed, count):
     seconds = sorted(train_undisturbed(processes, cluster, "undisturbed"))
     generator = random.Random(seed)
     kills, trainings = 0, 0
-    while kills < count:  # one that comes too late for a training is made up for in another
+    while kills < count:  # a kill that came too late for one training is repeated in another
         moments = [(generator.randint(1, STEPS), generator.random()) for _ in range(count - kills)]
         kills += train_with_kills(processes, cluster, f"killed-{trainings}", moments, seconds[len(seconds) // 2])
         assert stored_bits(cluster, f"killed-{trainings}") == stored_bits(cluster, "undisturbed")

@@ -1,4 +1,4 @@
-"""Bytes of a server: at rest, in mid-step, and as it reports them."""
+"""Bytes of a server: at rest, during a step, and in its own reports."""
 import time
 
 import grpc
@@ -17,7 +17,9 @@ FP32_TENSORS = ("embedding.weight", "bias")
 
 
 def tensors_of(parameter_count):
-    """bf16 matrices of 4 M parameters in 8-bit state; in fp32 state an embedding, as it is asked to be, and a bias, as all are."""
+    """Return bf16 matrices of 4 M parameters with 8-bit state, and two tensors with fp32 state: an embedding (on request) and a bias
+    (always).
+    """
     matrices = [Tensor(f"layers.{i}.weight", (WIDTH, WIDTH), "BF16") for i in range(parameter_count // WIDTH**2)]
     return matrices + [Tensor("embedding.weight", (256, WIDTH), "BF16"), Tensor("bias", (WIDTH,), "BF16")]
 
@@ -43,16 +45,16 @@ def total_bytes(uses):
 
 
 def rest_bytes(job, names):
-    """As the servers say that these tensors take at rest, in all slots."""
+    """Return the bytes of these tensors at rest, in all slots, as the servers report them."""
     listed = job.admin().ListTensors(stubs().admin.ListTensorsRequest(job=job.name), timeout=60)
     assert listed.next == 0
     return sum(tensor.rest_bytes for tensor in listed.tensors if tensor.spec.name in names)
 
 
 def settle(job, cluster, at_ready):
-    """Bytes of the job, once the sum of all bytes that the servers report is as near as asked to what the kernel says they took.
+    """Return the bytes of the job, once the servers' reported bytes are as close as required to what the kernel counted.
 
-    The bytes must be there at once; but what gRPC read into is given back only when a server has had no message for a moment.
+    The job's bytes must be there at once. gRPC's read buffers are given back only when a server has had no message for a moment.
     """
     job_bytes = reported = measured = 0
 
@@ -115,7 +117,7 @@ def test_bytes_of_a_job_of_256_million_parameters(make_cluster):
 
 
 def test_slots_are_reserved_before_they_hold_bytes(make_cluster):
-    """A configured job has its room from the start; memory is taken when a slot is first written."""
+    """A configured job has its room reserved from the start. Memory is allocated when a slot is first written."""
     cluster = make_cluster(1)
     tensors = tensors_of(4 << 20)
     job = start_job(cluster, "reserved", tensors)
@@ -165,11 +167,11 @@ def test_budget_is_never_exceeded_and_peaks_are_kept(make_cluster):
 
 @pytest.mark.slow
 def test_a_pull_that_nobody_takes_is_ended(make_cluster):
-    """Without a deadline it would keep the version it reads, and the memory of it, from the next apply for ever."""
+    """Without a limit such a pull would keep the version it reads, and its memory, from the next apply for ever."""
     cluster = make_cluster(1)
     job = start_job(cluster, "stalled", tensors_of(32 << 20))
     job.load({tensor.name: np.full(tensor.shape, 0x3C00, "<u2") for tensor in job.tensors})
-    regions = [job.region(tensor.name, dtype="F32") for tensor in job.tensors]  # built for the call, so its memory can be seen
+    regions = [job.region(tensor.name, dtype="F32") for tensor in job.tensors]  # before the call, whose memory is measured
 
     def held_bytes():
         return sum(use.bytes for use in dram_uses(status_of(job, cluster.servers[0]), job.name) if use.slot == "messages")

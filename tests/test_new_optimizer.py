@@ -1,4 +1,4 @@
-"""A new optimizer is one file and one word: kernels/optimizers/NAME.h, and its name in kernels/optimizers.cmake."""
+"""A new optimizer needs one file and one word: kernels/optimizers/NAME.h, and its name in kernels/optimizers.cmake."""
 import os
 import pathlib
 import shutil
@@ -34,7 +34,8 @@ struct Sample {
 
 @pytest.mark.slow
 def test_a_sample_optimizer_is_one_file_and_one_word(tmp_path):
-    """Built in a copy of the tree, it passes what every optimizer must: the bits of every instruction set, format and shard cut."""
+    """Built in a copy of the tree, it passes the test of every optimizer: the same bits with every instruction set, format and shard cut.
+    """
     for name in ("CMakeLists.txt", "cmake", "kernels"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)

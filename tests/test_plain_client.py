@@ -1,4 +1,4 @@
-"""A client generated from proto/ alone, with gRPC's default settings, does everything: see plain_client.py."""
+"""A client generated only from proto/, with gRPC's default settings, can do everything: see plain_client.py."""
 import ast
 import pathlib
 import sys
@@ -74,7 +74,7 @@ def test_plain_client_creates_pushes_commits_and_pulls(make_cluster, server_coun
 
 
 def test_plain_client_pushes_int8_with_block_scales(make_cluster):
-    """Encoded by numpy from the description in types.proto; the servers take it as bfloat16 of the decoded values."""
+    """numpy encodes by the description in types.proto; the servers stage the decoded values as bfloat16."""
     cluster, weights, jobs = make_cluster(2), random_arrays(1), []
     for name in ("int8", "decoded"):
         job = cluster.job(name, TENSORS, shard_elements=SMALL_SHARD_ELEMENTS)
@@ -116,14 +116,14 @@ def test_boxes_of_any_shape_and_dtype_are_pulled(make_cluster):
     np.testing.assert_array_equal(job.pull("layers.0.weight", box=(500_000, 100_001)), whole.reshape(-1)[500_000:600_001])
     half = job.pull("layers.0.weight", dtype="F16")
     np.testing.assert_array_equal(half, whole.astype("<f2"))
-    # Ties of bfloat16 round away from zero (ARCHITECTURE.md); random float32 values hold practically no tie.
+    # Ties of bfloat16 round away from zero (ARCHITECTURE.md); random float32 values almost never are ties.
     brain = job.pull("layers.0.weight", dtype="BF16")
     assert np.mean(brain != bfloat16_bits(whole)) < 1e-3
     np.testing.assert_allclose(from_bfloat16_bits(brain), whole, rtol=2**-8)
 
 
 def test_torch_state_enters_by_set_state_with_its_step_count(make_cluster):
-    """A job continued from another's weights, averages and applied_count makes the same next step, bit for bit."""
+    """A job that continues from another's weights, averages and applied_count makes the same next step, bit for bit."""
     cluster = make_cluster(2)
     gradients = [random_arrays(seed) for seed in (11, 12)]
     jobs = []
@@ -202,7 +202,7 @@ def test_layout_is_joined_by_pages_that_may_be_repeated(make_cluster):
 
 
 def test_exports_of_two_holders_overlap(make_cluster):
-    """The version stays until the last of them is done; commits go on meanwhile."""
+    """The version is kept until both are done; commits continue meanwhile."""
     job = make_cluster(2).job("held", TENSORS, shard_elements=SMALL_SHARD_ELEMENTS)
     job.create()
     job.configure()
@@ -266,7 +266,7 @@ def test_any_server_answers_the_admin_plane_and_only_the_leader_the_job_plane(ma
 
 
 def test_standard_health_and_reflection_services_answer(make_cluster):
-    """Checked on the wire: grpc.health.v1 SERVING is field 1 = 1; reflection answers list_services."""
+    """Checks the bytes on the wire: SERVING of grpc.health.v1 is field 1 = 1; reflection answers list_services."""
     cluster = make_cluster(1)
     channel = cluster.job("health", TENSORS).connections.channel(cluster.address)
     check = channel.unary_unary("/grpc.health.v1.Health/Check")

@@ -1,6 +1,6 @@
-"""How well training with 8-bit state does, beside torch.optim.AdamW in fp32: the demo's model, text and 300 steps.
+"""Quality of training with 8-bit state, beside torch.optim.AdamW in fp32: the demo's model, text and 300 steps.
 
-The ordinary run takes one seed; `-k three_seeds` takes three and judges their mean.
+The ordinary run uses one seed; `-k three_seeds` uses three and judges their mean.
 """
 import concurrent.futures
 import time
@@ -15,7 +15,7 @@ from demo.run import parse_arguments  # noqa: E402
 
 MOST_LOSS_ABOVE = 0.005     # of the mean validation loss, relative
 MOST_WEIGHT_ERROR = 0.1     # relative L2 of the weight change
-MOST_SECONDS = 1800         # of one seed, on a machine that does other things too
+MOST_SECONDS = 1800  # of one seed, on a machine that is also used for other work
 
 
 class Training:
@@ -45,13 +45,13 @@ class Training:
         self.schedule.step()
 
     def weight_error(self, reference):
-        """L2 of the difference of two weight changes, relative to the reference's."""
+        """Return the L2 norm of the difference of two weight changes, relative to the reference's."""
         change = (reference.weights() - reference.start).double()
         return (((self.weights() - self.start).double() - change).norm() / change.norm()).item()
 
 
 def in_8bit(session, settings):
-    """Makes the optimizer of a model whose job is that of the session."""
+    """Return a function that makes the optimizer for a model in the session's job."""
     def make_optimizer(gpt, groups):
         session.bind(gpt)
         return orlop.AdamW(groups, **settings, session=session, state="8bit", max_norm=train.MAX_NORM)
@@ -59,9 +59,9 @@ def in_8bit(session, settings):
 
 
 def measure(seed):
-    """Trains three copies side by side; -> (validation loss in 8 bit, in fp32, {step: weight error given fp32's gradients}).
+    """Train three copies side by side. Return (validation loss in 8 bit, in fp32, {step: weight error given fp32's gradients}).
 
-    One copy in plain torch; one with 8-bit state on its own gradients; one with 8-bit state on the gradients of the first.
+    One copy uses plain torch, one 8-bit state on its own gradients, and one 8-bit state on the gradients of the first.
     """
     options = parse_arguments(["--seed", str(seed)])
     settings = {"lr": options.lr, "betas": train.BETAS}
@@ -97,7 +97,7 @@ def measure(seed):
 
 @pytest.fixture(autouse=True)
 def one_thread(bin_dir, monkeypatch):
-    """Two trainings run at once, each on its own core."""
+    """Two trainings run at once, each on one core."""
     monkeypatch.setenv("ORLOP_BIN_DIR", str(bin_dir))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""A server that was started again is ready when its jobs have come to an answer, and not before.
+"""A restarted server becomes ready when each of its jobs has reached an answer, and not before.
 
 `connections.close()` makes the next call connect anew: a channel whose server was down waits before it tries again.
 """
@@ -17,7 +17,7 @@ def health_of(job, server):
 
 
 def status_of(job, server):
-    """None while it does not answer."""
+    """Return the server's status, or None while it does not answer."""
     try:
         return job.admin(server.address).ServerStatus(stubs().admin.ServerStatusRequest(), timeout=60)
     except grpc.RpcError as error:
@@ -47,7 +47,7 @@ def test_server_is_not_ready_before_its_jobs_are_recovered(make_cluster, first):
 
 
 def test_server_whose_job_is_lost_is_ready_all_the_same(make_cluster):
-    """That is an answer too, and an operator must be able to give the next one."""
+    """Lost is an answer too, and the operator who decides what follows needs a server that is ready."""
     cluster = make_cluster(2)
     job = start_job(cluster)
     step_all(job, 1)

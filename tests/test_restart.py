@@ -1,4 +1,4 @@
-"""Servers that stop and come back: the committed step is the same, staged pushes survive a clean stop, a lost memory is never hidden."""
+"""Servers that stop and restart. The committed step is the same, staged pushes survive a clean stop, and lost memory is always reported."""
 import json
 import subprocess
 
@@ -39,7 +39,7 @@ def state_of(job):
 
 
 def recovered(job):
-    """Connects to the restarted servers, waits until they have agreed on where the job stands, and returns that."""
+    """Connect to the restarted servers, wait until they have agreed on the state of the job, and return it."""
     job.connections.reconnect()
     wait_until(lambda: state_of(job) not in ("RECOVERING", "WAITING"))
     return job.status()
@@ -81,7 +81,7 @@ def servers_of(job):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=["leader first", "leader last"])
 def test_servers_stopped_one_by_one_in_mid_commit_go_on_with_the_attempt(make_cluster, order):
-    """Two contributors; rank 0 commits and waits. All pushes survive the stops, so nobody sends a byte again."""
+    """There are two contributors; rank 0 commits and waits. All pushes survive the stops, so no byte is sent again."""
     cluster = make_cluster(3)
     expected = snapshots_of_undisturbed_run(cluster, 2, world_size=2)
     job = start_job(cluster, world_size=2)
@@ -105,7 +105,7 @@ def test_servers_stopped_one_by_one_in_mid_commit_go_on_with_the_attempt(make_cl
 
 
 def test_acknowledged_commit_survives_stops_right_after_it(make_cluster):
-    """The apply may still run when the stop comes: the flush holds the committed step."""
+    """The apply may still run when the server stops: the flush has the committed step."""
     cluster = make_cluster(2)
     expected = snapshots_of_undisturbed_run(cluster, 1)
     job = start_job(cluster)
@@ -138,7 +138,7 @@ def kill_and_restart(cluster, index):
 
 
 def assert_nothing_is_served(job):
-    """Neither what was lost nor what was kept: a mixture would be worse than nothing."""
+    """Neither lost nor kept bytes are served, because a mixture would be worse than nothing."""
     for tensor in TENSORS:
         with pytest.raises(grpc.RpcError) as caught:
             job.pull(tensor.name)
@@ -151,7 +151,7 @@ def test_killed_server_offers_the_common_flush_and_no_mixture(make_cluster, bin_
     expected = snapshots_of_undisturbed_run(cluster, 2)
     job = start_job(cluster)
     step_all(job, 1)
-    cluster.restart()  # the flush of step 1, on both
+    cluster.restart()  # both servers have the flush of step 1
     recovered(job)
     job.join()
     step_all(job, 2)
@@ -200,7 +200,7 @@ def test_killed_server_without_any_flush_is_data_loss(make_cluster):
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["leader", "other"])
 def test_job_whose_server_is_killed_before_the_first_load_can_be_loaded(make_cluster, victim):
-    """Nothing was committed, so nothing is lost: the workers of before go on, with another attempt."""
+    """Nothing was committed, so nothing is lost: the same workers continue with another attempt."""
     cluster = make_cluster(2)
     expected = snapshots_of_undisturbed_run(cluster, 1)
     job = cluster.job("unloaded", TENSORS, shard_elements=SHARD_ELEMENTS)

@@ -1,4 +1,4 @@
-"""Optimizer "store": what is pushed is what the job has, exactly; of several contributors, their mean."""
+"""Optimizer "store": the job has exactly the pushed weights, or the mean of several contributors'."""
 import numpy as np
 import pytest
 

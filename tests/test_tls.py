@@ -1,4 +1,4 @@
-"""Mutual TLS: servers and clients with a certificate of the cluster's authority talk, everybody else stays outside."""
+"""Mutual TLS: servers and clients with a certificate of the cluster's authority can connect; others cannot."""
 import subprocess
 
 import grpc
@@ -28,7 +28,7 @@ class Authority:
                 "-out", self.certificate)
 
     def issue(self, name):
-        """(certificate, key) of a process on the loopback interface."""
+        """Return (certificate, key) of a process on the loopback interface."""
         certificate, key, request, extension = (self.directory / f"{self.name}-{name}.{end}" for end in ("pem", "key", "csr", "ext"))
         extension.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
         openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)

@@ -1,5 +1,6 @@
-"""LAMB, Adafactor and Muon through servers: the same bits from any number of servers, shards and threads, in memory and on disk, across
-restarts, and those of the kernels in one process."""
+"""LAMB, Adafactor and Muon through servers: the same bits for any number of servers, shards and threads, in memory and on disk, after
+restarts, and as from the kernels in one process.
+"""
 import dataclasses
 
 import numpy as np
@@ -36,7 +37,7 @@ def three(make_module_cluster):
 
 
 def optimizers(name):
-    """Of the matrices, and of the other parameters."""
+    """Return the optimizers of the matrices and of the other parameters."""
     return name, "adamw" if name == "muon" else name
 
 
@@ -54,7 +55,7 @@ def step(job, optimizer, number):
 
 
 def boxes(job):
-    """How every slot of every tensor is read whole."""
+    """Return the boxes that read every slot of every tensor whole."""
     for tensor in job.tensors:
         for slot in job.describe(tensor.name).shards[0].slots:
             extent = list(tensor.shape)
@@ -93,7 +94,7 @@ def test_servers_shards_threads_and_restarts_change_no_bit(one, three, optimizer
 
 @pytest.mark.parametrize("optimizer", ["lamb", "adafactor", "muon"])
 def test_state_on_disk_changes_no_bit(one, make_cluster, optimizer):
-    """5 or 6 bytes of state and 4 of gradient for each of 7.8 million parameters, where not all of that fits."""
+    """5 or 6 bytes of state and 4 of gradient for each of 7.8 million parameters do not all fit in memory."""
     small = make_cluster(1, memory="128MiB" if optimizer == "muon" else "64MiB")
     shape, results, tiers = (200, 39000), [], set()
     for cluster in (one, small):
@@ -153,7 +154,7 @@ def test_what_does_not_fit_is_refused(three):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_a_shard_that_nobody_has_a_gradient_for_steps_by_zeros(three, optimizer):
-    """Two workers with a slice of each tensor, and the first has no gradient: its shard is as one pushed zeros for."""
+    """Two workers have a slice of each tensor, and the first has no gradient: its shard is stepped as if zeros had been pushed."""
     tensors = [Tensor("weight", (4, 128), whole=True)]
     results = []
     for zeros in (True, False):

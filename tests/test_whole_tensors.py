@@ -1,4 +1,4 @@
-"""Tensors that are placed whole: on one server each, to the same bits, whoever asks for the job again."""
+"""Tensors that are placed whole: each on one server, with the same bits, and unchanged when the job is created again."""
 import dataclasses
 
 import pytest

@@ -1,4 +1,4 @@
-"""A worker for tests that kill it: trains a small network through the orlop package, each step fixed by its number alone."""
+"""A worker for tests that kill it. It trains a small network through the orlop package; each step depends only on its number."""
 import contextlib
 
 import torch
@@ -10,7 +10,7 @@ OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.1, "max_norm": 1.0}
 
 
 class Interrupted(Exception):
-    """What a test raises in the middle of a backward."""
+    """The exception that a test raises during a backward pass."""
 
 
 def network():
@@ -26,7 +26,7 @@ def loss_of_step(model, step):
 
 
 def run(connection, address, job, step_count, overlap=None, disturb=None):
-    """Trains up to job step `step_count`, telling `connection` the number of each step before it begins, then None.
+    """Train up to job step `step_count`. Send `connection` the number of each step before it begins, then None.
 
     disturb: (name of a disturbance, the steps it happens at).
     """
@@ -50,7 +50,7 @@ def run(connection, address, job, step_count, overlap=None, disturb=None):
 
 
 def _exception_in_backward(model, optimizer, step):
-    """Raises when the gradient reaches a layer in the middle; the gradients of later layers are pushed by then."""
+    """Raise when the gradient reaches a middle layer; the gradients of later layers have been pushed by then."""
     def interrupt(gradient):
         raise Interrupted
 
@@ -64,7 +64,7 @@ def _exception_in_backward(model, optimizer, step):
 
 
 def _zero_grad_after_push(model, optimizer, step):
-    """Pushes the gradients of some other batch, of the last layers only, and thinks better of it."""
+    """Push the gradients of another batch, of the last layers only, and then discard them."""
     for parameter in model[:2].parameters():
         parameter.requires_grad_(False)
     with optimizer.last_backward():
@@ -75,7 +75,7 @@ def _zero_grad_after_push(model, optimizer, step):
 
 
 def _exception_before_step(model, optimizer, step):
-    """Without overlap nothing is pushed before step(), so there is nothing to take back."""
+    """Without overlap nothing is pushed before step(), so nothing has to be taken back."""
     with contextlib.suppress(Interrupted):
         loss_of_step(model, -step).backward()
         raise Interrupted
@@ -86,7 +86,7 @@ DISTURBANCES = {"exception in backward": _exception_in_backward, "zero_grad afte
 
 
 def report_lost_server(connection, address, job, timeout_seconds):
-    """Joins, says so, waits to be told that a server was killed, and sends what each call then answers."""
+    """Join, report it, wait for the message that a server was killed, and send what each call then answers."""
     model = network()
     with orlop.connect(address, job=job, timeout_seconds=timeout_seconds) as session:
         session.bind(model)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints registers, shared memory and spills of every CUDA kernel: `make cuda-report`.
 
-Compiles each .cu file of a build directory again, by its own command, and reads what ptxas says.
+Compiles each .cu file of a build directory again with its own command, and reads the output of ptxas.
 """
 
 import json
@@ -19,7 +19,7 @@ ROW = "{:14} {:>8} {:>10} {:>13} {:>13} {:>12}"
 
 
 def compile_verbosely(entry: dict) -> str:
-    """ptxas' report of one file, whose object goes nowhere."""
+    """Return ptxas' report of one file; its object is discarded."""
     words = shlex.split(entry["command"])
     words[words.index("-o") + 1] = "/dev/null"
     nvcc = next(i for i, word in enumerate(words) if pathlib.Path(word).name == "nvcc")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# tools/setup.sh LIST: installs the Debian packages of a list that are missing. Called by make; does nothing on a machine that has them.
+# tools/setup.sh LIST: installs the Debian packages of a list that are missing. make calls it. It does nothing if none is missing.
 set -eu
 missing=
 while read -r package; do

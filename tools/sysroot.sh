@@ -1,6 +1,6 @@
 #!/bin/sh
-# tools/sysroot.sh ARCHITECTURE LIST DIRECTORY: unpacks the Debian packages of a list, as built for another architecture, under
-# DIRECTORY. apt keeps its lists there too: this machine's own packages, lists and architectures stay as they are; no root needed.
+# tools/sysroot.sh ARCHITECTURE LIST DIRECTORY: unpacks the Debian packages of a list, built for another architecture, under DIRECTORY. apt
+# keeps its lists there too, so this machine's own packages, lists and architectures do not change. No root is needed.
 set -eu
 architecture=$1
 packages=$(cat "$2")

@@ -1,16 +1,16 @@
-"""AdamW steps of Orlop and of its peers on a CPU, by turns in one process.
+"""AdamW steps of Orlop and of its peers on a CPU, taking turns in one process.
 
-`make bench-peers` installs the peers of `requirements.txt` in `.venv-peers/` and runs this; it draws `adamw.png` and writes the part of
-`bench/RESULTS.md` between its two markers. A peer that cannot be imported or built is skipped in words. All that is compiled at run time
-(DeepSpeed's kernel, torchao's graph) is kept in the virtual environment.
+`make bench-peers` installs the peers of `requirements.txt` in `.venv-peers/` and runs this. It draws `adamw.png` and writes the part of
+`bench/RESULTS.md` between its two markers. If a peer cannot be imported or built, a sentence says that it is skipped. Everything compiled
+at run time (DeepSpeed's kernel, torchao's graph) is kept in the virtual environment.
 
-What is timed: one step of the same parameters, weight decay on, on all threads. After three turns to warm up, each round gives every
-candidate one turn, in an order drawn anew. Ratios are medians of the ratios within a round, with a 95 % bootstrap interval.
+One step of the same parameters is timed, with weight decay, on all threads. After three warm-up turns, each round gives every candidate one
+turn, in a random order. Ratios are medians of the ratios within a round, with a 95 % bootstrap interval.
 
 - *step*: the optimizer alone. Peers keep weight and gradient in fp32. Orlop reads a bf16 gradient and writes a bf16 weight, with an exact
   fp32 master as bf16 + int16, as its state servers do.
-- *with passes*: from a bf16 gradient to a bf16 weight, clipped by the global norm. Peers widen the gradient, take its norm, scale it, step,
-  and write the weight in bf16. Orlop takes the squared norm of the bf16 gradient, then its step scales as it reads.
+- *with passes*: from a bf16 gradient to a bf16 weight, clipped by the global norm. Peers widen the gradient, compute its norm, scale it,
+  step, and write the weight in bf16. Orlop computes the squared norm of the bf16 gradient; its step scales while it reads.
 - *copy*: torch copies fp32 elements, as many bytes as Orlop's step must move, half of them read and half written. C's memmove on as many
   threads was no faster.
 
@@ -48,11 +48,11 @@ import report
 
 HERE = pathlib.Path(__file__).resolve().parent
 WARM_UP_TURNS = 3
-PAUSE_SECONDS = 0.02  # OpenMP's threads spin for some milliseconds after a turn, on the cores of the next one
+PAUSE_SECONDS = 0.02  # OpenMP's threads spin for some milliseconds after a turn, on the cores that the next turn uses
 MAX_NORM = 1.0
 LR, BETAS, EPS, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.01
 
-ORLOP_BYTES = {"8bit": 2 + 4 + 4 + 2 * 2 + 2 * 8 / 256, "fp32": 2 + 4 + 4 + 2 * 8}  # the docstring says of what
+ORLOP_BYTES = {"8bit": 2 + 4 + 4 + 2 * 2 + 2 * 8 / 256, "fp32": 2 + 4 + 4 + 2 * 8}  # the module's docstring lists the terms
 ORLOP_NORM_BYTES = 2
 FP32_BYTES = 4 + 3 * 8
 FP32_PASSES_BYTES = 6 + 4 + 8 + 6
@@ -71,16 +71,16 @@ GOALS = [
 
 
 class Candidate(NamedTuple):
-    """Something that is timed.
+    """A computation that is timed.
 
     Attributes
     ----------
     name : str
-        As the table and `GOALS` call it.
+        The name in the table and in `GOALS`.
     turn : callable
-        One step, or one copy, of `count` parameters.
+        Makes one step, or one copy, of `count` parameters.
     count : int
-        Parameters.
+        Number of parameters.
     traffic : float or None
         Bytes read and written per parameter; None if not counted.
     """
@@ -92,16 +92,16 @@ class Candidate(NamedTuple):
 
 
 class Inputs:
-    """What candidates share, so that 64 Mi parameters of all of them fit into 8 GiB.
+    """The arrays that candidates share, so that 64 Mi parameters of all of them fit into 8 GiB.
 
     Attributes
     ----------
     master : torch.Tensor
-        The first weights, fp32.
+        The initial weights, fp32.
     gradient : torch.Tensor
         bf16; its norm is above `MAX_NORM` from 1 Mi parameters on.
     widened : torch.Tensor
-        The gradient in fp32, of whichever peer has its turn: passes widen and clip it in place.
+        The gradient in fp32 for the peer whose turn it is: passes widen and clip it in place.
     """
 
     def __init__(self, count: int) -> None:
@@ -111,14 +111,14 @@ class Inputs:
         self.widened = self.gradient.float()
 
     def parameter(self, count: int) -> torch.nn.Parameter:
-        """The first `count` weights in memory of their own, with the shared gradient."""
+        """Return the first `count` weights in memory of their own, with the shared gradient."""
         parameter = torch.nn.Parameter(self.master[:count].clone())
         parameter.grad = self.widened[:count]
         return parameter
 
 
 def copies(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
-    """Plain copies of as many bytes as the step of each Orlop variant moves."""
+    """Return plain copies of as many bytes as the step of each Orlop variant moves."""
     size = inputs.master.numel() * 2  # fp32 elements: 8 bytes per parameter, enough for the 8-bit variant's 7.03 in one go
     source, target = torch.ones(size), torch.zeros(size)
 
@@ -134,7 +134,7 @@ def copies(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
 
 
 def step_and_passes(name: str, optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, inputs: Inputs) -> list[Candidate]:
-    """An fp32 optimizer alone, and from a bf16 gradient to a bf16 weight. Both share its state."""
+    """Return an fp32 optimizer alone, and one from a bf16 gradient to a bf16 weight. Both share its state."""
     weight = torch.empty_like(inputs.gradient)
 
     def with_passes() -> None:
@@ -149,14 +149,14 @@ def step_and_passes(name: str, optimizer: torch.optim.Optimizer, parameter: torc
 
 
 def torch_fused(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
-    """torch.optim.AdamW, its fastest form on a CPU."""
+    """torch.optim.AdamW in its fastest form on a CPU."""
     parameter = inputs.parameter(inputs.master.numel())
     optimizer = torch.optim.AdamW([parameter], lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True)
     return step_and_passes("torch fused", optimizer, parameter, inputs)
 
 
 def deepspeed_cpu_adam(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
-    """DeepSpeedCPUAdam with fp32 state; compiles itself at first use."""
+    """DeepSpeedCPUAdam with fp32 state. It compiles itself at first use."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     parameter = inputs.parameter(inputs.master.numel())
     optimizer = DeepSpeedCPUAdam([parameter], lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, adamw_mode=True)
@@ -172,7 +172,7 @@ def bitsandbytes_8bit(inputs: Inputs, options: argparse.Namespace) -> list[Candi
 
 
 def torchao_8bit(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
-    """torchao's AdamW8bit on fp32 weights and gradient; torch.compile makes its kernel at first use."""
+    """torchao's AdamW8bit on fp32 weights and gradient. torch.compile makes its kernel at first use."""
     from torchao.optim import AdamW8bit
     parameter = inputs.parameter(options.slow_count)
     optimizer = AdamW8bit([parameter], lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
@@ -180,20 +180,20 @@ def torchao_8bit(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]
 
 
 def hyper_parameters(lr: float = LR) -> dict[str, float]:
-    """AdamW's, as Orlop names them."""
+    """Return AdamW's hyper-parameters by Orlop's names."""
     return {"lr": lr, "beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "weight_decay": WEIGHT_DECAY}
 
 
 def orlop_adamw(inputs: Inputs, options: argparse.Namespace) -> list[Candidate]:
     """Orlop's kernels in this process, with fp32 and with 8-bit state."""
     from orlop import kernels
-    check_orlop(kernels, "8bit", 1, options.threads)  # its state is zero before, so that nothing was rounded to 8 bits yet
+    check_orlop(kernels, "8bit", 1, options.threads)  # the state is zero before this step, so nothing was rounded to 8 bits yet
     check_orlop(kernels, "fp32", 3, options.threads)
     return orlop_state(kernels, "fp32", inputs, options.threads) + orlop_state(kernels, "8bit", inputs, options.threads)
 
 
 def orlop_state(kernels, state: str, inputs: Inputs, threads: int) -> list[Candidate]:
-    """One state format of Orlop: the step alone, and after the norm."""
+    """Return one state format of Orlop: the step alone, and the step after the norm."""
     shard = kernels.Shard("adamw", inputs.master, state=state)
     values = hyper_parameters()
 
@@ -220,10 +220,10 @@ def orlop_state(kernels, state: str, inputs: Inputs, threads: int) -> list[Candi
 
 
 def check_orlop(kernels, state: str, steps: int, threads: int) -> None:
-    """Compare a few steps of Orlop with torch's, so that nothing broken is measured.
+    """Compare a few steps of Orlop with torch's, so that no wrong kernel is measured.
 
-    Orlop shows its weight in bf16: torch's fp32 weight must lie within 1e-6 of what is rounded to that. The learning rate is large
-    and weights lie in [1, 2], so that the update is a good part of them and none comes near to zero.
+    Orlop's weight is bf16: torch's fp32 weight must be within 1e-6 of a value that rounds to it. The learning rate is large and weights are
+    in [1, 2], so the update is a good part of them and none is near zero.
     """
     generator = torch.Generator().manual_seed(1)
     master = torch.rand(1 << 16, generator=generator) + 1
@@ -241,17 +241,17 @@ def check_orlop(kernels, state: str, steps: int, threads: int) -> None:
 
 
 def rounds_to(values: torch.Tensor, rounded: torch.Tensor, tolerance: float) -> torch.Tensor:
-    """Whether each positive fp32 value, or one within a relative tolerance of it, rounds to the bf16 value beside it."""
+    """Return whether each positive fp32 value, or one within a relative tolerance of it, rounds to the corresponding bf16 value."""
     bits = rounded.view(torch.int16)
     below, here, above = ((bits + offset).view(torch.bfloat16).double() for offset in (-1, 0, 1))
     exact = values.double()
     return (exact * (1 + tolerance) >= (below + here) / 2) & (exact * (1 - tolerance) <= (here + above) / 2)
 
 
-# Orlop first: if its weights are wrong, nothing else needs to be warmed up.
+# Orlop is first: if its weights are wrong, the others need no warm-up.
 BUILDERS = {"Orlop": orlop_adamw, "copies": copies, "torch": torch_fused, "DeepSpeed": deepspeed_cpu_adam,
             "bitsandbytes": bitsandbytes_8bit, "torchao": torchao_8bit}
-FOREIGN = ("DeepSpeed", "bitsandbytes", "torchao")  # these may fail for reasons of their own, such as a missing compiler
+FOREIGN = ("DeepSpeed", "bitsandbytes", "torchao")  # these may fail for reasons outside Orlop, such as a missing compiler
 
 
 def build(inputs: Inputs, options: argparse.Namespace) -> tuple[list[Candidate], list[str]]:
@@ -261,7 +261,7 @@ def build(inputs: Inputs, options: argparse.Namespace) -> tuple[list[Candidate],
     -------
     candidates : list of Candidate
     skipped : list of str
-        A sentence for each peer that is not there.
+        A sentence for each peer that is missing.
     """
     candidates, skipped = [], []
     for name, builder in BUILDERS.items():
@@ -273,7 +273,7 @@ def build(inputs: Inputs, options: argparse.Namespace) -> tuple[list[Candidate],
             candidates += built
         except ImportError as error:
             skipped.append(f"{name} skipped: {str(error).split(' (')[0]}")  # without the path
-        except Exception as error:  # whatever a peer raises
+        except Exception as error:  # any error that a peer raises
             if name not in FOREIGN:
                 raise
             skipped.append(f"{name} skipped, it failed: {str(error).splitlines()[0] if str(error) else repr(error)}")
@@ -281,7 +281,7 @@ def build(inputs: Inputs, options: argparse.Namespace) -> tuple[list[Candidate],
 
 
 def measure(candidates: list[Candidate], rounds: int) -> dict[str, list[float]]:
-    """Nanoseconds per parameter of every candidate, one per round."""
+    """Return nanoseconds per parameter of every candidate, one value per round."""
     times = {candidate.name: [] for candidate in candidates}
     shuffle = random.Random(0)
     for _ in tqdm(range(rounds), desc="rounds"):
@@ -294,7 +294,7 @@ def measure(candidates: list[Candidate], rounds: int) -> dict[str, list[float]]:
 
 
 def prepare_environment(threads: int) -> None:
-    """Threads for all, and places for what peers compile. Before any peer is imported."""
+    """Set the number of threads for all, and folders for what peers compile. Call it before any peer is imported."""
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for an OpenMP library other than torch's
     os.environ["PATH"] = f"{sys.prefix}/bin:{os.environ['PATH']}"  # ninja
@@ -303,13 +303,13 @@ def prepare_environment(threads: int) -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = extensions
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{sys.prefix}/inductor"
     for lock in glob.glob(f"{extensions}/*/lock"):
-        os.unlink(lock)  # of a build that was killed; the next one would wait for it for ever
-    logging.disable(logging.WARNING)  # peers miss their GPUs
+        os.unlink(lock)  # the lock of a build that was killed; the next build would wait for it for ever
+    logging.disable(logging.WARNING)  # peers warn that they have no GPU
     warnings.simplefilter("ignore")
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line; counts are in parameters."""
+    """Parse the command line. Counts are in parameters."""
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mebiparameters", type=float, default=64, help="parameters of every candidate, times 2^20 (64)")

@@ -1,4 +1,4 @@
-"""What `adamw.py` prints, draws and writes: a table with machine, versions and spread, ratios beside their goals, and a chart."""
+"""Prints, draws and writes the results of `adamw.py`: a table with machine, versions and spread, ratios and their goals, and a chart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESAMPLES = 10_000
 
 
 class Goal(NamedTuple):
-    """A ratio of two candidates' times, and the limit that it must keep."""
+    """A ratio of two candidates' times, and its limit."""
 
     numerator: str
     denominator: str
@@ -33,12 +33,12 @@ class Goal(NamedTuple):
 
 
 def paired_ratio(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
-    """The median of the ratios of paired rounds.
+    """Return the median of the ratios of paired rounds.
 
     Returns
     -------
     low, median, high : float
-        Median, and the 95 % interval of a bootstrap over rounds.
+        The median, and the 95 % interval of a bootstrap over rounds.
     """
     ratios = np.asarray(numerator) / np.asarray(denominator)
     samples = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
@@ -47,7 +47,7 @@ def paired_ratio(numerator: list[float], denominator: list[float]) -> tuple[floa
 
 
 def machine() -> str:
-    """CPU, instruction set, cores, memory and kernel in a phrase."""
+    """Describe CPU, instruction set, cores, memory and kernel in a phrase."""
     cpu = platform.processor() or platform.machine()
     with open("/proc/cpuinfo") as lines:
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
@@ -57,7 +57,7 @@ def machine() -> str:
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> str:
-    """Python, Orlop if it was measured, and those packages that are installed."""
+    """Return the versions of Python, of Orlop if it was measured, and of those packages that are installed."""
     found = [f"Python {platform.python_version()}"]
     if "orlop.kernels" in sys.modules:
         found.append(f"Orlop {sys.modules['orlop'].__version__}")
@@ -70,13 +70,13 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; all columns but the first are numbers."""
+    """Format a markdown table. All columns except the first are numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def times_table(candidates: list, times: dict[str, list[float]], count: int) -> str:
-    """Spread of every candidate, fastest first. One that has another size than `count` says so."""
+    """Format the spread of every candidate, fastest first. A candidate with another size than `count` is marked with it."""
     rows = []
     for candidate in sorted(candidates, key=lambda candidate: np.median(times[candidate.name])):
         values = times[candidate.name]
@@ -88,7 +88,7 @@ def times_table(candidates: list, times: dict[str, list[float]], count: int) -> 
 
 
 def goals_table(times: dict[str, list[float]], goals: list[Goal]) -> str:
-    """Each goal whose two candidates were measured, as met or missed by its median."""
+    """Format each goal whose two candidates were measured, as met or missed by its median."""
     rows = []
     for goal in goals:
         if goal.numerator in times and goal.denominator in times:
@@ -100,7 +100,7 @@ def goals_table(times: dict[str, list[float]], goals: list[Goal]) -> str:
 
 
 def markdown(candidates: list, times: dict[str, list[float]], goals: list[Goal], skipped: list[str], options, load: float) -> str:
-    """The whole report but the chart."""
+    """Format the whole report except the chart."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     facts = (f"{options.count / (1 << 20):g} Mi parameters, threads: {options.threads}, {options.rounds} rounds by turns. {machine()}; "
              f"load {load:.1f} before. {versions()}. {peak:.1f} GiB resident at most.")
@@ -109,7 +109,7 @@ def markdown(candidates: list, times: dict[str, list[float]], goals: list[Goal],
 
 
 def draw(times: dict[str, list[float]], path: pathlib.Path) -> None:
-    """Medians as dots, with a whisker from minimum to maximum, fastest on top."""
+    """Draw medians as dots, with a whisker from minimum to maximum, fastest on top."""
     names = sorted(times, key=lambda name: np.median(times[name]), reverse=True)
     figure, axes = plt.subplots(figsize=(9, 0.38 * len(names) + 1.2), layout="constrained")
     for row, name in enumerate(names):
@@ -129,7 +129,7 @@ def draw(times: dict[str, list[float]], path: pathlib.Path) -> None:
 
 
 def write_between_markers(path: pathlib.Path, markers: str, text: str, title: str, chart: pathlib.Path) -> None:
-    """Replace what a document has between the markers of that name by a report and its chart."""
+    """Replace the part of a document between the markers of that name by a report and its chart."""
     begin, end = f"<!-- {markers}: begin -->", f"<!-- {markers}: end -->"
     before, rest = path.read_text().split(begin)
     _, after = rest.split(end)

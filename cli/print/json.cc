@@ -11,7 +11,8 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using nlohmann::ordered_json;
 
-// One value: element `index` of a repeated field, or the field itself when index is negative.
+// Converts one value: element `index` of a repeated field, or the field itself if `index` is
+// negative.
 ordered_json Value(const Message& message, const FieldDescriptor* field, int index) {
   const google::protobuf::Reflection* reflection = message.GetReflection();
   const auto get = [&](auto single, auto repeated) {

@@ -1,5 +1,5 @@
-// Answers for programs (--json): protobuf messages as JSON with the field names of the .proto files
-// and 64-bit numbers as numbers (protobuf's own JSON writes them as strings).
+// Output for programs (--json): protobuf messages as JSON, with the field names of the .proto files
+// and 64-bit integers as numbers (protobuf's own JSON writes them as strings).
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -10,7 +10,8 @@
 
 namespace orlop::cli {
 
-// All fields but unset optional ones; enums by name; numbers that are not finite as null.
+// Converts all fields except unset optional ones. Enums are names; numbers that are not finite are
+// null.
 nlohmann::ordered_json ToJson(const google::protobuf::Message& message);
 
 template <typename Message>
@@ -20,7 +21,7 @@ nlohmann::ordered_json ToJsonList(const std::vector<Message>& messages) {
   return list;
 }
 
-// Prints one document, two blanks of indent.
+// Prints one document with an indent of two.
 void PrintJson(const nlohmann::ordered_json& json);
 
 }  // namespace orlop::cli

@@ -21,7 +21,7 @@ size_t Width(const std::string& text) {
 
 std::string Scaled(double value, double step, std::initializer_list<const char*> units) {
   auto unit = units.begin();
-  // 0.05 below the step: a value that would be printed as "1024.0" takes the next unit.
+  // A value 0.05 below the step would be printed as "1024.0", so it already uses the next unit.
   while (value >= step - 0.05 && unit + 1 != units.end()) value /= step, ++unit;
   return Format("%.1f %s", value, *unit);
 }
@@ -34,7 +34,7 @@ void Table::AddRow(std::vector<std::string> cells) {
 }
 
 std::string Table::Render() const {
-  std::vector<size_t> widths(columns_.size(), 0);  // 0: left out
+  std::vector<size_t> widths(columns_.size(), 0);  // 0: the column is left out
   std::vector<std::string> titles;
   for (const auto& row : rows_)
     for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], Width(row[i]));

@@ -13,8 +13,8 @@
 namespace orlop::client {
 namespace {
 
-// Of one Pull call: at least two for each connection, so that all are used and the faster does
-// more.
+// Bytes that one Pull call asks for. A connection makes two calls or more, so that all connections
+// are used and a faster one takes more of the pieces.
 constexpr size_t kLeastRequestBytes = 8 << 20, kMostRequestBytes = 64 << 20;
 
 using Reader = grpc::ClientReader<grpc::ByteBuffer>;
@@ -34,8 +34,8 @@ absl::Status Damaged(std::string_view what, uint64_t actual, uint64_t expected) 
                    detail);
 }
 
-// Copies a payload to `to` and returns its leaf hashes; each strip is copied while it is in the
-// first-level cache.
+// Copies a payload to `to` and returns its leaf hashes. Each strip is hashed right after it is
+// copied, while it is in the L1 cache.
 std::vector<uint64_t> CopyAndHash(const std::vector<grpc::Slice>& payload, char* to) {
   constexpr size_t kStripBytes = 16 << 10;
   ChunkHasher hasher;
@@ -51,7 +51,7 @@ std::vector<uint64_t> CopyAndHash(const std::vector<grpc::Slice>& payload, char*
   return hasher.Finish();
 }
 
-// Follows the pieces of one Pull call, in the order asked.
+// Receives the pieces of one Pull call in the order of the request, and verifies them.
 class Receiver {
  public:
   Receiver(int64_t version, const std::vector<Piece*>& pieces)
@@ -112,7 +112,8 @@ class Receiver {
   const int64_t version_;
   const std::vector<Piece*>& pieces_;
   size_t next_ = 0;
-  size_t received_bytes_ = 0;  // of pieces_[next_]
+  // Bytes of pieces_[next_] that have arrived.
+  size_t received_bytes_ = 0;
   PieceDigest digest_;
   bool key_seen_ = false;
 };
@@ -128,16 +129,17 @@ v1::PullRequest RequestFor(const DataDoor& door, int64_t version, uint64_t epoch
   return request;
 }
 
-// One Pull call.
-absl::Status Fetch(const DataDoor& door, int64_t version, const Lane& lane, Receiver* receiver,
-                   const std::vector<Piece*>& pieces) {
+// Makes one Pull call.
+absl::Status Fetch(const DataDoor& door, int64_t version, const Connection& connection,
+                   Receiver* receiver, const std::vector<Piece*>& pieces) {
   grpc::ClientContext context;
-  context.set_deadline(SystemDeadline(lane.deadline));
+  context.set_deadline(SystemDeadline(connection.deadline));
   door.cancels->Add(&context);
-  const grpc::internal::RpcMethod method("/orlop.v1.Data/Pull",
-                                         grpc::internal::RpcMethod::SERVER_STREAMING, lane.channel);
+  const grpc::internal::RpcMethod method(
+      "/orlop.v1.Data/Pull", grpc::internal::RpcMethod::SERVER_STREAMING, connection.channel);
   std::unique_ptr<Reader> reader(grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
-      lane.channel.get(), method, &context, RequestFor(door, version, lane.epoch, pieces)));
+      connection.channel.get(), method, &context,
+      RequestFor(door, version, connection.epoch, pieces)));
   absl::Status fault;
   for (grpc::ByteBuffer message; fault.ok() && reader->Read(&message); message.Clear())
     fault = receiver->Accept(message);
@@ -170,13 +172,13 @@ absl::StatusOr<Transfer> FetchAll(const DataDoor& door, int64_t version, std::ve
   RoundsOptions rounds{.rpc = Rpc::kPull,
                        .deadline = DataDeadline(door.link->options(), timeout, transfer.bytes)};
   const size_t request_bytes = RequestBytes(door, transfer.bytes);
-  rounds.move = [&](const Lane& lane, WorkList* list) {
+  rounds.move = [&](const Connection& connection, WorkList* list) {
     while (true) {
       const std::vector<Piece*> taken = list->Take(kMaxRegionsPerPull, request_bytes);
       if (taken.empty()) return absl::OkStatus();
       Receiver receiver(version, taken);
-      const absl::Status status = Fetch(door, version, lane, &receiver, taken);
-      if (!status.ok()) return AtPiece(status, lane, *receiver.current());
+      const absl::Status status = Fetch(door, version, connection, &receiver, taken);
+      if (!status.ok()) return AtPiece(status, connection, *receiver.current());
     }
   };
   if (absl::Status status = MoveAll(door, pointers, rounds); !status.ok()) return status;

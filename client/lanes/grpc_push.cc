@@ -1,6 +1,6 @@
 // One push, 3 of 8 (ARCHITECTURE.md); next: server/services/data_service.cc
-// One Push or SetState stream: pieces as chunks, header and payload as two slices, the payload
-// never copied, every byte hashed once.
+// One Push or SetState stream. Pieces are sent as chunks of two slices, a header and the payload;
+// the payload is never copied, and every byte is hashed once.
 #include <grpcpp/impl/codegen/client_context.h>
 #include <grpcpp/support/sync_stream.h>
 
@@ -17,7 +17,7 @@
 namespace orlop::client {
 namespace {
 
-// Counts slices of the caller's memory that gRPC still holds.
+// Counts the slices of the caller's memory that gRPC still references.
 class SliceLatch {
  public:
   grpc::Slice Lend(char* data, size_t bytes) {
@@ -57,7 +57,7 @@ v1::StreamKey ToProto(const PushKey& key, const std::string& job, uint64_t epoch
   return proto;
 }
 
-// False when the stream broke.
+// Writes the chunks of `piece`. Returns false if the stream broke.
 bool WritePiece(Piece* piece, size_t chunk_bytes, const v1::StreamKey* key, SliceLatch* latch,
                 Writer* writer) {
   PieceDigest digest;
@@ -83,12 +83,13 @@ bool WritePiece(Piece* piece, size_t chunk_bytes, const v1::StreamKey* key, Slic
   return true;
 }
 
-std::unique_ptr<Writer> OpenStream(const Lane& lane, bool set_state, grpc::ClientContext* context,
-                                   v1::PushResponse* response) {
+std::unique_ptr<Writer> OpenStream(const Connection& connection, bool set_state,
+                                   grpc::ClientContext* context, v1::PushResponse* response) {
   const char* name = set_state ? "/orlop.v1.Data/SetState" : "/orlop.v1.Data/Push";
   return std::unique_ptr<Writer>(grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(
-      lane.channel.get(),
-      grpc::internal::RpcMethod(name, grpc::internal::RpcMethod::CLIENT_STREAMING, lane.channel),
+      connection.channel.get(),
+      grpc::internal::RpcMethod(name, grpc::internal::RpcMethod::CLIENT_STREAMING,
+                                connection.channel),
       context, response));
 }
 
@@ -98,7 +99,8 @@ absl::Status CheckResponse(const v1::PushResponse& response, size_t sent) {
       absl::StrCat("server stored ", response.piece_count(), " of ", sent, " pieces"));
 }
 
-// A region without what the two sides may write differently: the box in its simplest form.
+// Identifies a region. Client and server may write the same box differently, so the box is in its
+// simplest form.
 using RegionKey = std::tuple<std::string, uint64_t, std::string, Box>;
 
 RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manifest) {
@@ -109,15 +111,15 @@ RegionKey KeyOf(const v1::Region& region, uint32_t tensor, const Manifest& manif
           Simplified(box, {shape.begin(), shape.end()})};
 }
 
-// Opens a stream, writes `piece` and all that the list still has, and returns the server's verdict.
-absl::Status RunStream(const DataDoor& door, const PushKey& key, const Lane& lane, Piece* piece,
-                       WorkList* list, SliceLatch* latch, std::vector<Piece*>* sent) {
+// Opens a stream, writes `piece` and all that is left in the list, and returns the server's answer.
+absl::Status RunStream(const DataDoor& door, const PushKey& key, const Connection& connection,
+                       Piece* piece, WorkList* list, SliceLatch* latch, std::vector<Piece*>* sent) {
   grpc::ClientContext context;
-  context.set_deadline(SystemDeadline(lane.deadline));
+  context.set_deadline(SystemDeadline(connection.deadline));
   door.cancels->Add(&context);
   v1::PushResponse response;
-  std::unique_ptr<Writer> writer = OpenStream(lane, key.set_state, &context, &response);
-  const v1::StreamKey stream_key = ToProto(key, door.job, lane.epoch);
+  std::unique_ptr<Writer> writer = OpenStream(connection, key.set_state, &context, &response);
+  const v1::StreamKey stream_key = ToProto(key, door.job, connection.epoch);
   const size_t chunk_bytes = door.link->options().chunk_bytes;
   while (piece != nullptr) {
     const v1::StreamKey* opening = sent->empty() ? &stream_key : nullptr;
@@ -134,35 +136,35 @@ absl::Status RunStream(const DataDoor& door, const PushKey& key, const Lane& lan
 
 }  // namespace
 
-absl::Status SendStream(const DataDoor& door, const PushKey& key, const Lane& lane,
+absl::Status SendStream(const DataDoor& door, const PushKey& key, const Connection& connection,
                         WorkList* list) {
   std::vector<Piece*> first = list->Take(1, 1), sent;
   if (first.empty()) return absl::OkStatus();
   SliceLatch latch;
-  // Call and writer are gone when the latch is waited for: a cancelled call keeps what it had not
-  // sent until it is destroyed.
-  const absl::Status status = RunStream(door, key, lane, first[0], list, &latch, &sent);
+  // RunStream has destroyed the call by now. It must: a cancelled gRPC call keeps its unsent slices
+  // until it is destroyed, so waiting earlier would deadlock.
+  const absl::Status status = RunStream(door, key, connection, first[0], list, &latch, &sent);
   latch.WaitUntilFree();
-  if (!status.ok()) return AtPiece(status, lane, *sent.back());
+  if (!status.ok()) return AtPiece(status, connection, *sent.back());
   for (Piece* piece : sent) piece->done = true;
   return absl::OkStatus();
 }
 
-absl::Status FindStored(const DataDoor& door, const PushKey& key, const Lane& lane,
+absl::Status FindStored(const DataDoor& door, const PushKey& key, const Connection& connection,
                         const std::vector<Piece*>& pieces) {
   std::map<RegionKey, Piece*> hashed;
   for (Piece* piece : pieces)
     if (piece->digest) hashed[KeyOf(piece->region, piece->tensor, *door.manifest)] = piece;
   if (hashed.empty()) return absl::OkStatus();
   v1::QueryPushRequest request;
-  *request.mutable_key() = ToProto(key, door.job, lane.epoch);
-  auto stub = v1::Data::NewStub(lane.channel);
+  *request.mutable_key() = ToProto(key, door.job, connection.epoch);
+  auto stub = v1::Data::NewStub(connection.channel);
   do {
     grpc::ClientContext context;
-    context.set_deadline(SystemDeadline(lane.deadline));
+    context.set_deadline(SystemDeadline(connection.deadline));
     v1::QueryPushResponse response;
     const absl::Status status = FromGrpc(stub->QueryPush(&context, request, &response));
-    if (!status.ok()) return AtPiece(status, lane, *pieces[0]);
+    if (!status.ok()) return AtPiece(status, connection, *pieces[0]);
     for (const v1::StoredPiece& stored : response.pieces()) {
       const absl::StatusOr<uint32_t> tensor = door.manifest->Find(stored.region().tensor());
       if (!tensor.ok()) continue;

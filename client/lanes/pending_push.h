@@ -1,4 +1,4 @@
-// What a caller holds of a push that goes on while it works.
+// The handle of a push that runs while its caller works.
 #pragma once
 
 #include "absl/status/statusor.h"
@@ -6,14 +6,16 @@
 
 namespace orlop::client {
 
-// A push under way. Threads: any; Wait may be called from several.
+// A push that has been started. Threads: any; several threads may call Wait.
 class PendingPush {
  public:
-  virtual ~PendingPush() = default;  // waits: the caller's memory is free afterwards
-  // Waits until every byte was answered for, or the push failed for good, and no byte of the
-  // caller's memory is referenced. Errors as Session::Push.
+  // Waits for the push. Afterwards nothing references the caller's memory.
+  virtual ~PendingPush() = default;
+  // Waits until every piece is stored or the push has failed, and nothing references the caller's
+  // memory any more. Errors as Session::Push.
   virtual absl::StatusOr<Transfer> Wait() = 0;
-  virtual bool done() const = 0;  // Wait would return at once
+  // True if Wait would return at once.
+  virtual bool done() const = 0;
   // Cancels pieces that have not been sent. Wait() then returns Cancelled, unless every piece had
   // already been sent.
   virtual void Cancel() = 0;

@@ -28,9 +28,9 @@ absl::Status PartError(const std::string& tensor, std::string_view field, std::s
                    detail);
 }
 
-// Elements of the tensor to one stored element of a quantised slot read or set as it is stored
-// (types.proto, Region): two 4-bit codes to a byte, or an absmax to a block. Told by the size of
-// the data, as the slot's format is the server's to know. 1: every element has its own.
+// Returns how many elements of the tensor one stored element of a quantised slot covers
+// (types.proto, Region): 2 for two 4-bit codes in a byte, the block size for an absmax, else 1. The
+// client does not know the slot's format, so the size of the data decides.
 uint64_t ElementsPer(const PartView& part, const Box& box, v1::DType dtype) {
   constexpr std::string_view kAbsmax = "_absmax";
   if (!box.flat || box.offset[0] % kBlock != 0) return 1;
@@ -44,7 +44,7 @@ uint64_t ElementsPer(const PartView& part, const Box& box, v1::DType dtype) {
   return sizes[1];
 }
 
-// Shards [first, last] that a valid box can meet.
+// Returns the first and the last shard that a valid box can meet.
 std::pair<uint64_t, uint64_t> ShardsOf(const Box& box, const std::vector<uint64_t>& shape,
                                        uint64_t shard_elements) {
   const std::vector<uint64_t>& bounds = box.flat ? box.extent : shape;

@@ -16,7 +16,7 @@ Manifest OneTensor(const std::vector<uint64_t>& shape, uint64_t shard_elements) 
   return *Manifest::Build({tensor}, shard_elements, 0, v1::DURABILITY_MEMORY);
 }
 
-// The flat indexes of a box's elements in row-major order, by counting through the whole tensor.
+// Computes the flat indexes of a box's elements in row-major order by walking the whole tensor.
 std::vector<uint32_t> FlatIndexes(const Box& box, const std::vector<uint64_t>& shape,
                                   uint64_t count) {
   std::vector<uint32_t> inside;
@@ -54,8 +54,8 @@ TEST(SplitPart, CutsRandomBoxesAsCountingThroughTheTensorDoes) {
     const uint64_t shard_elements = 256;
     const Manifest manifest = OneTensor(shape, shard_elements);
     const std::optional<Box> box = RandomBox(shape, count, &random);
-    std::vector<uint32_t> data =
-        FlatIndexes(*box, shape, count);  // every element is its own flat index
+    // Every element's value is its own flat index.
+    std::vector<uint32_t> data = FlatIndexes(*box, shape, count);
     std::vector<Piece> pieces;
     ASSERT_TRUE(SplitPart({0, "gradient", v1::DTYPE_F32, &box, reinterpret_cast<char*>(data.data()),
                            data.size() * 4},
@@ -121,7 +121,7 @@ TEST(SplitPart, CutsScalesAndFourBitCodesAsTheyAreStored) {
             .ok());
 }
 
-// Blocks are a piece's own: each piece has its short last block.
+// Every piece has blocks of its own, so its last block may be short.
 TEST(SplitPart, CutsInt8BlocksPieceByPiece) {
   const Manifest manifest = OneTensor({3000}, 1024);
   std::vector<char> data(2 * 4 + 424 + 4 * 4 + 1024 + 4 + 52);  // [600, 2100)

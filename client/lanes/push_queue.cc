@@ -6,7 +6,8 @@
 
 namespace orlop::client {
 
-// One Start. The engine's thread moves its pieces; Complete publishes the result.
+// The operation that one Start call queued. The engine's thread moves its pieces; Complete
+// publishes the result.
 class PushEngine::Operation {
  public:
   Operation(const PushKey& key, std::vector<Piece> pieces, Clock::time_point deadline)
@@ -28,7 +29,7 @@ class PushEngine::Operation {
     MutexLock lock(&mutex_);
     return result_.has_value();
   }
-  // OK if all pieces are stored, else why not.
+  // Returns what was transferred if all pieces are stored, else an error.
   absl::StatusOr<Transfer> Outcome(const absl::Status& status) const {
     Transfer transfer{.version = key.step, .pieces = pieces.size()};
     for (const Piece& piece : pieces) {
@@ -39,7 +40,8 @@ class PushEngine::Operation {
   }
 
   const PushKey key;
-  std::vector<Piece> pieces;  // the engine's thread, and those of its rounds
+  // Used by the engine's thread and the threads of its rounds.
+  std::vector<Piece> pieces;
   const Clock::time_point started, deadline;
   std::atomic<bool> cancelled{false};
 
@@ -95,7 +97,7 @@ std::vector<std::shared_ptr<PushEngine::Operation>> PushEngine::TakeAlike() {
     alike.push_back(std::move(queue_.front()));
     queue_.pop_front();
   }
-  changed_.SignalAll();  // room for those that wait in Start
+  changed_.SignalAll();  // wakes the callers that wait in Start for room
   return alike;
 }
 
@@ -107,11 +109,11 @@ void PushEngine::Send(const std::vector<std::shared_ptr<Operation>>& operations)
     for (Piece& piece : operation->pieces) pieces.push_back(&piece);
   }
   const PushKey& key = operations[0]->key;
-  rounds.move = [&](const Lane& lane, WorkList* list) {
-    return SendStream(door_, key, lane, list);
+  rounds.move = [&](const Connection& connection, WorkList* list) {
+    return SendStream(door_, key, connection, list);
   };
-  rounds.find_done = [&](const Lane& lane, const std::vector<Piece*>& left) {
-    return FindStored(door_, key, lane, left);
+  rounds.find_done = [&](const Connection& connection, const std::vector<Piece*>& left) {
+    return FindStored(door_, key, connection, left);
   };
   const absl::Status status = MoveAll(door_, pieces, rounds);
   for (const auto& operation : operations) {

@@ -1,4 +1,5 @@
-// Pushes and SetState: queues operations of a session and sends their pieces (client/lanes/rounds.h).
+// Queues the Push and SetState operations of a session and sends their pieces in rounds
+// (client/lanes/rounds.h).
 #pragma once
 
 #include <deque>
@@ -10,7 +11,7 @@
 
 namespace orlop::client {
 
-// What all pieces of one stream have in common.
+// The fields that all pieces of one stream share.
 struct PushKey {
   bool set_state = false;
   int64_t step = 0;
@@ -21,18 +22,18 @@ struct PushKey {
   friend bool operator==(const PushKey&, const PushKey&) = default;
 };
 
-// One thread takes all queued operations of one key together, so that the many small pushes of a
-// backward pass share streams. Threads: Start from any. The destructor cancels what is left and
-// joins.
+// One thread takes all queued operations with the same key together, so that the many small pushes
+// of a backward pass share streams. Threads: any thread may call Start. The destructor cancels the
+// queued operations and joins the thread.
 class PushEngine {
  public:
-  // Called once per operation, before its Wait returns, from the engine's thread.
+  // The engine's thread calls this once per operation, before the operation's Wait returns.
   using OnDone = std::function<void(const absl::StatusOr<Transfer>&, double seconds)>;
 
   PushEngine(DataDoor door, OnDone on_done);
   ~PushEngine();
 
-  // Blocks while kMaxQueuedOperations are waiting.
+  // Queues an operation. Blocks while kMaxQueuedOperations are waiting.
   std::unique_ptr<PendingPush> Start(const PushKey& key, std::vector<Piece> pieces,
                                      std::optional<Milliseconds> timeout);
 
@@ -42,7 +43,8 @@ class PushEngine {
   class Handle;
 
   void Run();
-  std::vector<std::shared_ptr<Operation>> TakeAlike();  // empty: stopping
+  // Waits for an operation, then takes it and those after it with the same key. Empty: stopping.
+  std::vector<std::shared_ptr<Operation>> TakeAlike();
   void Send(const std::vector<std::shared_ptr<Operation>>& operations);
 
   const DataDoor door_;
@@ -51,14 +53,16 @@ class PushEngine {
   CondVar changed_;
   std::deque<std::shared_ptr<Operation>> queue_ GUARDED_BY(mutex_);
   bool stopping_ GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // last: starts when all else is there
+  // Declared last, because it uses all other members.
+  std::thread thread_;
 };
 
-// Sends pieces over one stream until the list is empty; returns when no byte of them is referenced
-// any more.
-absl::Status SendStream(const DataDoor& door, const PushKey& key, const Lane& lane, WorkList* list);
-// Marks pieces that the server already has, by region and digest.
-absl::Status FindStored(const DataDoor& door, const PushKey& key, const Lane& lane,
+// Sends the list's pieces over one stream until the list is empty. Returns when gRPC references
+// none of their bytes any more.
+absl::Status SendStream(const DataDoor& door, const PushKey& key, const Connection& connection,
+                        WorkList* list);
+// Sets `done` on pieces that the server has already stored with the same region and digest.
+absl::Status FindStored(const DataDoor& door, const PushKey& key, const Connection& connection,
                         const std::vector<Piece*>& pieces);
 
 }  // namespace orlop::client

@@ -22,13 +22,13 @@ ByServer Route(const std::vector<Piece*>& pieces, const Placement& placement) {
   return routes;
 }
 
-Lane LaneTo(const DataDoor& door, const Placement& placement, uint32_t server, int number,
-            Clock::time_point deadline) {
+Connection ConnectionTo(const DataDoor& door, const Placement& placement, uint32_t server,
+                        int number, Clock::time_point deadline) {
   const v1::ServerInfo& info = placement.server(server);
   return {info.name(), door.link->ChannelTo(info.address(), number), placement.epoch(), deadline};
 }
 
-// The failure that decides: one that ends the call before one that can be retried.
+// Keeps the failure that a round reports: one that must not be retried before one that may be.
 class WorstFailure {
  public:
   explicit WorstFailure(Rpc rpc) : rpc_(rpc) {}
@@ -55,7 +55,7 @@ absl::Status OneRound(const DataDoor& door, const ByServer& routes, const Placem
   for (const auto& [server, pieces] : routes) {
     if (repeat && options.find_done) {
       const absl::Status found =
-          options.find_done(LaneTo(door, placement, server, 0, options.deadline), pieces);
+          options.find_done(ConnectionTo(door, placement, server, 0, options.deadline), pieces);
       if (!found.ok()) {
         failure.Add(found);
         continue;
@@ -65,12 +65,12 @@ absl::Status OneRound(const DataDoor& door, const ByServer& routes, const Placem
     int count = 0;
     for (Piece* piece : pieces)
       if (Unfinished(*piece)) list->Add(piece), ++count;
-    const int lanes = std::min(count, door.link->options().connections_per_server);
-    for (int lane = 0; lane < lanes; ++lane)
-      threads.emplace_back(
-          [&options, &failure, list, to = LaneTo(door, placement, server, lane, options.deadline)] {
-            failure.Add(options.move(to, list));
-          });
+    const int connections = std::min(count, door.link->options().connections_per_server);
+    for (int number = 0; number < connections; ++number)
+      threads.emplace_back([&options, &failure, list,
+                            to = ConnectionTo(door, placement, server, number, options.deadline)] {
+        failure.Add(options.move(to, list));
+      });
   }
   for (std::thread& thread : threads) thread.join();
   return failure.status();
@@ -95,15 +95,16 @@ std::vector<Piece*> WorkList::Take(size_t max_count, size_t max_bytes) {
   return taken;
 }
 
-absl::Status AtPiece(const absl::Status& status, const Lane& lane, const Piece& piece) {
+absl::Status AtPiece(const absl::Status& status, const Connection& connection, const Piece& piece) {
   v1::ErrorDetail where = DetailOf(status);
-  if (where.server().empty()) where.set_server(lane.server);
+  if (where.server().empty()) where.set_server(connection.server);
   if (where.tensor().empty()) {
     where.set_tensor(piece.region.tensor());
     where.set_shard(piece.region.shard());
   }
   const std::string shard = where.has_shard() ? absl::StrCat(" shard ", where.shard()) : "";
-  return Annotated(status, absl::StrCat("server ", lane.server, ", tensor ", where.tensor(), shard),
+  return Annotated(status,
+                   absl::StrCat("server ", connection.server, ", tensor ", where.tensor(), shard),
                    where);
 }
 
@@ -122,7 +123,8 @@ absl::Status MoveAll(const DataDoor& door, const std::vector<Piece*>& pieces,
     if (routes.empty()) return absl::OkStatus();
     const absl::Status status = OneRound(door, routes, *placement, options, number > 0);
     if (status.ok())
-      continue;  // all done, or cancelled in between: the next look at the routes tells
+      // Every piece is done, or some were cancelled meanwhile: the next Route() finds out.
+      continue;
     const Verdict verdict = Judge(options.rpc, status);
     if (!door.link->PrepareRetry(verdict, number, options.deadline, door.cancels))
       return Annotated(

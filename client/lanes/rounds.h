@@ -1,6 +1,6 @@
-// Moves pieces between the caller's memory and their owners: in rounds, every owner at once, over
-// several connections each. What a round did not finish is judged (client/link/retry.h) and moved in the
-// next, by a fresh placement map if need be.
+// Moves pieces between the caller's memory and their owners. A round uses every owner at once, over
+// several connections each. If a round fails, client/link/retry.h decides whether the unfinished
+// pieces are moved in another round, and whether the placement map is read again before it.
 #pragma once
 
 #include <functional>
@@ -13,22 +13,23 @@
 
 namespace orlop::client {
 
-// What data calls need of their session. Pointers outlive the calls.
+// What a data call uses of its session. The pointers must outlive the call.
 struct DataDoor {
   Link* link = nullptr;
   std::string job;
   const Manifest* manifest = nullptr;
   CancelSet* cancels = nullptr;
   std::function<std::shared_ptr<const Placement>()> placement;
-  std::function<absl::Status()> refresh;  // reads the placement map again
+  // Reads the placement map again.
+  std::function<absl::Status()> refresh;
 };
 
-// Pieces of one server that no connection has taken yet, in order. Threads: any.
+// The pieces of one server that no connection has taken yet, in order. Threads: any.
 class WorkList {
  public:
   void Add(Piece* piece);
-  // The next pieces: at least one unless none is left, at most `max_count`, ending once `max_bytes`
-  // is reached.
+  // Takes the next pieces: at most `max_count`, and none after their bytes reach `max_bytes`. Empty
+  // only if no piece is left.
   std::vector<Piece*> Take(size_t max_count, size_t max_bytes);
 
  private:
@@ -37,9 +38,10 @@ class WorkList {
   size_t next_ GUARDED_BY(mutex_) = 0;
 };
 
-// One connection of a round.
-struct Lane {
-  std::string server;  // name
+// One connection of a round. (A lane, as in this folder's name, is a transport: gRPC is one.)
+struct Connection {
+  // Name of the server.
+  std::string server;
   std::shared_ptr<grpc::Channel> channel;
   uint64_t epoch = 0;
   Clock::time_point deadline;
@@ -48,12 +50,12 @@ struct Lane {
 struct RoundsOptions {
   Rpc rpc = Rpc::kPull;
   Clock::time_point deadline;
-  // Takes pieces from the list and moves them until it is empty or something fails; sets
+  // Takes pieces from the list and moves them until the list is empty or an error occurs. Sets
   // Piece::done.
-  std::function<absl::Status(const Lane&, WorkList*)> move;
-  // Before unfinished pieces of a server are moved again: finds those that are done after all. May
-  // be empty.
-  std::function<absl::Status(const Lane&, const std::vector<Piece*>&)> find_done;
+  std::function<absl::Status(const Connection&, WorkList*)> move;
+  // Called before a server's unfinished pieces are moved again. Sets Piece::done on pieces that had
+  // arrived after all. May be empty.
+  std::function<absl::Status(const Connection&, const std::vector<Piece*>&)> find_done;
 };
 
 // Returns OK when every piece is done or cancelled. Errors name server, tensor and the number of
@@ -61,10 +63,11 @@ struct RoundsOptions {
 absl::Status MoveAll(const DataDoor& door, const std::vector<Piece*>& pieces,
                      const RoundsOptions& options);
 
-// `status` with the server and, unless its detail names one, the piece's tensor and shard.
-absl::Status AtPiece(const absl::Status& status, const Lane& lane, const Piece& piece);
+// Adds to `status` the server and, unless its detail names a tensor, the piece's tensor and shard.
+absl::Status AtPiece(const absl::Status& status, const Connection& connection, const Piece& piece);
 
-// When a call of that many bytes must be over.
+// Returns the deadline of a call that moves `bytes`: `timeout` from now, or if absent
+// options.data_timeout + bytes / options.slowest_bytes_per_second.
 Clock::time_point DataDeadline(const ClientOptions& options, std::optional<Milliseconds> timeout,
                                uint64_t bytes);
 

@@ -11,9 +11,9 @@ namespace orlop::client {
 namespace {
 
 constexpr int kReconnectFirstMs = 100, kReconnectLongestMs = 2000;
-// Rare enough for every server (gRPC's own default refuses pings below 5 minutes), yet turning
-// TCP_USER_TIMEOUT on: a peer that takes no bytes for 20 s is given up by the kernel, so that
-// payloads the kernel still refers to are released.
+// Keepalive pings turn TCP_USER_TIMEOUT on: the kernel closes a connection whose peer takes no
+// bytes for 20 s, and so releases the payloads it still references. Pings are rare enough for every
+// server (gRPC refuses pings less than 5 minutes apart by default).
 constexpr int kKeepaliveMs = 600'000, kKeepaliveTimeoutMs = 20'000;
 
 absl::Status OptionError(std::string_view field, std::string actual, std::string limit) {
@@ -51,23 +51,25 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return text.str();
 }
 
-grpc::ChannelArguments ChannelArguments(int lane) {
+grpc::ChannelArguments ChannelArguments(int connection) {
   grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // client/link/retry.h decides
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY,
-                   0);  // no environment variable redirects training state
+  // client/link/retry.h retries, not gRPC.
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  // No environment variable may redirect training state.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectFirstMs);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectLongestMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection per channel
+  // Gives each channel its own connection.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
   arguments.SetMaxReceiveMessageSize(
-      static_cast<int>(lane < 0 ? kMaxControlMessageBytes : kMaxMessageBytes));
+      static_cast<int>(connection < 0 ? kMaxControlMessageBytes : kMaxMessageBytes));
   return arguments;
 }
 
-// Verdict kBackOff and friends with the number of a retry: how long to wait.
+// Returns how long to wait before retry `number`.
 Milliseconds WaitFor(Verdict verdict, int number, const RetryOptions& options) {
   if (number == 0 && verdict != Verdict::kBackOff) return Milliseconds(0);
   thread_local std::minstd_rand random(std::random_device{}());
@@ -140,11 +142,11 @@ absl::Status Link::ReadCredentials() {
   return absl::OkStatus();
 }
 
-std::shared_ptr<grpc::Channel> Link::ChannelTo(const std::string& address, int lane) {
+std::shared_ptr<grpc::Channel> Link::ChannelTo(const std::string& address, int connection) {
   MutexLock lock(&mutex_);
-  std::shared_ptr<grpc::Channel>& channel = channels_[{address, lane}];
+  std::shared_ptr<grpc::Channel>& channel = channels_[{address, connection}];
   if (channel == nullptr)
-    channel = grpc::CreateCustomChannel(address, credentials_, ChannelArguments(lane));
+    channel = grpc::CreateCustomChannel(address, credentials_, ChannelArguments(connection));
   return channel;
 }
 
@@ -166,7 +168,7 @@ std::string Link::AddressOf(std::string_view where) const {
   if (where == kLeader) return leader_address_.empty() ? options_.server : leader_address_;
   for (const v1::ServerInfo& server : servers_)
     if (server.name() == where) return server.address();
-  return std::string(where);  // names are addresses of --peers
+  return std::string(where);  // a server's name is its address in --peers
 }
 
 bool Link::PrepareRetry(Verdict verdict, int number, Clock::time_point deadline,

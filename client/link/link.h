@@ -1,5 +1,5 @@
-// A client's connections to a cluster: which servers there are, who leads, how a call reaches one
-// of them and is retried.
+// A client's connections to a cluster. A Link knows the servers and the step leader, finds the
+// server that a call is for, and retries the call.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -21,14 +21,15 @@ namespace orlop::client {
 
 using Clock = std::chrono::steady_clock;
 
-// Calls under way that a closing session may end. Threads: any.
+// The calls in progress that a closing session cancels. Threads: any.
 class CancelSet {
  public:
-  void Add(grpc::ClientContext* context);  // cancelled at once if CancelAll has been called
+  // If CancelAll has been called, cancels the call at once.
+  void Add(grpc::ClientContext* context);
   void Remove(grpc::ClientContext* context);
   void CancelAll();
   bool cancelled() const;
-  // Waits until `until` or CancelAll.
+  // Sleeps until `until`, or until CancelAll is called.
   void Sleep(Clock::time_point until);
 
  private:
@@ -41,32 +42,34 @@ class CancelSet {
 // Threads: any. No lock is held during a call.
 class Link {
  public:
-  static constexpr char kAny[] = "";  // the server connected to
+  // The server that this client connected to.
+  static constexpr char kAny[] = "";
   static constexpr char kLeader[] = "leader";
 
-  // InvalidArgument names the option, its value and its limit.
+  // Status: InvalidArgument, naming the option, its value and its limit.
   static absl::StatusOr<std::shared_ptr<Link>> Create(ClientOptions options);
 
   const ClientOptions& options() const { return options_; }
   RetryBudget* budget() { return &budget_; }
 
-  // One control call. `where`: kAny, kLeader, or a server's name. Retries by client/link/retry.h until
-  // the deadline. Errors name the server and `subject` ("job demo").
+  // Makes one control call. `where` is kAny, kLeader or a server's name. Retries by
+  // client/link/retry.h until the deadline, `timeout` or ClientOptions::control_timeout from now.
+  // Errors name the server and `subject` ("job demo").
   template <typename Service, typename Request, typename Response>
   absl::StatusOr<Response> Call(Rpc rpc, std::string_view where, std::string_view subject,
                                 grpc::Status (Service::StubInterface::*)(grpc::ClientContext*,
                                                                          const Request&, Response*),
                                 const Request& request, std::optional<Milliseconds> timeout = {});
 
-  // Channels are made on first use and kept. Lane -1 carries control calls, lanes from 0 data, each
-  // over a connection of its own.
-  std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address, int lane);
+  // Creates the channel on first use and keeps it. Each channel has a TCP connection of its own.
+  // `connection` is -1 for control calls and from 0 for data.
+  std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address, int connection);
 
   void SetServers(std::vector<v1::ServerInfo> servers);
   std::vector<v1::ServerInfo> servers() const;
 
-  // Waits before the next try as `verdict` says. False if the budget or the time is used up, or the
-  // client closes: `status` is final.
+  // Waits before the next try, as long as `verdict` asks. Returns false if the retry budget or the
+  // time is used up, or if `cancels` is cancelled; the error is then final.
   bool PrepareRetry(Verdict verdict, int number, Clock::time_point deadline, CancelSet* cancels);
 
  private:
@@ -84,12 +87,13 @@ class Link {
   RetryBudget budget_;
   mutable Mutex mutex_;
   std::vector<v1::ServerInfo> servers_ GUARDED_BY(mutex_);
-  std::string leader_address_ GUARDED_BY(mutex_);  // empty: not known, ask the server connected to
+  // Empty: unknown. The server that this client connected to will name it.
+  std::string leader_address_ GUARDED_BY(mutex_);
   std::map<std::pair<std::string, int>, std::shared_ptr<grpc::Channel>> channels_
       GUARDED_BY(mutex_);
 };
 
-// A deadline for gRPC, whose clock is the system's.
+// Converts to the system clock, which gRPC's deadlines use.
 std::chrono::system_clock::time_point SystemDeadline(Clock::time_point deadline);
 
 template <typename Service, typename Request, typename Response>

@@ -1,5 +1,4 @@
-// A job's manifest as the client holds it: tensors by index and by name, and how they are cut into
-// shards.
+// A job's manifest on the client: its tensors by index and by name, and the size of their shards.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +14,17 @@
 
 namespace orlop::client {
 
-// What CreateJob needs. Lists of any length: paged by the client.
+// The arguments of CreateJob. Lists may have any length; the client sends them in pages.
 struct JobSpec {
   std::string job;
   std::vector<v1::TensorSpec> tensors;
-  uint64_t shard_elements = 0;  // multiple of 256; 0: 2^22
-  uint64_t seed = 0;            // of stochastic rounding
+  // A multiple of 256. 0: 2^22.
+  uint64_t shard_elements = 0;
+  // Seed of stochastic rounding.
+  uint64_t seed = 0;
+  // The level the job requires. UNSPECIFIED: the strongest that the servers offer.
   v1::Durability durability = v1::DURABILITY_UNSPECIFIED;
+  // If true, a commit that reaches a lower level passes and reports the level reached.
   bool allow_degraded = false;
 };
 
@@ -29,8 +32,8 @@ struct JobSpec {
 class Manifest {
  public:
   Manifest() = default;
-  // Statuses: InvalidArgument for a repeated name or a shape whose product overflows (a server
-  // would not send one).
+  // Status: InvalidArgument for a repeated name, or for a shape whose product overflows (a server
+  // does not send one).
   static absl::StatusOr<Manifest> Build(std::vector<v1::TensorSpec> tensors,
                                         uint64_t shard_elements, uint64_t seed,
                                         v1::Durability durability);
@@ -38,13 +41,17 @@ class Manifest {
   const std::vector<v1::TensorSpec>& tensors() const { return tensors_; }
   const v1::TensorSpec& tensor(uint32_t index) const { return tensors_[index]; }
   uint32_t size() const { return static_cast<uint32_t>(tensors_.size()); }
-  // Index of a tensor by any of its names. NotFound names it.
+  // Returns the index of the tensor that has `name` among its names. Status: NotFound, with the
+  // name.
   absl::StatusOr<uint32_t> Find(std::string_view name) const;
   uint64_t element_count(uint32_t index) const { return element_counts_[index]; }
-  uint64_t shard_count(uint32_t index) const;  // at least 1
+  // At least 1.
+  uint64_t shard_count(uint32_t index) const;
   uint64_t shard_elements() const { return shard_elements_; }
   uint64_t seed() const { return seed_; }
-  v1::Durability durability() const { return durability_; }  // in force
+  // The level the servers apply. It may be lower than the level asked for if allow_degraded was
+  // set.
+  v1::Durability durability() const { return durability_; }
 
  private:
   std::vector<v1::TensorSpec> tensors_;

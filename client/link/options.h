@@ -1,4 +1,4 @@
-// Settings of a client, validated once by Link::Create.
+// Settings of a client. Link::Create validates them once.
 #pragma once
 
 #include <cstdint>
@@ -8,25 +8,33 @@
 
 namespace orlop::client {
 
-// Mutual TLS: three PEM files, all or none.
+// The PEM files of mutual TLS: give all three or none.
 struct TlsFiles {
-  std::string certificate;  // of this client
+  // This client's certificate.
+  std::string certificate;
+  // The private key of `certificate`.
   std::string key;
-  std::string authority;  // that signed the servers' certificates
+  // The certificate authority that signed the servers' certificates.
+  std::string authority;
 };
 
 struct ClientOptions {
-  std::string server = "127.0.0.1:7070";  // any server of the cluster: host:port or unix:/path
+  // Any server of the cluster: host:port or unix:/path.
+  std::string server = "127.0.0.1:7070";
   TlsFiles tls;
-  int connections_per_server = 2;  // 1 to 16, for data; control calls have one more
-  uint32_t chunk_bytes =
-      4 << 20;  // largest payload of a message: 1 MiB to 4 MiB, a multiple of 1 MiB
-  Milliseconds control_timeout{60'000};  // of one call, its retries included
-  Milliseconds data_timeout{60'000};  // of Push, SetState and Pull, besides the time of their bytes
-  Milliseconds connect_timeout{10'000};  // of Connect, its retries included
+  // Connections to each server for data, 1 to 16. Control calls use one more.
+  int connections_per_server = 2;
+  // Largest payload of a message in bytes: 1 MiB to 4 MiB, a multiple of 1 MiB.
+  uint32_t chunk_bytes = 4 << 20;
+  // Limit of a control call, its retries included.
+  Milliseconds control_timeout{60'000};
+  // Limit of a Push, SetState or Pull, its retries included; the time for its bytes is added.
+  Milliseconds data_timeout{60'000};
+  // Limit of Connect, its retries included.
+  Milliseconds connect_timeout{10'000};
   RetryOptions retry;
-  double slowest_bytes_per_second =
-      16 << 20;  // a data call of n bytes may take data_timeout + n / this
+  // A data call of n bytes may take data_timeout + n / slowest_bytes_per_second.
+  double slowest_bytes_per_second = 16 << 20;
 };
 
 }  // namespace orlop::client

@@ -6,8 +6,8 @@
 namespace orlop::client {
 namespace {
 
-constexpr size_t kPageBytes =
-    kMaxControlMessageBytes - (1 << 20);  // of list items, with room for the other fields
+// Bytes of list items per page; leaves 1 MiB for the other fields.
+constexpr size_t kPageBytes = kMaxControlMessageBytes - (1 << 20);
 
 }  // namespace
 

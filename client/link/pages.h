@@ -1,4 +1,4 @@
-// Lists longer than one message: cut into pages on the way out, put together on the way in.
+// Lists longer than one message: they are sent in pages, and pages received are joined.
 #pragma once
 
 #include <string_view>
@@ -10,12 +10,13 @@
 
 namespace orlop::client {
 
-// CreateJob requests that together carry the spec; all but the last have `more`. At least one.
+// Returns the CreateJob requests that together carry the spec, at least one. All but the last have
+// `more` set.
 std::vector<v1::CreateJobRequest> CreatePages(const JobSpec& spec);
-// Join requests that together carry the layout.
+// Returns the Join requests that together carry the layout.
 std::vector<v1::JoinRequest> JoinPages(const v1::JoinRequest& base,
                                        const v1::ContributionLayout& layout);
-// The whole manifest of a job. NotFound names the job.
+// Reads the whole manifest of a job. Status: NotFound, naming the job.
 absl::StatusOr<Manifest> ReadManifest(Link* link, std::string_view job);
 
 }  // namespace orlop::client

@@ -1,4 +1,4 @@
-// What a worker hands to the data calls: parts of tensors over its own memory.
+// The arguments of the data and step calls. Parts describe boxes of tensors in the worker's memory.
 #pragma once
 
 #include <chrono>
@@ -17,89 +17,114 @@ namespace orlop::client {
 
 using Milliseconds = std::chrono::milliseconds;
 
-// A box of one slot to send. `data` is the caller's and is not copied: it must stay as it is until
-// the call, or the PendingPush, is over.
+// A box of one slot to send. `data` is not copied: the caller must not change it until the call
+// returns, or until PendingPush::Wait returns.
 struct PushPart {
-  uint32_t tensor = 0;                      // index in the manifest
-  std::string slot;                         // empty: "gradient" in Push, "weight" in SetState
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // of `data`; UNSPECIFIED: the manifest's
-  std::optional<Box> box;                   // absent: the whole tensor
-  absl::Span<const std::byte>
-      data;  // the box's elements in row-major order, little endian, exactly its size; I8_BLOCK:
-             // encoded piece by piece (client/lanes/pieces.h)
-  std::optional<uint64_t>
-      applied_count;  // SetState only: updates the tensor has seen (bias correction)
+  // Index in the manifest.
+  uint32_t tensor = 0;
+  // Empty: "gradient" in Push, "weight" in SetState.
+  std::string slot;
+  // Type of `data`. UNSPECIFIED: the tensor's type in the manifest.
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  // Absent: the whole tensor.
+  std::optional<Box> box;
+  // The box's elements in row-major order, little endian, and nothing else. Data of DTYPE_I8_BLOCK
+  // are encoded piece by piece (client/lanes/pieces.h).
+  absl::Span<const std::byte> data;
+  // For SetState only: the number of updates the tensor has received (for bias correction).
+  std::optional<uint64_t> applied_count;
 };
 
 // A box of one slot to fetch into the caller's memory. After an error the contents of `data` are
 // unspecified.
 struct PullPart {
-  uint32_t tensor = 0;                      // index in the manifest
-  std::string slot;                         // empty: "weight"
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // wanted in `data`; UNSPECIFIED: the manifest's
-  std::optional<Box> box;                   // absent: the whole tensor
-  absl::Span<std::byte> data;  // room for the box's elements in row-major order, exactly its size
+  // Index in the manifest.
+  uint32_t tensor = 0;
+  // Empty: "weight".
+  std::string slot;
+  // Type wanted in `data`. UNSPECIFIED: the tensor's type in the manifest.
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  // Absent: the whole tensor.
+  std::optional<Box> box;
+  // Receives the box's elements in row-major order, little endian. Its size must be exactly theirs.
+  absl::Span<std::byte> data;
 };
 
-// Which step attempt a push belongs to. Absent values are the session's own (committed step + 1,
-// the open attempt).
+// The step attempt that a push belongs to. An absent step is the session's committed step + 1, an
+// absent attempt the session's open one.
 struct PushOptions {
   std::optional<int64_t> step;
   std::optional<uint32_t> attempt;
-  double loss_scale = 1;                // gradients were multiplied by it; one value per attempt
-  std::optional<Milliseconds> timeout;  // absent: ClientOptions' base, plus the time of the bytes
-                                        // at the slowest rate allowed
+  // The factor that the gradients were multiplied by. All pushes of an attempt have the same.
+  double loss_scale = 1;
+  // Absent: data_timeout plus the time for the bytes (ClientOptions).
+  std::optional<Milliseconds> timeout;
 };
 
 struct PullOptions {
-  std::optional<int64_t> version;  // exact step; absent: the session's committed step
-  // The step committed now, whoever makes it: one version of all parts. A job that steps faster
-  // than the bytes come is held for the moment.
+  // The step whose version is wanted. Absent: the session's committed step.
+  std::optional<int64_t> version;
+  // If true, pulls the step that is committed now, by whichever worker; all parts have one version.
+  // If the job steps faster than the bytes arrive, the client holds the job (Session::Hold)
+  // meanwhile.
   bool latest = false;
-  std::optional<Milliseconds>
-      timeout;  // as above; a pull of the version after the current one waits this long
+  // Absent: as in PushOptions. A pull of the version after the current one waits at most this long.
+  std::optional<Milliseconds> timeout;
 };
 
 // What one push or pull moved.
 struct Transfer {
-  int64_t version = -1;  // Pull: the version served; Push: the step pushed to
-  uint64_t pieces = 0;   // (part, shard) pairs
-  uint64_t bytes = 0;    // of payload
+  // Pull: the version received. Push: the step pushed to.
+  int64_t version = -1;
+  // Number of (part, shard) pairs.
+  uint64_t pieces = 0;
+  // Payload bytes.
+  uint64_t bytes = 0;
 };
 
 struct CommitOptions {
-  std::optional<int64_t> step;      // absent: committed step + 1
-  std::optional<uint32_t> attempt;  // absent: the open one
+  // Absent: the session's committed step + 1.
+  std::optional<int64_t> step;
+  // Absent: the open attempt.
+  std::optional<uint32_t> attempt;
   v1::CommitStepRequest::Kind kind = v1::CommitStepRequest::STEP;
-  std::vector<v1::GroupValues> groups;  // STEP: one per configured group, in order
-  std::vector<uint32_t>
-      absent_tensors;     // manifest indexes of this contributor's layout that got no gradient
-  double loss_scale = 1;  // as in the pushes
-  std::optional<Milliseconds> timeout;  // absent: ClientOptions::control_timeout
+  // For kind STEP: the hyper-parameters of each configured group, in the groups' order.
+  std::vector<v1::GroupValues> groups;
+  // Manifest indexes of tensors in this contributor's layout that got no gradient in this step.
+  std::vector<uint32_t> absent_tensors;
+  // As in PushOptions.
+  double loss_scale = 1;
+  // Absent: ClientOptions::control_timeout.
+  std::optional<Milliseconds> timeout;
 };
 
 struct JoinOptions {
-  uint64_t generation = 0;  // from Session::StartGeneration of rank 0
+  // The number that StartGeneration returned to rank 0.
+  uint64_t generation = 0;
   uint32_t rank = 0;
   uint32_t world_size = 1;
-  v1::ContributionLayout layout;              // of any size: paged here
-  std::optional<int64_t> min_committed_step;  // highest commit this worker saw
-  std::optional<Milliseconds>
-      timeout;  // for all ranks to arrive; absent: ClientOptions::control_timeout
+  // May have any size; the client sends it in pages.
+  v1::ContributionLayout layout;
+  // The highest step this worker saw committed. If the job is below it, Join returns DataLoss.
+  std::optional<int64_t> min_committed_step;
+  // How long to wait for all ranks. Absent: ClientOptions::control_timeout.
+  std::optional<Milliseconds> timeout;
 };
 
-// Sums since the session began, or since TakeTimings. Seconds are wall time of the calls, so
-// overlapping calls add up to more than the clock.
+// Sums since the session began or since TakeTimings. Seconds are the wall time of calls, so
+// overlapping calls add up to more than the time that passed.
 struct Timings {
   uint64_t push_bytes = 0;
   uint64_t pull_bytes = 0;
-  double push_seconds = 0;  // from PushAsync to the last answer
+  // From PushAsync to the last server's answer.
+  double push_seconds = 0;
   double pull_seconds = 0;
   double commit_seconds = 0;
   uint64_t push_calls = 0;
   uint64_t pull_calls = 0;
   uint64_t commit_calls = 0;
-  uint64_t retries = 0;  // of any RPC of the client
+  // Retries of any RPC of the client.
+  uint64_t retries = 0;
 };
 
 }  // namespace orlop::client

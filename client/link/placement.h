@@ -1,4 +1,4 @@
-// One epoch's placement map, ready for lookups.
+// The placement map of one epoch, indexed for lookups.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +12,17 @@
 
 namespace orlop::client {
 
-// Immutable: shared between threads as a snapshot.
+// Immutable, so threads share it as a snapshot.
 class Placement {
  public:
-  // `map` holds all runs. DataLoss unless every shard of the manifest has exactly one run and a
-  // known server.
+  // `map` must have all runs. Status: DataLoss unless every shard of the manifest has exactly one
+  // run, with a known server.
   static absl::StatusOr<std::shared_ptr<const Placement>> Build(v1::PlacementMap map,
                                                                 const Manifest& manifest);
 
   uint64_t epoch() const { return map_.epoch(); }
   const v1::PlacementMap& map() const { return map_; }
-  // Index into map().servers() of the shard's primary.
+  // Returns the index into map().servers() of the server that owns the shard.
   uint32_t OwnerOf(uint32_t tensor, uint64_t shard) const {
     return owners_[first_shard_[tensor] + shard];
   }
@@ -32,7 +32,8 @@ class Placement {
 
  private:
   v1::PlacementMap map_;
-  std::vector<uint64_t> first_shard_;  // per tensor, into owners_
+  // For each tensor, the index of its first shard in owners_.
+  std::vector<uint64_t> first_shard_;
   std::vector<uint32_t> owners_;
 };
 

@@ -11,15 +11,17 @@ using v1::ErrorDetail;
 
 bool IsData(Rpc rpc) { return rpc == Rpc::kPush || rpc == Rpc::kPull; }
 
-// Without a reason from a server of ours the connection itself failed, or a proxy answered: nothing
-// is known of the call's effect.
+// An error without a reason is not from a server of ours: the connection failed, or a proxy
+// answered. Nothing is known about the effect of the call.
 Verdict JudgeTransport(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kCancelled:  // the server went away in mid-call; our own cancels are not
-                                        // judged
-    case absl::StatusCode::kUnknown:    // gRPC reports a removed stream so
-    case absl::StatusCode::kInternal:   // a reset stream
+    // The server closed during the call. Calls that this client cancels are not judged.
+    case absl::StatusCode::kCancelled:
+    // gRPC reports a removed stream with this code.
+    case absl::StatusCode::kUnknown:
+    // gRPC reports a reset stream with this code.
+    case absl::StatusCode::kInternal:
       return Verdict::kBackOff;
     default:
       return Verdict::kGiveUp;
@@ -40,7 +42,9 @@ Verdict Judge(Rpc rpc, const absl::Status& status) {
       return IsData(rpc) ? Verdict::kRefresh : Verdict::kGiveUp;
     case ErrorDetail::CHECKSUM:
       return IsData(rpc) ? Verdict::kRepeat : Verdict::kGiveUp;
-    case ErrorDetail::BUDGET:  // staging empties with the step; a job that does not fit never will
+    // Staging is freed when the step ends, so a data call can succeed later. A job that does not
+    // fit never will.
+    case ErrorDetail::BUDGET:
       return IsData(rpc) ? Verdict::kBackOff : Verdict::kGiveUp;
     case ErrorDetail::STOPPING:
       return Verdict::kBackOff;

@@ -1,7 +1,8 @@
-// When a call is tried again: the one place that decides, per RPC, from code and ErrorDetail alone.
+// Decides whether a failed call is tried again, and how. Nothing else in the client does. The
+// decision uses only the RPC, the status code and the ErrorDetail.
 //
-// Every RPC of Orlop may be repeated: pushes are keyed, commits and joins are answered from store,
-// and pages say where they belong.
+// Every RPC of Orlop may be repeated: a server recognises repeated pushes by their key, answers a
+// repeated commit or join from a stored answer, and a page says which part of the list it is.
 #pragma once
 
 #include <chrono>
@@ -22,29 +23,36 @@ enum class Rpc {
 };
 
 enum class Verdict {
-  kGiveUp,   // the caller must act, or time is over
-  kBackOff,  // wait a little, then the same again
-  kRepeat,   // the same again at once: bytes were damaged on the way
-  kRefresh,  // read the placement map again, then again
-  kFollow,   // ask the leader that ErrorDetail.server names
+  // The caller must act, or the time is over.
+  kGiveUp,
+  // Wait, then repeat the call.
+  kBackOff,
+  // Repeat the call at once: bytes were damaged on the way.
+  kRepeat,
+  // Read the placement map again, then repeat the call.
+  kRefresh,
+  // Repeat the call to the leader that ErrorDetail.server names.
+  kFollow,
 };
 
-// What to do after `status` (not OK). Pure.
+// Returns the action to take after `status`, which is not OK. A pure function.
 Verdict Judge(Rpc rpc, const absl::Status& status);
 
 struct RetryOptions {
   Milliseconds first_backoff{20};
   Milliseconds longest_backoff{2'000};
-  double budget = 100;           // retries that may be made at once ...
-  double budget_per_second = 2;  // ... and how fast they come back
+  // Retries that may be made without a pause.
+  double budget = 100;
+  // Rate at which spent retries are restored.
+  double budget_per_second = 2;
 };
 
-// Retries left to a client, so that a broken cluster is not hammered. Any thread.
+// Limits the retries of a client, so that clients do not overload a failing cluster. Threads: any.
 class RetryBudget {
  public:
   using Clock = std::chrono::steady_clock;
   explicit RetryBudget(const RetryOptions& options) : options_(options), left_(options.budget) {}
-  // Takes one retry; false: none is left.
+  // Takes one retry. Returns false if none is left.
   bool Spend(Clock::time_point now);
   uint64_t spent() const;
 
@@ -56,8 +64,8 @@ class RetryBudget {
   Clock::time_point last_ GUARDED_BY(mutex_) = {};
 };
 
-// How long to wait before retry `number` (from 0): doubling, with jitter between half and the
-// whole. `random` is any 32 random bits.
+// Returns the wait before retry `number` (from 0): it doubles each time up to longest_backoff,
+// times a factor between 0.5 and 1 taken from `random`, 32 random bits.
 Milliseconds BackoffBefore(int number, uint32_t random, const RetryOptions& options);
 
 }  // namespace orlop::client

@@ -1,5 +1,5 @@
-// Fits y = 3 x0 - 2 x1 + 1 by gradient descent. This program computes gradients; the weights and
-// the momentum live on a server.
+// Fits y = 3 x0 - 2 x1 + 1 by gradient descent. This program computes gradients; a server keeps the
+// weights and the momentum.
 //   least_squares HOST:PORT
 #include <array>
 #include <cmath>
@@ -19,7 +19,7 @@ absl::Span<const std::byte> Bytes(const std::array<float, 3>& values) {
   return absl::MakeConstSpan(reinterpret_cast<const std::byte*>(values.data()), sizeof(values));
 }
 
-// Gradient of the mean square error over a grid of points.
+// Returns the gradient of the mean square error over a grid of points.
 std::array<float, 3> Gradient(const std::array<float, 3>& weights) {
   std::array<float, 3> gradient = {};
   for (int point = 0; point < 100; ++point) {
@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<client::Session>> Start(client::Client* client) {
   return session;
 }
 
-// Zero weights as step 0, unless an earlier run of this program has made steps already.
+// Loads zero weights as step 0, unless an earlier run of this program has made steps already.
 absl::Status LoadIfNew(client::Session* session) {
   if (session->state().committed_step >= 0) return absl::OkStatus();
   const std::array<float, 3> zeros = {};

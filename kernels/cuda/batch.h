@@ -1,5 +1,5 @@
-// RangeSteps to the batches that kernels read (geometry.h). No CUDA in here: the tests run it on
-// the host.
+// Converts RangeSteps to the batches that CUDA kernels read (geometry.h). Uses no CUDA, so the
+// tests run it on the host.
 #pragma once
 #include <algorithm>
 
@@ -11,7 +11,7 @@
 
 namespace orlop::kernels::cuda {
 
-// `step` has at least one element and passed CheckStep.
+// `step` must have at least one element and have passed CheckStep.
 inline RangeDescriptor DescriptorOf(const RangeStep& step) {
   RangeDescriptor range{};
   range.gradient = step.gradient.data;
@@ -35,7 +35,8 @@ inline RangeDescriptor DescriptorOf(const RangeStep& step) {
   return range;
 }
 
-// What kernels::Step refuses, and a gradient that is not aligned to its elements.
+// Returns the errors of kernels::Step, and an error for a gradient that is not aligned to its
+// elements.
 inline absl::Status CheckRanges(absl::Span<const RangeStep> steps) {
   for (size_t i = 0; i < steps.size(); ++i) {
     absl::Status status = CheckStep(steps[i]);
@@ -48,8 +49,8 @@ inline absl::Status CheckRanges(absl::Span<const RangeStep> steps) {
   return absl::OkStatus();
 }
 
-// Puts the first of `steps` into *batch: those of one optimizer, as many as fit. Returns how many
-// it took; ranges of no elements are taken and left out.
+// Fills *batch with the first of `steps`: those of one optimizer, as many as fit. Returns how many
+// it took; ranges of no elements are counted and left out.
 inline size_t FillBatch(absl::Span<const RangeStep> steps, Batch* batch) {
   batch->range_count = 0;
   batch->first_block[0] = 0;

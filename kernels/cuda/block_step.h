@@ -1,13 +1,14 @@
-// One fused step of one 256-element block by 256 CUDA threads, an element each (kernels::Step says
-// what it does). Phases with barriers in between; an Execution runs them: on the device every
-// thread its own (device_execution.h), in the tests one thread of the host all 256
-// (host_execution.h).
+// One fused step of one 256-element block by 256 CUDA threads, one element each (kernels::Step
+// defines it). It consists of phases with barriers between them. An Execution runs the phases: on
+// the device each thread runs its own (device_execution.h); in the tests one host thread runs all
+// 256 (host_execution.h).
 //
-//   Execution  Registers& is what a thread keeps from phase to phase.
-//     Each(body)          body(thread, registers) of every thread
+//   Execution  Registers& holds the values that a thread keeps from phase to phase.
+//     Each(body)          calls body(thread, registers) for every thread
 //     Barrier()
-//     Raise(word, value)  *word = max(*word, value), by all threads of a warp for the same word
-//   Maximum    absmax is the largest bit pattern of a magnitude: any order gives the same.
+//     Raise(word, value)  *word = max(*word, value), called by all threads of a warp for the same
+//                         word
+//   Maximum    absmax is the largest bit pattern of a magnitude, so the order does not matter.
 #pragma once
 #include <iterator>
 
@@ -24,11 +25,12 @@ namespace orlop::kernels::cuda {
 #define ORLOP_UNROLL_STATES
 #endif
 
-// What a thread keeps, and what all share. Device code has no empty variables.
+// The values that a thread keeps, and those that all threads share. Device code forbids empty
+// arrays.
 constexpr size_t AtLeastOne(size_t states) { return states > 0 ? states : 1; }
 template <size_t kReads>
 struct Registers {
-  float state[AtLeastOne(kReads)];  // and the input
+  float state[AtLeastOne(kReads)];  // the states, then the input
 };
 template <size_t kStates>
 struct SharedMemory {
@@ -45,7 +47,7 @@ class BlockStep {
   using Shared = SharedMemory<kStates>;
   using Kept = Registers<kReads<O>>;
 
-  // `block` of the batch's blocks.
+  // `block`: index in the batch.
   ORLOP_BLOCK BlockStep(const Batch& batch, uint64_t block, Shared& shared, Execution& execution)
       : BlockStep(batch, FindRange(batch.first_block, batch.range_count, block), block, shared,
                   execution) {}
@@ -75,7 +77,8 @@ class BlockStep {
         shared_(shared),
         execution_(execution) {}
 
-  // Which states have the signed book: a constant, where device code cannot index O::kStates.
+  // The states that use the signed book, as a constant, because device code cannot index
+  // O::kStates.
   static constexpr uint32_t SignedStates() {
     uint32_t bits = 0;
     for (uint32_t s = 0; s < kStates; ++s) {
@@ -86,7 +89,7 @@ class BlockStep {
   static constexpr uint32_t kSignedStates = SignedStates();
   static constexpr CodeBook kSigned = CodeBook::kSigned, kUnsigned = CodeBook::kUnsigned;
 
-  // The two 128-element halves are blocks of their own for 4-bit states.
+  // For 4-bit states the two 128-element halves are blocks.
   ORLOP_BLOCK uint32_t Half(uint32_t thread) const {
     return range_.format == StateFormat::k4Bit ? thread / kFourBitBlock : 0;
   }
@@ -98,8 +101,8 @@ class BlockStep {
     return BlockRandomOf(range_.random, range_.first_block + place_.block, use);
   }
 
-  // A state's element of `thread`. Past the end: that of zero's code, as in a short block on padded
-  // copies (step.cc), whose elements are stepped and count for absmax, too.
+  // Returns the element of a state for `thread`. Beyond the end it is the value of zero's code.
+  // step.cc pads a short block likewise: such elements are stepped, and count for absmax.
   ORLOP_BLOCK float LoadState(uint32_t s, uint32_t thread) const {
     const bool is_signed = (kSignedStates >> s & 1) != 0, present = thread < place_.count;
     const uint64_t i = place_.begin + thread;
@@ -180,7 +183,7 @@ class BlockStep {
     }
   }
 
-  // Two 4-bit codes to a byte, the even element in the low half.
+  // Stores two 4-bit codes in a byte, the even element in the low half.
   ORLOP_BLOCK void StorePair(uint32_t thread) {
     if (2 * thread >= place_.count) return;
     ORLOP_UNROLL_STATES

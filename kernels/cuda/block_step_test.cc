@@ -1,6 +1,6 @@
-// The CUDA kernels' template on the host (host_execution.h) against the scalar reference, bit for
-// bit: every optimizer and format, all counts from 0 to 513 as ranges of one batch, hostile values;
-// and ranges beyond 2^31 elements, of which only the pages that are touched exist.
+// Compares the CUDA kernels' template on the host (host_execution.h) with the scalar reference, bit
+// for bit: every optimizer and format, all counts from 0 to 513 as ranges of one batch, and hostile
+// values. Also ranges beyond 2^31 elements, of which only the touched pages exist.
 #include <sys/mman.h>
 
 #include <memory>
@@ -53,7 +53,7 @@ std::vector<HostKernel> HostKernels() {
   };
 }
 
-// As cuda::Step, on the host. Returns the batches.
+// Like cuda::Step, on the host. Returns the number of batches.
 int StepOnHost(absl::Span<const RangeStep> steps, RunBatch run) {
   const absl::Status status = CheckRanges(steps);
   EXPECT_TRUE(status.ok()) << status;
@@ -74,7 +74,7 @@ std::vector<uint32_t> Gradient(Source& source, DType dtype, size_t count, Hostil
   return aligned;
 }
 
-// Ranges of every count, the reference's twins of them, and their steps.
+// Ranges of every count, equal ranges for the reference, and the steps of both.
 struct Ranges {
   Ranges(const Optimizer* optimizer, Formats formats, const std::vector<double>& values,
          uint64_t seed) {
@@ -116,7 +116,7 @@ TEST(CudaOnHost, EqualsTheReferenceForEveryOptimizerAndFormat) {
     for (const std::vector<double>& values : Variants(*kernel.optimizer)) {
       for (const Formats& formats : AllFormats()) {
         Ranges ranges(kernel.optimizer, formats, values, ++seed);
-        // kRangesPerBatch ranges a batch; the empty one takes no place.
+        // A batch has kRangesPerBatch ranges; the empty range is left out.
         EXPECT_EQ(
             StepOnHost(ranges.steps, kernel.run),
             static_cast<int>((ranges.steps.size() - 1 + kRangesPerBatch - 1) / kRangesPerBatch));
@@ -148,7 +148,7 @@ void ExpectCodes(Rounding rounding, float x, float absmax, float unit) {
       << describe();
 }
 
-// x and its neighbours of both signs, in every rounding.
+// Checks x and its neighbours, of both signs, with every rounding.
 template <CodeBook kBook>
 void ExpectCodesNear(float x, float absmax, Source& source) {
   for (int ulps = -3; ulps <= 3; ++ulps) {
@@ -270,7 +270,7 @@ TEST(CudaGeometry, RefusesAGradientThatIsNotAligned) {
   EXPECT_EQ(status.message(), "range 1: gradient is not aligned to its elements");
 }
 
-// Memory of which only the pages that are touched exist.
+// Memory of which only the touched pages exist.
 class Sparse {
  public:
   explicit Sparse(size_t bytes)

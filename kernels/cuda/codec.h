@@ -1,7 +1,8 @@
-// One element's conversions as a CUDA thread does them: gradients, masters, 8-bit and 4-bit codes,
-// to the bits of reference.cc. quantize.h, casts.h and code_books.h say what they compute.
+// The conversions of one element by one CUDA thread: gradients, masters, 8-bit and 4-bit codes,
+// with the bits of reference.cc. quantize.h, casts.h and code_books.h define what they compute.
 //
-// nvcc compiles these functions for the device, a C++ compiler for the tests' run on the host.
+// nvcc compiles these functions for the device; a C++ compiler compiles them for the tests on the
+// host.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -22,19 +23,21 @@ namespace orlop::kernels::cuda {
 
 // ---- Tables ----
 
-// A magnitude's exponent (its low five bits) tells the segment of the book where its binade begins,
-// and where in the binade the next one does, if any. Magnitudes below 2^-31 must be raised to it.
+// Indexed by the low five bits of a magnitude's exponent: the segment of the book where its binade
+// begins, and the value inside the binade where the next segment begins, if any. Magnitudes below
+// 2^-31 must first be raised to it.
 struct Binade {
   float next;
   int32_t segment;  // 0: below all; 1..7: decades; 8: 1.0
 };
-// k (code_books.h) is magnitude * scale + bias, up to `last`; `beyond`: StochasticTables.
+// k (code_books.h) is magnitude * scale + bias, at most `last`. `beyond`: see StochasticTables.
 struct alignas(16) Segment {
   float scale, bias, last, beyond;
 };
 struct BookTables {
   float value[256];
-  float bound[260];  // the smallest magnitude whose nearest entry is number k, up to 256
+  // Smallest magnitude whose nearest entry has number k, for k up to 256.
+  float bound[260];
   Binade nearest[32], stochastic[32];
   Segment nearest_segments[9], stochastic_segments[9];
 };
@@ -45,7 +48,7 @@ struct Tables {
 
 namespace codec_internal {
 
-// begins[i]: where segment i + 1 begins.
+// begins[i] is where segment i + 1 begins.
 constexpr void SetBinades(const float* begins, Binade* binades) {
   for (int exponent = 0; exponent < 32; ++exponent) {
     const float binade = std::bit_cast<float>(static_cast<uint32_t>(96 + exponent) << 23);
@@ -94,7 +97,7 @@ constexpr Tables MakeTables() {
   return tables;
 }
 
-// Every compiler must have computed the same.
+// Compares the tables that different compilers computed.
 constexpr uint64_t DigestOf(const Tables& tables) {
   uint64_t digest = 0;
   for (const uint32_t word : std::bit_cast<std::array<uint32_t, sizeof(Tables) / 4>>(tables)) {
@@ -104,8 +107,8 @@ constexpr uint64_t DigestOf(const Tables& tables) {
 }
 static_assert(DigestOf(MakeTables()) == 0x5baea9672a7cbbe4u);
 
-// In global memory, read through the L1 cache: lanes look up different entries, which __constant__
-// memory would serve one by one.
+// The tables are in global memory and read through the L1 cache: lanes look up different entries,
+// which __constant__ memory would serve one by one.
 #ifdef __CUDACC__
 __device__ const Tables kTables = MakeTables();
 #else
@@ -130,7 +133,8 @@ ORLOP_BLOCK float WidenF16(uint16_t half) {
   const uint32_t magnitude = half & 0x7FFF;
   if (magnitude > 0x7C00) return CanonicalNaN();
   if (magnitude == 0x7C00) return FloatOf(sign | 0x7F800000);
-  // The exponent's bias goes from 15 to 127; a subnormal half passes through a subnormal fp32.
+  // The exponent's bias changes from 15 to 127. A subnormal half becomes a subnormal fp32 on the
+  // way.
   return FloatOf(sign | BitsOf(FloatOf(magnitude << 13) * 0x1p112f));
 }
 
@@ -151,7 +155,7 @@ ORLOP_BLOCK float LoadMaster(MasterFormat format, const uint16_t* weight, const 
   return FloatOf(high + static_cast<uint32_t>(low));
 }
 
-// random_bits: what k24Bit and kBF16Only round by.
+// random_bits: the random number for rounding k24Bit and kBF16Only.
 ORLOP_BLOCK void StoreMaster(MasterFormat format, float master, uint32_t random_bits,
                              uint16_t* weight, void* remainder, uint64_t i) {
   uint32_t bits = BitsOf(Canonical(master));
@@ -170,14 +174,14 @@ ORLOP_BLOCK void StoreMaster(MasterFormat format, float master, uint32_t random_
 
 // ---- Codes ----
 
-// What is coded for x: see quantize.h, Special.
+// Returns the value that is coded for x (quantize.h, Special).
 template <CodeBook kBook>
 ORLOP_BLOCK float Codable(float x) {
   if (!(x == x) || (kBook == CodeBook::kUnsigned && x < 0)) return 0;
   return x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x;
 }
 
-// Codable x over absmax, which is not 0.
+// Returns codable x divided by absmax, which must not be 0.
 ORLOP_BLOCK float Ratio(float x, float absmax) {
   const float before = quantize_internal::ScaleOf(absmax);
   return x * before * (1.0f / (absmax * before));
@@ -189,16 +193,17 @@ ORLOP_BLOCK const Segment& SegmentOf(const Binade* binades, const Segment* segme
   return segments[binade.segment + (a >= binade.next ? 1 : 0)];
 }
 
-// The number k of the entry whose magnitude is nearest to a; beside ties as `exactly` says: by
-// kNearest, or by kNoZero.
+// Returns the number k of the entry whose magnitude is nearest to a. Near ties `exactly` chooses
+// the rule: kNearest if true, kNoZero if false.
 ORLOP_BLOCK uint32_t NearestNumber(const BookTables& tables, float a, bool exactly) {
   const Segment segment = SegmentOf(tables.nearest, tables.nearest_segments, a);
   float position = fmaf(a, segment.scale, segment.bias);
   if (position > segment.last) position = segment.last;
-  constexpr float kWhole = 0x1.8p23f;  // adding it rounds to a whole number, ties to even
+  constexpr float kWhole = 0x1.8p23f;  // adding it rounds to an integer, ties to even
   const float shifted = position + kWhole;
   const uint32_t k = BitsOf(shifted) & 0x1FF;
-  // position is off by less than 5e-5 (map-inl.h): only so near to a tie may k be one off.
+  // The error of `position` is less than 5e-5 (map-inl.h), so k can be off by one only this near to
+  // a tie.
   const float nearest = shifted - kWhole, difference = position - nearest;
   if (!exactly || fabsf(difference) <= 0.5f - 0x1p-14f) return k;
   const uint32_t upper = difference > 0 ? k + 1 : k;
@@ -235,7 +240,7 @@ ORLOP_BLOCK uint32_t Encode8(Rounding rounding, float x, float absmax, float uni
   return k < kSignedZeroCode ? kSignedZeroCode - k : 0;
 }
 
-// How many of 15 ascending thresholds, from the second on, r has reached.
+// Returns how many of 15 ascending thresholds, from the second entry on, r reaches.
 ORLOP_BLOCK uint32_t CountReached(const float* thresholds, float r) {
   uint32_t code = 0;
   for (uint32_t half = 8; half > 0; half /= 2) {

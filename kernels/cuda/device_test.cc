@@ -1,5 +1,5 @@
-// The CUDA kernels on a device against the scalar reference, bit for bit. Skips where there is
-// none.
+// Compares the CUDA kernels on a device with the scalar reference, bit for bit. Skipped if there is
+// no device.
 #include <cuda_runtime_api.h>
 
 #include <string>
@@ -28,7 +28,7 @@ using testing::Source;
 using testing::Tails;
 using testing::Variants;
 
-// Copies of vectors on the device, until it goes.
+// Copies of vectors on the device, freed with the object.
 class Mirror {
  public:
   Mirror() = default;
@@ -61,7 +61,7 @@ class Mirror {
   std::vector<Copy> copies_;
 };
 
-// The step of a range whose arrays are the mirror's.
+// Returns the step of a range, with the mirror's arrays.
 RangeStep OnDevice(const RangeStep& host, Range& range, std::vector<uint8_t>& gradient,
                    Mirror& mirror) {
   RangeStep step = host;
@@ -83,7 +83,8 @@ RangeStep OnDevice(const RangeStep& host, Range& range, std::vector<uint8_t>& gr
   return step;
 }
 
-// Steps ranges of all counts in one call, and the reference's twins of them. Returns the elements.
+// Steps ranges of all counts in one call, and equal ranges with the reference. Returns the number
+// of elements.
 size_t CompareWithReference(const Optimizer* optimizer, Formats formats,
                             const std::vector<double>& values, uint64_t seed) {
   Source source(seed);

@@ -1,5 +1,5 @@
-// Many ranges in one launch: which range, and which elements of it, a CUDA thread block steps. No
-// CUDA in here: the tests run it on the host.
+// Many ranges in one launch: computes which range, and which elements of it, a CUDA thread block
+// steps. Uses no CUDA, so the tests run it on the host.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace orlop::kernels::cuda {
 
-// One range of one tensor (optimizer.h, RangeStep) as a kernel reads it: plain, of device pointers.
+// One range of one tensor (optimizer.h, RangeStep) in the form a kernel reads: plain, with device
+// pointers.
 struct RangeDescriptor {
   const void* gradient;
   const uint16_t* weight;
@@ -19,7 +20,7 @@ struct RangeDescriptor {
   float* absmax[kMaxStates];
   ElementInput input;
   RandomKey random;
-  uint64_t first_block;  // of the tensor's blocks, the range's first
+  uint64_t first_block;  // index in the tensor of the range's first block
   uint64_t count;        // elements, at least 1
   DType dtype;
   MasterFormat master;
@@ -29,17 +30,18 @@ struct RangeDescriptor {
   float scalars[kMaxScalars];
 };
 
-// Ranges of one optimizer. It is a kernel parameter, so that a launch needs neither memory nor a
-// copy of its own and may be captured in a graph; parameters end at 32,764 bytes.
+// Ranges of one optimizer. A batch is a kernel parameter, so a launch needs no memory or copy of
+// its own and can be captured in a graph. Kernel parameters are limited to 32,764 bytes.
 inline constexpr uint32_t kRangesPerBatch = 120;
 struct Batch {
   uint32_t range_count;
-  uint64_t first_block[kRangesPerBatch + 1];  // of the batch's blocks, each range's first; then all
+  // Index in the batch of each range's first block; the last entry is the number of blocks.
+  uint64_t first_block[kRangesPerBatch + 1];
   RangeDescriptor ranges[kRangesPerBatch];
 };
 static_assert(sizeof(Batch) + sizeof(uint64_t) <= 32764);
 
-// Element i of a range's input: step.cc's FillInput. 0: it has none.
+// Returns element i of a range's input, as FillInput in step.cc does; 0 if the range has none.
 ORLOP_DEVICE inline float InputOf(const ElementInput& input, uint64_t i) {
   if (input.values != nullptr) return input.values[i];
   if (input.row_factors == nullptr) return 0;
@@ -49,7 +51,7 @@ ORLOP_DEVICE inline float InputOf(const ElementInput& input, uint64_t i) {
   return input.row_factors[row] * input.column_factors[column];
 }
 
-// Blocks of a batch that one launch steps: CUDA's grids end at 2^31 - 1.
+// Blocks of a batch that one launch steps. CUDA limits a grid to 2^31 - 1.
 inline constexpr uint64_t kLargestGrid = 0x7FFFFFFF;
 struct Grid {
   uint64_t first_block;
@@ -60,7 +62,7 @@ inline Grid NextGrid(uint64_t first_block, uint64_t block_count) {
   return {first_block, static_cast<uint32_t>(left < kLargestGrid ? left : kLargestGrid)};
 }
 
-// The last range that begins at or before `block`: a binary search. block <
+// Finds the last range that begins at or before `block` by binary search. `block` must be less than
 // first_block[range_count].
 ORLOP_DEVICE inline uint32_t FindRange(const uint64_t* first_block, uint32_t range_count,
                                        uint64_t block) {
@@ -76,11 +78,11 @@ ORLOP_DEVICE inline uint32_t FindRange(const uint64_t* first_block, uint32_t ran
   return low;
 }
 
-// A block within its range. All offsets are 64 bits: a range may hold more than 2^31 elements.
+// A block within its range. Offsets have 64 bits, because a range may have more than 2^31 elements.
 struct BlockPlace {
-  uint64_t block;  // of the range's blocks
-  uint64_t begin;  // its first element
-  uint32_t count;  // its elements: 256, or fewer at the end
+  uint64_t block;  // index in the range
+  uint64_t begin;  // index in the range of its first element
+  uint32_t count;  // number of its elements: 256, or fewer at the end
 };
 ORLOP_DEVICE inline BlockPlace PlaceOf(uint64_t block, uint64_t count) {
   const uint64_t begin = block * kQuantBlock, left = count - begin;

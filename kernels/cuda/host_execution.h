@@ -1,4 +1,4 @@
-// A thread block on the host (block_step.h): one phase of all 256 threads, then the next.
+// Runs a thread block on the host (block_step.h): one phase of all 256 threads, then the next.
 #pragma once
 #include "kernels/cuda/block_step.h"
 
@@ -20,7 +20,7 @@ class HostExecution {
   Registers<kReads> registers_[kQuantBlock];
 };
 
-// All blocks of a batch, the last first: on the device they run in no order.
+// Runs all blocks of a batch, the last first, because on the device their order is undefined.
 template <class O>
 void RunOnHost(const Batch& batch) {
   for (uint64_t block = batch.first_block[batch.range_count]; block-- > 0;) {

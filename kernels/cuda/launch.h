@@ -1,5 +1,5 @@
-// What step.cc calls of the optimizers' .cu files: LaunchAdamw and so on, one thread block for
-// every block of the grid.
+// The functions of the optimizers' .cu files that step.cc calls: LaunchAdamw and so on. Each starts
+// one thread block for every block of the grid.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -1,4 +1,4 @@
-// One optimizer's kernel and its launch. ORLOP_OPTIMIZER_* are those of optimizer_unit.cu.in.
+// One optimizer's kernel and its launch. optimizer_unit.cu.in defines ORLOP_OPTIMIZER_*.
 #include "kernels/cuda/block_step.h"
 #include "kernels/cuda/launch.h"
 
@@ -20,7 +20,7 @@ class DeviceExecution {
     body(threadIdx.x, registers_);
   }
   __device__ __forceinline__ void Barrier() { __syncthreads(); }
-  // One atomic operation a warp.
+  // One atomic operation per warp.
   __device__ __forceinline__ void Raise(uint32_t* word, uint32_t value) {
     const uint32_t largest = __reduce_max_sync(0xFFFFFFFFu, value);
     if (threadIdx.x % 32 == 0) atomicMax(word, largest);

@@ -17,7 +17,7 @@ constexpr Launch kLaunches[] = {
 Launch LaunchOf(const Optimizer* optimizer) {
   const absl::Span<const OptimizerUnit> units = OptimizerUnits();
   size_t i = 0;
-  while (&units[i].optimizer != optimizer) ++i;  // CheckStep has found it
+  while (&units[i].optimizer != optimizer) ++i;  // CheckStep has made sure that it is found
   return kLaunches[i];
 }
 

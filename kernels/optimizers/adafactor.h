@@ -1,7 +1,8 @@
 // torch.optim.Adafactor: Shazeer and Stern, Adafactor, 2018, alg. 4, 5 and 6. With one dimension:
 //   s = lerp(s, g * g, w), w = t^beta2_decay
-// With two or more the second moment s is the product of the averages of its rows and columns, made
-// before the step (FactorSums), and comes as the element's input. Then
+// With two or more dimensions the second moment s is the product of the averages of its row and its
+// column. They are updated before the step (FactorSums), and the product is the element's input.
+// Then
 //   u = g / sqrt(max(s, eps1^2)); p = p - (lr * weight_decay * p + step_size * u)
 //   step_size = max(eps2, rms(p)) * min(lr, 1 / sqrt(t)) / max(1, rms(u) / d)
 struct Adafactor {
@@ -18,7 +19,7 @@ struct Adafactor {
     float weight, rest;  // w and 1 - w
     float least;         // eps1^2
     float eps1, eps2, d, decay;
-    float step_size;  // min(lr, 1 / sqrt(t)), then as above
+    float step_size;  // min(lr, 1 / sqrt(t)), later multiplied as above
     float factored;   // 1: two or more dimensions
   };
   static Scalars Prepare(const double* h, double t) {

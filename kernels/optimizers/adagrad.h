@@ -1,7 +1,7 @@
 // torch.optim.Adagrad: Duchi et al., 2011.
 //   g = g + weight_decay * p; sum = sum + g * g
 //   p = p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(sum) + eps)
-// The sum begins as initial_accumulator_value, which the first step adds.
+// The sum starts at initial_accumulator_value, which the first step adds.
 struct Adagrad {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-2), Positive("lr_decay", 0), WeightDecay(0), Positive("initial_accumulator_value", 0),
@@ -10,7 +10,7 @@ struct Adagrad {
 
   struct Scalars {
     float step_size, weight_decay, eps;
-    float initial;  // 0 but for the first step
+    float initial;  // initial_accumulator_value in the first step, else 0
   };
   static Scalars Prepare(const double* h, double t) {
     return {Fp32(h[0] / (1 + (t - 1) * h[1])), Fp32(h[2]), Fp32(h[4]), t == 1 ? Fp32(h[3]) : 0.0f};

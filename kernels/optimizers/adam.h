@@ -1,4 +1,4 @@
-// torch.optim.Adam: as AdamW, with the decay added to the gradient (L2). Kingma and Ba, 2015,
+// torch.optim.Adam: like AdamW, but the decay is added to the gradient (L2). Kingma and Ba, 2015,
 // alg. 1.
 //   g = g + weight_decay * p; m = lerp(m, g, 1 - beta1); v = lerp(v, g * g, 1 - beta2)
 //   p = p - lr / c1 * m / (sqrt(v / c2) + eps),  c = 1 - beta^t

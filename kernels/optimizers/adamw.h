@@ -1,7 +1,7 @@
 // torch.optim.AdamW: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, alg. 2.
 //   m = lerp(m, g, 1 - beta1); v = lerp(v, g * g, 1 - beta2)
 //   p = p - (lr * weight_decay * p + lr / c1 * m / (sqrt(v / c2) + eps)),  c = 1 - beta^t
-// Decay first, eps after bias correction, one rounding of p.
+// The decay is applied first, eps after bias correction, and p is rounded once.
 struct Adamw {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-3), Beta("beta1", 0.9), Beta("beta2", 0.999), Eps(1e-8), WeightDecay(1e-2)};

@@ -1,6 +1,7 @@
 // AdamW in the order of bitsandbytes' CUDA kernel (csrc/kernels.cu, kOptimizerStatic8bit2State-
-// Blockwise), for parity with it together with rounding "nearest": decay after the update, eps
-// scaled by the bias correction, sums that nvcc contracts. Its __fdividef is an IEEE division here.
+// Blockwise). Together with rounding "nearest" it gives parity: decay after the update, eps scaled
+// by the bias correction, and the sums that nvcc contracts. Its __fdividef is an IEEE division
+// here.
 //   m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g * g
 //   p = (p - lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))) * (1 - lr * weight_decay)
 struct AdamwBnb {

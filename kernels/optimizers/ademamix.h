@@ -3,7 +3,7 @@
 //   p = p - lr * ((m / c1 + alpha_t * slow) / (sqrt(v / c2) + eps) + weight_decay * p)
 //   alpha_t = min(t / warmup, 1) * alpha
 //   beta3_t = min(exp(ln b1 ln b3 / ((1 - t / warmup) ln b3 + t / warmup ln b1)), b3)
-// warmup 0: alpha and beta3 from the first step on.
+// With warmup 0, alpha and beta3 have their values from the first step on.
 struct Ademamix {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-3),  Beta("beta1", 0.9), Beta("beta2", 0.999), Beta("beta3", 0.9999),

@@ -1,7 +1,7 @@
 // LAMB: You et al., Large Batch Optimization for Deep Learning, 2020, alg. 2, phi the identity.
 //   m = lerp(m, g, 1 - beta1); v = lerp(v, g * g, 1 - beta2)
 //   u = m / c1 / (sqrt(v / c2) + eps) + weight_decay * p,  c = 1 - beta^t
-//   p = p - lr * |p| / |u| * u, norms of the whole tensor; the ratio is 1 if either is 0
+//   p = p - lr * |p| / |u| * u, with norms of the whole tensor; the ratio is 1 if either norm is 0
 struct Lamb {
   static constexpr Scope kScope = Scope::kNorms;
   static constexpr HyperParameter kHyperParameters[] = {
@@ -13,7 +13,7 @@ struct Lamb {
     float beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay;
     float inverse_bias_correction1;       // 1 / (1 - beta1^t)
     float inverse_sqrt_bias_correction2;  // 1 / sqrt(1 - beta2^t)
-    float step_size;                      // lr, then times the ratio
+    float step_size;                      // lr, later multiplied by the ratio
   };
   static Scalars Prepare(const double* h, double t) {
     const double beta1 = h[1], beta2 = h[2];

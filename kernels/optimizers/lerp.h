@@ -1,8 +1,8 @@
 // Included in the namespace of each instruction set (kernels/optimizer_unit-inl.h).
 
-// from + (to - from) * weight, in the form whose error vanishes where the result is near `from` or
-// near `to`; weight 1 gives exactly `to`. This is torch.lerp. `rest` is 1 - weight; both rounded
-// from fp64.
+// torch.lerp: from + (to - from) * weight, in the form whose error vanishes if the result is near
+// `from` or near `to`; weight 1 gives exactly `to`. `rest` is 1 - weight; both are rounded from
+// fp64.
 template <class A>
 struct Lerp {
   using F = typename A::F;

@@ -1,9 +1,10 @@
-// torch.optim.Muon: Jordan et al., 2024; for matrices.
+// torch.optim.Muon, for matrices: Jordan et al., 2024.
 //   m = lerp(m, g, 1 - momentum); u = nesterov ? lerp(g, m, momentum) : m; o = NewtonSchulz(u)
 //   p = p - (lr * weight_decay * p + lr * adjust * o)
-// adjust_lr 0, "original": sqrt(max(1, rows / columns)); 1, "match_rms_adamw": 0.2 * sqrt(max(rows,
-// columns)). The momentum's bits are the same on every machine; o's, of a BLAS library, on machines
-// of one type.
+//   adjust = sqrt(max(1, rows / columns)) for adjust_lr 0, "original";
+//            0.2 * sqrt(max(rows, columns)) for adjust_lr 1, "match_rms_adamw"
+// The momentum's bits are the same on every machine. A BLAS library computes o, whose bits are the
+// same only on machines of one type.
 struct Muon {
   static constexpr Scope kScope = Scope::kMatrix;
   static constexpr HyperParameter kHyperParameters[] = {Lr(1e-3),
@@ -21,7 +22,7 @@ struct Muon {
   struct Scalars {
     float momentum, one_minus_momentum, nesterov;
     float decay;      // lr * weight_decay
-    float step_size;  // lr, then times the adjustment
+    float step_size;  // lr, later multiplied by `adjust`
     float adjust_lr;
     NewtonSchulz iteration;
   };

@@ -1,7 +1,7 @@
 // torch.optim.RMSprop with momentum, centered, or both; "rmsprop" is the form with neither.
 //   g = g + weight_decay * p; s = lerp(s, g * g, 1 - alpha); a = lerp(a, g, 1 - alpha)
 //   b = momentum * b + g / (sqrt(centered ? s - a * a : s) + eps);  p = p - lr * b
-// A quantised a may make s - a * a negative: it counts as 0 then.
+// If a is quantised, s - a * a may be negative; it then counts as 0.
 struct RmspropFull {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-2),       Beta("alpha", 0.99),     Eps(1e-8),

@@ -1,4 +1,4 @@
-// No optimizer: the worker steps, and the servers take what it made.
+// Not an optimizer: the worker steps, and the servers store the weights that it pushes.
 //   p = g
 struct Store {
   static constexpr bool kTakesWeights = true;

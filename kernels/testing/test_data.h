@@ -1,4 +1,4 @@
-// What the kernels' tests share: seeded data with hostile values, and a loop over instruction sets.
+// For the tests of kernels: seeded data with hostile values, and a loop over instruction sets.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -15,7 +15,7 @@
 
 namespace orlop::kernels::testing {
 
-// Runs `body` once per instruction set of this machine, named in every failure.
+// Runs `body` once per instruction set of this machine, and names it in every failure.
 inline void ForEachTarget(const std::function<void()>& body) {
   for (const int64_t target : SupportedTargets()) {
     SCOPED_TRACE(TargetName(target));
@@ -24,7 +24,7 @@ inline void ForEachTarget(const std::function<void()>& body) {
   }
 }
 
-// Same bytes, NaN included.
+// Compares bytes, those of NaN included.
 template <class T>
 ::testing::AssertionResult SameBits(const std::vector<T>& actual, const std::vector<T>& expected) {
   if (actual.size() != expected.size()) return ::testing::AssertionFailure() << "sizes differ";
@@ -75,7 +75,8 @@ class Source {
     return values;
   }
 
-  // What a stored absmax may be: finite and not negative, from 0 and subnormals to near overflow.
+  // Returns values that a stored absmax may have: finite and not negative, from 0 and subnormals to
+  // nearly overflow.
   std::vector<float> Absmax(size_t count, Hostility hostility) {
     std::vector<float> values = Floats(count, hostility);
     for (float& value : values) value = std::isfinite(value) ? std::fabs(value) : 0;
@@ -87,7 +88,7 @@ class Source {
   std::normal_distribution<double> normal_;
 };
 
-// `count` elements of `dtype` that start one byte into an allocation: at no type's alignment.
+// `count` elements of `dtype` that start one byte into an allocation, so that no type is aligned.
 class OddlyAligned {
  public:
   OddlyAligned(Source& source, DType dtype, size_t count, Hostility hostility)
@@ -109,8 +110,8 @@ class OddlyAligned {
   std::vector<uint8_t> bytes_;
 };
 
-// Every count from 0 to 513. For emulated machines, ORLOP_TAIL_STRIDE=n takes one in n, and those
-// about the ends of blocks.
+// Every count from 0 to 513. On emulated machines ORLOP_TAIL_STRIDE=n keeps one in n, and the
+// counts near the end of a block.
 inline const std::vector<size_t>& Tails() {
   static const std::vector<size_t> counts = [] {
     const char* text = std::getenv("ORLOP_TAIL_STRIDE");

@@ -1,4 +1,4 @@
-// A range of a tensor in every format, for the tests of kernels::Step.
+// A range of a tensor in any format, for the tests of kernels::Step.
 #pragma once
 #include <string>
 #include <vector>
@@ -44,7 +44,7 @@ inline const std::vector<Formats>& AllFormats() {
   return all;
 }
 
-// The defaults of an optimizer, with `changes` by name.
+// Returns an optimizer's default values, with `changes` by name.
 inline std::vector<double> Values(const Optimizer& optimizer,
                                   std::vector<std::pair<std::string, double>> changes = {}) {
   std::vector<double> values;
@@ -58,11 +58,11 @@ inline std::vector<double> Values(const Optimizer& optimizer,
   return values;
 }
 
-// A shape that `count` elements fill or do not reach the end of: matrices of 3 x 7.
+// A shape of 3 x 7 matrices with at least `count` elements.
 inline MatrixShape ShapeFor(size_t count) { return {count / 21 + 1, 3, 7, true}; }
 
-// The scalars of a step of a range of `count` elements, those of the whole tensor included: of an
-// odd count it is a vector, for Adafactor.
+// The scalars of a step of a range of `count` elements, including those that depend on the whole
+// tensor. For Adafactor, an odd count means a tensor of one dimension.
 inline StepScalars ScalarsFor(const Optimizer& optimizer, const std::vector<double>& values,
                               size_t count, float gradient_scale = 0.37f) {
   StepScalars scalars = optimizer.Prepare(values, static_cast<int64_t>(count % 5), gradient_scale);
@@ -103,7 +103,7 @@ struct Range {
     }
   }
 
-  // Elements begin .. begin + n, which begins on a block boundary.
+  // The step of elements begin .. begin + n; `begin` is on a block boundary.
   RangeStep StepOf(const StepScalars& scalars, TypedSpan gradient, uint64_t seed, size_t begin,
                    size_t n, bool in_place = true) {
     RangeStep step;
@@ -170,7 +170,7 @@ struct Range {
   Formats formats;
   size_t count;
   std::vector<uint16_t> weight, new_weight;
-  std::vector<int16_t> remainder;  // int8 in its first half, for k24Bit
+  std::vector<int16_t> remainder;  // k24Bit: int8 in the first half
   std::vector<float> fp32[kMaxStates];
   std::vector<uint8_t> codes[kMaxStates];
   std::vector<float> absmax[kMaxStates];
@@ -180,7 +180,7 @@ struct Range {
   absl::Span<int8_t> bytes() { return {reinterpret_cast<int8_t*>(remainder.data()), count}; }
 };
 
-// A range full of `hostility`: what a damaged server could hold, too.
+// A range of `hostility` values, as a damaged server could also have.
 inline Range HostileRange(Source& source, const Optimizer* optimizer, Formats formats, size_t count,
                           Hostility hostility) {
   Range range(optimizer, formats, source.Floats(count, hostility));
@@ -200,7 +200,7 @@ inline Range HostileRange(Source& source, const Optimizer* optimizer, Formats fo
   return range;
 }
 
-// Hyper-parameters that take every branch of an optimizer's rule.
+// Hyper-parameter values that take every branch of an optimizer's rule.
 inline std::vector<std::vector<double>> Variants(const Optimizer& optimizer) {
   std::vector<std::vector<double>> variants = {Values(optimizer, {{"weight_decay", 0.1}})};
   const absl::string_view name = optimizer.name;

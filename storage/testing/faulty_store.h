@@ -1,4 +1,4 @@
-// A store for tests that fails when told: no space, I/O errors, flipped bytes.
+// A store for tests that fails on command: no space, I/O errors, flipped bits.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,7 @@ class FaultyStore : public Store {
  public:
   explicit FaultyStore(std::unique_ptr<Store> real) : real_(std::move(real)) {}
 
-  // The next writes (bulk, sync, commit) beyond `count` fail with `status`.
+  // After `count` more writes (bulk, sync or commit) all writes fail with `status`.
   void FailWritesAfter(int count, absl::Status status) {
     MutexLock lock(&mutex_);
     writes_left_ = count;
@@ -25,8 +25,8 @@ class FaultyStore : public Store {
     MutexLock lock(&mutex_);
     writes_left_ = -1;
   }
-  // Every later read of a bulk value whose key contains `part` has one bit flipped, or fails; an
-  // empty part ends that.
+  // From now on one bit is flipped in (or an error returned for) every read of a bulk value whose
+  // key contains `part`. An empty part ends this.
   void FlipReadsOf(std::string part) {
     MutexLock lock(&mutex_);
     flipped_ = std::move(part);
@@ -79,7 +79,7 @@ class FaultyStore : public Store {
 
   const std::unique_ptr<Store> real_;
   mutable Mutex mutex_;
-  int writes_left_ GUARDED_BY(mutex_) = -1;  // -1: no failure planned
+  int writes_left_ GUARDED_BY(mutex_) = -1;  // -1: no failure is planned
   absl::Status failure_ GUARDED_BY(mutex_);
   std::string flipped_ GUARDED_BY(mutex_), unreadable_ GUARDED_BY(mutex_);
 };

@@ -1,4 +1,4 @@
-// A store in memory, which tests compare other stores with.
+// A store in memory. Tests use it instead of a disk, and as the reference for other stores.
 #pragma once
 
 #include <algorithm>
