@@ -17,7 +17,7 @@ import time
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before init_process_group, so that the end joins gloo's threads (python/orlop/workers.py says why)
+import torch.distributed.nn.functional  # before init_process_group, so that the end joins gloo's threads (python/orlop/job/workers.py says why)
 from tqdm import tqdm
 
 from demo import data, model, processes

@@ -13,11 +13,24 @@ True
 """
 
 from . import errors, kernels
-from .amp import GradScaler
-from .errors import (Aborted, AlreadyExists, DataLoss, DeadlineExceeded, EditedWeights, Error, FailedPrecondition, InvalidArgument,
-                     NotFound, OutOfRange, PermissionDenied, ResourceExhausted, Superseded, Unavailable, Unimplemented)
-from .optimizer import Optimizer
-from .optimizers import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, Lion, Muon, RMSprop, Store, Together
+from .errors import (
+                     Aborted,
+                     AlreadyExists,
+                     DataLoss,
+                     DeadlineExceeded,
+                     EditedWeights,
+                     Error,
+                     FailedPrecondition,
+                     InvalidArgument,
+                     NotFound,
+                     OutOfRange,
+                     PermissionDenied,
+                     ResourceExhausted,
+                     Superseded,
+                     Unavailable,
+                     Unimplemented,
+)
+from .optim import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, GradScaler, Lion, Muon, Optimizer, RMSprop, Store, Together
 from .session import Session, connect, local
 
 __version__ = "0.1.0"

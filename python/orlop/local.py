@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from .errors import Unavailable
-from .workers import Workers
+from .job.workers import Workers
 
 STOP_SECONDS = 120.0  # for servers whose state nobody wants any more
 QUIET_SECONDS = 2.0  # a longer wait for servers that write their state says so

@@ -14,12 +14,12 @@ import torch
 
 from . import _core, names
 from .errors import NotFound
-from .job import TrainingJob
+from .job.job import TrainingJob
+from .job.workers import Workers
 from .local import LocalServers, find_binary, start_for_group
-from .workers import Workers
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from .optim.optimizer import Optimizer
 
 _opened: list[Session] = []  # the last one is the default
 

@@ -13,7 +13,8 @@ import safetensors
 import torch
 
 import orlop
-from orlop import foreign, kernels
+from orlop import kernels
+from orlop.state import foreign
 
 DATA = pathlib.Path(__file__).parent / "data" / "foreign_states.safetensors"
 KEPT = 1024  # elements of the weights after one more step that are recorded

@@ -9,7 +9,7 @@ import torch
 import orlop
 from conftest import loss_of, train_step
 from tests.int8_blocks import Feedback, bf16, decode, encode
-from orlop.wire import GradientWire
+from orlop.job.wire import GradientWire
 
 LR = 2.0**-4  # so that lr * gradient is exact, and SGD is one subtraction
 

@@ -97,4 +97,4 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
 dist.destroy_process_group()
 threads = [task.joinpath("comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()]
 if not arguments.ddp:  # DistributedDataParallel holds the group as long as the model lives
-    assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/workers.py)
+    assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/job/workers.py)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, foreign, names
-from .errors import Superseded
-from .job import TrainingJob
-from .options import OPTIONS
+from .. import names
+from ..errors import Superseded
+from ..job.job import TrainingJob
+from ..job.wire import KINDS, GradientWire, Part
+from ..options import OPTIONS
+from ..session import Session, default_session
+from ..state import checkpoint, foreign
 from .overlap import BackwardPusher
-from .session import Session, default_session
-from .wire import KINDS, GradientWire, Part
 
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 

@@ -42,7 +42,7 @@ class GradScaler(torch.amp.GradScaler):
 
     def scale(self, outputs: Any) -> Any:
         """As torch's; gradients pushed during the backward that follows carry this scale."""
-        from .session import _opened
+        from ..session import _opened
         scaled = super().scale(outputs)
         for session in _opened:
             session.loss_scale = self.get_scale()

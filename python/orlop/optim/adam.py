@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from .job import TrainingJob
+from ..job.job import TrainingJob
+from ..session import Session
 from .optimizer import Optimizer, Params
-from .session import Session
 
 
 def _floats(group: dict[str, Any], *names: str) -> dict[str, float]:

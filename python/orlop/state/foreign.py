@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import kernels
-from .job import TrainingJob
-from .names import shape_of
-from .wire import Part, part
+from .. import kernels
+from ..job.job import TrainingJob
+from ..job.wire import Part, part
+from ..names import shape_of
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from ..optim.optimizer import Optimizer
 
 FORMATS = ("torch", "bitsandbytes", "torchao")
 BOOK_ULPS = 2  # how far a library's book may be from the closed form: torch's linspace sets the last bits

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from . import _core
-from .errors import Aborted, EditedWeights, FailedPrecondition, Unavailable
-from .names import DTYPE_NAMES, Entry
+from .. import _core
+from ..errors import Aborted, EditedWeights, FailedPrecondition, Unavailable
+from ..names import DTYPE_NAMES, Entry
 from .wire import GradientWire, Part, part
 from .workers import Bucket, Workers
 

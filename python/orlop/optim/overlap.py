@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from . import _core
-    from .job import TrainingJob
-    from .wire import Part
+    from .. import _core
+    from ..job.job import TrainingJob
+    from ..job.wire import Part
 
 
 class BackwardPusher:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from . import _core
-from .names import DTYPE_NAMES
+from .. import _core
+from ..names import DTYPE_NAMES
 
 Part = tuple[int, str, str, "tuple[Any, Any] | None", torch.Tensor, "int | None"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .errors import Aborted
+from ..errors import Aborted
 
 if dist.is_available():
     # Its functions have the default group as default argument. Imported only by the first optimizer, after init_process_group, they keep

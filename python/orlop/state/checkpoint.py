@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import foreign, names
-from .errors import NotFound
-from .job import TrainingJob
-from .options import OPTIONS
-from .wire import Part, part
+from .. import names
+from ..errors import NotFound
+from ..job.job import TrainingJob
+from ..job.wire import Part, part
+from ..options import OPTIONS
+from . import foreign
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from ..optim.optimizer import Optimizer
 
 KEY = "orlop"  # of a state_dict: where its tensors are
 
