@@ -1,4 +1,4 @@
-# One push, 1 of 8 (ARCHITECTURE.md); next: python/core/session.cc
+# One push, 1 of 8 (ARCHITECTURE.md); next: python/core/job_handle.cc
 """``torch.optim`` optimizers whose state and arithmetic live on the servers."""
 
 from __future__ import annotations
