@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/parts.h"

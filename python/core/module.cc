@@ -8,4 +8,5 @@ NB_MODULE(_core, module) {
   orlop::python::BindSession(module);
   orlop::python::BindClient(module);
   orlop::python::BindKernels(module);
+  module.def("set_leak_warnings", &nanobind::set_leak_warnings, nanobind::arg("value"));
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
+import threading
 import time
 import warnings
 import weakref
@@ -31,6 +33,18 @@ def default_session() -> Session:
     if not _opened:
         raise RuntimeError("no session is open: use `with orlop.local() as session:` or orlop.connect('host:port', job='name')")
     return _opened[-1]
+
+
+@atexit.register
+def _expect_daemon_threads() -> None:
+    """Turns nanobind's leak messages off if a daemon thread is still running.
+
+    Python stops such a thread wherever it is and never releases what its frames refer to, e.g. the client of a call that has not returned.
+    That is no fault of the extension. The sessions are not closed here: the thread would raise, and its traceback would be printed
+    instead. If no other thread is running, everything is released, and a message would show a fault of the bindings.
+    """
+    if threading.active_count() > 1:
+        _core.set_leak_warnings(False)
 
 
 class _ForwardHook:
