@@ -44,7 +44,7 @@ class TrainingJob:
         self.entries = entries
         self.index_of = {id(entry.tensor): index for index, entry in enumerate(entries)}
         specs = [entry.spec() for entry in entries]
-        created: list[_core.Session] = []
+        created: list[_core.JobHandle] = []
 
         def create() -> bool:
             created.append(client.create_job(name, specs))
