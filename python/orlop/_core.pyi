@@ -6,7 +6,8 @@ from torch import Tensor
 
 Message = dict[str, Any]
 Part = tuple[int, str, str, tuple[Any, Any] | None, Tensor, int | None]
-"""Tensor index, slot, dtype name, box (offset and count of the flattened tensor, or tuples, one for each dimension) or None for all of it, contiguous host memory, applied count."""
+"""Tensor index, slot, dtype name, box (offset and count of the flattened tensor, or tuples, one for each dimension) or None for the whole
+tensor, contiguous host memory, applied count."""
 
 class Push:
     def wait(self) -> int: ...

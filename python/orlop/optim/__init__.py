@@ -1,9 +1,19 @@
-"""The optimizers, and the loss scaling that goes with them."""
+"""The optimizers, the loss scaling that goes with them, and the sessions that are open.
 
-from .adam import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, Lion, Muon, RMSprop, Store, Together
+This is the door of the folder: other folders import from here only.
+"""
+
+from .adam import Adam, AdamW, AdEMAMix
+from .adaptive import Adagrad, RMSprop
 from .amp import GradScaler
+from .connection import default_session, opened
+from .momentum import SGD, Lion
 from .optimizer import Optimizer
+from .store import Store
+from .together import Together
+from .whole import LAMB, Adafactor, Muon
 
 __all__ = [
-    "AdEMAMix", "Adafactor", "Adagrad", "Adam", "AdamW", "GradScaler", "LAMB", "Lion", "Muon", "Optimizer", "RMSprop", "SGD", "Store", "Together",
+    "LAMB", "SGD", "AdEMAMix", "Adafactor", "Adagrad", "Adam", "AdamW", "GradScaler", "Lion", "Muon", "Optimizer", "RMSprop", "Store",
+    "Together", "default_session", "opened",
 ]

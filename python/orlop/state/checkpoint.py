@@ -1,77 +1,101 @@
-"""Optimizer state as dictionaries: plain values while the tensors stay on the servers, or torch's own format in full."""
+"""Optimizer state as dictionaries: plain values while the tensors stay on the servers, or torch's own format with all tensors.
+
+This is the door of the folder: other folders import from here only.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from .. import names
 from ..errors import NotFound
-from ..job.job import TrainingJob
-from ..job.wire import Part, part
+from ..job.job import Part, part
+from ..names import box_of, shape_of
 from ..options import OPTIONS
-from . import foreign
+from . import foreign, quantised
+from .foreign import to_torch
+from .quantised import Quantised
+from .view import Connection, View
 
-if TYPE_CHECKING:
-    from ..optim.optimizer import Optimizer
+__all__ = ["Connection", "View", "check_available", "copied", "has_tensors", "parts", "save", "set_counts", "to_torch", "without_tensors"]
 
-KEY = "orlop"  # of a state_dict: where its tensors are
+KEY = "orlop"  # key of a state_dict under which it says where its tensors are
 
 
-def save(optimizer: Optimizer, state_dict: dict[str, Any], full: bool, format: str = "torch") -> dict[str, Any]:
-    """torch's state_dict of `optimizer`, with plain values for tensors, or with all tensors of the servers; or another library's."""
+def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torch") -> dict[str, Any]:
+    """Completes torch's state_dict of an optimizer.
+
+    Parameters
+    ----------
+    view : View
+        Of the optimizer.
+    state_dict : dict
+        What torch made of it.
+    full : bool
+        Whether the tensors are read from the servers. Otherwise the dictionary has plain values only, and says where the tensors are.
+    format : str
+        One of :data:`foreign.FORMATS`.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        The format is unknown, or cannot express what this optimizer does.
+    """
     if format not in foreign.FORMATS:
         raise ValueError(f"format={format!r}; {' or '.join(map(repr, foreign.FORMATS))}")
     if format != "torch":
         if not full:
             raise ValueError(f"format={format!r} has all tensors: it goes with full=True")
-        return foreign.export(optimizer, state_dict, format)
-    state_dict[KEY] = _whereabouts(optimizer)
+        return foreign.export(view, state_dict, format)
+    state_dict[KEY] = _whereabouts(view)
     if full:
-        state_dict[KEY]["masters"] = _masters(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state_dict["state"] = {number: {"step": float(optimizer.state[p]["step"])} for number, p in enumerate(parameters)}
+        state_dict[KEY]["masters"] = _masters(view)
+    state_dict["state"] = {number: {"step": float(view.updates(p))} for number, p in enumerate(view.parameters)}
     for group in state_dict["param_groups"]:
         group.update({key: value.item() for key, value in group.items() if isinstance(value, torch.Tensor)})
     if full:
-        for number, parameter in enumerate(parameters):
-            state_dict["state"][number] = _full(optimizer, parameter)
+        for number, parameter in enumerate(view.parameters):
+            state_dict["state"][number] = _full(view, parameter)
         state_dict["state"] = {number: state for number, state in state_dict["state"].items() if state}
     return state_dict
 
 
 def has_tensors(state_dict: dict[str, Any]) -> bool:
-    return any(isinstance(value, (torch.Tensor, foreign.Quantised)) and name != "step"
+    """Whether a state_dict has an optimizer's tensors, besides update counts."""
+    return any(isinstance(value, (torch.Tensor, Quantised)) and name != "step"
                for state in state_dict["state"].values() for name, value in state.items())
 
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Its state with tensors of its own: the optimizer it came from may step on before the servers take it."""
-    state = {number: {name: value.clone() if isinstance(value, (torch.Tensor, foreign.Quantised)) else value
+    """A copy with tensors of its own, since the optimizer that a state_dict came from may step before the servers have it."""
+    state = {number: {name: value.clone() if isinstance(value, (torch.Tensor, Quantised)) else value
                       for name, value in values.items()}
              for number, values in state_dict["state"].items()}
     masters = {number: master.clone() for number, master in state_dict.get(KEY, {}).get("masters", {}).items()}
     return {"state": state, "param_groups": state_dict["param_groups"], KEY: {"masters": masters}}
 
 
-def without_tensors(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """What torch's load_state_dict may keep: groups, completed by this optimizer's own keys, and update counts as they are now."""
+def without_tensors(view: View, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The part of a state_dict that torch's load_state_dict gets: groups, completed by this optimizer's own keys, and update counts as
+    they are now."""
     groups = [{**{key: value for key, value in own.items() if key != "params"}, **loaded}
-              for own, loaded in zip(optimizer.param_groups, state_dict["param_groups"])]
+              for own, loaded in zip(view.groups, state_dict["param_groups"])]
     if len(groups) < len(state_dict["param_groups"]):
         groups = state_dict["param_groups"]  # torch says what is wrong
     for group in groups:
         for option, words in OPTIONS.items():
             group.setdefault(option, words[0])
-    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    counts = {number: {"step": optimizer.state[p]["step"]} for number, p in zip(numbers, parameters)}
+    counts = {number: {"step": view.updates(parameter)} for number, parameter in _numbered(view, state_dict)}
     return {"state": counts, "param_groups": groups}
 
 
-def check_available(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """ValueError unless the servers hold the step that a plain state_dict speaks of."""
+def check_available(view: View, state_dict: dict[str, Any]) -> None:
+    """Raises ValueError if a state_dict has no tensors and the servers do not hold the step that it names."""
     where = state_dict.get(KEY)
     if has_tensors(state_dict):
         return
@@ -81,12 +105,13 @@ def check_available(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         return
     if where["step"] is None:
         return
-    session = optimizer.session
+    session = view.find_session()
     try:
         status = session.client.job_status(session.job)
     except NotFound:
-        raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: these servers have no job {session.job!r}; "
-                         f"jobs here: {', '.join(job['job'] for job in session.client.list_jobs()) or 'none'}") from None
+        jobs = ", ".join(job["job"] for job in session.client.list_jobs()) or "none"
+        raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: these servers have no job "
+                         f"{session.job!r}; jobs here: {jobs}") from None
     later = status["committed_step"] > where["step"] and _count_of_updates(state_dict) == sum(
         tensor["applied_count"] for tensor in session.client.list_tensors(session.job))  # steps that set buffers, as close() makes
     if where["job"] != session.job or status["committed_step"] != where["step"] and not later:
@@ -99,70 +124,78 @@ def _count_of_updates(state_dict: dict[str, Any]) -> int:
     return sum(int(state.get("step", 0)) for state in state_dict["state"].values())
 
 
-def parts(optimizer: Optimizer, job: TrainingJob, state_dict: dict[str, Any]) -> list[Part]:
-    """The loaded tensors as a LOAD step sends them."""
+def parts(view: View, state_dict: dict[str, Any]) -> list[Part]:
+    """The parts by which a LOAD step sets the loaded tensors. The optimizer has joined.
+
+    Raises
+    ------
+    ValueError
+        A state has another shape than its parameter needs.
+    """
     sent = []
     masters = state_dict.get(KEY, {}).get("masters", {})
-    stored = {tensor["index"]: tensor for tensor in optimizer.session.client.list_tensors(job.core.job)}
-    for number, (parameter, state) in enumerate(_states(optimizer, state_dict)):
-        if id(parameter) not in job.index_of or not parameter.requires_grad:
+    job, stored = view.job, view.tensors()
+    for number, (parameter, state) in enumerate(_states(view, state_dict)):
+        if not job.has(parameter) or not parameter.requires_grad:
             continue
-        index = job.index_of[id(parameter)]
+        index = job.index_of(parameter)
         if number in masters and _rounds_to(masters[number], parameter):
             sent.append(part(index, masters[number], "master"))
-        for slot in optimizer.slots_of(parameter):
+        for slot in view.slots_of(parameter):
             value = state.get(slot)
             if value is None:
                 continue
-            shape = names.shape_of(slot, parameter.shape)
+            shape = shape_of(slot, parameter.shape)
             if list(value.shape) != shape:
                 raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {shape}")
-            if isinstance(value, foreign.Quantised):
-                sent += foreign.parts(job, index, slot, value, _count(state), stored[index])
+            if isinstance(value, Quantised):
+                sent += quantised.parts(index, slot, value, _count(state), stored[index])
                 continue
-            if _count(state) == 0:  # before its first update; torch's Adagrad begins with a sum that the servers add with the first one
+            if _count(state) == 0:  # not updated yet; torch's Adagrad begins with a sum that the servers add at the first update
                 value = torch.zeros_like(value)
-            sent.append(part(index, value.float(), slot, names.box_of(slot, parameter.shape), _count(state)))
+            sent.append(part(index, value.float(), slot, box_of(slot, parameter.shape), _count(state)))
     return sent
 
 
-def set_counts(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Update counts of the loaded state, once the servers have it."""
-    for parameter, state in _states(optimizer, state_dict):
-        if any(state.get(slot) is not None for slot in optimizer.slots):
-            optimizer.state[parameter]["step"] = torch.tensor(float(_count(state)))
+def set_counts(view: View, state_dict: dict[str, Any]) -> None:
+    """Sets the update counts of the loaded state, once the servers have it."""
+    for parameter, state in _states(view, state_dict):
+        if any(state.get(slot) is not None for slot in view.slots):
+            view.state[parameter]["step"] = torch.tensor(float(_count(state)))
 
 
 def _count(state: dict[str, Any]) -> int:
     return int(state.get("step", 1))  # torch's SGD keeps no count; its first update is the only one that differs
 
 
-def _states(optimizer: Optimizer, state_dict: dict[str, Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+def _states(view: View, state_dict: dict[str, Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    return [(parameter, state_dict["state"].get(number, {})) for number, parameter in _numbered(view, state_dict)]
+
+
+def _numbered(view: View, state_dict: dict[str, Any]) -> list[tuple[int, torch.Tensor]]:
+    """The optimizer's parameters with the numbers that a state_dict gives them."""
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [(parameter, state_dict["state"].get(number, {})) for number, parameter in zip(numbers, parameters)]
+    return list(zip(numbers, view.parameters))
 
 
-def _whereabouts(optimizer: Optimizer) -> dict[str, Any]:
-    if optimizer._job is None:
+def _whereabouts(view: View) -> dict[str, Any]:
+    if view.job is None:
         return {"job": None, "step": None, "arithmetic_version": None}
-    core = optimizer._job.core
-    version = optimizer.session.client.server_status()["arithmetic_version"]
-    return {"job": core.job, "step": optimizer._job.step, "arithmetic_version": version}
+    version = view.find_session().client.server_status()["arithmetic_version"]
+    return {"job": view.job.name, "step": view.job.step, "arithmetic_version": version}
 
 
-def _masters(optimizer: Optimizer) -> dict[int, torch.Tensor]:
-    """What the parameters of a half precision were rounded from, by position: with it, a copy steps on with the same bits."""
+def _masters(view: View) -> dict[int, torch.Tensor]:
+    """The fp32 masters of parameters in half precision, by position. With them a copy steps on with the same bits."""
     masters = {}
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if optimizer._job is not None and parameter.requires_grad and parameter.dtype != torch.float32 and parameter.numel():
-            name = optimizer._job.entries[optimizer._job.index_of[id(parameter)]].name
-            masters[number] = optimizer.session.get(name, "master")
+    for number, parameter in enumerate(view.parameters):
+        if view.job is not None and parameter.requires_grad and parameter.dtype != torch.float32 and parameter.numel():
+            masters[number] = view.find_session().get(view.name_in_job(parameter), "master")
     return masters
 
 
 def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
-    """Whether the servers round `master` to `parameter`, so that it is the master of these weights and not of others."""
+    """Whether `master` belongs to these weights: the servers round it to `parameter`."""
     if master.shape != parameter.shape or parameter.dtype == torch.float32:
         return False
     if parameter.dtype == torch.float16:
@@ -171,9 +204,9 @@ def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
     return torch.equal(rounded.to(torch.int16), parameter.detach().cpu().contiguous().view(torch.int16))
 
 
-def _full(optimizer: Optimizer, parameter: torch.Tensor) -> dict[str, Any]:
-    count = optimizer.state[parameter]["step"]
-    if optimizer._job is None or not parameter.requires_grad or count == 0:
-        return optimizer._state_before_first_update(parameter)
-    name = optimizer._job.entries[optimizer._job.index_of[id(parameter)]].name
-    return {"step": count.clone(), **{slot: optimizer.session.get(name, slot) for slot in optimizer.slots_of(parameter)}}
+def _full(view: View, parameter: torch.Tensor) -> dict[str, Any]:
+    count = view.updates(parameter)
+    if view.job is None or not parameter.requires_grad or count == 0:
+        return view.state_before_first_update(parameter)
+    name, session = view.name_in_job(parameter), view.find_session()
+    return {"step": count.clone(), **{slot: session.get(name, slot) for slot in view.slots_of(parameter)}}
