@@ -1,7 +1,7 @@
 """How well the demo's model trains with each state format, beside torch's AdamW in fp32 and bitsandbytes' AdamW8bit.
 
-`make bench-quality` runs this; it draws `peers/quality.png` and writes the part of `bench/RESULTS.md` between its two markers. Orlop's steps
-are made in this process by the servers' kernels, with the servers' rule of what stays fp32 and their clipping: same bits, as
+`make bench-quality` runs this; it draws `peers/quality.png` and writes the part of `bench/RESULTS.md` between its two markers. Orlop's
+steps are made in this process by the servers' kernels, with the servers' rule of what stays fp32 and their clipping: same bits, as
 `tests/test_bench_quality.py` shows. bitsandbytes keeps the same tensors in fp32; where it cannot be imported it is skipped in words.
 
 - *Own gradients*: the demo's model, text, schedule and 300 steps, once per format and seed, each on the gradients of its own weights, and
@@ -67,7 +67,8 @@ class OrlopAdamW:
             quantised = parameter.numel() >= LEAST_QUANTISED and parameter.dim() > 1 and not entry.is_embedding
             self._parameters.append(parameter)
             self._decays.append(decays[id(parameter)])
-            self._shards.append(kernels.Shard("adamw", parameter, state if quantised else "fp32", master_format=master, seed=seed, tensor=index))
+            self._shards.append(kernels.Shard("adamw", parameter, state if quantised else "fp32", master_format=master, seed=seed,
+                                              tensor=index))
 
     def step(self, gradients: list[torch.Tensor], lr: float, factor: float = 1.0) -> None:
         """Clips, multiplies by `factor`, updates. `gradients` in the order of the parameters; they are left alone."""
@@ -199,7 +200,8 @@ class Replays:
 
 
 def own_gradients(name: str, options: argparse.Namespace, with_spike: bool, with_replays: bool = False) -> dict:
-    """Trains; -> losses of each step, held-out loss, and, where asked for, the same after a spike, and what replays made of the gradients."""
+    """Trains; -> losses of each step, held-out loss, and, where asked for, the same after a spike, and the results of replays of the
+    gradients."""
     training = Training(name, options)
     replays = Replays(options, training.optimizer) if with_replays else None
     record = {"losses": [], "weight_error": {}}
@@ -306,7 +308,8 @@ def main() -> None:
     text = quality_report.markdown(found, skipped)
     print(text)
     quality_report.draw(found, options.chart)
-    report.write_between_markers(options.results, "bench-quality", text, "Loss, weight error, spike and drift of every format", options.chart)
+    report.write_between_markers(options.results, "bench-quality", text, "Loss, weight error, spike and drift of every format",
+                                 options.chart)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ import argparse
 import datetime
 import json
 import math
-import os
 import pathlib
-import sys
 import time
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before init_process_group, so that the end joins gloo's threads (python/orlop/job/workers.py says why)
+import torch.distributed.nn.functional  # before init_process_group, so that the end joins gloo's threads (python/orlop/job/workers.py)
 from tqdm import tqdm
 
 from demo import data, model, processes
