@@ -68,7 +68,8 @@ class OrlopAdamW:
             quantised = parameter.numel() >= LEAST_QUANTISED and parameter.dim() > 1 and not entry.is_embedding
             self._parameters.append(parameter)
             self._decays.append(decays[id(parameter)])
-            self._shards.append(kernels.Shard("adamw", parameter, state if quantised else "fp32", master_format=master, seed=seed, tensor=index))
+            self._shards.append(kernels.Shard("adamw", parameter, state if quantised else "fp32", master_format=master, seed=seed,
+                                              tensor=index))
 
     def step(self, gradients: list[torch.Tensor], lr: float, factor: float = 1.0) -> None:
         """Clip, multiply by `factor`, and update. `gradients` are in the order of the parameters and are not changed."""
@@ -308,7 +309,8 @@ def main() -> None:
     text = quality_report.markdown(found, skipped)
     print(text)
     quality_report.draw(found, options.chart)
-    report.write_between_markers(options.results, "bench-quality", text, "Loss, weight error, spike and drift of every format", options.chart)
+    report.write_between_markers(options.results, "bench-quality", text, "Loss, weight error, spike and drift of every format",
+                                 options.chart)
 
 
 if __name__ == "__main__":

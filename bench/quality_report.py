@@ -8,11 +8,11 @@ from typing import NamedTuple
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from bench.peers import report  # noqa: E402
-from demo import model  # noqa: E402
+from bench.peers import report
+from demo import model
 
 BASELINE, BITSANDBYTES = "torch fp32", "bitsandbytes 8-bit"
 MOST_ABOVE = {"Orlop 8-bit": 0.005, "Orlop 4-bit": 0.02, "Orlop 8-bit, 24-bit master": 0.005, "Orlop 8-bit, bf16 master": 0.005}
@@ -93,7 +93,8 @@ def figures(found: dict) -> dict[str, Figures]:
 def goals(found: dict) -> list[Goal]:
     """Return every figure with a limit, and whether it is met."""
     results = figures(found)
-    checked = [Goal(f"{name}: held-out loss above fp32's", f"{results[name].above:+.2%}", f"at most {limit:.1%}", results[name].above <= limit)
+    checked = [Goal(f"{name}: held-out loss above fp32's", f"{results[name].above:+.2%}", f"at most {limit:.1%}",
+                    results[name].above <= limit)
                for name, limit in MOST_ABOVE.items()]
     if BITSANDBYTES in results:
         ours, theirs = results["Orlop 8-bit"].weight_error, results[BITSANDBYTES].weight_error
@@ -104,7 +105,8 @@ def goals(found: dict) -> list[Goal]:
                             "before the end", steps is not None))
     for name in MOST_ABOVE:
         along = results[name].along
-        checked.append(Goal(f"{name}: drift along fp32's", f"{along:.2%}", f"{1 - MOST_OFF:.0%} to {1 + MOST_OFF:.0%}", abs(along - 1) <= MOST_OFF))
+        checked.append(Goal(f"{name}: drift along fp32's", f"{along:.2%}", f"{1 - MOST_OFF:.0%} to {1 + MOST_OFF:.0%}",
+                            abs(along - 1) <= MOST_OFF))
     return checked
 
 
@@ -119,16 +121,19 @@ def figures_table(found: dict) -> str:
                      "never" if result.recovery_steps is None else str(result.recovery_steps), f"{result.spike_above:+.2%}",
                      "" if result.along is None else f"{result.along:.2%}"])
     return report.table(["", "held-out loss, mean", f"seeds {seeds}", "above fp32", "weight error, given gradients",
-                         f"steps to within {MOST_OFF:.0%} after the spike", "held-out loss above the run without", "drift along fp32's"], rows)
+                         f"steps to within {MOST_OFF:.0%} after the spike", "held-out loss above the run without", "drift along fp32's"],
+                        rows)
 
 
 def markdown(found: dict, skipped: list[str]) -> str:
     """Format the whole report except the chart."""
     demo, drift_steps = found["options"], max(points[-1][0] for points in found["drift"].values())
     config = model.ModelConfig(demo.depth, demo.width, context=demo.context)
-    facts = (f"The demo's GPT, {config.parameter_count() / 1e6:.2f} M parameters, {demo.steps} steps of {demo.batch} x {demo.context} bytes, "
+    facts = (f"The demo's GPT, {config.parameter_count() / 1e6:.2f} M parameters, {demo.steps} steps of "
+             f"{demo.batch} x {demo.context} bytes, "
              f"lr {demo.lr:g} with warm-up and cosine, seeds {', '.join(str(seed) for seed in found['own'][BASELINE])}; spike: the "
-             f"first seed; drift: {drift_steps} steps of a smaller GPT, the first seed. {report.machine()}; {report.versions(('torch', 'bitsandbytes', 'numpy'))}.")
+             f"first seed; drift: {drift_steps} steps of a smaller GPT, the first seed. "
+             f"{report.machine()}; {report.versions(('torch', 'bitsandbytes', 'numpy'))}.")
     limits = report.table(["", "found", "limit", ""], [[*goal[:3], "met" if goal.met else "missed"] for goal in goals(found)])
     return "\n\n".join([facts, figures_table(found), limits, *skipped])
 
@@ -170,7 +175,8 @@ def draw(found: dict, path: pathlib.Path) -> None:
         ends.set(title="Held-out loss at the end (red: limit)", xlabel="above torch fp32's, % (diamond: mean of seeds)")
         ends.set_yticks([list(own).index(name) for name in compared], compared)
         ends.invert_yaxis()
-        errors.set(title="Weight error, given torch fp32's gradients", xlabel="step", ylabel="relative L2 of the weight change", yscale="log")
+        errors.set(title="Weight error, given torch fp32's gradients", xlabel="step", ylabel="relative L2 of the weight change",
+                   yscale="log")
         spike.set(title="After a gradient 100 times as large", xlabel="step", ylabel="training loss above the run without, %")
         spike.axhline(MOST_OFF * 100, color="#b00020", linewidth=1.2)
         drift.axhspan(100 - MOST_OFF * 100, 100 + MOST_OFF * 100, color="#0b6e8a", alpha=0.08)

@@ -7,7 +7,7 @@ import pathlib
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
+import matplotlib.pyplot as plt
 
 GIB = 1 << 30
 TRAIN_WINDOW = 10  # a printed or drawn training loss is the mean of this many steps
@@ -150,7 +150,8 @@ def plot(ours: dict, plain: dict | None, server_bytes: dict[str, tuple[int, int]
                "Orlop, all servers": {slot: now for slot, (now, _) in server_bytes.items() if now}}
     if plain:
         columns["torch, each worker"] = plain["worker_bytes"]
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "font.size": 10}
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+             "font.size": 10}
     with plt.rc_context(style):
         figure, axes = plt.subplot_mosaic([["loss", "bytes"], ["loss", "memory"]], figsize=(13, 7), layout="constrained")
         _draw_losses(axes["loss"], records)

@@ -100,9 +100,9 @@ def command_line(servers, *arguments: str, capture: bool = False) -> str:
 
 def pulled_text(options: argparse.Namespace, servers, count: int = 320) -> str:
     """Return text of a fresh model whose weights are pulled, one by one, from the servers."""
-    import orlop
     import torch
 
+    import orlop
     from demo import model
 
     torch.set_num_threads(1)  # for one byte at a time, threads would wait for each other longer than they work

@@ -10,14 +10,12 @@ import argparse
 import datetime
 import json
 import math
-import os
 import pathlib
-import sys
 import time
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # imported first, so that exit joins gloo's threads (see python/orlop/workers.py)
+import torch.distributed.nn.functional  # imported first, so that exit joins gloo's threads (see python/orlop/job/workers.py)
 from tqdm import tqdm
 
 from demo import data, model, processes

@@ -26,7 +26,7 @@ data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 with orlop.local(servers=2) as session:
     gpt = session.bind(GPT())
     optimizer = orlop.AdamW(gpt.parameters(), lr=3e-3, max_norm=1.0)
-    for step in range(60):
+    for _ in range(60):
         lines = data[torch.randint(len(data) - 33, (16, 1)) + torch.arange(33)]
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(gpt(lines[:, :-1]).flatten(0, 1), lines[:, 1:].flatten())

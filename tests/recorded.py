@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from demo import data as demo_data, model as demo_model
+from demo import data as demo_data
+from demo import model as demo_model
 from plain_client import Tensor
 
 LEARNING_RATES = (3e-3, 1e-3)
@@ -70,7 +71,8 @@ def _weights(model):
 def group_names(model):
     """Return the names of the matrices, which decay, and of the rest."""
     parameters = list(model.named_parameters())
-    return [[name for name, parameter in parameters if parameter.dim() >= 2], [name for name, parameter in parameters if parameter.dim() < 2]]
+    return [[name for name, parameter in parameters if parameter.dim() >= 2],
+            [name for name, parameter in parameters if parameter.dim() < 2]]
 
 
 def torch_groups(model, rates=LEARNING_RATES):

@@ -719,9 +719,8 @@ def test_garbage_on_the_port_harms_nobody(job, cluster, garbage):
     garbage = os.urandom(1 << 16) if garbage is None else garbage
     for server in cluster.servers:
         host, port = server.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
-            with contextlib.suppress(ConnectionError):
-                connection.sendall(garbage)
+        with socket.create_connection((host, int(port)), timeout=60) as connection, contextlib.suppress(ConnectionError):
+            connection.sendall(garbage)
         assert server.running()
 
 

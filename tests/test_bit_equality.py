@@ -179,7 +179,8 @@ def flat_slices(job):
 def slice_of_rank(job, name, array, rank, world_size=3):
     """Cut by the preset's rule in job.proto."""
     count = array.size
-    part = -(-(-(-count // world_size)) // 256) * 256
+    part = -(-count // world_size)
+    part = -(-part // 256) * 256
     begin, end = min(rank * part, count), min((rank + 1) * part, count)
     return [((begin, end - begin), array.reshape(-1)[begin:end])] if end > begin else []
 

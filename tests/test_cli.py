@@ -265,7 +265,7 @@ BENCH_FIELDS = {"name", "unit", "min", "median", "max", "better", "baseline_name
 def check_bench(figures, name):
     assert figures
     for figure in figures:
-        assert BENCH_FIELDS <= figure.keys(), figure
+        assert figure.keys() >= BENCH_FIELDS, figure
         assert figure["name"].startswith(f"{name}.") and figure["better"] in ("higher", "lower")
         assert figure["min"] <= figure["median"] <= figure["max"]
         assert {"cpu", "cores", "memory", "kernel"} <= {key.lower().split("_")[0] for key in figure["machine"]}

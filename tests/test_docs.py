@@ -3,8 +3,9 @@
 A fenced `sh` or `python` block of the README runs here unless the line before it is `<!-- not run: reason -->`. Blocks share one directory
 and run from top to bottom, as a reader would run them from the root of the repository.
 """
-import pathlib
+import contextlib
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -55,10 +56,8 @@ def run_block(block, directory, environment, log):
 
 
 def end_group(group):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def test_commands_and_scripts_of_the_readme_run_as_printed(reader_directory, tmp_path_factory):

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-import plain_client
 import int8_blocks
+import plain_client
 from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS
 from plain_client import ADAMW, PlainJob, Tensor, bfloat16_bits, detail_of, from_bfloat16_bits, piece_digest, stubs
 from test_bad_input import refused

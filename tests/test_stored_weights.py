@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS
-from plain_client import bfloat16_bits, from_bfloat16_bits
+from plain_client import from_bfloat16_bits
 from test_bad_input import arrays, refused
 
 

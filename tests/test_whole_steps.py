@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from orlop import kernels
-
 from clusters import SMALL_TENSORS
+from orlop import kernels
 from plain_client import ADAMW, Tensor
 from test_bad_input import arrays, refused
 

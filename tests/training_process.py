@@ -95,7 +95,7 @@ def report_lost_server(connection, address, job, timeout_seconds):
         loss_of_step(model, 1).backward()
         connection.send("joined")
         connection.recv()
-        for name, call in (("step", optimizer.step), ("get", lambda: [session.get(name) for name, _ in model.named_parameters()])):
+        for name, call in (("step", optimizer.step), ("get", lambda: [session.get(key) for key, _ in model.named_parameters()])):
             try:
                 call()
                 connection.send((name, "no error", "", {}))

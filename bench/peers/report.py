@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -13,9 +14,9 @@ from typing import NamedTuple
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
 
 PACKAGES = ("torch", "deepspeed", "bitsandbytes", "torchao", "numpy")
 COLOURS = {"copy": "#9aa5ad", "torch fused": "#d1603d", "DeepSpeed": "#e0a030", "bitsandbytes": "#7a6c9d", "torchao": "#8fb572",
@@ -62,10 +63,8 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> str:
     if "orlop.kernels" in sys.modules:
         found.append(f"Orlop {sys.modules['orlop'].__version__}")
     for package in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            pass
     return ", ".join(found)
 
 

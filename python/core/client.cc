@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
@@ -17,7 +18,7 @@ namespace orlop::python {
 namespace nb = nanobind;
 using namespace nb::literals;
 using client::Client;
-using client::Session;
+using JobHandle = client::Session;
 
 namespace {
 
@@ -51,9 +52,9 @@ v1::Durability DurabilityOf(const std::string& name) {
   return level;
 }
 
-std::unique_ptr<Session> CreateJob(Client& self, const std::string& job, nb::list tensors,
-                                   uint64_t shard_elements, uint64_t seed,
-                                   const std::string& durability) {
+std::unique_ptr<JobHandle> CreateJob(Client& self, const std::string& job, nb::list tensors,
+                                     uint64_t shard_elements, uint64_t seed,
+                                     const std::string& durability) {
   client::JobSpec spec{.job = job,
                        .shard_elements = shard_elements,
                        .seed = seed,

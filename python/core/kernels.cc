@@ -21,6 +21,7 @@
 #include "kernels/reduce.h"
 #include "kernels/targets.h"
 #include "kernels/tensor_pass.h"
+#include "python/core/gil.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
 
@@ -51,7 +52,7 @@ kernels::DType DTypeOf(const std::string& word) {
 void RunOnPool(int threads, size_t count, const std::function<void(size_t)>& task) {
   static std::mutex mutex;
   static std::unique_ptr<ThreadPool> pool;
-  nb::gil_scoped_release released;
+  ReleasedGil released;
   std::lock_guard<std::mutex> lock(mutex);
   if (!pool || pool->thread_count() != threads - 1)
     pool = std::make_unique<ThreadPool>(threads - 1);
@@ -151,7 +152,7 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
   whole.random = kernels::RandomKey::Of(seed, tensor, static_cast<uint64_t>(applied_count) + 1);
   std::optional<Look> look;
   if (whole.optimizer->scope != kernels::Scope::kElement) {
-    nb::gil_scoped_release released;
+    ReleasedGil released;
     look.emplace(whole, scalars, shape, reinterpret_cast<float*>(averages));
   }
   if (look.has_value()) {

@@ -1,11 +1,12 @@
-// orlop._core: client::Client, client::Session and the kernels for Python. The package orlop is the
-// public face; this module follows the C++ headers, which hold the contracts. Every call that may
-// wait releases the GIL.
+// orlop._core: client::Client, client::Session (JobHandle here) and the kernels for Python. The
+// package orlop is the public face; the contracts are in the C++ headers. Every call that may wait
+// releases the GIL.
 #include "python/core/module.h"
 
 NB_MODULE(_core, module) {
   module.doc() = "The C++ client of Orlop. Private: use the package orlop.";
-  orlop::python::BindSession(module);
+  orlop::python::BindJobHandle(module);
   orlop::python::BindClient(module);
   orlop::python::BindKernels(module);
+  module.def("set_leak_warnings", &nanobind::set_leak_warnings, nanobind::arg("value"));
 }

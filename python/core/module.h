@@ -6,6 +6,6 @@ namespace orlop::python {
 
 void BindKernels(nanobind::module_& module);
 void BindClient(nanobind::module_& module);
-void BindSession(nanobind::module_& module);
+void BindJobHandle(nanobind::module_& module);
 
 }  // namespace orlop::python

@@ -1,6 +1,10 @@
-// Parts of tensors from Python: tuples (tensor index, slot, dtype name, (flat offset, count) or
-// None, array, applied count or None). Arrays are C-contiguous host memory of any library that
-// speaks DLPack; they are held, not copied.
+// Parts of tensors from Python, as tuples of six:
+//   tensor index, slot, dtype name, box, array, applied count or None
+// A box is one of
+//   (offset, count)                        a range of the flattened tensor
+//   ((offset, ...), (extent, ...))         one offset and one extent for each dimension
+//   None                                   the whole tensor
+// An array is C-contiguous host memory of any library that speaks DLPack. It is held, not copied.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -14,14 +18,15 @@ namespace orlop::python {
 
 using Array = nanobind::ndarray<nanobind::c_contig, nanobind::device::cpu>;
 
-// Keeps the arrays alive while their bytes are on the way. Destroy with the GIL held.
+// Parts, and the arrays that own their bytes. The GIL must be held when it is destroyed.
 template <typename Part>
 struct HeldParts {
   std::vector<Part> parts;
   std::vector<Array> arrays;
 };
 
-// Raise TypeError (not such a tuple or array) or ValueError (unknown dtype name).
+// Both raise TypeError if an item is no such tuple or array, and ValueError for an unknown dtype.
+// The GIL must be held.
 HeldParts<client::PushPart> PushPartsOf(nanobind::list tuples);
 HeldParts<client::PullPart> PullPartsOf(nanobind::list tuples);
 

@@ -1,8 +1,6 @@
 // absl::Status as Python exceptions: orlop.errors.from_status chooses the class from the code.
 #pragma once
 
-#include <nanobind/nanobind.h>
-
 #include <utility>
 
 #include "absl/status/status.h"
@@ -17,13 +15,6 @@ template <typename T>
 T ValueOrThrow(absl::StatusOr<T> result) {
   ThrowIfError(result.status());
   return *std::move(result);
-}
-
-// Runs a blocking call of the client without the GIL.
-template <typename Call>
-auto WithoutGil(Call&& call) {
-  nanobind::gil_scoped_release release;
-  return std::forward<Call>(call)();
 }
 
 }  // namespace orlop::python

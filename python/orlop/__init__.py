@@ -1,4 +1,4 @@
-"""Orlop keeps training state below the GPUs: weights, gradients and 8-bit optimizer states on servers.
+"""Orlop keeps training state on servers: weights, gradients and 8-bit optimizer states.
 
 Examples
 --------
@@ -13,16 +13,30 @@ True
 """
 
 from . import errors, kernels
-from .amp import GradScaler
-from .errors import (Aborted, AlreadyExists, DataLoss, DeadlineExceeded, EditedWeights, Error, FailedPrecondition, InvalidArgument,
-                     NotFound, OutOfRange, PermissionDenied, ResourceExhausted, Superseded, Unavailable, Unimplemented)
-from .optimizer import Optimizer
-from .optimizers import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, Lion, Muon, RMSprop, Store, Together
+from .errors import (
+    Aborted,
+    AlreadyExists,
+    DataLoss,
+    DeadlineExceeded,
+    EditedWeights,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ResourceExhausted,
+    Superseded,
+    Unavailable,
+    Unimplemented,
+)
+from .optim import LAMB, SGD, Adafactor, Adagrad, Adam, AdamW, AdEMAMix, GradScaler, Lion, Muon, Optimizer, RMSprop, Store, Together
 from .session import Session, connect, local
 
 __version__ = "0.1.0"
 __all__ = [
-    "Aborted", "AdEMAMix", "Adafactor", "Adagrad", "Adam", "AdamW", "AlreadyExists", "DataLoss", "DeadlineExceeded", "EditedWeights", "Error", "FailedPrecondition", "GradScaler",
-    "InvalidArgument", "LAMB", "Lion", "Muon", "NotFound", "Optimizer", "OutOfRange", "PermissionDenied", "RMSprop", "ResourceExhausted", "SGD", "Session", "Store", "Superseded",
-    "Together", "Unavailable", "Unimplemented", "connect", "errors", "kernels", "local",
+    "LAMB", "SGD", "Aborted", "AdEMAMix", "Adafactor", "Adagrad", "Adam", "AdamW", "AlreadyExists", "DataLoss", "DeadlineExceeded",
+    "EditedWeights", "Error", "FailedPrecondition", "GradScaler", "InvalidArgument", "Lion", "Muon", "NotFound", "Optimizer", "OutOfRange",
+    "PermissionDenied", "RMSprop", "ResourceExhausted", "Session", "Store", "Superseded", "Together", "Unavailable", "Unimplemented",
+    "connect", "errors", "kernels", "local",
 ]

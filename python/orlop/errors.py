@@ -1,6 +1,6 @@
-"""What can go wrong, by what the caller does next.
+"""The errors of servers and client. A class stands for what the caller should do next.
 
-Every error of a server or of the client is an :class:`Error`. Programs branch on its class and ``detail``, never on its text.
+Every one is an :class:`Error`. Programs branch on its class and ``detail``, never on its text.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Error(Exception):
     code : str
         The status code, e.g. ``"NOT_FOUND"``.
     detail : dict
-        What the server said: ``reason`` (e.g. ``"WRONG_STEP"``), ``server``, ``tensor``, ``field``, ``actual``, ``limit``, and where
-        known ``epoch``, ``attempt`` and ``version``. Empty for errors found in this process.
+        The details of the server's answer: ``reason`` (e.g. ``"WRONG_STEP"``), ``server``, ``tensor``, ``field``, ``actual``, ``limit``,
+        and where known ``epoch``, ``attempt`` and ``version``. Empty for errors found in this process.
 
     Examples
     --------
@@ -55,49 +55,49 @@ class NotFound(Error, KeyError):
 
 
 class AlreadyExists(Error):
-    """The same name or key stands for other content: stop."""
+    """The same name or key exists with other content: stop."""
 
     code = "ALREADY_EXISTS"
 
 
 class OutOfRange(Error, IndexError):
-    """The version asked for was applied over; ``detail["version"]`` is current."""
+    """The version asked for has been overwritten; ``detail["version"]`` is the current one: read that."""
 
     code = "OUT_OF_RANGE"
 
 
 class Aborted(Error):
-    """The attempt was given up: compute and push the step again."""
+    """The servers gave the attempt up: compute and push the step again."""
 
     code = "ABORTED"
 
 
 class FailedPrecondition(Error):
-    """Not now: another step, generation or epoch, or no weights yet."""
+    """The job is at another step, generation or epoch, or has no weights yet: join or step again."""
 
     code = "FAILED_PRECONDITION"
 
 
 class Unavailable(Error, ConnectionError):
-    """A server does not answer; retries are used up."""
+    """A server does not answer, and the retries are used up: try later."""
 
     code = "UNAVAILABLE"
 
 
 class DeadlineExceeded(Error, TimeoutError):
-    """Time is up. A commit may still have happened."""
+    """The time limit has passed. A commit may still have happened: call again to find out."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class ResourceExhausted(Error):
-    """A budget is full; ``detail["limit"]`` tells which."""
+    """A budget is full; ``detail["limit"]`` names it: make room, then call again."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class DataLoss(Error):
-    """Bytes are gone or damaged: stop, and restore or accept a rollback."""
+    """Bytes are lost or damaged: stop, and restore or accept a rollback."""
 
     code = "DATA_LOSS"
 
@@ -109,22 +109,22 @@ class PermissionDenied(Error, PermissionError):
 
 
 class Unimplemented(Error, NotImplementedError):
-    """These servers do not offer that."""
+    """These servers do not offer the call: use newer servers."""
 
     code = "UNIMPLEMENTED"
 
 
 class EditedWeights(Error, RuntimeError):
-    """A parameter was changed outside the optimizer; ``session.store(model)`` makes the servers follow.
+    """A parameter was changed outside the optimizer: call ``session.store(model)`` to write the change to the servers.
 
-    Found by torch's version counter, which does not see edits through ``parameter.data``.
+    torch's version counter shows the change, except one that was made through ``parameter.data``.
     """
 
     code = "FAILED_PRECONDITION"
 
 
 class Superseded(Error, RuntimeError):
-    """A newer optimizer took over this session's job."""
+    """A newer optimizer has this session's job: step that one."""
 
     code = "FAILED_PRECONDITION"
 
@@ -135,7 +135,7 @@ _CLASSES = {cls.code: cls for cls in (
 
 
 def from_status(code: str, message: str, detail: dict[str, Any] | None = None) -> Error:
-    """The exception for a status code (used by the extension)."""
+    """The exception for a status code. The extension calls it."""
     error = _CLASSES.get(code, Error)(message, detail)
     error.code = code
     return error

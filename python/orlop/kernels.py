@@ -23,23 +23,60 @@ BLOCK = {"8bit": 256, "4bit": 128}  # elements that share one absmax
 
 
 def optimizers() -> dict[str, dict[str, Any]]:
-    """Every optimizer by name: ``hyper_parameters`` with their defaults, ``states``, true where signed, and ``whole_tensor``: whether it
-    looks at a whole tensor before it changes an element."""
+    """Describes every optimizer.
+
+    Returns
+    -------
+    dict of str to dict
+        By name: ``hyper_parameters`` with their defaults; ``states``, by name whether their code book is signed; ``whole_tensor``, whether
+        a step makes a pass over a whole tensor before it changes an element.
+    """
     return _core.kernel_optimizers()
 
 
 def targets() -> list[str]:
-    """Instruction sets that this machine can run the kernels on, the one in use first."""
+    """The instruction sets that the kernels can use on this machine. The one in use is the first."""
     return _core.kernel_targets()
 
 
 def use_target(name: str = "") -> None:
-    """Runs the kernels on one of :func:`targets` from now on; the best one if `name` is empty. For comparisons: not thread-safe."""
+    """Sets the instruction set of the kernels, for comparisons. Not thread-safe.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`targets`; empty: the best one.
+    """
     _core.kernel_use_target(name)
 
 
 def squared_norm(gradient: torch.Tensor, threads: int | None = None) -> tuple[float, int]:
-    """Sum of squares of a gradient in the servers' order, in double, and how many elements are not finite (they add nothing)."""
+    """Sums the squares of a gradient in the servers' order, in double.
+
+    Parameters
+    ----------
+    gradient : torch.Tensor
+        Contiguous host memory of any shape: float32, bfloat16 or float16.
+    threads : int, optional
+        Default: as many as there are processors. The result does not depend on it.
+
+    Returns
+    -------
+    sum : float
+        Of the finite elements.
+    count : int
+        Elements that are not finite.
+
+    Raises
+    ------
+    ValueError
+        The gradient is elsewhere, not contiguous or of another dtype.
+
+    Examples
+    --------
+    >>> squared_norm(torch.tensor([3.0, 4.0, float("nan")]))
+    (25.0, 1)
+    """
     address = _address(gradient, "gradient", (torch.float32, torch.bfloat16, torch.float16))
     return _core.kernel_squared_norm((address, _name(gradient.dtype)), gradient.numel(), threads or os.cpu_count() or 1)
 
@@ -60,16 +97,16 @@ class Shard:
     master_format : str
         ``"exact"``, ``"24bit"`` or ``"bf16"``.
     seed, tensor : int
-        Of stochastic rounding, with the step.
+        Seed of stochastic rounding, together with the step.
 
     Attributes
     ----------
     weight : torch.Tensor
         The stored bf16 weights, in the shape of `master`.
     steps : int
-        Steps made.
+        How many steps have been made.
     codes, absmax : dict of str to torch.Tensor
-        Of every state that is quantised, flat.
+        Codes (uint8) and scales (fp32) of every quantised state, flat.
     """
 
     def __init__(self, optimizer: str, master: torch.Tensor, state: str = "8bit", rounding: str = "no_zero", master_format: str = "exact",
@@ -111,18 +148,23 @@ class Shard:
 
     def step(self, gradient: torch.Tensor, hyper_parameters: dict[str, float] | None = None, *, gradient_scale: float = 1.0,
              threads: int | None = None) -> None:
-        """One step of the whole tensor.
+        """Makes one step of the whole tensor.
 
         Parameters
         ----------
         gradient : torch.Tensor
             As many elements as the weights: float32, bfloat16 or float16, contiguous.
         hyper_parameters : dict of str to float
-            What differs from the defaults.
+            Those that differ from the defaults.
         gradient_scale : float
-            What the gradient is multiplied by first: clipping, unscaling, averaging.
+            Factor that the gradient is multiplied by first: clipping, unscaling, averaging.
         threads : int, optional
-            Default: as many as there are processors.
+            Default: as many as there are processors. The result does not depend on it.
+
+        Raises
+        ------
+        ValueError
+            A hyper-parameter is unknown, or the gradient has another size, dtype or place.
         """
         values = dict(self._spec["hyper_parameters"])
         if unknown := set(hyper_parameters or {}) - set(values):
@@ -140,7 +182,7 @@ class Shard:
         self.steps += 1
 
     def master(self) -> torch.Tensor:
-        """The fp32 weights, in the shape they came in."""
+        """The fp32 weights, in the shape of `master`."""
         bits = self.weight.contiguous().view(torch.int16).to(torch.int32).reshape(-1)
         bits <<= 16  # in place, here and below: a model's weights are read after every step
         if self._remainder.numel():
@@ -148,7 +190,7 @@ class Shard:
         return bits.view(torch.float32).reshape(self.weight.shape)
 
     def state(self, name: str) -> torch.Tensor:
-        """One state as fp32, flat; of Adafactor's matrices ``"row_var"`` and ``"col_var"``, too."""
+        """One state as fp32, flat. A matrix of Adafactor also has the states ``"row_var"`` and ``"col_var"``."""
         if name in ("row_var", "col_var") and self._rows:
             return self._averages[:self._rows] if name == "row_var" else self._averages[self._rows:]
         if self._values:
@@ -162,7 +204,25 @@ class Shard:
 
 
 def code_book(state: str, is_signed: bool) -> torch.Tensor:
-    """The values of all codes of ``"8bit"`` or ``"4bit"`` state, ascending: the closed form, in fp32 [256 or 16]."""
+    """The value of every code of a quantised state, from the closed form.
+
+    Parameters
+    ----------
+    state : str
+        ``"8bit"`` or ``"4bit"``.
+    is_signed : bool
+        Whether the state has negative values.
+
+    Returns
+    -------
+    torch.Tensor
+        fp32 [256 or 16], ascending.
+
+    Examples
+    --------
+    >>> code_book("4bit", False)[-2:]
+    tensor([0.9375, 1.0000])
+    """
     if state == "4bit" and not is_signed:
         return torch.arange(1, 17) / 16
     decades = 7 if state == "8bit" else 3

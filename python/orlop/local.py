@@ -13,14 +13,20 @@ import time
 from pathlib import Path
 
 from .errors import Unavailable
-from .workers import Workers
+from .job.job import Workers
 
-STOP_SECONDS = 120.0  # for servers whose state nobody wants any more
-QUIET_SECONDS = 2.0  # a longer wait for servers that write their state says so
+STOP_SECONDS = 120.0  # how long servers whose state is dropped may take to end before they are killed
+QUIET_SECONDS = 2.0  # after this long a line says that servers are still writing their state
 
 
 def find_binary(name: str) -> str:
-    """Path of ``orlopd`` or ``orlop``: ``$ORLOP_BIN_DIR``, then beside this Python, then ``$PATH``."""
+    """Path of ``orlopd`` or ``orlop``, searched in ``$ORLOP_BIN_DIR``, then beside this Python, then in ``$PATH``.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is in none of these places.
+    """
     places = [os.environ.get("ORLOP_BIN_DIR"), sysconfig.get_path("scripts")]
     path = os.pathsep.join([place for place in places if place] + [os.environ.get("PATH", os.defpath)])
     found = shutil.which(name, path=path)
@@ -31,25 +37,32 @@ def find_binary(name: str) -> str:
 
 
 class LocalServers:
-    """``orlopd`` children on Unix sockets. They end, flushing, when :meth:`stop` is called or this process ends.
+    """``orlopd`` children on Unix sockets. They write their state and end when :meth:`stop` is called or this process ends.
 
     Parameters
     ----------
     directory : str or Path or None
         Where their state is kept; None: a temporary directory, removed by :meth:`stop`.
     servers : int
-        How many; the same number every time for one directory.
+        How many servers; for one directory always the same number.
     memory : str
         Budget of each, e.g. ``"4GiB"``.
     start_seconds : float
-        How long servers of a run before may take to leave the directory, and then these to become ready; reading back a large job
-        takes time.
+        How long servers of an earlier run may take to leave the directory, and then the new ones to become ready, which includes
+        reading back the job.
+
+    Raises
+    ------
+    orlop.Unavailable
+        A server ended, or is not ready in time. The message has the end of its log.
+    ValueError
+        The directory was written by another number of servers.
     """
 
     def __init__(self, directory: str | Path | None, servers: int, memory: str, start_seconds: float) -> None:
         if servers < 1:
             raise ValueError(f"servers={servers}; at least 1")
-        self._sockets = tempfile.TemporaryDirectory(prefix="orlop-")  # short: a socket's path has 107 bytes at most
+        self._sockets = tempfile.TemporaryDirectory(prefix="orlop-")  # a socket's path has 107 bytes at most
         self._data = Path(directory).resolve() if directory is not None else Path(self._sockets.name) / "data"
         self._data.mkdir(parents=True, exist_ok=True)
         self._keeps = directory is not None
@@ -70,11 +83,12 @@ class LocalServers:
 
     @property
     def running(self) -> bool:
-        """Whether all of them run."""
+        """Whether all servers run."""
         return all(child.poll() is None for child in self._children)
 
     def stop(self) -> None:
-        """Ends the servers; the state in a given directory is on disk afterwards, however long that takes. Ctrl-C leaves them to it."""
+        """Ends the servers. It waits until the state is in the directory that was given, however long that takes; after Ctrl-C the servers
+        go on writing alone."""
         for child in self._children:
             child.terminate()
         for index, child in enumerate(self._children):
@@ -96,7 +110,8 @@ class LocalServers:
             raise ValueError(f"{self._data} was written by {there} servers; servers={servers} cannot read it")
 
     def _wait_unlocked(self, index: int, deadline: float) -> None:
-        """Waits for a server of a run before, which may still be writing its state. Past `deadline` the new server says who has it."""
+        """Waits until a server of an earlier run, which may still be writing its state, unlocks its directory. After `deadline` the new
+        server is started anyway, and its error names the process that has the directory."""
         lock = self._data / f"s{index}" / "LOCK"
         if not lock.exists():
             return
@@ -123,7 +138,7 @@ class LocalServers:
             return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def _log(self, index: int) -> Path:
-        return self._data / f"s{index}.log"  # beside the server's directory, which holds nothing foreign
+        return self._data / f"s{index}.log"  # not in the server's directory, where only the server may write
 
     def _wait_ready(self, deadline: float) -> None:
         for index, child in enumerate(self._children):
@@ -138,7 +153,13 @@ class LocalServers:
 
 def start_for_group(directory: str | Path | None, servers: int, memory: str,
                     start_seconds: float) -> tuple[LocalServers | None, str]:
-    """Starts the servers on rank 0; their first address on every rank."""
+    """Starts the servers on rank 0. Returns them (None on other ranks) and the first one's address.
+
+    Raises
+    ------
+    RuntimeError
+        ``torchrun`` started several processes, and their process group does not exist yet.
+    """
     workers = Workers()
     if workers.alone and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RuntimeError("call torch.distributed.init_process_group() before orlop.local(): every process would start its own servers")

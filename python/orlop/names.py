@@ -1,6 +1,6 @@
-"""Which tensors a job has and what they are called.
+"""The tensors of a job and their names.
 
-A tensor's name is its PyTorch name in the model, without what wrappers add to it. Tied parameters are one tensor with several names.
+A tensor's name is its PyTorch name in the model without the prefixes of wrappers. Tied parameters are one tensor with several names.
 """
 
 from __future__ import annotations
@@ -21,17 +21,28 @@ PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Entry:
-    """One tensor of a job, as this process holds it."""
+    """One tensor of a job in this process.
+
+    Attributes
+    ----------
+    name : str
+    tensor : torch.Tensor
+    is_buffer, is_embedding : bool
+    is_whole : bool
+        Whether all of it must be on one server.
+    tied_names : list of str
+        Other names of the same tensor.
+    """
 
     name: str
     tensor: torch.Tensor
     is_buffer: bool = False
     is_embedding: bool = False
-    is_whole: bool = False  # to be placed on one server
+    is_whole: bool = False
     tied_names: list[str] = field(default_factory=list)
 
     def spec(self) -> dict[str, Any]:
-        """Its line in the manifest (``TensorSpec``)."""
+        """Its entry in the manifest (``TensorSpec``)."""
         return {
             "name": self.name,
             "kind": "TENSOR_KIND_BUFFER" if self.is_buffer else "TENSOR_KIND_PARAMETER",
@@ -45,7 +56,7 @@ class Entry:
 def clean(name: str) -> str:
     """A parameter's name without the prefixes of DDP, ``torch.compile`` and activation checkpointing.
 
-    ``module.`` is taken away at the front only: a model may have a layer of that name.
+    ``module.`` is removed at the front only, since a model may have a layer of that name.
 
     Examples
     --------
@@ -59,7 +70,15 @@ def clean(name: str) -> str:
 
 
 def of_model(model: torch.nn.Module) -> list[Entry]:
-    """Parameters, then the buffers that ``state_dict()`` holds, in the model's order. Tensors without elements are left out."""
+    """The parameters of a model, then the buffers that its ``state_dict()`` holds, both in the model's order.
+
+    Tensors without elements are left out.
+
+    Raises
+    ------
+    ValueError
+        Two tensors have the same name once wrapper prefixes are removed, or the servers do not hold a tensor's dtype.
+    """
     embeddings = {id(module.weight) for module in model.modules()
                   if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))}
     entries = _collect(model.named_parameters(remove_duplicate=False), is_buffer=False)
@@ -75,7 +94,13 @@ def of_groups(param_groups: list[dict[str, Any]]) -> list[Entry]:
 
 
 def shape_of(slot: str, shape: Iterable[int]) -> list[int]:
-    """Of one slot of a tensor: the tensor's, but for Adafactor's averages over rows and columns."""
+    """The shape of one slot of a tensor: the tensor's shape, except for Adafactor's averages over rows and columns.
+
+    Examples
+    --------
+    >>> shape_of("row_var", (4, 3)), shape_of("col_var", (4, 3))
+    ([4, 1], [1, 3])
+    """
     sizes = [int(size) for size in shape]
     if len(sizes) < 2:
         return sizes
@@ -87,7 +112,7 @@ def shape_of(slot: str, shape: Iterable[int]) -> list[int]:
 
 
 def box_of(slot: str, shape: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Offset and extent by which all of a slot is read and set; None: the whole tensor."""
+    """The box, offset and extent, by which all of a slot is read and set. None: the whole tensor."""
     extent = shape_of(slot, shape)
     if slot not in ("row_var", "col_var") or len(extent) < 2:
         return None

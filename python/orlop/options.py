@@ -1,4 +1,4 @@
-"""Words that parameter groups may say beside torch's."""
+"""Options of parameter groups that torch does not have."""
 
-# Options of a group, the default first.
+# The words of each option, the default first.
 OPTIONS = {"state": ("8bit", "fp32", "4bit"), "rounding": ("no_zero", "nearest", "stochastic"), "master": ("exact", "24bit", "bf16")}

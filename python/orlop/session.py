@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
+import threading
 import time
 import warnings
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from . import _core, names
 from .errors import NotFound
-from .job import TrainingJob
+from .job.job import TrainingJob, Workers
 from .local import LocalServers, find_binary, start_for_group
-from .workers import Workers
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
-
-_opened: list[Session] = []  # the last one is the default
+from .optim import opened
 
 _DTYPE_OF_SLOT = {"remainder": torch.int16}
 
 
-def default_session() -> Session:
-    """The session opened last and not closed yet."""
-    if not _opened:
-        raise RuntimeError("no session is open: use `with orlop.local() as session:` or orlop.connect('host:port', job='name')")
-    return _opened[-1]
+class Trainer(Protocol):
+    """What a session needs of the optimizer that trains its job."""
+
+    def attach(self, keep_weights: bool = False) -> None:
+        """Joins the job."""
+
+    def detach(self) -> None:
+        """Pushes no more, since a newer optimizer has the job."""
+
+    def take_back(self, reason: str) -> None:
+        """Drops what was pushed and not committed."""
+
+    def before_forward(self) -> None:
+        """Joins the job, or brings the weights that a step which raised did not."""
+
+
+@atexit.register
+def _expect_daemon_threads() -> None:
+    """Turns nanobind's leak messages off if a daemon thread is still running.
+
+    Python stops such a thread wherever it is and never releases what its frames refer to, e.g. the client of a call that has not returned.
+    That is no fault of the extension. The sessions are not closed here: the thread would raise, and its traceback would be printed
+    instead. If no other thread is running, everything is released, and a message would show a fault of the bindings.
+    """
+    if threading.active_count() > 1:
+        _core.set_leak_warnings(False)
 
 
 class _ForwardHook:
-    """Stays in a bound model. Copies and pickles of the model get one that does nothing."""
+    """The hook in a bound model. Copies and pickles of the model get a hook that does nothing."""
 
     def __init__(self, session: Session | None) -> None:
         self._session = session
@@ -79,17 +97,17 @@ class Session:
         self._tls = tls  # certificate, key, authority
         self._model: torch.nn.Module | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
-        self._owner: weakref.ref[Optimizer] | None = None
+        self._owner: weakref.ref[Trainer] | None = None
         self._training: TrainingJob | None = None
-        _opened.append(self)
+        opened.append(self)
 
     # What users call.
 
     def bind(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Names the tensors of a job after a model's, and joins the job at the model's first forward.
+        """Names the tensors of a job after a model's, and lets the model's first forward join the job.
 
-        Nothing remote happens here. Wrapped models (DDP, ``torch.compile``) may be bound: wrapper prefixes are taken off. Bind the
-        DDP wrapper itself, so that gradients are known to be averaged already.
+        Nothing remote happens here. Wrapped models (DDP, ``torch.compile``) may be bound: the wrappers' prefixes are removed from names.
+        Bind the DDP wrapper itself, so that its averaging of the gradients is not repeated.
 
         Parameters
         ----------
@@ -99,6 +117,11 @@ class Session:
         -------
         torch.nn.Module
             The same model.
+
+        Raises
+        ------
+        RuntimeError
+            The job is joined already.
         """
         if self._training is not None:
             raise RuntimeError(f"job {self.job!r} is joined already: bind the model before the first step")
@@ -109,17 +132,22 @@ class Session:
         return model
 
     def store(self, model: torch.nn.Module) -> int:
-        """Makes the servers take this model's weights and buffers, as a step of its own. Optimizer states stay.
+        """Writes this model's weights and buffers to the servers, as a step of its own. Optimizer states keep their values.
 
-        Call it after every edit of weights (``load_state_dict``, clamping). The next ``optimizer.step()`` finds a forgotten one, unless
-        the edit went through ``parameter.data``, which torch's version counter does not see: that one is lost in silence.
+        Call it after every edit of weights (``load_state_dict``, clamping). The next ``optimizer.step()`` raises if it was forgotten,
+        unless the edit was made through ``parameter.data``, which torch's version counter does not see: such an edit is lost silently.
 
-        With several processes all of them call it; rank 0's values count.
+        With several processes all of them call it; rank 0's values are stored.
 
         Returns
         -------
         int
             The step made.
+
+        Raises
+        ------
+        ValueError
+            The job has no tensor of such a name, or one of another shape.
         """
         if self._model is None:
             self.bind(model)
@@ -136,7 +164,7 @@ class Session:
     def get(self, name: str, slot: str = "weight") -> torch.Tensor:
         """Reads one tensor or one of its states from the servers, as of the step committed now.
 
-        A job that steps faster than the bytes come is held for the moment; otherwise it is not disturbed.
+        If the job makes steps faster than the bytes arrive, the version is held until they have. Otherwise the job is not disturbed.
 
         Parameters
         ----------
@@ -144,7 +172,7 @@ class Session:
             Tensor, by any of its names.
         slot : str
             ``"weight"`` (the manifest's dtype), ``"master"``, ``"exp_avg"``, ``"exp_avg_sq"``, ``"momentum_buffer"``, ... (all fp32), or
-            ``"remainder"`` (int16). ``"row_var"`` and ``"col_var"`` have torch's shapes: 1 in the last dimension, or the one before.
+            ``"remainder"`` (int16). ``"row_var"`` and ``"col_var"`` have torch's shapes: 1 in the last dimension, or in the one before it.
 
         Returns
         -------
@@ -158,16 +186,15 @@ class Session:
         orlop.InvalidArgument
             The tensor has no such slot.
         """
-        core = self._training.core if self._training is not None else self.client.attach_job(self.job)
-        for index, spec in enumerate(core.tensors):
-            if name == spec["name"] or name in spec["tied_names"]:
-                break
-        else:
+        handle = self._training.handle if self._training is not None else self.client.attach_job(self.job)
+        named = ((index, spec) for index, spec in enumerate(handle.tensors) if name in (spec["name"], *spec["tied_names"]))
+        index, spec = next(named, (None, None))
+        if spec is None:
             raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
         stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
         dtype = stored if slot == "weight" else _DTYPE_OF_SLOT.get(slot, torch.float32)
         out = torch.empty(names.shape_of(slot, spec["shape"]), dtype=dtype)
-        core.pull([(index, slot, names.DTYPE_NAMES[dtype], names.box_of(slot, spec["shape"]), out.view(-1), None)], latest=True)
+        handle.pull([(index, slot, names.DTYPE_NAMES[dtype], names.box_of(slot, spec["shape"]), out.view(-1), None)], latest=True)
         return out
 
     @property
@@ -181,7 +208,10 @@ class Session:
             return 0
 
     def recovered(self, timeout_seconds: float) -> int | None:
-        """The job's committed step, once servers that were just started have agreed on it; None if there is no job or no weights."""
+        """Waits until servers that were just started agree on the job's committed step; None if there is no job or no weights.
+
+        After `timeout_seconds` it returns the step that the servers report then.
+        """
         deadline = time.monotonic() + timeout_seconds
         while (status := self.status()["job"]) is not None:
             if status["state"] not in ("RECOVERING", "WAITING") or time.monotonic() > deadline:
@@ -190,7 +220,13 @@ class Session:
         return None
 
     def status(self) -> dict[str, Any]:
-        """The job (``"job"``, None before there is one) and every server (``"servers"``: budget, bytes by use, last step's times)."""
+        """The state of the job and of every server.
+
+        Returns
+        -------
+        dict
+            ``"job"``: None before there is one. ``"servers"``: for each its budget, bytes by use and the times of the last step.
+        """
         try:
             job = self.client.job_status(self.job)
         except NotFound:
@@ -208,6 +244,11 @@ class Session:
         path : str or Path
         dtype : str
             ``"fp32"`` (the exact masters) or ``"bf16"``.
+
+        Raises
+        ------
+        subprocess.CalledProcessError
+            ``orlop export`` failed; its message is on stderr.
         """
         if self._training is not None and self._model is not None:
             job = self._training
@@ -220,11 +261,11 @@ class Session:
             check=True, stdout=subprocess.DEVNULL))
 
     def close(self) -> None:
-        """Ends the session, and its servers if they are its own: they write the job to disk first.
+        """Ends the session. Servers that :func:`orlop.local` started write the job to disk and end, too.
 
-        Buffers of the bound model (BatchNorm's statistics) that are not the servers' are stored before, from rank 0, as a step of
-        their own, so that the next run gets them back with the weights. A ``with`` block left by an exception, and a process that is
-        killed, store none: the next run gets those of the last close, :meth:`store` or :meth:`export`.
+        Buffers of the bound model (BatchNorm's statistics) that differ from the servers' are stored before, from rank 0, as a step of
+        their own, so that the next run gets them with the weights. They are not stored if an exception leaves the ``with`` block or the
+        process is killed: the next run then gets those of the last close, :meth:`store` or :meth:`export`.
         """
         try:
             self._store_buffers()
@@ -244,8 +285,8 @@ class Session:
             job.store_alone(job.matching(buffers))
 
     def _end(self) -> None:
-        if self in _opened:
-            _opened.remove(self)
+        if self in opened:
+            opened.remove(self)
         if self._hook is not None:
             self._hook.remove()
         self._training = None
@@ -263,7 +304,7 @@ class Session:
         else:
             self._end()
 
-    # What the optimizer calls.
+    # What optimizers call.
 
     @property
     def client(self) -> _core.Client:
@@ -276,12 +317,12 @@ class Session:
         return self._model
 
     @property
-    def optimizer(self) -> Optimizer | None:
+    def optimizer(self) -> Trainer | None:
         """The optimizer made last for this session, if it still exists."""
         return self._owner() if self._owner is not None else None
 
-    def claim(self, optimizer: Optimizer) -> None:
-        """The newest optimizer has the job; one before it is told when it steps."""
+    def claim(self, optimizer: Trainer) -> None:
+        """Gives the job to the newest optimizer. The one before it raises Superseded at its next step."""
         before = self.optimizer
         if before is not None and before is not optimizer:
             before.detach()
@@ -312,7 +353,7 @@ def connect(address: str, *, job: str = "default", tls_cert: str = "", tls_key: 
     tls_cert, tls_key, tls_ca : str
         PEM files for mutual TLS; all or none.
     timeout_seconds : float
-        How long one call may take, retries included, besides the time of its bytes.
+        How long one call may take, retries included, without the time that its bytes need.
 
     Returns
     -------
@@ -322,7 +363,7 @@ def connect(address: str, *, job: str = "default", tls_cert: str = "", tls_key: 
     Raises
     ------
     orlop.Unavailable, orlop.DeadlineExceeded
-        Nobody answers at `address`.
+        No server answers at `address`.
 
     Examples
     --------
@@ -342,7 +383,7 @@ def local(directory: str | Path | None = None, servers: int = 1, memory: str = "
     Parameters
     ----------
     directory : str or Path, optional
-        Where the state is kept: the next run with it resumes, and a line says so. None: nothing stays.
+        Where the state is kept. The next run with the same directory resumes, and a line says so. None: the state is dropped at the end.
     servers : int
         How many servers.
     memory : str
@@ -350,7 +391,7 @@ def local(directory: str | Path | None = None, servers: int = 1, memory: str = "
     job : str
         Name of the training run.
     timeout_seconds, start_seconds : float
-        How long one call, and the start, may take.
+        How long one call, and the start of the servers, may take.
 
     Returns
     -------

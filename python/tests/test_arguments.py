@@ -31,7 +31,8 @@ def test_foreach_and_fused_are_accepted():
 
 @pytest.mark.parametrize("arguments, word", [
     ({"lr": -1.0}, "learning rate"), ({"betas": (1.0, 0.9)}, "index 0"), ({"betas": (0.9, -0.1)}, "beta2"), ({"eps": -1e-8}, "epsilon"),
-    ({"weight_decay": math.nan}, "weight_decay"), ({"state": "2bit"}, "'2bit'"), ({"rounding": "up"}, "'up'"), ({"master": "fp8"}, "'fp8'"), ({"max_norm": 0.0}, "max_norm"),
+    ({"weight_decay": math.nan}, "weight_decay"), ({"state": "2bit"}, "'2bit'"), ({"rounding": "up"}, "'up'"), ({"master": "fp8"}, "'fp8'"),
+    ({"max_norm": 0.0}, "max_norm"),
     ({"overlap": "sideways"}, "'sideways'"), ({"accumulation_steps": 2}, "overlap"),
     ({"overlap": "backward", "accumulation_steps": 0}, "accumulation_steps=0")])
 def test_values_out_of_range_are_refused(arguments, word):

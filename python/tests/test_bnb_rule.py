@@ -1,10 +1,10 @@
 """Rounding "nearest" against recorded vectors of bitsandbytes' CUDA rule (bnb_cuda_rule.py), bit for bit."""
 
-import bnb_cuda_rule as rule
 import numpy as np
 import pytest
 import torch
 
+import bnb_cuda_rule as rule
 from orlop import kernels
 
 

@@ -5,9 +5,12 @@ import importlib
 
 import pytest
 
+MODULES = ("orlop", "orlop.errors", "orlop.kernels", "orlop.names", "orlop.job.workers", "orlop.optim.adam",
+           "orlop.optim.adaptive", "orlop.optim.amp", "orlop.optim.groups", "orlop.optim.momentum", "orlop.optim.store",
+           "orlop.optim.together", "orlop.optim.whole", "orlop.session")
 
-@pytest.mark.parametrize("name", ["orlop", "orlop.amp", "orlop.errors", "orlop.names", "orlop.kernels", "orlop.optimizers", "orlop.session",
-                                  "orlop.workers"])
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run_as_printed(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0 and result.failed == 0

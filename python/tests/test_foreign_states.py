@@ -13,7 +13,8 @@ import safetensors
 import torch
 
 import orlop
-from orlop import foreign, kernels
+from orlop import kernels
+from orlop.state import bitsandbytes, foreign, quantised
 
 DATA = pathlib.Path(__file__).parent / "data" / "foreign_states.safetensors"
 KEPT = 1024  # elements of the weights after one more step that are recorded
@@ -57,7 +58,7 @@ def recorded(name):
     state, after = {}, {}
     with safetensors.safe_open(DATA, "pt") as file:
         about = json.loads(file.metadata()[name])
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118 (a file of safetensors is no dictionary)
             if not key.startswith(name + "."):
                 continue
             number, *path = key[len(name) + 1:].split(".")
@@ -90,7 +91,7 @@ def steps(optimizer, numbers):
 def raw(optimizer, slot, place=0):
     """Codes and scales of a state as the servers have them."""
     stored = next(t for t in optimizer.session.client.list_tensors(optimizer.session.job) if t["index"] == place)
-    return foreign._read(optimizer, stored, slot)
+    return quantised.read(optimizer._view(), stored, slot)
 
 
 def within(book, closed):
@@ -102,7 +103,7 @@ def slots_of(optimizer, name):
     if name.startswith("torchao"):
         return [(slot, None, slot) for slot in optimizer.slots]
     return [(f"state{number}", row if len(names) > 1 else None, slot)
-            for number, names in enumerate(foreign._bitsandbytes_slots(optimizer), start=1) for row, slot in enumerate(names)]
+            for number, names in enumerate(bitsandbytes.slots_in(optimizer._view()), start=1) for row, slot in enumerate(names)]
 
 
 def theirs(saved, name, state, row):
@@ -130,7 +131,7 @@ def bits_of(name):
 
 
 def test_examples_in_docstrings_run_as_printed():
-    result = doctest.testmod(foreign)
+    result = doctest.testmod(quantised)
     assert result.attempted > 0 and result.failed == 0
 
 
@@ -140,7 +141,7 @@ def test_examples_in_docstrings_run_as_printed():
 def test_values_are_decoded_as_the_library_decodes_them(name):
     saved, decoded, _ = recorded(name)
     optimizer = ours(None, name)
-    read = foreign.to_torch(optimizer, saved)["state"]
+    read = foreign.to_torch(optimizer._view(), saved)["state"]
     rows = {}
     for state, _, slot in slots_of(optimizer, name):
         for place in range(len(SHAPES)):
@@ -154,7 +155,7 @@ def test_values_are_decoded_as_the_library_decodes_them(name):
 def test_codes_and_scales_stay_as_they_are(job, name):
     saved, _, _ = recorded(name)
     optimizer = ours(job, name, bits_of(name))
-    read = foreign.to_torch(optimizer, saved)["state"]
+    read = foreign.to_torch(optimizer._view(), saved)["state"]
     optimizer.load_state_dict(saved)
     optimizer.attach()
     for state, row, slot in slots_of(optimizer, name):

@@ -8,8 +8,8 @@ import torch
 
 import orlop
 from conftest import loss_of, train_step
+from orlop.job.wire import GradientWire
 from tests.int8_blocks import Feedback, bf16, decode, encode
-from orlop.wire import GradientWire
 
 LR = 2.0**-4  # so that lr * gradient is exact, and SGD is one subtraction
 
@@ -89,16 +89,16 @@ def test_every_kind_is_taken_and_others_are_refused(job, make_net, batches):
 def test_weights_are_numpys(job, overlap):
     model, optimizer = start(job, overlap=overlap)
     optimizer.attach()
-    job._training.core.take_timings()
+    job._training.handle.take_timings()
     generator = np.random.default_rng(5)
     expected, kept = [p.detach().numpy().copy() for p in model.parameters()], feedbacks(model)
-    for step in range(4):
+    for _ in range(4):
         gradients = gradients_of(model, generator)
         give(model, gradients)
         optimizer.step()
         expected = apply(expected, [feedback.send(g.numpy())[1] for feedback, g in zip(kept, gradients)])
         assert_weights(model, expected)
-    assert job._training.core.take_timings()["push_bytes"] == 4 * sum(len(encode(np.zeros(size, np.float32))) for size in (1_000_003, 77))
+    assert job._training.handle.take_timings()["push_bytes"] == 4 * sum(len(encode(np.zeros(size, np.float32))) for size in (1_000_003, 77))
 
 
 def test_what_is_pushed_during_backward_has_the_same_bits(servers, make_net, batches, request):
@@ -159,12 +159,12 @@ def test_an_aborted_step_sends_the_same_bits_again(job):
     generator = np.random.default_rng(8)
     expected, kept = [p.detach().numpy().copy() for p in model.parameters()], feedbacks(model)
     training = None
-    for step, fault in enumerate((None, "before", None, "after", None)):
+    for fault in (None, "before", None, "after", None):
         gradients = gradients_of(model, generator)
         give(model, gradients)
         if fault is not None:
             training = job._training
-            core = training.core
+            core = training.handle
 
             class Faulty:
                 sent = []
@@ -180,15 +180,15 @@ def test_an_aborted_step_sends_the_same_bits_again(job):
                     if fault == "after":
                         core.commit(**options)
                     raise KeyboardInterrupt
-            training.core = faulty = Faulty()
+            training.traffic.handle = faulty = Faulty()
             with pytest.raises(KeyboardInterrupt):
                 optimizer.step()
-            training.core = core
+            training.traffic.handle = core
         if fault == "before":
-            again = [training.wire.part(index, g, 1.0)[4] for index, g in enumerate(gradients)]
+            again = [training.traffic.wire.part(index, g, 1.0)[4] for index, g in enumerate(gradients)]
             for before, after in zip(faulty.sent[0], again):
                 assert torch.equal(before, after)
-            training.wire.settle(None)
+            training.traffic.wire.settle(None)
         optimizer.step()
         expected = apply(expected, [feedback.send(g.numpy())[1] for feedback, g in zip(kept, gradients)])
         assert_weights(model, expected)
@@ -199,7 +199,7 @@ def test_a_worker_that_joins_anew_begins_with_zero(job):
     generator = np.random.default_rng(9)
     give(model, gradients_of(model, generator))
     optimizer.step()
-    assert all(residual.count_nonzero() > 0 for residual in job._training.wire._residuals.values())
+    assert all(residual.count_nonzero() > 0 for residual in job._training.traffic.wire._residuals.values())
     expected = [p.detach().numpy().copy() for p in model.parameters()]
     optimizer = orlop.SGD(model.parameters(), lr=LR, gradient_wire="int8", session=job)
     optimizer.attach()

@@ -29,9 +29,8 @@ def test_a_rerun_waits_for_the_servers_of_the_run_before_and_says_so(tmp_path, m
 
 
 def test_a_directory_in_use_is_an_error_after_start_seconds(tmp_path):
-    with orlop.local(directory=tmp_path, memory="64MiB"):
-        with pytest.raises(orlop.Unavailable, match="in use by process"):
-            orlop.local(directory=tmp_path, memory="64MiB", start_seconds=3.0)
+    with orlop.local(directory=tmp_path, memory="64MiB"), pytest.raises(orlop.Unavailable, match="in use by process"):
+        orlop.local(directory=tmp_path, memory="64MiB", start_seconds=3.0)
 
 
 def test_stop_waits_for_servers_that_write_their_state_and_says_so(tmp_path, monkeypatch):

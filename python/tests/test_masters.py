@@ -92,7 +92,8 @@ def test_training_recovers_from_a_gradient_a_hundred_times_too_large(state, mast
             x = torch.randn(64, 512, generator=generator)
             error = x @ (shard.weight.float() - truth) + torch.randn(64, generator=generator)
             found.append(error.square().mean().item())
-            shard.step(x.T @ error / 64 * (100 if step == 600 and spike else 1), {"lr": 1e-2, "beta2": 0.99, "weight_decay": 0.0}, threads=1)
+            shard.step(x.T @ error / 64 * (100 if step == 600 and spike else 1), {"lr": 1e-2, "beta2": 0.99, "weight_decay": 0.0},
+                       threads=1)
         return sum(found[1000:]) / 200, found[0]
 
     (undisturbed, first), (after, _) = losses(False), losses(True)

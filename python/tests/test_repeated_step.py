@@ -55,9 +55,9 @@ def unseen_commit(training):
 
         def refresh():
             core.refresh()
-            training.core = core
+            training.traffic.handle = core
         unaware.refresh = refresh
-        training.core = unaware
+        training.traffic.handle = unaware
         raise orlop.DeadlineExceeded("time is up")
     return fault
 
@@ -101,7 +101,7 @@ def inject(optimizer, name):
     training = optimizer._job
     if fault is unseen_commit:
         fault = unseen_commit(training)
-    training.core = Faulty(training.core, method, fault)
+    training.traffic.handle = Faulty(training.handle, method, fault)
     return committed
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_store_leaves_nothing(job, make_net, batches, expected, m
         if method == "set_state":
             core.set_state(*args)
         raise KeyboardInterrupt
-    optimizer._job.core = Faulty(optimizer._job.core, method, interrupted)
+    optimizer._job.traffic.handle = Faulty(optimizer._job.handle, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
         job.store(net)
     train_step(net, optimizer, batches[1])

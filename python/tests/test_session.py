@@ -183,7 +183,7 @@ def test_a_failed_attach_can_be_repeated(job, make_net, batches, monkeypatch, me
     def fail(*arguments):
         raise orlop.Unavailable("planned")
     with monkeypatch.context() as patch:
-        patch.setattr(orlop.job.TrainingJob, method, fail)
+        patch.setattr(orlop.job.job.TrainingJob, method, fail)
         with pytest.raises(orlop.Unavailable):
             net(batches[0][0])
     assert not optimizer.attached

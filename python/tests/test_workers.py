@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from orlop.workers import Bucket, Workers, slice_of
+from orlop.job.workers import Bucket, Workers, slice_of
 
 
 def test_slices_cover_every_element_once_on_block_boundaries():

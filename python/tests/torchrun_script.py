@@ -21,8 +21,8 @@ parser.add_argument("--store", action="store_true", help="stepped here, by torch
 parser.add_argument("--wire", help="gradient_wire")
 parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push rank 1 kills itself")
 parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
-parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit made), "
-                    "pull, or abort (of a gradient that changed after its push)), or edit: a weight is changed")
+parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit "
+                    "made), pull, or abort (of a gradient that changed after its push)), or edit: a weight is changed")
 arguments = parser.parse_args()
 
 dist.init_process_group("gloo")
@@ -64,8 +64,8 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
     stores = 0
     while session.step - stores < len(batches):
         if session.step == arguments.kill_at and rank == 1:
-            push = optimizer._job.push
-            optimizer._job.push = lambda parts, scale: (push(parts[:1], scale).wait(), os.kill(os.getpid(), signal.SIGKILL))
+            push = optimizer._job.traffic.push
+            optimizer._job.traffic.push = lambda parts, scale: (push(parts[:1], scale).wait(), os.kill(os.getpid(), signal.SIGKILL))
         x, y = batches[session.step - stores]
         share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
         if arguments.second_thoughts and session.step % 2 == rank:
@@ -73,7 +73,7 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
         optimizer.zero_grad()
         loss_of(model, (x[share], y[share])).backward()
         if arguments.fault and session.step == 3 and rank == 1:
-            optimizer._job.core = Faulty(optimizer._job.core)
+            optimizer._job.traffic.handle = Faulty(optimizer._job.handle)
             if arguments.fault == "abort":
                 for parameter in net.parameters():
                     parameter.grad.mul_(1)
@@ -97,4 +97,4 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
 dist.destroy_process_group()
 threads = [task.joinpath("comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()]
 if not arguments.ddp:  # DistributedDataParallel holds the group as long as the model lives
-    assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/workers.py)
+    assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/job/workers.py)

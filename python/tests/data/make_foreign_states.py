@@ -15,7 +15,7 @@ import torch
 import torchao
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from test_foreign_states import FIXTURES, KEPT, digest, gradient, parameters, start  # noqa: E402
+from test_foreign_states import FIXTURES, KEPT, digest, gradient, parameters, start
 
 
 def made(library, kind, arguments):

@@ -1,7 +1,6 @@
 // One push, 2 of 8 (ARCHITECTURE.md); next: client/lanes/grpc_push.cc
-// Session: one worker's place in one job, and the calls that move bytes and steps.
-#include "client/session.h"
-
+// JobHandle: one worker's place in one job, and the calls that move bytes and steps. In C++ it is
+// client::Session.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -13,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "client/session.h"
+#include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/parts.h"
@@ -21,17 +22,17 @@
 namespace orlop::python {
 namespace nb = nanobind;
 using namespace nb::literals;
-using client::Session;
+using JobHandle = client::Session;
 
 namespace {
 
-// A push on its way, with the arrays it reads.
+// A push that has begun, with the arrays that it reads.
 class Push {
  public:
   Push(std::unique_ptr<client::PendingPush> pending, HeldParts<client::PushPart> held)
       : held_(std::move(held)), pending_(std::move(pending)) {}
   ~Push() {
-    WithoutGil([&] { pending_.reset(); });  // waits until no byte of the arrays is referenced
+    WithoutGil([&] { pending_.reset(); });  // returns when nothing refers to the arrays any more
   }
 
   uint64_t Wait() {
@@ -57,31 +58,31 @@ nb::dict StateOf(const client::StepState& state) {
   return fields;
 }
 
-nb::list TensorsOf(const Session& self) {
+nb::list TensorsOf(const JobHandle& self) {
   nb::list tensors;
   for (const auto& tensor : self.manifest().tensors()) tensors.append(ToPython(tensor));
   return tensors;
 }
 
-std::unique_ptr<Push> PushAsync(Session& self, nb::list parts, double loss_scale) {
+std::unique_ptr<Push> PushAsync(JobHandle& self, nb::list parts, double loss_scale) {
   auto held = PushPartsOf(parts);
   auto pending = WithoutGil([&] { return self.PushAsync(held.parts, {.loss_scale = loss_scale}); });
   return std::make_unique<Push>(ValueOrThrow(std::move(pending)), std::move(held));
 }
 
-uint64_t SetState(Session& self, nb::list parts) {
+uint64_t SetState(JobHandle& self, nb::list parts) {
   auto held = PushPartsOf(parts);
   return ValueOrThrow(WithoutGil([&] { return self.SetState(held.parts); })).bytes;
 }
 
-nb::tuple Pull(Session& self, nb::list parts, std::optional<int64_t> version, bool latest) {
+nb::tuple Pull(JobHandle& self, nb::list parts, std::optional<int64_t> version, bool latest) {
   auto held = PullPartsOf(parts);
   auto transfer = ValueOrThrow(
       WithoutGil([&] { return self.Pull(held.parts, {.version = version, .latest = latest}); }));
   return nb::make_tuple(transfer.version, transfer.bytes);
 }
 
-nb::dict Join(Session& self, uint64_t generation, uint32_t rank, uint32_t world_size,
+nb::dict Join(JobHandle& self, uint64_t generation, uint32_t rank, uint32_t world_size,
               nb::dict layout, std::optional<int64_t> min_committed_step) {
   client::JoinOptions options{.generation = generation,
                               .rank = rank,
@@ -91,7 +92,7 @@ nb::dict Join(Session& self, uint64_t generation, uint32_t rank, uint32_t world_
   return StateOf(ValueOrThrow(WithoutGil([&] { return self.Join(options); })));
 }
 
-nb::dict Commit(Session& self, bool load, nb::list groups, std::vector<uint32_t> absent_tensors,
+nb::dict Commit(JobHandle& self, bool load, nb::list groups, std::vector<uint32_t> absent_tensors,
                 double loss_scale) {
   client::CommitOptions options;
   options.kind = load ? v1::CommitStepRequest::LOAD : v1::CommitStepRequest::STEP;
@@ -116,13 +117,13 @@ nb::dict TimingsOf(const client::Timings& timings) {
   return fields;
 }
 
-nb::object GetOptimizer(Session& self) {
+nb::object GetOptimizer(JobHandle& self) {
   auto configured = ValueOrThrow(WithoutGil([&] { return self.GetOptimizer(); }));
   if (!configured.has_value()) return nb::none();
   return ToPython(*configured);
 }
 
-bool ConfigureOptimizer(Session& self, nb::dict fields) {
+bool ConfigureOptimizer(JobHandle& self, nb::dict fields) {
   v1::ConfigureOptimizerRequest request;
   FromPython(fields, &request);
   return ValueOrThrow(WithoutGil([&] { return self.ConfigureOptimizer(std::move(request)); }));
@@ -130,24 +131,24 @@ bool ConfigureOptimizer(Session& self, nb::dict fields) {
 
 }  // namespace
 
-void BindSession(nb::module_& module) {
+void BindJobHandle(nb::module_& module) {
   nb::class_<Push>(module, "Push")
       .def("wait", &Push::Wait)
       .def_prop_ro("done", &Push::done)
       .def("cancel", &Push::Cancel);
 
-  nb::class_<Session>(module, "Session")
-      .def_prop_ro("job", [](const Session& self) { return self.job(); })
-      .def_prop_ro("existed", &Session::existed)
+  nb::class_<JobHandle>(module, "JobHandle")
+      .def_prop_ro("job", [](const JobHandle& self) { return self.job(); })
+      .def_prop_ro("existed", &JobHandle::existed)
       .def_prop_ro("shard_elements",
-                   [](const Session& self) { return self.manifest().shard_elements(); })
+                   [](const JobHandle& self) { return self.manifest().shard_elements(); })
       .def_prop_ro("tensors", &TensorsOf)
-      .def_prop_ro("state", [](const Session& self) { return StateOf(self.state()); })
+      .def_prop_ro("state", [](const JobHandle& self) { return StateOf(self.state()); })
       .def("configure_optimizer", &ConfigureOptimizer, "request"_a)
       .def("get_optimizer", &GetOptimizer)
       .def(
           "start_generation",
-          [](Session& self, uint32_t world_size, std::optional<int64_t> min_committed_step) {
+          [](JobHandle& self, uint32_t world_size, std::optional<int64_t> min_committed_step) {
             return ValueOrThrow(
                 WithoutGil([&] { return self.StartGeneration(world_size, min_committed_step); }));
           },
@@ -161,13 +162,13 @@ void BindSession(nb::module_& module) {
            "absent_tensors"_a = std::vector<uint32_t>(), "loss_scale"_a = 1.0)
       .def(
           "abort",
-          [](Session& self, const std::string& reason) {
+          [](JobHandle& self, const std::string& reason) {
             return ValueOrThrow(WithoutGil([&] { return self.Abort(reason); }));
           },
           "reason"_a)
       .def(
           "hold",
-          [](Session& self, int64_t step, double seconds, const std::string& holder) {
+          [](JobHandle& self, int64_t step, double seconds, const std::string& holder) {
             ThrowIfError(WithoutGil([&] {
               return self.Hold(step, client::Milliseconds(static_cast<int64_t>(seconds * 1000)),
                                holder);
@@ -175,12 +176,12 @@ void BindSession(nb::module_& module) {
           },
           "step"_a, "seconds"_a, "holder"_a)
       .def("status",
-           [](Session& self) {
+           [](JobHandle& self) {
              return ToPython(ValueOrThrow(WithoutGil([&] { return self.Status(); })));
            })
       .def("refresh",
-           [](Session& self) { ThrowIfError(WithoutGil([&] { return self.Refresh(); })); })
-      .def("take_timings", [](Session& self) { return TimingsOf(self.TakeTimings()); });
+           [](JobHandle& self) { ThrowIfError(WithoutGil([&] { return self.Refresh(); })); })
+      .def("take_timings", [](JobHandle& self) { return TimingsOf(self.TakeTimings()); });
 }
 
 }  // namespace orlop::python

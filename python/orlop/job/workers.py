@@ -1,7 +1,7 @@
-"""The group of training processes: who pushes and pulls which part.
+"""The group of training processes: which of them pushes and pulls which part.
 
 With several processes every tensor is cut into one flat slice per rank (``FLAT_SLICES`` of the protocol). Each rank pushes the average
-of its slice and pulls the new weights of its slice, so that one copy of everything passes the servers, whatever the number of workers.
+of its slice and pulls the new weights of its slice, so the servers send and receive everything once, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .errors import Aborted
+from ..errors import Aborted
 
 if dist.is_available():
-    # Its functions have the default group as default argument. Imported only by the first optimizer, after init_process_group, they keep
-    # that group and gloo's threads past destroy_process_group, and such a thread that frees a tensor while Python ends aborts the process.
-    import torch.distributed.nn.functional  # noqa: F401
+    # The functions of this module have the default group as default argument. If the first optimizer imported it, after
+    # init_process_group, they would keep that group and gloo's threads past destroy_process_group. If such a thread frees a tensor while
+    # Python ends, the process aborts.
+    import torch.distributed.nn.functional
 
 BUCKET_BYTES = 8 << 20  # gradients averaged and weights gathered at a time: a worker needs about three times this beside its tensors
-QUANT_BLOCK = 256
+QUANT_BLOCK = 256  # elements; a slice begins where a block of quantised state begins
 
 
 def slice_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The flat range [begin, end) of a tensor of `count` elements that `rank` owns; whole 256-blocks, empty if there are too few.
+    """The flat range [begin, end) of a tensor of `count` elements that `rank` owns. It begins at a multiple of 256, and may be empty.
 
     Examples
     --------
@@ -38,16 +39,44 @@ def slice_of(count: int, rank: int, world_size: int) -> tuple[int, int]:
 
 @dataclass
 class Slice:
-    """Where a rank's part of one tensor lies: flat range of the tensor, offset in that rank's segment of the bucket."""
+    """A rank's part of one tensor.
+
+    Attributes
+    ----------
+    index : int
+        Of the tensor in the manifest.
+    begin, end : int
+        Flat range of the tensor.
+    offset : int
+        Where the part begins in that rank's segment of the bucket.
+    """
 
     index: int
     begin: int
     end: int
     offset: int
 
+    @property
+    def flat(self) -> tuple[int, int]:
+        """Offset and count in the flattened tensor, as a part has them."""
+        return self.begin, self.end - self.begin
+
+    def of(self, segment: torch.Tensor) -> torch.Tensor:
+        """A view of this part in its rank's segment."""
+        return segment[self.offset:self.offset + self.end - self.begin]
+
 
 class Bucket:
-    """Tensors of one dtype that travel together; per rank one segment, its slices one after another."""
+    """Tensors of one dtype that are averaged and gathered together.
+
+    Attributes
+    ----------
+    dtype : torch.dtype
+    segments : list of list of Slice
+        For each rank its slices, which its segment holds one after another.
+    sizes : list of int
+        Elements of each rank's segment.
+    """
 
     def __init__(self, dtype: torch.dtype, members: list[tuple[int, int]], world_size: int) -> None:
         self.dtype = dtype
@@ -65,7 +94,7 @@ class Bucket:
 
     @staticmethod
     def pack(tensors: dict[int, torch.Tensor], world_size: int) -> list[Bucket]:
-        """Buckets for tensors by manifest index, in that order."""
+        """Buckets of at most :data:`BUCKET_BYTES`, or of one larger tensor, for tensors by manifest index, in that order."""
         buckets: list[Bucket] = []
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors.values()):
             members: list[tuple[int, int]] = []
@@ -89,14 +118,14 @@ class Workers:
         together = dist.is_available() and dist.is_initialized()
         self.rank: int = dist.get_rank() if together else 0
         self.world_size: int = dist.get_world_size() if together else 1
-        self._gathered: list[dist.Work] = []  # kept until the next gather, so that not a thread of gloo but this one frees them
+        self._gathered: list[dist.Work] = []  # kept until the next gather, so that this thread frees them and not a thread of gloo
 
     @property
     def alone(self) -> bool:
         return self.world_size == 1
 
     def agree(self, value: Any) -> Any:
-        """Rank 0's plain value, on every rank."""
+        """Broadcasts rank 0's picklable `value` to every rank."""
         if self.alone:
             return value
         box = [value]
@@ -104,7 +133,7 @@ class Workers:
         return box[0]
 
     def run_first(self, action: Any) -> Any:
-        """Rank 0's result of `action()` on every rank; its exception too, so that nobody is left waiting."""
+        """Calls `action()` on rank 0 and returns its result on every rank. An exception is raised on every rank, too."""
         outcome: tuple[Any, Exception | None] = (None, None)
         if self.rank == 0:
             try:
@@ -119,7 +148,7 @@ class Workers:
         return result
 
     def together(self, action: Any) -> Any:
-        """`action()`'s result, once it succeeded on every rank. If it raised on some, every rank raises: none is left in a collective."""
+        """Calls `action()` on every rank and returns its result. If it raises on one rank, every rank raises, so none waits for another."""
         if self.alone:
             return action()
         result, error = None, None
@@ -135,7 +164,7 @@ class Workers:
         return result
 
     def any_of(self, flags: list[bool]) -> list[bool]:
-        """Per position: whether any rank says so."""
+        """Ors the flags of all ranks, position by position."""
         if self.alone:
             return flags
         mask = torch.tensor(flags, dtype=torch.int32, device=self._device())
@@ -143,27 +172,38 @@ class Workers:
         return [bool(flag) for flag in mask.tolist()]
 
     def average(self, bucket: Bucket, gradients: dict[int, torch.Tensor]) -> list[tuple[Slice, torch.Tensor]]:
-        """This rank's slices of the mean gradient over all ranks; a gradient that is missing here counts as zero.
+        """Averages the gradients of a bucket over all ranks.
 
-        All-to-all and a sum in rank order: the order of additions is fixed, the sum is fp32, and each byte crosses once (gloo's
-        reduce_scatter and all_reduce move twice as much: 0.7 GB/s of fp32 gradient against 2.1, two processes on one host).
+        An all-to-all is followed by a sum in fp32 in rank order, so the order of additions is fixed and each byte is sent once. gloo's
+        reduce_scatter and all_reduce send twice as much (0.7 GB/s of fp32 gradient against 2.1, two processes on one host).
+
+        Parameters
+        ----------
+        bucket : Bucket
+        gradients : dict of int to torch.Tensor
+            Flat gradients by manifest index. One that is missing counts as zero.
+
+        Returns
+        -------
+        list of (Slice, torch.Tensor)
+            This rank's slices, with views of host memory in the dtype of the bucket.
         """
         sent = torch.zeros(sum(bucket.sizes), dtype=bucket.dtype, device=self._device())
         for segment, room in zip(bucket.segments, sent.split(bucket.sizes)):
             for part in segment:
                 if part.index in gradients:
-                    room[part.offset:part.offset + part.end - part.begin].copy_(gradients[part.index][part.begin:part.end])
+                    part.of(room).copy_(gradients[part.index][part.begin:part.end])
         own = bucket.sizes[self.rank]
         received = torch.empty(own * self.world_size, dtype=bucket.dtype, device=sent.device)
         dist.all_to_all_single(received, sent, [own] * self.world_size, bucket.sizes)
-        total = received[:own].float()  # where it is fp32 already, summed in place
+        total = received[:own].float()  # a view if it is fp32 already
         for rank in range(1, self.world_size):
             total += received[rank * own:(rank + 1) * own]
         mean = (total / self.world_size).to(bucket.dtype).cpu()
-        return [(part, mean[part.offset:part.offset + part.end - part.begin]) for part in bucket.segments[self.rank]]
+        return [(part, part.of(mean)) for part in bucket.segments[self.rank]]
 
     def gather(self, bucket: Bucket, own: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's segment, given this rank's. One broadcast per rank: 2.6 GB/s where gloo's all_gather makes 1.0."""
+        """Gathers every rank's segment, given this rank's `own`, by one broadcast per rank (2.6 GB/s; gloo's all_gather: 1.0)."""
         segments, pending = [], []
         for rank, size in enumerate(bucket.sizes):
             segment = own if rank == self.rank else torch.empty(size, dtype=bucket.dtype)

@@ -1,4 +1,4 @@
-"""Pushing gradients while backward still runs (``overlap="backward"``)."""
+"""Pushes gradients while backward is still running (``overlap="backward"``)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from . import _core
-    from .job import TrainingJob
-    from .wire import Part
+from .. import _core
+from ..job.job import Part, TrainingJob
 
 
 class BackwardPusher:
-    """Sends each gradient from its post-accumulate hook, and knows at the step whether what was sent still holds.
+    """Sends each gradient from its post-accumulate hook. At the step it finds out whether a gradient has changed since.
 
     Parameters
     ----------
     accumulation_steps : int or None
-        Push in every so manieth backward of a parameter; None: only inside :meth:`last_backward`.
+        Backwards of a parameter, of which the last pushes. None: only those inside :meth:`last_backward` push.
     """
 
     def __init__(self, accumulation_steps: int | None) -> None:
@@ -40,10 +37,10 @@ class BackwardPusher:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def attach(self, job: TrainingJob, parameters: dict[int, torch.Tensor], loss_scale: Callable[[], float]) -> None:
-        """From now on hooks push to `job`. `loss_scale()` is what the loss of the running backward was multiplied by."""
+        """Installs hooks that push to `job`. `loss_scale()` is the factor that the loss of the running backward was multiplied by."""
         self._job = job
         self._loss_scale = loss_scale
-        reference = weakref.ref(self)  # hooks must not push for an optimizer that is gone
+        reference = weakref.ref(self)  # a hook must not keep the optimizer alive
         for index, parameter in parameters.items():
             def hook(tensor: torch.Tensor, index: int = index) -> None:
                 pusher = reference()
@@ -52,7 +49,7 @@ class BackwardPusher:
             self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))
 
     def detach(self) -> None:
-        """Pushes no more."""
+        """Removes the hooks, and forgets what was sent."""
         self._reset()
         for handle in self._hooks:
             handle.remove()
@@ -60,7 +57,7 @@ class BackwardPusher:
 
     @contextmanager
     def last_backward(self) -> Iterator[None]:
-        """Around the backward whose gradients are final. An exception inside takes back what was sent."""
+        """A context for the backward whose gradients are final. An exception inside takes back what was sent."""
         self._inside_last = True
         try:
             yield
@@ -74,24 +71,37 @@ class BackwardPusher:
         self._counts[index] = self._counts.get(index, 0) + 1
         if not self._inside_last and self._counts[index] != self._accumulation_steps:
             return
-        if index in self._sent or parameter.grad is None:  # sent before: finish() finds that it changed
+        if index in self._sent or parameter.grad is None:  # if it was sent, finish() finds that it changed
             return
         assert self._job is not None
-        if self._job.is_open:  # the attempt ends, and what became of its step is not known: step() will push
+        if self._job.attempt.is_open:  # a call raised: step() ends that attempt first, and then pushes
             return
         if not self._sent:
             self._scale_sent = self._loss_scale()
-        part = self._job.wire.part(index, parameter.grad, self._scale_sent)
-        push = self._job.push([part], self._scale_sent)
+        part = self._job.traffic.wire.part(index, parameter.grad, self._scale_sent)
+        push = self._job.traffic.push([part], self._scale_sent)
         assert push is not None
         self._sent[index] = (parameter.grad, parameter.grad._version, part)
         self._pushes.append(push)
 
     def finish(self, gradients: dict[int, torch.Tensor], loss_scale: float,
                unscaled: bool) -> tuple[dict[int, Part], list[_core.Push]]:
-        """Which of these gradients are on their way already, as parts, and their pushes. None are, after an abort, if any changed since.
+        """Ends the backward's part of a step.
 
-        `unscaled`: GradScaler.unscale_ changed them, which leaves their versions as they were.
+        Parameters
+        ----------
+        gradients : dict of int to torch.Tensor
+            Gradients of the step, by manifest index.
+        loss_scale : float
+        unscaled : bool
+            GradScaler.unscale_ changed the gradients, which does not change their versions.
+
+        Returns
+        -------
+        parts : dict of int to Part
+            Gradients that have been sent, by manifest index. If any of them has changed since, all are taken back and there are none.
+        pushes : list of orlop._core.Push
+            Their pushes, which may not be complete.
         """
         stale = bool(self._sent) and (unscaled or self._scale_sent != loss_scale)
         for index, (sent, version, _) in self._sent.items():
@@ -105,20 +115,20 @@ class BackwardPusher:
         return parts, pushes
 
     def abort(self, reason: str) -> None:
-        """Takes back what was sent for the open attempt, if anything was."""
+        """Takes back what was sent for the open attempt, if anything was. `reason` is for the servers' logs."""
         was_sent = bool(self._sent)
         self.drop()
         if was_sent:
             assert self._job is not None
-            self._job.core.abort(reason)
+            self._job.handle.abort(reason)
 
     def drop(self) -> None:
-        """Forgets what was sent, where somebody else aborts the attempt."""
+        """Cancels and forgets what was sent. The caller aborts the attempt."""
         for push in self._pushes:
             push.cancel()
         if self._sent and self._job is not None:
-            self._job.wire.settle(None)
-        self._reset()  # waits until no gradient is read any more
+            self._job.traffic.wire.settle(None)
+        self._reset()  # returns when no gradient is read any more
 
     def _reset(self) -> None:
         self._counts, self._sent, self._pushes = {}, {}, []

@@ -1,4 +1,4 @@
-"""Parts of tensors on their way to the servers, and how a gradient is made smaller for it (``gradient_wire``)."""
+"""Parts of tensors as the client sends and fills them, and gradients made smaller for it (``gradient_wire``)."""
 
 from __future__ import annotations
 
@@ -6,49 +6,62 @@ from typing import Any
 
 import torch
 
-from . import _core
-from .names import DTYPE_NAMES
+from .. import _core
+from ..names import DTYPE_NAMES
 
 Part = tuple[int, str, str, "tuple[Any, Any] | None", torch.Tensor, "int | None"]
+"""Manifest index, slot, dtype name, box, flat host memory, and applied count, as ``_core.pyi`` describes them."""
 
 CASTS = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-KINDS = (*CASTS, "int8")
+GRADIENT_WIRES = (*CASTS, "int8")
 
 
 def part(index: int, tensor: torch.Tensor, slot: str = "", box: tuple[Any, Any] | None = None,
          applied_count: int | None = None) -> Part:
-    """What the client sends or fills: `tensor` must be contiguous host memory for a pull; for a push it is made so.
+    """A part that is sent: `tensor`, copied to contiguous host memory if it is elsewhere.
 
-    `box` is offset and extent of the flattened tensor, or tuples of them, one for each dimension; None: all of it.
+    Parameters
+    ----------
+    index : int
+        Of the tensor in the manifest.
+    tensor : torch.Tensor
+        Values of the box, in its order.
+    slot : str
+        Empty for a gradient.
+    box : tuple, optional
+        Offset and extent in the flattened tensor, or tuples of them, one for each dimension. None: the whole tensor.
+    applied_count : int, optional
+        Updates that a loaded state has seen.
     """
     host = tensor.detach().contiguous().cpu().view(-1)
     return index, slot, DTYPE_NAMES[tensor.dtype], box, host, applied_count
 
 
 class GradientWire:
-    """Gradients as they travel.
+    """Encodes gradients for the network.
 
-    As ``"int8"`` (kernels/int8_blocks.h) what the codes lose of a gradient is kept, and added to the next one: 2 bytes (bf16) per
-    element that this process pushes, 4 while a step is open. It is held in unscaled terms, so the loss scale may change. It moves on
-    when the step is applied, and only then: a step that is repeated, aborted or skipped is encoded from the same residual, so the
-    same gradient has the same bits. A process that joins anew begins with zero, and loses less than one quantum of each element.
+    With ``"int8"`` (``kernels/int8_blocks.h``) the residual, which is what the codes lose of a gradient, is kept and added to the next
+    gradient: 2 bytes (bf16) per element that this process pushes, 4 while a step is open. Residuals are divided by the loss scale, so the
+    loss scale may change. A residual advances when its step is applied, and only then: a step that is repeated, aborted or skipped is
+    encoded from the same residual, so the same gradient gives the same bits. A process that joins anew begins with residuals of zero,
+    which loses less than one quantum of each element.
 
     Parameters
     ----------
     kind : str or None
-        One of :data:`KINDS`; None: as the gradient is.
+        One of :data:`GRADIENT_WIRES`; None sends a gradient in its own dtype.
     shard_elements : int
-        Of the job: every piece is encoded by itself.
+        Elements of a shard of the job. Every shard's piece is encoded separately.
     """
 
     def __init__(self, kind: str | None, shard_elements: int) -> None:
         self._kind = kind
         self._shard_elements = shard_elements
         self._residuals: dict[tuple[int, tuple[int, int] | None], torch.Tensor] = {}
-        self._next: dict[tuple[int, tuple[int, int] | None], torch.Tensor] = {}  # if the step is applied
+        self._next: dict[tuple[int, tuple[int, int] | None], torch.Tensor] = {}  # residuals if the open step is applied
 
     def part(self, index: int, gradient: torch.Tensor, loss_scale: float, flat: tuple[int, int] | None = None) -> Part:
-        """A gradient that was multiplied by `loss_scale`, whole or of one flat range, to be pushed for the open step."""
+        """A part of the open step: a gradient of a loss that was multiplied by `loss_scale`, whole or of one flat range."""
         if self._kind != "int8":
             return part(index, gradient.to(CASTS[self._kind] or gradient.dtype), box=flat)
         host = part(index, gradient)[4]
@@ -63,7 +76,7 @@ class GradientWire:
         return index, "", "I8_BLOCK", flat, encoded, None
 
     def settle(self, outcome: str | None) -> None:
-        """What became of the step whose parts were made last; None: its attempt is over and it was not made."""
+        """Ends the step whose parts were made last. `outcome` is the decision's; None if the step was not made."""
         if outcome == "APPLY":
             self._residuals |= self._next
         self._next = {}

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import OptState
 
+from .connection import opened
 from .optimizer import Optimizer
 
 
 class GradScaler(torch.amp.GradScaler):
-    """A ``torch.amp.GradScaler`` whose verdict is the whole job's.
+    """A ``torch.amp.GradScaler`` that decides for the whole job.
 
-    The servers unscale, and find what is not finite: one bad gradient on any worker skips the step everywhere, and the scale of every
-    rank moves alike. Other optimizers are served as torch does.
+    The servers unscale gradients and find those that are not finite: one bad gradient on any worker skips the step everywhere, and the
+    scale of every rank changes alike. With optimizers of other libraries it does what torch's does.
 
     Parameters
     ----------
@@ -41,15 +42,14 @@ class GradScaler(torch.amp.GradScaler):
         super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
 
     def scale(self, outputs: Any) -> Any:
-        """As torch's; gradients pushed during the backward that follows carry this scale."""
-        from .session import _opened
+        """As torch's. Gradients that the next backward pushes are sent with this scale."""
         scaled = super().scale(outputs)
-        for session in _opened:
+        for session in opened:
             session.loss_scale = self.get_scale()
         return scaled
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        """As torch's, but a step that the job skipped is what counts as an overflow."""
+        """As torch's, except that a step which the job skipped counts as an overflow."""
         if not self._enabled or not isinstance(optimizer, Optimizer):
             return super().step(optimizer, *args, **kwargs)
         if args or kwargs:

@@ -1,0 +1,208 @@
+"""Gradients from this process to the servers, and weights back into its tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+from .. import _core
+from ..errors import EditedWeights
+from ..names import DTYPE_NAMES, Entry
+from .wire import GradientWire, Part
+from .workers import Bucket, Slice, Workers
+
+
+class Traffic:
+    """The bytes of one job at one worker.
+
+    A worker that is alone moves whole tensors. Of several, each moves its own flat slice of every tensor (:func:`workers.slice_of`).
+
+    Parameters
+    ----------
+    handle : orlop._core.JobHandle
+    workers : Workers
+    entries : list of Entry
+        The job's tensors in the order of the manifest.
+
+    Attributes
+    ----------
+    index_of : dict of int to int
+        Manifest index of a tensor by its ``id``.
+    wire : GradientWire
+        How gradients are encoded.
+    seconds : dict of str to float
+        Time of the step that is being made, in seconds, by ``"reduce"``, ``"push"``, ``"commit"``, ``"pull"`` and ``"gather"``.
+    """
+
+    def __init__(self, handle: _core.JobHandle, workers: Workers, entries: list[Entry]) -> None:
+        self.handle = handle
+        self.workers = workers
+        self.entries = entries
+        self.index_of = {id(entry.tensor): index for index, entry in enumerate(entries)}
+        self.wire = GradientWire(None, handle.shard_elements)
+        self.seconds: dict[str, float] = {}
+        self._seen_versions: dict[int, tuple[int, int]] = {}
+        self._buckets: list[Bucket] = []
+
+    def track(self, indexes: list[int], gradient_wire: str | None) -> None:
+        """Sets the trained parameters, as manifest indexes, and the encoding of their gradients."""
+        if not self.workers.alone:
+            self._buckets = Bucket.pack({index: self.entries[index].tensor for index in indexes}, self.workers.world_size)
+        self._seen_versions = {index: _version(self.entries[index].tensor) for index in indexes}
+        self.wire = GradientWire(gradient_wire, self.handle.shard_elements)
+
+    @property
+    def tracked(self) -> list[int]:
+        """Manifest indexes of the trained parameters, ascending."""
+        return list(self._seen_versions)
+
+    def check_unedited(self) -> None:
+        """Raises EditedWeights if a trained parameter has changed since the servers' weights were written into it."""
+        for index, seen in self._seen_versions.items():
+            entry = self.entries[index]
+            if _version(entry.tensor) != seen:
+                raise EditedWeights(
+                    f"parameter {entry.name!r} was changed outside the optimizer, and the servers do not know: call "
+                    "session.store(model) after an edit (load_state_dict, clamping) to keep it", {"tensor": entry.name})
+
+    # Gradients.
+
+    def reduce(self, gradients: dict[int, torch.Tensor], present: set[int], reduced: bool,
+               loss_scale: float) -> tuple[list[Part], list[int]]:
+        """Makes the parts that this rank pushes.
+
+        Parameters
+        ----------
+        gradients : dict of int to torch.Tensor
+            Flat gradients by manifest index.
+        present : set of int
+            Tensors for which some rank has a gradient.
+        reduced : bool
+            Whether the gradients are averaged over the ranks already. Otherwise they are averaged here.
+        loss_scale : float
+            Factor that the loss, and so every gradient, was multiplied by.
+
+        Returns
+        -------
+        parts : list of Part
+        absent : list of int
+            Tensors, of those that this rank pushes, for which no rank has a gradient.
+        """
+        start = time.perf_counter()
+        if self.workers.alone:
+            parts = [self.wire.part(index, gradient, loss_scale) for index, gradient in gradients.items()]
+            return parts, [index for index in self.tracked if index not in gradients]
+        parts = []
+        for bucket in self._buckets:
+            for piece, values in self._slices(bucket, gradients, reduced):
+                if piece.index in present:
+                    parts.append(self.wire.part(piece.index, values, loss_scale, piece.flat))
+        mine = {piece.index for bucket in self._buckets for piece in bucket.segments[self.workers.rank]}
+        self.seconds["reduce"] = time.perf_counter() - start
+        return parts, [index for index in self.tracked if index in mine and index not in present]
+
+    def _slices(self, bucket: Bucket, gradients: dict[int, torch.Tensor], reduced: bool) -> list[tuple[Slice, torch.Tensor]]:
+        if not reduced:
+            return self.workers.average(bucket, gradients)
+        return [(piece, gradients[piece.index][piece.begin:piece.end]) for piece in bucket.segments[self.workers.rank]
+                if piece.index in gradients]
+
+    def push(self, parts: list[Part], loss_scale: float) -> _core.Push | None:
+        """Starts to send `parts`; None if there are none."""
+        return self.handle.push_async(parts, loss_scale=loss_scale) if parts else None
+
+    # Weights.
+
+    def pull(self, entries: list[Entry]) -> None:
+        """Writes the committed weights into these tensors, whole."""
+        inside, copies = [], []
+        for entry in entries:
+            tensor = entry.tensor.detach()
+            room = tensor if tensor.is_contiguous() and tensor.device.type == "cpu" else torch.empty(tensor.shape, dtype=tensor.dtype)
+            inside.append(self._weight_in(entry, room))
+            if room is not tensor:
+                copies.append((tensor, room))
+        try:
+            if inside:
+                self.handle.pull(inside)
+            for tensor, room in copies:
+                tensor.copy_(room)
+        finally:  # a pull that fails may have written some
+            self._written([entry.tensor for entry in entries])
+
+    def stored(self, entries: list[Entry]) -> list[torch.Tensor]:
+        """The newest committed values of these tensors, in new CPU tensors of the same shapes and dtypes."""
+        rooms = [torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype) for entry in entries]
+        self.handle.pull([self._weight_in(entry, room) for entry, room in zip(entries, rooms)], latest=True)
+        return rooms
+
+    def pull_tracked(self) -> None:
+        """Writes the committed weights into the trained parameters. Each rank fetches its slices and broadcasts them to the others.
+
+        It raises on every rank if it raises on one.
+        """
+        start = time.perf_counter()
+        if self.workers.alone:
+            self.pull([self.entries[index] for index in self._seen_versions])
+            self.seconds["pull"] = time.perf_counter() - start
+            return
+        self.seconds |= {"pull": 0.0, "gather": 0.0}
+        errors: list[Exception] = []
+        for bucket in self._buckets:
+            self._pull_bucket(bucket, errors)
+        self._written([self.entries[index].tensor for index in self._seen_versions])
+
+        def check() -> None:
+            if errors:
+                raise errors[0]
+        self.workers.together(check)
+
+    def _weight_in(self, entry: Entry, room: torch.Tensor) -> Part:
+        return self.index_of[id(entry.tensor)], "weight", DTYPE_NAMES[room.dtype], None, room.view(-1), None
+
+    def _pull_bucket(self, bucket: Bucket, errors: list[Exception]) -> None:
+        """Fetches and gathers one bucket. If the fetch fails, the error is appended to `errors` and this rank's slices keep their values:
+        the other ranks wait in the gather, so this one takes part in it."""
+        start = time.perf_counter()
+        rank = self.workers.rank
+        own = torch.empty(bucket.sizes[rank], dtype=bucket.dtype)
+        parts = [(piece.index, "weight", DTYPE_NAMES[bucket.dtype], piece.flat, piece.of(own), None) for piece in bucket.segments[rank]]
+        try:
+            if parts and not errors:
+                self.handle.pull(parts)
+        except Exception as error:
+            errors.append(error)
+        if errors:
+            for piece in bucket.segments[rank]:
+                flat = self.entries[piece.index].tensor.detach().reshape(-1)
+                piece.of(own).copy_(flat[piece.begin:piece.end])
+        pulled = time.perf_counter()
+        for pieces, segment in zip(bucket.segments, self.workers.gather(bucket, own)):
+            for piece in pieces:
+                _copy_flat(self.entries[piece.index].tensor.detach(), piece.begin, piece.of(segment))
+        self.seconds["pull"] += pulled - start
+        self.seconds["gather"] += time.perf_counter() - pulled
+
+    def _written(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tells autograd that these tensors have changed, which it cannot see of the client's writes, and notes their new versions."""
+        tensors = list(tensors)
+        torch.autograd.graph.increment_version(tensors)
+        for tensor in tensors:
+            index = self.index_of[id(tensor)]
+            if index in self._seen_versions:
+                self._seen_versions[index] = _version(tensor)
+
+
+def _version(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor._version, tensor.data_ptr()
+
+
+def _copy_flat(tensor: torch.Tensor, begin: int, values: torch.Tensor) -> None:
+    if tensor.is_contiguous():
+        tensor.view(-1)[begin:begin + values.numel()].copy_(values)
+        return
+    whole = tensor.contiguous()
+    whole.view(-1)[begin:begin + values.numel()].copy_(values)
+    tensor.copy_(whole)

@@ -1,0 +1,102 @@
+"""Adagrad and RMSprop: the learning rate of an element follows its squared gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .groups import Params, arguments, numbers
+from .optimizer import Optimizer
+
+
+class Adagrad(Optimizer):
+    """Adagrad with torch's rule.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`.
+    lr, lr_decay, weight_decay, initial_accumulator_value, eps
+        As ``torch.optim.Adagrad``.
+    maximize, differentiable : bool
+        Refused when true.
+    foreach, fused
+        Accepted and ignored.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.Adagrad(model.named_parameters())
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    slots = ("sum",)
+    _kernel = "adagrad"
+    _numbers = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-2, lr_decay: float = 0, weight_decay: float = 0,
+                 initial_accumulator_value: float = 0, eps: float = 1e-10, foreach: bool | None = None, *, maximize: bool = False,
+                 differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
+        super().__init__(params, arguments(locals()), **options)
+
+    def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
+        group = next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
+        return {"step": torch.tensor(0.0), "sum": torch.full_like(parameter, group["initial_accumulator_value"], device="cpu")}
+
+
+class RMSprop(Optimizer):
+    """RMSprop with torch's rule, centered or not, with momentum or without.
+
+    Parameters
+    ----------
+    params : iterable
+        As for :class:`AdamW`. If one group has momentum or is centered, the servers keep these states for all groups.
+    lr, alpha, eps, weight_decay, momentum, centered
+        As ``torch.optim.RMSprop``.
+    capturable, maximize, differentiable : bool
+        Refused when true.
+    foreach
+        Accepted and ignored.
+    **options
+        session, state, rounding, master, max_norm, overlap, accumulation_steps, gradient_wire: as for :class:`AdamW`.
+
+    Examples
+    --------
+    >>> import torch, orlop
+    >>> with orlop.local() as session:
+    ...     model = torch.nn.Linear(3, 1)
+    ...     optimizer = orlop.RMSprop(model.named_parameters(), momentum=0.9, centered=True)
+    ...     model(torch.ones(4, 3)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.skipped
+    False
+    """
+
+    _numbers = ("lr", "alpha", "eps", "weight_decay")
+
+    def __init__(self, params: Params, lr: float | torch.Tensor = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
+                 momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
+                 maximize: bool = False, differentiable: bool = False, **options: Any) -> None:
+        super().__init__(params, arguments(locals()), **options)
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the states on the servers."""
+        return ("square_avg", "momentum_buffer", "grad_avg") if self._is_full() else ("square_avg",)
+
+    def _is_full(self) -> bool:
+        return any(group["momentum"] > 0 or group["centered"] for group in self.param_groups)
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        return "rmsprop_full" if self._is_full() else "rmsprop"
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        return super()._values(group) | (numbers(group, ("momentum", "centered")) if self._is_full() else {})

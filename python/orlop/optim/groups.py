@@ -1,0 +1,174 @@
+"""Parameter groups: how an optimizer's arguments become their defaults, and which tensors of a job they train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..job.job import TrainingJob
+from ..names import Entry, of_groups, of_model
+from ..options import OPTIONS
+
+Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
+
+_WORDS = {"lr": "learning rate", "eps": "epsilon value", "weight_decay": "weight_decay value", "momentum": "momentum value"}
+_BETAS = {f"beta{place + 1}": f"beta parameter at index {place}" for place in range(3)} | {"alpha": "alpha value"}
+
+
+def arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of an optimizer's groups, from the ``locals()`` of its constructor: every argument but `params` and `options`.
+
+    ``foreach`` and ``fused``, which choose among torch's implementations, are accepted and become None.
+
+    Examples
+    --------
+    >>> arguments({"self": 0, "params": [], "lr": 0.1, "foreach": True, "options": {}})
+    {'lr': 0.1, 'foreach': None}
+    """
+    kept = {name: value for name, value in given.items() if name not in ("self", "__class__", "params", "options")}
+    return kept | {name: None for name in ("foreach", "fused") if name in kept}
+
+
+def numbers(group: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """These options of a group as floats. ``betas`` become ``beta1``, ``beta2``, and so on.
+
+    Examples
+    --------
+    >>> numbers({"lr": 1, "betas": (0.9, 0.99)}, ("lr", "betas"))
+    {'lr': 1.0, 'beta1': 0.9, 'beta2': 0.99}
+    """
+    found = {}
+    for name in names:
+        if name == "betas":
+            found |= {f"beta{place + 1}": float(beta) for place, beta in enumerate(group["betas"])}
+        else:
+            found[name] = float(group[name])
+    return found
+
+
+def check_numbers(values: dict[str, float]) -> None:
+    """ValueError unless every hyper-parameter is finite and at least 0, and the decays of averages are below 1."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"Invalid {_WORDS.get(name, name)}: {value}; finite and at least 0")
+        if name in _BETAS and value >= 1:
+            raise ValueError(f"Invalid {_BETAS[name]}: {value}; below 1")
+
+
+def check_options(group: dict[str, Any], kind: str) -> None:
+    """ValueError if a group of an optimizer called `kind` asks for what the servers do not have, or has an unknown word for an option."""
+    for flag in ("amsgrad", "maximize", "differentiable", "capturable"):
+        if group.get(flag):
+            raise ValueError(f"{flag}=True is not offered by orlop.{kind}")
+    for option, words in OPTIONS.items():
+        if group[option] not in words:
+            raise ValueError(f"{option}={group[option]!r}; {' or '.join(map(repr, words))}")
+
+
+def entries_of(model: torch.nn.Module | None, param_groups: list[dict[str, Any]],
+               needs_whole: Callable[[dict[str, Any]], bool]) -> list[Entry]:
+    """The tensors of the job that an optimizer joins: the bound model's, or else those of its groups.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or None
+    param_groups : list of dict
+    needs_whole : callable
+        Whether the tensors of a group must each be on one server.
+
+    Raises
+    ------
+    ValueError
+        A parameter of a group has no name.
+    """
+    entries = of_model(model) if model is not None else of_groups(param_groups)
+    _check_named(param_groups, entries)
+    whole = {id(p) for group in param_groups if needs_whole(group) for p in group["params"] if p.requires_grad}
+    for entry in entries:
+        entry.is_whole = id(entry.tensor) in whole
+    return entries
+
+
+def is_averaged_by_ddp(model: torch.nn.Module | None, param_groups: list[dict[str, Any]]) -> bool:
+    """Whether DistributedDataParallel averages the gradients, as the bound model or else the parameters' names show."""
+    if model is not None:
+        return isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    return param_groups[0].get("param_names", [""])[0].startswith("module.")
+
+
+def _check_named(param_groups: list[dict[str, Any]], entries: list[Entry]) -> None:
+    known = {id(entry.tensor) for entry in entries}
+    for number, group in enumerate(param_groups):
+        for position, parameter in enumerate(group["params"]):
+            if parameter.numel() and id(parameter) not in known:
+                raise ValueError(
+                    f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name: call session.bind(model) "
+                    "with the model it belongs to, or give the optimizer model.named_parameters()")
+
+
+class Members:
+    """The parameters of an optimizer's groups among the tensors of a job.
+
+    Parameters
+    ----------
+    param_groups : list of dict
+        Empty before the optimizer has joined.
+    job : TrainingJob or None
+
+    Attributes
+    ----------
+    trained : dict of int to torch.Tensor
+        Parameters that require a gradient, by manifest index, ascending.
+    """
+
+    def __init__(self, param_groups: list[dict[str, Any]], job: TrainingJob | None) -> None:
+        trained: dict[int, torch.Tensor] = {}
+        self._job = job
+        self._order: list[int] = []  # numbers of the groups that the servers know: those with a trained parameter
+        self._frozen: dict[int, torch.Tensor] = {}
+        for number, group in enumerate(param_groups):
+            present = {job.index_of(parameter): parameter for parameter in group["params"] if parameter.numel()}
+            in_group = {index: parameter for index, parameter in present.items() if parameter.requires_grad}
+            trained |= in_group
+            self._frozen |= {index: parameter for index, parameter in present.items() if index not in in_group}
+            if in_group:
+                self._order.append(number)
+        self.trained = dict(sorted(trained.items()))
+
+    def groups(self, param_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups that the servers know, in their order."""
+        return [param_groups[number] for number in self._order]
+
+    def configuration(self, param_groups: list[dict[str, Any]], algorithm: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
+        """The groups as the servers are told them (``OptimizerGroup``). `algorithm` names the servers' optimizer of a group."""
+        told = []
+        for group in self.groups(param_groups):
+            indexes = [self._job.index_of(p) for p in group["params"] if p.requires_grad and p.numel()]
+            told.append({"optimizer": algorithm(group), "state": group["state"], "rounding": group["rounding"], "master": group["master"],
+                         "tensors": indexes, "fp32_tensors": [index for index in indexes if self._job.entries[index].is_embedding]})
+        return told
+
+    def gradients(self) -> dict[int, torch.Tensor]:
+        """The gradients by manifest index.
+
+        Raises
+        ------
+        RuntimeError
+            A parameter that was frozen when the job was joined has a gradient.
+        ValueError
+            A gradient is sparse.
+        """
+        for index, parameter in self._frozen.items():
+            if parameter.grad is not None:
+                raise RuntimeError(f"parameter {self._job.entries[index].name!r} was frozen when the job was joined, so the servers hold "
+                                   "no optimizer state for it; unfreeze before the first step")
+        gradients = {}
+        for index, parameter in self.trained.items():
+            if parameter.grad is not None:
+                if parameter.grad.is_sparse:
+                    raise ValueError(f"the gradient of {self._job.entries[index].name!r} is sparse; use sparse=False in the embedding")
+                gradients[index] = parameter.grad.detach()
+        return gradients

@@ -1,0 +1,414 @@
+# One push, 1 of 8 (ARCHITECTURE.md); next: python/core/job_handle.cc
+"""``torch.optim`` optimizers whose state and arithmetic are on the servers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
+
+import torch
+
+from ..errors import Superseded
+from ..job.job import GRADIENT_WIRES, Part, TrainingJob
+from ..state import checkpoint
+from ..state.checkpoint import Connection, View
+from .connection import default_session
+from .groups import Members, Params, check_numbers, check_options, entries_of, is_averaged_by_ddp, numbers
+from .overlap import BackwardPusher
+
+_SUPERSEDED = ("a newer optimizer took over this session's job; a session trains one optimizer, give each its own: "
+               "orlop.connect(session.address, job='another name')")
+
+
+class Optimizer(torch.optim.Optimizer):
+    """The base of all optimizers: a step is push, commit, pull.
+
+    Attributes
+    ----------
+    grad_norm : float
+        Global norm of the last step's gradient, averaged and unscaled, before clipping. NaN before the first step.
+    skipped : bool
+        Whether the last step was skipped, on every server and rank, because a gradient was not finite.
+    timings : dict of str to float
+        Seconds of the last step: ``between`` (since the step before: forward and backward), ``reduce``, ``push``, ``commit``,
+        ``pull`` (which waits for the apply), ``gather``, ``total``.
+    needs_whole_tensors : bool
+        Of the class: whether a step makes a pass over a whole tensor before it updates any element. A job that is created for such an
+        optimizer has each of its parameters on one server (``TensorSpec.whole``).
+    """
+
+    needs_whole_tensors: bool = False
+
+    slots: tuple[str, ...] = ()  # names of the optimizer states, as in torch
+    _kernel: str  # name of the servers' optimizer
+    _numbers: tuple[str, ...] = ()  # options of a group that the servers read at every step
+    _given_to: str | None = None  # the optimizer that this one is a part of
+    _steps_here = False  # this process steps the parameters and the servers store them: nothing is pulled after a step
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the check for infinities to this class
+    _stale_weights = False  # the gradients in hand were computed with weights that the servers' have just replaced
+
+    def __init__(self, params: Params, defaults: dict[str, Any], *, session: Connection | None = None, state: str = "8bit",
+                 rounding: str = "no_zero", master: str = "exact", max_norm: float | None = None, overlap: str | None = None,
+                 accumulation_steps: int | None = None, gradient_wire: str | None = None) -> None:
+        if gradient_wire not in GRADIENT_WIRES:
+            raise ValueError(f"gradient_wire={gradient_wire!r}; one of {', '.join(map(repr, GRADIENT_WIRES))}")
+        if overlap not in (None, "backward"):
+            raise ValueError(f"overlap={overlap!r}; None or 'backward'")
+        if max_norm is not None and not (max_norm > 0 and math.isfinite(max_norm)):
+            raise ValueError(f"max_norm={max_norm}; positive and finite, or None for no clipping")
+        if accumulation_steps is not None and overlap is None:
+            raise ValueError("accumulation_steps tells overlap='backward' when to push; without overlap step() reads what has accumulated")
+        self._session = session
+        self._job: TrainingJob | None = None
+        self._max_norm = max_norm
+        self._gradient_wire = gradient_wire
+        self._pusher = BackwardPusher(accumulation_steps) if overlap == "backward" else None
+        self._members = Members([], None)
+        self._reduced = False  # another library averages the gradients over the ranks
+        self._pending_state: dict[str, Any] | None = None
+        self._last_end = time.perf_counter()
+        self.grad_norm = math.nan
+        self.skipped = False
+        self.timings: dict[str, float] = {}
+        super().__init__(params, defaults | {"state": state, "rounding": rounding, "master": master})
+        if self._session is None:
+            with suppress(RuntimeError):  # a session may be opened later, before the first step
+                self._session = default_session()
+        if self._session is not None:
+            self._session.claim(self)
+
+    # What users call.
+
+    @property
+    def attached(self) -> bool:
+        """Whether the job is joined."""
+        return self._job is not None
+
+    @property
+    def session(self) -> Connection:
+        """The session given, or the default one."""
+        self._check_own()
+        if self._session is None:
+            self._session = default_session()
+            self._session.claim(self)
+        return self._session
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Pushes the gradients, commits the step, and returns when the new weights are in the parameters.
+
+        Parameters without a gradient keep their values, as in torch. If a gradient is not finite, the whole job skips the step.
+
+        After an exception, call step() again, in a distributed run on every rank. Not after Ctrl-C, which can leave ranks out of step.
+        The call first brings the weights of the last committed step. If the step that raised was committed after all and the gradients
+        are unchanged, it does no more; otherwise it makes a step with the present gradients. So a repeated step counts once, and new
+        gradients always count. The forward of a bound model brings the weights, too (with several processes: one that records
+        gradients).
+
+        Raises
+        ------
+        orlop.EditedWeights
+            Something else changed a parameter; ``session.store(model)`` keeps the edit. An edit through ``parameter.data`` is hidden
+            from torch's version counter and so is not found: the pull overwrites it unless it is stored.
+        orlop.Superseded
+            A newer optimizer has the session's job.
+        NotImplementedError
+            `closure` is given.
+        """
+        if closure is not None:
+            raise NotImplementedError(f"{type(self).__name__}.step() takes no closure: the servers make one update per push; compute "
+                                      "the loss and call backward() before step()")
+        self._check_own()
+        begin = time.perf_counter()
+        if not self.attached:
+            self.attach()
+            if self._stale_weights:
+                return
+        job = self._job
+        gradients = job.workers.together(self._checked_gradients)
+        seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
+        job.traffic.seconds = seconds
+        loss_scale = self._loss_scale_of_step()
+        present, stopped, changed = job.survey(gradients)
+        if stopped and self._catch_up(job) and not changed:
+            job.attempt.finish()
+            return
+        job.attempt.begin(gradients, pulls=not self._steps_here)
+        self._note(self._commit(job, gradients, present, loss_scale))
+        if not self.skipped:
+            for index in present:
+                self.state[self._members.trained[index]]["step"] += 1
+            if not self._steps_here:
+                job.traffic.pull_tracked()
+        job.attempt.finish()
+        self._last_end = time.perf_counter()
+        self.timings = job.traffic.seconds | {"total": self._last_end - begin}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's. Gradients that were pushed during backward and not committed are taken back."""
+        self.take_back("zero_grad")
+        if self._job is not None:
+            self._job.attempt.forget_gradients()
+        super().zero_grad(set_to_none)
+
+    def take_back(self, reason: str) -> None:
+        """Drops gradients that were pushed during backward and not committed. `reason` is for the servers' logs."""
+        if self._pusher is not None and self._job is not None and self._job.attempt.is_open:
+            self._pusher.drop()  # the attempt ends anyway
+        elif self._pusher is not None:
+            self._pusher.abort(reason)
+
+    def before_forward(self) -> None:
+        """Joins the job, or brings the weights that a step which raised did not."""
+        if not self.attached:
+            self.attach()
+        elif self._job.attempt.is_behind and (self._job.workers.alone or torch.is_grad_enabled()):  # one rank may evaluate alone
+            self._catch_up(self._job)
+
+    def last_backward(self) -> AbstractContextManager[None]:
+        """A context for the last backward of a step: with ``overlap="backward"`` its gradients are pushed as they arrive."""
+        return self._pusher.last_backward() if self._pusher is not None else nullcontext()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, before the first step. RuntimeError after it."""
+        self._check_own()
+        if getattr(self, "_job", None) is not None:
+            raise RuntimeError(f"job {self._job.name!r} has its parameters fixed: add_param_group comes before the first step")
+        super().add_param_group(param_group)
+        self._check_group(self.param_groups[-1])
+        for parameter in self.param_groups[-1]["params"]:
+            self.state[parameter]["step"] = torch.tensor(0.0)
+
+    def state_dict(self, full: bool = False, format: str = "torch") -> dict[str, Any]:
+        """The optimizer's state.
+
+        Parameters
+        ----------
+        full : bool
+            False: plain values only (job, step, arithmetic version, groups). The tensors stay on the servers, where the next run finds
+            them. True: torch's own format with the tensors, which are read from the servers one after another. ``torch.optim`` can load
+            it. Loaded here, with the same weights in the model, training goes on bit for bit, in 8 bit and half precision too
+            (stochastic rounding depends on job and step, so in another job it draws other numbers).
+        format : str
+            With `full`: ``"torch"``, ``"bitsandbytes"`` or ``"torchao"`` (Adam and AdamW). In the last two 8-bit states are the servers'
+            codes and scales, bit for bit, which those libraries' optimizers load and go on with.
+
+        Returns
+        -------
+        dict
+
+        Raises
+        ------
+        ValueError
+            The library lacks something that this optimizer does, e.g. Nesterov momentum; the message names it.
+        """
+        return checkpoint.save(self._view(), super().state_dict(), full, format)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the groups of a state_dict, and its tensors if it has them.
+
+        It may come from :meth:`state_dict`, from an optimizer of torch, bitsandbytes (8 or 32 bit) or torchao. Quantised states keep their
+        codes bit for bit where the servers hold the same format (8 bit; the library's code book within 2 ulp of the closed form).
+        Elsewhere they are decoded with the stored code book, which is exact, and requantised if need be.
+
+        Raises
+        ------
+        ValueError
+            A plain state_dict is of another job or step than the servers hold; the message says what they hold. Or something in a state
+            is not understood; the message names tensor, value and limit. Nothing has changed then.
+        """
+        self._check_own()
+        view = self._view()
+        state_dict = checkpoint.to_torch(view, state_dict)
+        checkpoint.check_available(view, state_dict)
+        kept = checkpoint.without_tensors(view, state_dict)
+        if len(kept["param_groups"]) == len(self.param_groups):  # else torch says what is wrong
+            for group in kept["param_groups"]:
+                self._check_group(group)
+        super().load_state_dict(kept)
+        if checkpoint.has_tensors(state_dict):
+            self._pending_state = checkpoint.copied(state_dict)
+            if self._job is not None:
+                self._load_pending([])
+
+    @torch.inference_mode(False)  # the first forward may be in inference mode, and steps write to the tensors that are made here
+    @torch.no_grad()
+    def attach(self, keep_weights: bool = False) -> None:
+        """Joins the job now. Otherwise the first forward of a bound model or the first step does.
+
+        A new job takes rank 0's weights. The weights of an existing job are written into the parameters, unless `keep_weights` says that
+        they are about to be replaced.
+        """
+        if self.attached:
+            return
+        session = self.session
+        if session.optimizer is not self:
+            raise Superseded(_SUPERSEDED)
+        job = session.training_job(entries_of(session.model, self.param_groups, self._needs_whole))
+        self._members = Members(self.param_groups, job)
+        job.configure({"groups": self._members.configuration(self.param_groups, self._algorithm), "max_norm": self._max_norm or 0.0,
+                       "reduce": "mean"})
+        job.join(self._layout(job))
+        job.traffic.track(list(self._members.trained), self._gradient_wire)
+        self._job = job
+        self._stale_weights = False
+        try:
+            if job.loading:
+                self._load_pending([job.weight_part(entry) for entry in job.entries])
+                if not job.workers.alone:
+                    job.traffic.pull(job.entries)
+            else:
+                self._resume(job, keep_weights)
+        except BaseException:
+            self._job = None  # so that the next forward or step joins again
+            raise
+        if self._pusher is not None:
+            self._pusher.attach(job, self._members.trained, lambda: session.loss_scale)
+
+    def detach(self) -> None:
+        """Pushes no more, since a newer optimizer has the job."""
+        if self._pusher is not None:
+            self._pusher.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: its state is on the servers; use state_dict()")
+
+    # Attaching.
+
+    def _resume(self, job: TrainingJob, keep_weights: bool) -> None:
+        trained = self._members.trained.values()
+        if not keep_weights:
+            before = [p.detach().clone() for p in trained] if any(p.grad is not None for p in trained) else []
+            job.traffic.pull(job.entries)
+            self._stale_weights = any(not torch.equal(old, new) for old, new in zip(before, trained))
+            if job.workers.rank == 0:
+                print(f"orlop: job {job.name} exists: its weights of step {job.step} are in the model now"
+                      + ("; this first gradient belongs to other weights and is dropped (session.bind(model) avoids that)"
+                         if self._stale_weights else ""), flush=True)
+        self._read_counts(job)
+        if self._pending_state is not None:
+            self._load_pending([])
+
+    def _read_counts(self, job: TrainingJob) -> None:
+        counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.name)}
+        for index, parameter in self._members.trained.items():
+            self.state[parameter]["step"] = torch.tensor(float(counts.get(index, 0)))
+
+    def _layout(self, job: TrainingJob) -> dict[str, Any]:
+        """What each rank pushes (``ContributionLayout``)."""
+        alone = job.workers.alone
+        self._reduced = is_averaged_by_ddp(self.session.model, self.param_groups) and not alone
+        if self._pusher is not None and self._reduced:
+            raise ValueError("overlap='backward' would read gradients before DDP has averaged them: use it without DDP (the servers "
+                             "average then), or leave overlap out")
+        if alone:
+            return {"mode": "EXACTLY_ONCE", "preset": "WHOLE"}
+        if self._pusher is not None:
+            return {"mode": "SUM", "preset": "WHOLE"}
+        return {"mode": "EXACTLY_ONCE", "preset": "FLAT_SLICES", "reduced_from": job.workers.world_size}
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _load_pending(self, parts: list[Part]) -> None:
+        """Makes a LOAD step of `parts` and of the optimizer state that load_state_dict was given."""
+        view, pending = self._view(), self._pending_state
+        if pending is not None:
+            loaded = checkpoint.parts(view, pending)
+            masters = {index for index, slot, *_ in loaded if slot == "master"}
+            parts = [part for part in parts if part[0] not in masters] + loaded
+        self._job.load(parts)
+        if pending is not None:
+            checkpoint.set_counts(view, pending)
+            self._pending_state = None
+
+    def _view(self) -> View:
+        model = self._session.model if self._session is not None else None
+        return View(kind=type(self).__name__, slots=self.slots, groups=self.param_groups, state=self.state,
+                    names={id(p): name for name, p in model.named_parameters()} if model is not None else {},
+                    job=self._job, find_session=lambda: self.session, slots_of=self.slots_of,
+                    state_before_first_update=self._state_before_first_update)
+
+    # Stepping.
+
+    def _checked_gradients(self) -> dict[int, torch.Tensor]:
+        """What this rank pushes, by manifest index. It raises if this rank must not make a step."""
+        if self.session.optimizer is not self:
+            raise Superseded(_SUPERSEDED)
+        if not self._steps_here:
+            self._job.traffic.check_unedited()
+        return self._gradients()
+
+    @torch.no_grad()
+    @torch.inference_mode(False)  # as _load_pending
+    def _catch_up(self, job: TrainingJob) -> bool:
+        """Ends what a call that raised left half made. Whether that was a step, and is committed."""
+        if job.attempt.is_behind:
+            self.take_back("a call before raised")
+        decision = job.attempt.catch_up()
+        if decision is not None:
+            self._note(decision)
+            self._read_counts(job)
+        return decision is not None
+
+    def _note(self, decision: dict[str, Any]) -> None:
+        self.grad_norm = decision["gradient_norm"]
+        self.skipped = decision["outcome"] == "SKIP"
+
+    def _loss_scale_of_step(self) -> float:
+        scale = getattr(self, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
+
+    def _gradients(self) -> dict[int, torch.Tensor]:
+        return self._members.gradients()
+
+    def _commit(self, job: TrainingJob, gradients: dict[int, torch.Tensor], present: set[int], loss_scale: float) -> dict[str, Any]:
+        flat = {index: gradient.reshape(-1) for index, gradient in gradients.items()}
+        groups = [self._values(group) for group in self._members.groups(self.param_groups)]
+        if self._pusher is None:
+            parts, absent = job.traffic.reduce(flat, present, self._reduced, loss_scale)
+            return job.make_step(parts, None, groups, absent, loss_scale)
+        parts: list[Part] = []
+
+        def pushes() -> list[Any]:
+            sent, under_way = self._pusher.finish(gradients, loss_scale, unscaled=getattr(self, "grad_scale", loss_scale) is None)
+            others = [job.traffic.wire.part(index, gradient, loss_scale) for index, gradient in flat.items() if index not in sent]
+            parts[:] = [*sent.values(), *others]
+            return [*under_way, job.traffic.push(others, loss_scale)]
+        absent = [index for index in self._members.trained if index not in gradients]
+        return job.make_step(parts, pushes, groups, absent, loss_scale)
+
+    def _check_own(self) -> None:
+        if self._given_to is not None:
+            raise RuntimeError(f"this {type(self).__name__} is a part of an orlop.{self._given_to}, which steps it: use that one")
+
+    # What a class adds.
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_options(group, type(self).__name__)
+        self._check_values(self._values(group))
+
+    def _algorithm(self, group: dict[str, Any]) -> str:
+        """The servers' optimizer for a group (``ConfigureOptimizer``)."""
+        return self._kernel
+
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        """The hyper-parameters of a group, which every step sends."""
+        return numbers(group, self._numbers)
+
+    def _check_values(self, values: dict[str, float]) -> None:
+        check_numbers(values)
+
+    def _needs_whole(self, group: dict[str, Any]) -> bool:
+        """Whether each tensor of a group must be on one server."""
+        return self.needs_whole_tensors
+
+    def slots_of(self, parameter: torch.Tensor) -> tuple[str, ...]:
+        """Names of the states that the servers keep of one parameter."""
+        return self.slots
+
+    def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
+        """The state that torch's constructor makes: none, except for Adagrad."""
+        return {}

@@ -1,0 +1,212 @@
+"""Optimizer state as dictionaries: plain values while the tensors stay on the servers, or torch's own format with all tensors.
+
+This is the door of the folder: other folders import from here only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import NotFound
+from ..job.job import Part, part
+from ..names import box_of, shape_of
+from ..options import OPTIONS
+from . import foreign, quantised
+from .foreign import to_torch
+from .quantised import Quantised
+from .view import Connection, View
+
+__all__ = ["Connection", "View", "check_available", "copied", "has_tensors", "parts", "save", "set_counts", "to_torch", "without_tensors"]
+
+KEY = "orlop"  # key of a state_dict under which it says where its tensors are
+
+
+def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torch") -> dict[str, Any]:
+    """Completes torch's state_dict of an optimizer.
+
+    Parameters
+    ----------
+    view : View
+        Of the optimizer.
+    state_dict : dict
+        What torch made of it.
+    full : bool
+        Whether the tensors are read from the servers. Otherwise the dictionary has plain values only, and says where the tensors are.
+    format : str
+        One of :data:`foreign.FORMATS`.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        The format is unknown, or cannot express what this optimizer does.
+    """
+    if format not in foreign.FORMATS:
+        raise ValueError(f"format={format!r}; {' or '.join(map(repr, foreign.FORMATS))}")
+    if format != "torch":
+        if not full:
+            raise ValueError(f"format={format!r} has all tensors: it goes with full=True")
+        return foreign.export(view, state_dict, format)
+    state_dict[KEY] = _whereabouts(view)
+    if full:
+        state_dict[KEY]["masters"] = _masters(view)
+    state_dict["state"] = {number: {"step": float(view.updates(p))} for number, p in enumerate(view.parameters)}
+    for group in state_dict["param_groups"]:
+        group.update({key: value.item() for key, value in group.items() if isinstance(value, torch.Tensor)})
+    if full:
+        for number, parameter in enumerate(view.parameters):
+            state_dict["state"][number] = _full(view, parameter)
+        state_dict["state"] = {number: state for number, state in state_dict["state"].items() if state}
+    return state_dict
+
+
+def has_tensors(state_dict: dict[str, Any]) -> bool:
+    """Whether a state_dict has an optimizer's tensors, besides update counts."""
+    return any(isinstance(value, (torch.Tensor, Quantised)) and name != "step"
+               for state in state_dict["state"].values() for name, value in state.items())
+
+
+def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A copy with tensors of its own, since the optimizer that a state_dict came from may step before the servers have it."""
+    state = {number: {name: value.clone() if isinstance(value, (torch.Tensor, Quantised)) else value
+                      for name, value in values.items()}
+             for number, values in state_dict["state"].items()}
+    masters = {number: master.clone() for number, master in state_dict.get(KEY, {}).get("masters", {}).items()}
+    return {"state": state, "param_groups": state_dict["param_groups"], KEY: {"masters": masters}}
+
+
+def without_tensors(view: View, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The part of a state_dict that torch's load_state_dict gets: groups, completed by this optimizer's own keys, and update counts as
+    they are now."""
+    groups = [{**{key: value for key, value in own.items() if key != "params"}, **loaded}
+              for own, loaded in zip(view.groups, state_dict["param_groups"])]
+    if len(groups) < len(state_dict["param_groups"]):
+        groups = state_dict["param_groups"]  # torch says what is wrong
+    for group in groups:
+        for option, words in OPTIONS.items():
+            group.setdefault(option, words[0])
+    counts = {number: {"step": view.updates(parameter)} for number, parameter in _numbered(view, state_dict)}
+    return {"state": counts, "param_groups": groups}
+
+
+def check_available(view: View, state_dict: dict[str, Any]) -> None:
+    """Raises ValueError if a state_dict has no tensors and the servers do not hold the step that it names."""
+    where = state_dict.get(KEY)
+    if has_tensors(state_dict):
+        return
+    if where is None:
+        if any(state_dict["state"].values()):
+            raise ValueError("this state_dict has neither an optimizer's tensors nor the name of an Orlop job")
+        return
+    if where["step"] is None:
+        return
+    session = view.find_session()
+    try:
+        status = session.client.job_status(session.job)
+    except NotFound:
+        jobs = ", ".join(job["job"] for job in session.client.list_jobs()) or "none"
+        raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: these servers have no job "
+                         f"{session.job!r}; jobs here: {jobs}") from None
+    later = status["committed_step"] > where["step"] and _count_of_updates(state_dict) == sum(
+        tensor["applied_count"] for tensor in session.client.list_tensors(session.job))  # steps that set buffers, as close() makes
+    if where["job"] != session.job or status["committed_step"] != where["step"] and not later:
+        offer = f", and a rollback to step {status['rollback_step']}" if "rollback_step" in status else ""
+        raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: available is job {session.job!r} at step "
+                         f"{status['committed_step']}{offer}. state_dict(full=True) makes copies that can be loaded anywhere")
+
+
+def _count_of_updates(state_dict: dict[str, Any]) -> int:
+    return sum(int(state.get("step", 0)) for state in state_dict["state"].values())
+
+
+def parts(view: View, state_dict: dict[str, Any]) -> list[Part]:
+    """The parts by which a LOAD step sets the loaded tensors. The optimizer has joined.
+
+    Raises
+    ------
+    ValueError
+        A state has another shape than its parameter needs.
+    """
+    sent = []
+    masters = state_dict.get(KEY, {}).get("masters", {})
+    job, stored = view.job, view.tensors()
+    for number, (parameter, state) in enumerate(_states(view, state_dict)):
+        if not job.has(parameter) or not parameter.requires_grad:
+            continue
+        index = job.index_of(parameter)
+        if number in masters and _rounds_to(masters[number], parameter):
+            sent.append(part(index, masters[number], "master"))
+        for slot in view.slots_of(parameter):
+            value = state.get(slot)
+            if value is None:
+                continue
+            shape = shape_of(slot, parameter.shape)
+            if list(value.shape) != shape:
+                raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {shape}")
+            if isinstance(value, Quantised):
+                sent += quantised.parts(index, slot, value, _count(state), stored[index])
+                continue
+            if _count(state) == 0:  # not updated yet; torch's Adagrad begins with a sum that the servers add at the first update
+                value = torch.zeros_like(value)
+            sent.append(part(index, value.float(), slot, box_of(slot, parameter.shape), _count(state)))
+    return sent
+
+
+def set_counts(view: View, state_dict: dict[str, Any]) -> None:
+    """Sets the update counts of the loaded state, once the servers have it."""
+    for parameter, state in _states(view, state_dict):
+        if any(state.get(slot) is not None for slot in view.slots):
+            view.state[parameter]["step"] = torch.tensor(float(_count(state)))
+
+
+def _count(state: dict[str, Any]) -> int:
+    return int(state.get("step", 1))  # torch's SGD keeps no count; its first update is the only one that differs
+
+
+def _states(view: View, state_dict: dict[str, Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    return [(parameter, state_dict["state"].get(number, {})) for number, parameter in _numbered(view, state_dict)]
+
+
+def _numbered(view: View, state_dict: dict[str, Any]) -> list[tuple[int, torch.Tensor]]:
+    """The optimizer's parameters with the numbers that a state_dict gives them."""
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    return list(zip(numbers, view.parameters))
+
+
+def _whereabouts(view: View) -> dict[str, Any]:
+    if view.job is None:
+        return {"job": None, "step": None, "arithmetic_version": None}
+    version = view.find_session().client.server_status()["arithmetic_version"]
+    return {"job": view.job.name, "step": view.job.step, "arithmetic_version": version}
+
+
+def _masters(view: View) -> dict[int, torch.Tensor]:
+    """The fp32 masters of parameters in half precision, by position. With them a copy steps on with the same bits."""
+    masters = {}
+    for number, parameter in enumerate(view.parameters):
+        if view.job is not None and parameter.requires_grad and parameter.dtype != torch.float32 and parameter.numel():
+            masters[number] = view.find_session().get(view.name_in_job(parameter), "master")
+    return masters
+
+
+def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Whether `master` belongs to these weights: the servers round it to `parameter`."""
+    if master.shape != parameter.shape or parameter.dtype == torch.float32:
+        return False
+    if parameter.dtype == torch.float16:
+        return torch.equal(master.half(), parameter.detach().cpu())
+    rounded = (master.contiguous().view(torch.int32) + 0x8000) >> 16  # half away from zero, as remainders are made
+    return torch.equal(rounded.to(torch.int16), parameter.detach().cpu().contiguous().view(torch.int16))
+
+
+def _full(view: View, parameter: torch.Tensor) -> dict[str, Any]:
+    count = view.updates(parameter)
+    if view.job is None or not parameter.requires_grad or count == 0:
+        return view.state_before_first_update(parameter)
+    name, session = view.name_in_job(parameter), view.find_session()
+    return {"step": count.clone(), **{slot: session.get(name, slot) for slot in view.slots_of(parameter)}}
