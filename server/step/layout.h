@@ -2,8 +2,7 @@
 //
 // A layout is registered with a generation and checked whole before any push, so that a server
 // knows which pieces make a shard complete. Pure functions; safe from any thread.
-#ifndef ORLOP_SERVER_STEP_LAYOUT_H_
-#define ORLOP_SERVER_STEP_LAYOUT_H_
+#pragma once
 
 #include <cstdint>
 #include <string>
@@ -144,5 +143,3 @@ std::vector<ExpectedPiece> ExpectedPieces(const std::vector<TensorSpec>& tensors
                                           const ShardSpec& shard, const Layout& layout);
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_LAYOUT_H_
