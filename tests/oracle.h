@@ -1,8 +1,7 @@
 // The workload of the simulator, and the oracle: what a job must hold after the steps that were
 // acknowledged, computed in the plainest way and sharing nothing with the step machines but the
 // decision records it checks.
-#ifndef ORLOP_TESTS_ORACLE_H_
-#define ORLOP_TESTS_ORACLE_H_
+#pragma once
 
 #include <cstdint>
 #include <memory>
@@ -82,5 +81,3 @@ class Oracle {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_TESTS_ORACLE_H_

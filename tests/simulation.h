@@ -1,6 +1,5 @@
 // The inside of the simulator: hosts, workers and the events between them. See simulator.h.
-#ifndef ORLOP_TESTS_SIMULATION_H_
-#define ORLOP_TESTS_SIMULATION_H_
+#pragma once
 
 #include <cstdint>
 #include <functional>
@@ -251,5 +250,3 @@ class Simulation {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_TESTS_SIMULATION_H_

@@ -1,7 +1,6 @@
 // A whole job in one thread and virtual time: servers with disks, workers, an operator and a
 // network that loses, repeats, delays and reorders; everything that happens follows from a seed.
-#ifndef ORLOP_TESTS_SIMULATOR_H_
-#define ORLOP_TESTS_SIMULATOR_H_
+#pragma once
 
 #include <array>
 #include <cstddef>
@@ -75,5 +74,3 @@ struct SimulationResult {
 SimulationResult RunSchedule(uint64_t seed);
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_TESTS_SIMULATOR_H_

@@ -10,8 +10,7 @@
 //   - once sent, this leader only repeats it; only a recovery under a higher epoch may discard it
 //   - a step is acknowledged only when every in-sync copy of every shard has it prepared
 //   - a copy leaves the in-sync list (synced) before anything commits without it
-#ifndef ORLOP_SERVER_STEP_LEADER_H_
-#define ORLOP_SERVER_STEP_LEADER_H_
+#pragma once
 
 #include <cstdint>
 #include <functional>
@@ -328,5 +327,3 @@ class Leader {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_LEADER_H_

@@ -6,8 +6,7 @@
 // whatever answer comes, and may drop anything. Answers echo the key of what they answer; an answer
 // that no longer matches is ignored. Every message carries the epoch; a lower one is refused with
 // Fenced.
-#ifndef ORLOP_SERVER_STEP_MESSAGES_H_
-#define ORLOP_SERVER_STEP_MESSAGES_H_
+#pragma once
 
 #include <cstdint>
 #include <memory>
@@ -275,5 +274,3 @@ struct Send {
 bool ForLeader(const Message& message);
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_MESSAGES_H_

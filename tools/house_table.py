@@ -1,0 +1,108 @@
+"""The table of the house: which folder may include which, and through which doors. tools/house.py holds it.
+
+Rows are in order: a folder may include only folders of rows above its own, so that no include goes up and folders form no circle. A
+*door* is a header that other folders may include; every other header is an inner one of its folder. Headers of a `testing/` folder are
+for `*_test.cc` and for other `testing/` headers alone; their folder is the one around them.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+EVERY = "*"
+
+
+@dataclass(frozen=True)
+class Room:
+    folder: str
+    doors: str      # headers (or Python modules) without their ending; EVERY: each one of the folder
+    includes: str   # folders, besides base/ and, below its row, proto/; EVERY: all folders, inner headers too
+
+
+# C++. The protocol's generated headers, orlop/v1/*.pb.h, count as proto/.
+ROOMS = [
+    #    folder               doors                                      may include
+    Room("base",              "box checksum mutex thread_pool",          ""),
+    Room("kernels",           "optimizer casts reduce quantize "
+                              "int8_blocks tensor_pass "
+                              "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets
+    Room("storage",           "store data_directory",                    ""),
+    Room("server/step",       "leader participant layout "
+                              "job messages",                            ""),  # records that server/job writes and reads
+    Room("proto",             EVERY,                                     ""),
+    Room("server/job",        "job_model slots step_codec",              "server/step kernels"),
+    Room("server/memory",     "accountant message_room process_memory",  ""),
+    Room("server/tiers",      "tier slot_home residency",                "server/memory server/job storage"),
+    Room("server/shards",     "shard_store shard_image",                 "server/tiers server/memory server/job server/step kernels"),
+    Room("server/cluster",    EVERY,                                     "server/job"),
+    Room("server/durability", EVERY,                                     "server/cluster server/shards server/job storage"),
+    Room("server/runtime",    "job_table answers "
+                              "step_scalars",                            "server/durability server/cluster server/shards server/tiers "
+                                                                         "server/job server/step storage "
+                                                                         "kernels"),                 # hyper-parameters of a step
+    Room("server/lanes",      EVERY,                                     "server/runtime server/shards"),
+    Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
+                                                                         "server/memory server/job kernels"),  # for what they list
+    Room("server",            "orlop_server",                            "server/services server/cluster "
+                                                                         "server/memory kernels"),   # what the program sets up
+    Room("client/link",       EVERY,                                     ""),
+    Room("client/lanes",      EVERY,                                     "client/link"),
+    Room("client",            "client session",                          "client/lanes client/link"),
+    Room("cli/print",         EVERY,                                     ""),
+    Room("bench",             "bench",                                   "cli/print client kernels"),
+    Room("cli",               "",                                        "bench cli/print client"),
+    Room("python/core",       "",                                        "client client/link kernels"),
+    Room("tests",             "",                                        EVERY),
+    Room("examples/cpp",      "",                                        EVERY),
+    Room("cmake",             "",                                        ""),  # the precompiled header
+]
+# Subfolders that are no rooms of their own: the kernels are one room, and generated headers belong to proto.
+WITHIN = {"kernels/optimizers": "kernels", "kernels/cuda": "kernels", "orlop/v1": "proto"}
+
+# Pure folders: what a simulator replays has no clock, thread, lock, file or random number of its own.
+PURE = ("server/step", "server/job")
+IMPURE = {"atomic", "chrono", "condition_variable", "ctime", "filesystem", "fstream", "mutex", "random", "shared_mutex", "thread",
+          "base/mutex.h", "base/thread_pool.h"}
+# Of headers that are neither the repository's nor the language's, these folders include only those that begin so.
+OUTSIDE = {"base": ("absl/", "xxhash.h", "pthread.h", "sched.h"), "server/step": ("absl/",)}
+
+# Headers that are read more than once: the vector code of each instruction set, and the rules of optimizers, inside a namespace.
+WITHOUT_GUARD = re.compile(r"kernels/(optimizers/\w+\.h|(cuda/)?[\w-]+-inl\.h)")
+
+# C++ sources of no target of CMakeLists.txt: the file that names each, and by which text.
+ELSEWHERE = {"python/core/*.cc": ("python/CMakeLists.txt", "/core/*.cc"),
+             "examples/cpp/least_squares.cc": ("examples/cpp/CMakeLists.txt", "least_squares.cc"),
+             "tests/simulator_main.cc": ("tests/planted_bugs.py", "simulat*")}
+
+# Python, in python/orlop/. "ground" is every module beside the folders, except those of FACE.
+PACKAGE = [
+    #    part        doors                      may import
+    Room("ground",   EVERY,                     ""),
+    Room("job",      "job wire workers",        "ground"),
+    Room("state",    "checkpoint foreign",      "job ground"),
+    Room("optim",    "__init__",                "state job ground"),
+    Room("sharded",  "shard",                   "job ground"),
+    Room("face",     "",                        "sharded optim state job ground"),
+]
+FACE = ("__init__", "session", "local")
+
+
+class Table:
+    """Rows by folder, and their order."""
+
+    def __init__(self, rows: list[Room]):
+        self.rows = {row.folder: row for row in rows}
+        self.order = {row.folder: place for place, row in enumerate(rows)}
+
+    def fault(self, user: str, used: str, name: str, always: tuple[str, ...] = ()) -> str | None:
+        """Says why folder `user` may not use `name` of folder `used`, or returns None."""
+        row, doors = self.rows[user], self.rows[used].doors
+        if used == user or row.includes == EVERY:
+            return None
+        if self.order[used] > self.order[user]:
+            return f"goes up: {used} is above {user}"
+        if used not in (*row.includes.split(), *always):
+            return f"{user} may not use {used}, but {row.includes or 'nothing else'}"
+        if doors != EVERY and name not in doors.split():
+            return f"an inner part of {used}, whose doors are: {doors or 'none'}"
+        return None
