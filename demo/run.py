@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     from demo import processes, report
 
     try:
-        import orlop  # checked before a minute of training, not after it
+        import orlop  # noqa: F401 - a missing package is found before a minute of training, not after it
     except ImportError as error:
         raise processes.ProcessFailed(f"the package orlop is not in {sys.executable}: {error}. `make demo` installs it.") from error
     options.out.mkdir(parents=True, exist_ok=True)

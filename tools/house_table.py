@@ -28,9 +28,11 @@ ROOMS = [
                               "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets
     Room("storage",           "store data_directory",                    ""),
     Room("server/step",       "leader participant layout "
-                              "job messages",                            ""),  # records that server/job writes and reads
+                              "job messages actions",                    ""),  # records that server/job writes and reads
     Room("proto",             EVERY,                                     ""),
-    Room("server/job",        "job_model slots step_codec",              "server/step kernels"),
+    Room("server/job",        "job_model slots step_codec "
+                              "contributions manifest "
+                              "optimizer_config",                        "server/step kernels"),
     Room("server/memory",     "accountant message_room process_memory",  ""),
     Room("server/tiers",      "tier slot_home residency",                "server/memory server/job storage"),
     Room("server/shards",     "shard_store shard_image",                 "server/tiers server/memory server/job server/step kernels"),
@@ -40,7 +42,7 @@ ROOMS = [
                               "step_scalars",                            "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "
                                                                          "kernels"),                 # hyper-parameters of a step
-    Room("server/lanes",      EVERY,                                     "server/runtime server/shards"),
+    Room("server/lanes",      EVERY,                                     "server/runtime server/shards server/job"),  # regions
     Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
                                                                          "server/memory server/job kernels"),  # for what they list
     Room("server",            "orlop_server",                            "server/services server/cluster "
