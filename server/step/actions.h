@@ -1,7 +1,6 @@
 // What the machines ask of their shell. A shell carries actions out in any order and at any speed,
 // unless an action says otherwise, and reports completions by the event that each names.
-#ifndef ORLOP_SERVER_STEP_ACTIONS_H_
-#define ORLOP_SERVER_STEP_ACTIONS_H_
+#pragma once
 
 #include <cstdint>
 #include <variant>
@@ -112,5 +111,3 @@ using Action = std::variant<Send, Answer, PersistEpoch, PersistDecision, Persist
 using Actions = std::vector<Action>;
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_ACTIONS_H_

@@ -1,6 +1,5 @@
 // What step machines compare: 128-bit identities, never numbers alone and never struct memory.
-#ifndef ORLOP_SERVER_STEP_IDENTITY_H_
-#define ORLOP_SERVER_STEP_IDENTITY_H_
+#pragma once
 
 #include <cstdint>
 #include <string>
@@ -39,5 +38,3 @@ class DigestBuilder {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_IDENTITY_H_

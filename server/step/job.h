@@ -1,7 +1,6 @@
 // What a job is to the step machine: its fixed specification, its decisions, and the small record
 // that must outlive any leader.
-#ifndef ORLOP_SERVER_STEP_JOB_H_
-#define ORLOP_SERVER_STEP_JOB_H_
+#pragma once
 
 #include <cstdint>
 #include <memory>
@@ -97,5 +96,3 @@ struct JobRecord {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_JOB_H_

@@ -37,8 +37,8 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
     deposed_ = true;
     const absl::Status status = absl::UnavailableError("another server leads the job now");
     FailCommits(status, actions);
-    for (auto* list :
-         {&aborts_, &rollbacks_, &opening_, &issuing_, &accepting_, &forming_.waiting}) {
+    std::vector<RequestId> gathered = gathering_.Finish();
+    for (auto* list : {&aborts_, &rollbacks_, &opening_, &issuing_, &accepting_, &gathered}) {
       ReplyAll(list, status, actions);
     }
     for (const PendingJoin& pending : std::exchange(joins_, {})) {
@@ -64,8 +64,8 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
   }
   ReplyAll(&accepting_, absl::OkStatus(), actions);
   if (std::exchange(installing_, false)) {
-    opening_.insert(opening_.end(), forming_.waiting.begin(), forming_.waiting.end());
-    forming_ = {};
+    const std::vector<RequestId> gathered = gathering_.Finish();
+    opening_.insert(opening_.end(), gathered.begin(), gathered.end());
     OpenNextAttempt(absl::AbortedError("a new generation has formed"), actions);
   }
   Advance(now_ms, actions);

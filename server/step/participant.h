@@ -9,8 +9,7 @@
 //   synced
 //   - at most one decision is prepared, of step applied + 1; while it is, nothing new is staged
 //   - a shard's applied step and the decision that made it change together, by one step
-#ifndef ORLOP_SERVER_STEP_PARTICIPANT_H_
-#define ORLOP_SERVER_STEP_PARTICIPANT_H_
+#pragma once
 
 #include <cstdint>
 #include <memory>
@@ -295,5 +294,3 @@ class Participant {
 };
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_PARTICIPANT_H_

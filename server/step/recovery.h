@@ -1,6 +1,5 @@
 // What a new epoch finds: the pure rule of recovery, apart from the messages that carry it out.
-#ifndef ORLOP_SERVER_STEP_RECOVERY_H_
-#define ORLOP_SERVER_STEP_RECOVERY_H_
+#pragma once
 
 #include <optional>
 #include <string>
@@ -47,5 +46,3 @@ std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Plac
 bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target);
 
 }  // namespace orlop::step
-
-#endif  // ORLOP_SERVER_STEP_RECOVERY_H_
