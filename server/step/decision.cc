@@ -7,9 +7,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 namespace {
+
+absl::Status Disagree(const std::string& text) {
+  return Because(Reason::kHyperParameters, absl::InvalidArgumentError(text));
+}
 
 bool SameBits(double a, double b) {
   return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b);
@@ -25,7 +30,7 @@ absl::Status CheckAbsent(const JobSpec& spec, const std::vector<TensorId>& absen
     const TensorId tensor = absent[i];
     if (tensor < 0 || tensor >= static_cast<TensorId>(spec.tensors.size()) ||
         (i > 0 && absent[i - 1] >= tensor)) {
-      return absl::InvalidArgumentError(
+      return Disagree(
           absl::StrCat("absent tensors must be known and ascending, got number ", tensor));
     }
   }
@@ -54,8 +59,8 @@ absl::Status CheckScales(const DecisionInputs& inputs) {
     const StageReport* report = inputs.reports[server];
     if (report == nullptr || !report->has_scale || report->is_load) continue;
     if (SameBits(report->scale, scale)) continue;
-    return absl::InvalidArgumentError(absl::StrCat("gradients on server ", server, " carry scale ",
-                                                   report->scale, ", CommitStep says ", scale));
+    return Disagree(absl::StrCat("gradients on server ", server, " carry scale ", report->scale,
+                                 ", CommitStep says ", scale));
   }
   return absl::OkStatus();
 }
@@ -72,9 +77,8 @@ absl::Status CountTensors(const DecisionInputs& inputs,
     if (!staged[shard]->absent) decision->untouched[tensor] = 0;
     const int64_t count = staged[shard]->loaded_applied_count;
     if (count >= 0 && loaded[tensor] >= 0 && loaded[tensor] != count) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", spec.tensors[tensor].name,
-                                                     ": applied_count ", loaded[tensor], " and ",
-                                                     count, " in one LOAD"));
+      return Disagree(absl::StrCat("tensor ", spec.tensors[tensor].name, ": applied_count ",
+                                   loaded[tensor], " and ", count, " in one LOAD"));
     }
     loaded[tensor] = std::max(loaded[tensor], count);
   }
@@ -109,24 +113,23 @@ void SumStaged(const std::vector<const ShardStaged*>& staged, bool is_load,
 
 absl::Status CompareGroups(const CommitRequest& commit, const CommitRequest& before) {
   if (commit.groups.size() != before.groups.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", commit.rank, " has ",
-                                                   commit.groups.size(), " parameter groups, rank ",
-                                                   before.rank, " has ", before.groups.size()));
+    return Disagree(absl::StrCat("rank ", commit.rank, " has ", commit.groups.size(),
+                                 " parameter groups, rank ", before.rank, " has ",
+                                 before.groups.size()));
   }
   for (size_t group = 0; group < commit.groups.size(); ++group) {
     const auto& left = commit.groups[group].values;
     const auto& right = before.groups[group].values;
     if (left.size() != right.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("group ", group, ": ranks ", commit.rank,
-                                                     " and ", before.rank,
-                                                     " send different sets of hyper-parameters"));
+      return Disagree(absl::StrCat("group ", group, ": ranks ", commit.rank, " and ", before.rank,
+                                   " send different sets of hyper-parameters"));
     }
     for (size_t i = 0; i < left.size(); ++i) {
       if (left[i] == right[i]) continue;
-      return absl::InvalidArgumentError(absl::StrCat(
-          "group ", group, ": ", left[i].name, " differs: ", std::bit_cast<double>(left[i].bits),
-          " from rank ", commit.rank, ", ", std::bit_cast<double>(right[i].bits), " from rank ",
-          before.rank, " before"));
+      return Disagree(absl::StrCat("group ", group, ": ", left[i].name,
+                                   " differs: ", std::bit_cast<double>(left[i].bits), " from rank ",
+                                   commit.rank, ", ", std::bit_cast<double>(right[i].bits),
+                                   " from rank ", before.rank, " before"));
     }
   }
   return absl::OkStatus();
@@ -135,8 +138,7 @@ absl::Status CompareGroups(const CommitRequest& commit, const CommitRequest& bef
 absl::Status CompareCommits(const JobSpec& spec, const CommitRequest& commit,
                             const std::vector<const CommitRequest*>& by_rank) {
   if (commit.rank < 0 || commit.rank >= static_cast<Rank>(by_rank.size())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", commit.rank, " of a world of ", by_rank.size()));
+    return Disagree(absl::StrCat("rank ", commit.rank, " of a world of ", by_rank.size()));
   }
   if (absl::Status known = CheckAbsent(spec, commit.absent); !known.ok()) return known;
   const CommitRequest* own = by_rank[commit.rank];
@@ -150,13 +152,12 @@ absl::Status CompareCommits(const JobSpec& spec, const CommitRequest& commit,
                                   [](const CommitRequest* request) { return request != nullptr; });
   if (other == by_rank.end()) return absl::OkStatus();
   if ((*other)->is_load != commit.is_load) {
-    return absl::InvalidArgumentError(
+    return Disagree(
         absl::StrCat("ranks ", (*other)->rank, " and ", commit.rank, " commit a LOAD and a step"));
   }
   if (!SameBits((*other)->scale, commit.scale)) {
-    return absl::InvalidArgumentError(absl::StrCat("scale ", commit.scale, " of rank ", commit.rank,
-                                                   ", rank ", (*other)->rank, " has ",
-                                                   (*other)->scale));
+    return Disagree(absl::StrCat("scale ", commit.scale, " of rank ", commit.rank, ", rank ",
+                                 (*other)->rank, " has ", (*other)->scale));
   }
   return CompareGroups(commit, **other);
 }
@@ -181,7 +182,11 @@ absl::StatusOr<DecisionPtr> BuildDecision(const DecisionInputs& inputs,
     absl::StatusOr<std::string> scalars = build_scalars(
         {decision->step, &inputs.commit->groups, &decision->applied_count, &decision->untouched,
          decision->sum_of_squares, decision->scale, inputs.contributor_count});
-    if (!scalars.ok()) return scalars.status();
+    if (!scalars.ok()) {
+      const bool is_disagreement = absl::IsInvalidArgument(scalars.status());
+      return is_disagreement ? Because(Reason::kHyperParameters, scalars.status())
+                             : scalars.status();
+    }
     decision->scalars = *std::move(scalars);
   }
   decision->identity = Identify(*decision);

@@ -3,9 +3,14 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 namespace {
+
+absl::Status Stale(const std::string& text) {
+  return Because(Reason::kStaleGeneration, absl::FailedPreconditionError(text));
+}
 
 absl::Status AnotherLayout(const JoinRequest& join) {
   return absl::AlreadyExistsError(absl::StrCat("rank ", join.rank, " of generation ",
@@ -28,13 +33,11 @@ absl::Status Gathering::Check(const JoinRequest& join, int64_t issued, int64_t f
         "rank ", join.rank, " of a world of ", join.world_size, ", generation ", join.generation));
   }
   if (join.generation < 0 || join.generation > issued) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("generation ", join.generation, " was never issued"));
+    return Stale(absl::StrCat("generation ", join.generation, " was never issued"));
   }
   const int64_t newest = std::max(formed, generation_);
   if (join.generation == 0 || join.generation >= newest) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("generation ", join.generation, " is superseded by ", newest));
+  return Stale(absl::StrCat("generation ", join.generation, " is superseded by ", newest));
 }
 
 void Gathering::Begin(int64_t generation, int world_size) {
@@ -57,8 +60,7 @@ Gathering::Refusals Gathering::Add(RequestId request, const JoinRequest& join,
     for (RequestId waiting : std::exchange(waiting_, {})) refusals.emplace_back(waiting, status);
   };
   if (generation_ != join.generation) {
-    refuse_all(
-        absl::FailedPreconditionError(absl::StrCat("superseded by generation ", join.generation)));
+    refuse_all(Stale(absl::StrCat("superseded by generation ", join.generation)));
     Begin(join.generation, join.world_size);
   }
   if (join.world_size != static_cast<int>(by_rank_.size())) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 
@@ -43,6 +44,9 @@ JobStatusReport Leader::Status() const {
       if (!reports_[server].has_value()) absl::StrAppend(&report.waiting_for, " ", server);
     }
     report.is_stuck = HaveAllReported();
+    report.has_lost_memory =
+        report.is_stuck && std::any_of(reports_.begin(), reports_.end(),
+                                       [](const auto& told) { return told->has_lost_memory; });
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -114,19 +118,22 @@ void Leader::OnAbortStep(RequestId request, const AbortRequest& abort, int64_t n
                                                 (abort.step == step() && abort.attempt < attempt_));
   const bool is_open =
       abort.step == step() && abort.generation == record_.formed && abort.attempt == attempt_;
+  const auto refuse = [&](Reason reason, const std::string& text) {
+    const bool has_formed = abort.generation <= record_.formed;
+    Reply(request,
+          Because(has_formed ? reason : Reason::kStaleGeneration,
+                  absl::FailedPreconditionError(text)),
+          actions);
+  };
   if (abort.step == committed_step() || (is_open && decision_ != nullptr)) {
-    return Reply(request,
-                 absl::FailedPreconditionError(absl::StrCat("step ", abort.step, " is decided")),
-                 actions);
+    return refuse(Reason::kDecided, absl::StrCat("step ", abort.step, " is decided"));
   }
   if (is_over || (abort.epoch != 0 && abort.epoch < record_.epoch)) {
     return Reply(request, absl::OkStatus(), actions);
   }
   if (!is_open) {
-    return Reply(request,
-                 absl::FailedPreconditionError(absl::StrCat("attempt ", abort.attempt, " of step ",
-                                                            abort.step, " is not open")),
-                 actions);
+    return refuse(Reason::kWrongStep,
+                  absl::StrCat("attempt ", abort.attempt, " of step ", abort.step, " is not open"));
   }
   aborts_.push_back(request);
   OpenNextAttempt(absl::AbortedError(absl::StrCat("attempt ", attempt_, " of step ", step(),
@@ -244,7 +251,8 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     text = absl::StrCat("step ", to_step, " is not offered, a rollback to step ",
                         offers.front().step, " is");
   }
-  Reply(request, absl::FailedPreconditionError(text), actions);
+  Reply(request, Because(UnfitStep(committed_step()), absl::FailedPreconditionError(text)),
+        actions);
 }
 
 // ---- Commits ---------------------------------------------------------------------------------
@@ -254,34 +262,36 @@ absl::Status Leader::CheckCommit(const CommitRequest& commit) const {
     return absl::UnavailableError("the job is recovering or changing its contributors");
   }
   if (commit.epoch != 0 && commit.epoch < record_.epoch) {
-    return absl::AbortedError(absl::StrCat("CommitStep of epoch ", commit.epoch,
-                                           ", the job is in epoch ", record_.epoch));
+    return StaleEpoch(commit.epoch, record_.epoch);
   }
   if (record_.layout == nullptr || commit.generation > record_.formed) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("generation ", commit.generation, " has not formed"));
+    return Because(commit.generation > record_.formed ? Reason::kStaleGeneration : Reason::kLoading,
+                   absl::FailedPreconditionError(
+                       absl::StrCat("generation ", commit.generation, " has not formed")));
   }
   if (commit.generation < record_.formed) {
-    return absl::AbortedError(
-        absl::StrCat("generation ", commit.generation, " is superseded by ", record_.formed));
+    return StaleGeneration(commit.generation, record_.formed);
   }
   if (commit.step != step()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("CommitStep of step ", commit.step, ", step ", step(), " is being made"));
+    return Because(UnfitStep(committed_step()),
+                   absl::FailedPreconditionError(absl::StrCat(
+                       "CommitStep of step ", commit.step, ", step ", step(), " is being made")));
   }
-  if (commit.attempt < attempt_) {
-    return absl::AbortedError(absl::StrCat("attempt ", commit.attempt, " of step ", step(),
-                                           " is over, ", attempt_, " is open"));
-  }
-  if (commit.attempt > attempt_) {
-    return absl::AbortedError(absl::StrCat("attempt ", commit.attempt, " of step ", step(),
-                                           " is not open yet, ", attempt_, " is open"));
+  if (commit.attempt != attempt_) {
+    return Because(Reason::kStaleAttempt,
+                   absl::AbortedError(
+                       absl::StrCat("attempt ", commit.attempt, " of step ", step(),
+                                    commit.attempt < attempt_ ? " is over, " : " is not open yet, ",
+                                    attempt_, " is open")));
   }
   if (!commit.is_load && committed_ == nullptr) {
-    return absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD");
+    return Because(Reason::kLoading,
+                   absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD"));
   }
   if (commit.is_load && !commit.absent.empty()) {
-    return absl::InvalidArgumentError("a LOAD has no absent tensors: what it does not set stays");
+    return Because(
+        Reason::kHyperParameters,
+        absl::InvalidArgumentError("a LOAD has no absent tensors: what it does not set stays"));
   }
   std::vector<const CommitRequest*> by_rank;
   for (const Commit& other : commits_) by_rank.push_back(other.present ? &other.request : nullptr);
@@ -439,8 +449,9 @@ void Leader::OnHold(RequestId request, const std::string& holder, int64_t held_s
       const std::string text = absl::StrCat(
           "step ", held_step, " cannot be held, the job is at step ", committed_step());
       return Reply(request,
-                   held_step < committed_step() ? absl::OutOfRangeError(text)
-                                                : absl::FailedPreconditionError(text),
+                   held_step < committed_step()
+                       ? absl::OutOfRangeError(text)
+                       : Because(UnfitStep(committed_step()), absl::FailedPreconditionError(text)),
                    actions);
     }
     if (holds_.size() >= kMaxHolders && !holds_.contains(holder)) {

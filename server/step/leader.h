@@ -46,6 +46,8 @@ struct JobStatusReport {
   bool serving = false;
   std::string waiting_for;  // when not serving: what, in words ("shard 3: no in-sync copy ...")
   bool is_stuck = false;    // every server has told what it holds, and it is not enough
+  // True if the job is stuck and at least one server has lost the memory that held committed state.
+  bool has_lost_memory = false;
   // Flushes common to all shards, newest first: what AcceptRollback may take.
   std::vector<RecoverReport::Flush> rollback_offers;
   DecisionPtr last_decision;
@@ -85,14 +87,13 @@ class Leader {
   // Waits for all contributors and all shards; OK when committed. A repeated one of the last
   // committed step returns its decision; one of the open attempt replaces the caller's earlier
   // wait.
-  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs
-  //   from
+  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs from
   //                       another contributor's (named)
   //   AlreadyExists       the rank's own earlier CommitStep of this attempt differs, or it pushed a
   //                       tensor it calls absent
-  //   Aborted             an older epoch or generation, or another attempt; position names the open
-  //                       one
-  //   FailedPrecondition  another step; a generation that has not formed; LOADING and not a LOAD
+  //   Aborted             an older generation, or another attempt; position names the open one
+  //   FailedPrecondition  an older epoch; another step; a generation that has not formed; LOADING
+  //                       and not a LOAD
   //   Unavailable         recovering
   void OnCommitStep(RequestId request, const CommitRequest& commit, int64_t now_ms,
                     Actions* actions);

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/step/leader.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 
@@ -66,7 +67,11 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
   if (std::exchange(installing_, false)) {
     const std::vector<RequestId> gathered = gathering_.Finish();
     opening_.insert(opening_.end(), gathered.begin(), gathered.end());
-    OpenNextAttempt(absl::AbortedError("a new generation has formed"), actions);
+    int64_t before = 0;  // the generation whose CommitSteps wait
+    for (const Commit& commit : commits_) {
+      if (commit.present) before = commit.request.generation;
+    }
+    OpenNextAttempt(StaleGeneration(before, record_.formed), actions);
   }
   Advance(now_ms, actions);
 }
