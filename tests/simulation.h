@@ -156,6 +156,7 @@ class Simulation {
   void ReadJournal(Host* host, ParticipantImage* image);
   void Crash(ServerId server, bool lose_disk);
   void Stop(ServerId server);
+  void Exit(ServerId server);  // the process of a clean stop ends
   void MeetCrash(const Host& host);
   void Perform(ServerId server, Actions* actions);
   void Do(ServerId server, Send& action);

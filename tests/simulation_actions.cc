@@ -11,6 +11,19 @@ void Simulation::Perform(ServerId server, Actions* actions) {
   for (Action& action : *actions) {
     std::visit([&](auto& content) { Do(server, content); }, action);
   }
+  if (hosts_[server].is_up && hosts_[server].participant->stopped()) Exit(server);
+}
+
+void Simulation::Exit(ServerId server) {
+  Host& host = hosts_[server];
+  ++host.life;
+  host.is_up = false;
+  host.participant.reset();
+  host.leader.reset();
+  const int life = host.life;
+  At(20 + random_.Below(200), [this, server, life] {
+    if (hosts_[server].life == life) Start(server);
+  });
 }
 
 void Simulation::Do(ServerId server, Send& action) {
@@ -302,14 +315,7 @@ void Simulation::Do(ServerId server, WriteFlush& action) {
       [this, server](Host& host) {
         Actions actions;
         host.participant->OnFlushed(now_, &actions);
-        ++host.life;
-        host.is_up = false;
-        host.participant.reset();
-        host.leader.reset();
-        const int life = host.life;
-        At(20 + random_.Below(200), [this, server, life] {
-          if (hosts_[server].life == life) Start(server);
-        });
+        Perform(server, &actions);
       });
 }
 

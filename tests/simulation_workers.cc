@@ -319,8 +319,11 @@ void Simulation::TickRollback() {
     return;
   }
   rollback_retry_ms_ = now_ + 100;
-  if (!status.rollback_offers.empty()) return accept(status.rollback_offers.front().step);
-  if (now_ - stuck_since_ms_ > 3000 && !FaultsOn()) FindLost();
+  const bool is_offered = status.has_lost_memory && !status.rollback_offers.empty();
+  if (is_offered) return accept(status.rollback_offers.front().step);
+  if (now_ - stuck_since_ms_ <= 3000 || FaultsOn()) return;
+  if (!status.has_lost_memory) return Fail("the job stands still, and no server lost its memory");
+  FindLost();
 }
 
 // The job stands still for good: right only if something may be lost and nothing can be restored.

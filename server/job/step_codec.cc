@@ -1,8 +1,10 @@
 #include "server/job/step_codec.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "proto/status.h"
+#include "server/step/reason.h"
 
 namespace orlop::server {
 namespace {
@@ -16,7 +18,7 @@ step::Level LevelOf(uint32_t level) {
 void StatusToWire(const absl::Status& status, v1::PeerStatus* out) {
   out->set_code(static_cast<int>(status.code()));
   out->set_message(std::string(status.message()));
-  *out->mutable_detail() = DetailOf(status);
+  *out->mutable_detail() = DetailOfStep(status);
 }
 
 absl::Status StatusToStep(const v1::PeerStatus& status) {
@@ -283,6 +285,21 @@ struct BodyWriter {
 };
 
 }  // namespace
+
+v1::ErrorDetail DetailOfStep(const absl::Status& status) {
+  static_assert(static_cast<int>(step::Reason::kLoading) == v1::ErrorDetail::LOADING);
+  static_assert(static_cast<int>(step::Reason::kStopping) == v1::ErrorDetail::STOPPING);
+  static_assert(v1::ErrorDetail::Reason_MAX == v1::ErrorDetail::STOPPING);
+  v1::ErrorDetail detail = DetailOf(status);
+  if (detail.reason() == v1::ErrorDetail::REASON_UNSPECIFIED) {
+    detail.set_reason(static_cast<v1::ErrorDetail::Reason>(step::ReasonOf(status)));
+  }
+  if (const std::optional<step::ShardName> shard = step::ShardOf(status); shard.has_value()) {
+    detail.set_tensor(shard->tensor);
+    detail.set_shard(shard->index);
+  }
+  return detail;
+}
 
 void ToWire(const step::DecisionRecord& d, v1::DecisionBody* out) {
   out->set_epoch(d.epoch);

@@ -5,6 +5,7 @@
 #include "absl/status/statusor.h"
 #include "base/checksum.h"
 #include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/convert.h"
 #include "server/step/messages.h"
 #include "server/step/participant.h"
@@ -12,6 +13,10 @@
 namespace orlop::server {
 
 inline Digest128 ToStep(const v1::Digest& digest) { return FromWire(digest); }
+
+// The detail of an error of the machines: the detail that the shell gave it, if any, completed with
+// the machine's reason and shard. The only map from step::Reason to the wire.
+v1::ErrorDetail DetailOfStep(const absl::Status& status);
 
 void ToWire(const step::DecisionRecord& decision, v1::DecisionBody* out);
 step::DecisionPtr ToStep(const v1::DecisionBody& decision);

@@ -96,9 +96,6 @@ absl::Status PushStream::BeginPiece(const v1::Chunk& header) {
                                   "' belongs to server ", detail.server()),
                      detail);
   }
-  if (absl::Status status = CheckNotStale(key_.epoch(), key_.generation(), job_->position());
-      !status.ok())
-    return status;
   if (absl::Status status = job_->AwaitAttempt(key_, wait_); !status.ok()) return status;
   piece_ = {};
   piece_.key = {static_cast<int64_t>(key_.generation()), key_.step(),

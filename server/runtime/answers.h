@@ -17,20 +17,6 @@ inline Wait WaitOf(grpc::ServerContext* context) {
           [context] { return context->IsCancelled(); }};
 }
 
-// FailedPrecondition (STALE_EPOCH, STALE_GENERATION) if the caller speaks of an epoch or generation
-// that is over; 0: not checked.
-absl::Status CheckNotStale(uint64_t epoch, uint64_t generation, const step::Position& position);
-
-// The reasons that a step's own numbers give a FailedPrecondition of the machine; other errors, and
-// those with a reason, stay as they are.
-//   CommitStep  STALE_GENERATION: one that has not formed
-//   AbortStep   STALE_GENERATION; DECIDED: the last committed step, or the open attempt, which can
-//               only have been refused for that; WRONG_STEP: any other step or attempt
-absl::Status ExplainCommit(absl::Status status, const v1::CommitStepRequest& request,
-                           const step::Position& position);
-absl::Status ExplainAbort(absl::Status status, const v1::AbortStepRequest& request,
-                          const step::Position& position);
-
 // InvalidArgument: a loss scale that is neither 0 (which means 1) nor within proto/limits.h.
 absl::Status CheckLossScale(double loss_scale);
 
@@ -38,7 +24,9 @@ absl::Status CheckLossScale(double loss_scale);
 // transport lets more through, for the sake of theirs.
 absl::Status CheckControlSize(const google::protobuf::Message& request);
 
-// Adds where the job stands and a reason to the machine's error, so that callers branch on fields.
+// The one map of errors: completes an error of the machines or of the shell with its reason and with
+// the job's position, so that callers branch on fields. Where the error names no reason, its code
+// decides. STALE_GENERATION is FailedPrecondition on the wire, whichever code a machine gave it.
 absl::Status WithPosition(absl::Status status, const step::Position& position,
                           const std::string& job);
 

@@ -182,25 +182,11 @@ step::JobStatusReport JobRuntime::Status() const {
   return leader_->Status();
 }
 
-bool JobRuntime::HasLostMemory() const {
-  MutexLock lock(&mutex_);
-  return HasLostMemoryLocked();
-}
-
-bool JobRuntime::HasLostMemoryLocked() const {
-  const step::JobStatusReport report = leader_->Status();
-  if (!report.is_stuck || memory_.size() < environment_.server_names.size()) return false;
-  bool lost = false;
-  for (const auto& [server, memory] : memory_) {
-    if (memory.epoch != report.position.epoch) return false;
-    lost |= memory.lost;
-  }
-  return lost;
-}
-
 void JobRuntime::AwaitRecovery(const Wait& wait) const {
   MutexLock lock(&mutex_);
-  while (!closed_ && !leader_->Status().serving && !HasLostMemoryLocked()) {
+  while (!closed_) {
+    const step::JobStatusReport report = leader_->Status();
+    if (report.serving || report.has_lost_memory) return;
     const auto now = steady_clock::now();
     if (now >= wait.deadline || (wait.cancelled && wait.cancelled())) return;
     changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
@@ -208,37 +194,17 @@ void JobRuntime::AwaitRecovery(const Wait& wait) const {
 }
 
 absl::Status JobRuntime::AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const {
-  MutexLock lock(&mutex_);
+  const step::AttemptKey wanted = {static_cast<int64_t>(key.epoch()),
+                                   static_cast<int64_t>(key.generation()), key.step(),
+                                   static_cast<int64_t>(key.attempt())};
   const auto until = std::min(wait.deadline, steady_clock::now() + kAttemptWait);
-  const auto generation = static_cast<int64_t>(key.generation()),
-             attempt = static_cast<int64_t>(key.attempt());
+  MutexLock lock(&mutex_);
   while (!closed_) {
-    const step::Position here = participant_->position();
-    if (here.attempt == 0 || static_cast<int64_t>(key.epoch()) > here.epoch) {
-      return absl::UnavailableError(absl::StrCat("job '", job_, "' is recovering"));
-    }
-    const bool of_next = generation == here.generation && key.step() == here.committed_step + 1 &&
-                         attempt > here.attempt;
-    const step::DecisionPtr before = participant_->prepared();
-    const bool is_early = before != nullptr && key.step() == before->step + 1;
-    if ((generation <= here.generation && !of_next && !is_early) || !damaged_.empty())
-      return absl::OkStatus();
+    step::KeyVerdict verdict = participant_->CheckKey(wanted);
+    if (verdict.is_later && !damaged_.empty()) return damaged_.begin()->second;
     const auto now = steady_clock::now();
-    if (now >= until || (wait.cancelled && wait.cancelled())) {
-      if (generation > here.generation) {
-        return MakeError(absl::StatusCode::kFailedPrecondition,
-                         absl::StrCat("generation ", generation, " has not formed; generation ",
-                                      here.generation, " contributes"),
-                         v1::ErrorDetail::STALE_GENERATION);
-      }
-      if (is_early)
-        return absl::UnavailableError(
-            absl::StrCat("step ", before->step, " is still being applied"));
-      return MakeError(absl::StatusCode::kAborted,
-                       absl::StrCat("attempt ", attempt, " of step ", key.step(),
-                                    " is not open; attempt ", here.attempt, " is"),
-                       v1::ErrorDetail::STALE_ATTEMPT);
-    }
+    if (!verdict.is_later || now >= until || (wait.cancelled && wait.cancelled()))
+      return std::move(verdict.status);
     changed_.WaitUntil(&mutex_, std::min(until, now + kCancelPoll));
   }
   return JobGone(job_);
@@ -438,8 +404,6 @@ void JobRuntime::Close() {
 }
 
 void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* more) {
-  if (const auto* report = std::get_if<step::RecoverReport>(&message))
-    memory_[from] = {report->epoch, report->has_lost_memory};
   if (step::ForLeader(message) && leader_ != nullptr)
     leader_->OnMessage(from, message, now_ms(), more);
   if (!damaged_.empty()) {  // the leader fails its attempt with this

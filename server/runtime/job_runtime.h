@@ -82,16 +82,13 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
                                     const Wait& wait);
   absl::StatusOr<step::Answer> AcceptRollback(int64_t to_step, const Wait& wait);
   step::JobStatusReport Status() const;
-  // Every server has reported to the present epoch, and at least one has lost the memory that held
-  // committed state.
-  bool HasLostMemory() const;
+  bool HasLostMemory() const { return Status().has_lost_memory; }
   // Waits until the job serves, or its memory is known to be lost.
   void AwaitRecovery(const Wait& wait) const;
 
   // ---- Workers, on an owner ----
-  // Waits for what `key` is ahead of this server: the leader's word of a new attempt or generation
-  // may still be on its way, and the step before may still be applied. Not for long: after 3 s,
-  // answers as data.proto says. `attempt` 0: any.
+  // Whether `key` names the open attempt (Participant::CheckKey). A key that is ahead of this server
+  // is waited for, 3 s at most.
   absl::Status AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const;
   // What the open attempt expects under (tensor, rank, box); its index, or InvalidArgument.
   absl::StatusOr<int32_t> RegionOf(uint32_t tensor, uint32_t rank, const Box& box) const;
@@ -185,12 +182,6 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   absl::Status unsynced_status_ GUARDED_BY(mutex_);
   bool flushing_ GUARDED_BY(mutex_) = false;
   absl::Status flush_status_ GUARDED_BY(mutex_);
-  struct MemoryReport {
-    int64_t epoch = 0;
-    bool lost = false;
-  };
-  std::map<int, MemoryReport> memory_ GUARDED_BY(mutex_);  // on the leader, by server
-  bool HasLostMemoryLocked() const REQUIRES(mutex_);
   bool closed_ GUARDED_BY(mutex_) = false;
   StepTimes times_ GUARDED_BY(mutex_);
   int64_t first_byte_ms_ GUARDED_BY(mutex_) = 0, staged_ms_ GUARDED_BY(mutex_) = 0,

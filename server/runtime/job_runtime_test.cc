@@ -325,6 +325,23 @@ TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
   EXPECT_TRUE(job_->HasLostMemory());
 }
 
+// A job that has lost its memory holds nothing to flush: its clean stop is not taken for memory.
+TEST_F(JobOnAFaultyDisk, StopOfAJobThatLostItsMemoryLosesNothingMore) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  ASSERT_TRUE(table_->Stop(Soon().deadline).ok());
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  ASSERT_NO_FATAL_FAILURE(Restart());  // without a stop: as killed
+  Use("job");
+  ASSERT_TRUE(job_->HasLostMemory());
+  const absl::Status stopped = table_->Stop(Soon().deadline);
+  ASSERT_TRUE(stopped.ok()) << stopped;
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_TRUE(job_->HasLostMemory());
+  ASSERT_FALSE(job_->Status().rollback_offers.empty());
+  EXPECT_EQ(job_->Status().rollback_offers.front().step, 1);
+}
+
 // One job whose state is damaged: the stop fails, the other jobs have lost nothing.
 TEST_F(JobOnAFaultyDisk, JobThatCannotBeFlushedCostsNoOtherItsState) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());

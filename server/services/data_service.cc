@@ -14,6 +14,7 @@
 #include "server/lanes/push_stream.h"
 #include "server/runtime/answers.h"
 #include "server/shards/shard.h"
+#include "server/step/reason.h"
 
 namespace orlop::server {
 namespace {
@@ -55,8 +56,8 @@ class PullStream {
  private:
   absl::Status Check() {
     const step::Position position = job_->position();
-    if (absl::Status status = CheckNotStale(request_.epoch(), 0, position); !status.ok())
-      return status;
+    const auto epoch = static_cast<int64_t>(request_.epoch());
+    if (epoch != 0 && epoch < position.epoch) return step::StaleEpoch(epoch, position.epoch);
     if (request_.regions_size() < 1 ||
         request_.regions_size() > static_cast<int>(kMaxRegionsPerPull)) {
       return absl::InvalidArgumentError(
@@ -270,22 +271,8 @@ grpc::Status DataService::QueryPush(grpc::ServerContext* context,
   const v1::StreamKey& key = request->key();
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(key.job());
   if (!job.ok()) return ToGrpc(job.status());
-  absl::Status status = CheckNotStale(key.epoch(), key.generation(), (*job)->position());
-  if (status.ok()) status = (*job)->AwaitAttempt(key, WaitOf(context));
+  const absl::Status status = (*job)->AwaitAttempt(key, WaitOf(context));
   const step::Position position = (*job)->position();
-  if (status.ok() && key.step() != position.committed_step + 1) {
-    status = MakeError(absl::StatusCode::kFailedPrecondition,
-                       absl::StrCat("push for step ", key.step(), ", step ",
-                                    position.committed_step + 1, " is being made"),
-                       v1::ErrorDetail::WRONG_STEP);
-  }
-  if (status.ok() && key.attempt() != 0 &&
-      static_cast<int64_t>(key.attempt()) != position.attempt) {
-    status =
-        MakeError(absl::StatusCode::kAborted,
-                  absl::StrCat("push for attempt ", key.attempt(), ", open is ", position.attempt),
-                  v1::ErrorDetail::STALE_ATTEMPT);
-  }
   if (!status.ok()) return ToGrpc(WithPosition(status, position, key.job()));
   size_t expected = 0;
   const std::vector<step::StagedPiece> pieces = (*job)->PiecesFrom(key.rank(), &expected);

@@ -12,6 +12,7 @@
 #include "server/job/step_codec.h"
 #include "server/runtime/answers.h"
 #include "server/runtime/step_scalars.h"
+#include "server/step/reason.h"
 
 namespace orlop::server {
 namespace {
@@ -207,15 +208,14 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
     FillCommitted(*report.last_decision, out.mutable_last_decision());
     out.mutable_last_decision()->set_reached(v1::DURABILITY_MEMORY);
   }
-  const bool has_lost_memory = job->HasLostMemory();
-  if (has_lost_memory && !report.rollback_offers.empty())
+  if (report.has_lost_memory && !report.rollback_offers.empty())
     out.set_rollback_step(report.rollback_offers.front().step);
   if (report.serving) {
     out.set_state(report.position.committed_step < 0 ? v1::JobStatusResponse::LOADING
                                                      : v1::JobStatusResponse::READY);
   } else if (out.has_rollback_step()) {
     out.set_state(v1::JobStatusResponse::ROLLBACK_OFFERED);
-  } else if (has_lost_memory) {
+  } else if (report.has_lost_memory) {
     out.set_state(v1::JobStatusResponse::LOST);
   } else {
     out.set_state(report.waiting_for.empty() ? v1::JobStatusResponse::RECOVERING
@@ -281,7 +281,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   if (response->existed()) (*found)->AwaitRecovery(wait);
   const step::JobStatusReport report = (*found)->Status();
   const step::Position& position = report.position;
-  if (response->existed() && !report.serving && !(*found)->HasLostMemory()) {
+  if (response->existed() && !report.serving && !report.has_lost_memory) {
     return WithPosition(
         absl::UnavailableError(absl::StrCat("job '", name, "' recovers: ", report.waiting_for)),
         position, name);
@@ -462,13 +462,7 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
   }
   absl::StatusOr<step::Answer> answer = (*job)->Join(join, WaitOf(context));
   if (!answer.ok()) {
-    absl::Status status = WithPosition(answer.status(), (*job)->Status().position, request->job());
-    if (status.code() == absl::StatusCode::kFailedPrecondition) {
-      v1::ErrorDetail detail = DetailOf(status);
-      detail.set_reason(v1::ErrorDetail::STALE_GENERATION);
-      status = MakeError(status.code(), std::string(status.message()), detail);
-    }
-    return ToGrpc(status);
+    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
   }
   response->set_generation(
       static_cast<uint64_t>(join.generation > 0 ? join.generation : answer->generation_issued));
@@ -509,8 +503,10 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
   if (!commit.is_load) {
     const std::shared_ptr<const JobModel> model = (*job)->model();
     if (!model->definition().has_optimizer()) {
-      return explain(absl::FailedPreconditionError(
-          absl::StrCat("job '", request->job(), "' has no optimizer: call ConfigureOptimizer")));
+      return explain(step::Because(
+          step::UnfitStep((*job)->Status().position.committed_step),
+          absl::FailedPreconditionError(absl::StrCat(
+              "job '", request->job(), "' has no optimizer: call ConfigureOptimizer"))));
     }
     if (absl::Status status = CheckUnscaled(*model, commit.scale); !status.ok())
       return explain(status);
@@ -523,22 +519,7 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
                         commit.absent.end());
   }
   absl::StatusOr<step::Answer> answer = (*job)->Commit(commit, WaitOf(context));
-  if (answer.status().code() ==
-      absl::StatusCode::kAborted) {  // an attempt that is over, or all that it belonged to
-    const step::Position position = (*job)->Status().position;
-    if (absl::Status status = CheckNotStale(request->epoch(), request->generation(), position);
-        !status.ok())
-      return explain(status);
-  }
-  if (answer.status().code() ==
-      absl::StatusCode::kInvalidArgument) {  // contributors, or repeats, disagree
-    return explain(MakeError(absl::StatusCode::kInvalidArgument,
-                             std::string(answer.status().message()),
-                             v1::ErrorDetail::HYPER_PARAMETERS));
-  }
-  if (!answer.ok()) {
-    return explain(ExplainCommit(answer.status(), *request, (*job)->Status().position));
-  }
+  if (!answer.ok()) return explain(answer.status());
   if (answer->decision != nullptr) FillCommitted(*answer->decision, response);
   response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
   response->set_reached(v1::DURABILITY_MEMORY);
@@ -563,9 +544,7 @@ grpc::Status JobService::AbortStep(grpc::ServerContext* context,
   abort.attempt = static_cast<int64_t>(request->attempt());
   absl::StatusOr<step::Answer> answer = (*job)->Abort(abort, WaitOf(context));
   if (!answer.ok()) {
-    const step::Position position = (*job)->Status().position;
-    return ToGrpc(
-        WithPosition(ExplainAbort(answer.status(), *request, position), position, request->job()));
+    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
   }
   {
     MutexLock lock(&mutex_);

@@ -2,46 +2,12 @@
 #include "server/step/leader.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
-namespace {
-
-bool SameRequest(const CommitRequest& a, const CommitRequest& b) {
-  return a.is_load == b.is_load && a.groups == b.groups && a.absent == b.absent &&
-         std::bit_cast<uint64_t>(a.scale) == std::bit_cast<uint64_t>(b.scale);
-}
-
-// Names the first hyper-parameter in which two contributors differ.
-absl::Status CompareGroups(const CommitRequest& a, const CommitRequest& b) {
-  if (a.groups.size() != b.groups.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", a.rank, " has ", a.groups.size(),
-                                                   " parameter groups, rank ", b.rank, " has ",
-                                                   b.groups.size()));
-  }
-  for (size_t group = 0; group < a.groups.size(); ++group) {
-    const auto& left = a.groups[group].values;
-    const auto& right = b.groups[group].values;
-    if (left.size() != right.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("group ", group, ": ranks ", a.rank, " and ",
-                                                     b.rank,
-                                                     " send different sets of hyper-parameters"));
-    }
-    for (size_t i = 0; i < left.size(); ++i) {
-      if (left[i] == right[i]) continue;
-      return absl::InvalidArgumentError(absl::StrCat(
-          "group ", group, ": ", left[i].name, " differs: ", std::bit_cast<double>(left[i].bits),
-          " from rank ", a.rank, ", ", std::bit_cast<double>(right[i].bits), " from rank ", b.rank,
-          " before"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
 
 Leader::Leader(std::shared_ptr<const JobSpec> spec, ServerId self, JobRecord record,
                ScalarBuilder build_scalars, LeaderOptions options)
@@ -78,6 +44,9 @@ JobStatusReport Leader::Status() const {
       if (!reports_[server].has_value()) absl::StrAppend(&report.waiting_for, " ", server);
     }
     report.is_stuck = HaveAllReported();
+    report.has_lost_memory =
+        report.is_stuck && std::any_of(reports_.begin(), reports_.end(),
+                                       [](const auto& told) { return told->has_lost_memory; });
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -149,19 +118,22 @@ void Leader::OnAbortStep(RequestId request, const AbortRequest& abort, int64_t n
                                                 (abort.step == step() && abort.attempt < attempt_));
   const bool is_open =
       abort.step == step() && abort.generation == record_.formed && abort.attempt == attempt_;
+  const auto refuse = [&](Reason reason, const std::string& text) {
+    const bool has_formed = abort.generation <= record_.formed;
+    Reply(request,
+          Because(has_formed ? reason : Reason::kStaleGeneration,
+                  absl::FailedPreconditionError(text)),
+          actions);
+  };
   if (abort.step == committed_step() || (is_open && decision_ != nullptr)) {
-    return Reply(request,
-                 absl::FailedPreconditionError(absl::StrCat("step ", abort.step, " is decided")),
-                 actions);
+    return refuse(Reason::kDecided, absl::StrCat("step ", abort.step, " is decided"));
   }
   if (is_over || (abort.epoch != 0 && abort.epoch < record_.epoch)) {
     return Reply(request, absl::OkStatus(), actions);
   }
   if (!is_open) {
-    return Reply(request,
-                 absl::FailedPreconditionError(absl::StrCat("attempt ", abort.attempt, " of step ",
-                                                            abort.step, " is not open")),
-                 actions);
+    return refuse(Reason::kWrongStep,
+                  absl::StrCat("attempt ", abort.attempt, " of step ", abort.step, " is not open"));
   }
   aborts_.push_back(request);
   OpenNextAttempt(absl::AbortedError(absl::StrCat("attempt ", attempt_, " of step ", step(),
@@ -198,89 +170,30 @@ void Leader::HandleJoin(const PendingJoin& pending, int64_t now_ms, Actions* act
   }
   const JoinRequest& join = pending.join;
   absl::Status status = CheckMinCommitted(join.min_committed_step);
-  if (status.ok() && (join.world_size < 1 || join.rank < 0 || join.rank >= join.world_size ||
-                      (join.generation == 0 && join.rank != 0))) {
-    status = absl::InvalidArgumentError(absl::StrCat(
-        "rank ", join.rank, " of a world of ", join.world_size, ", generation ", join.generation));
-  }
-  if (status.ok() && (join.generation < 0 || join.generation > record_.generation)) {
-    status = absl::FailedPreconditionError(
-        absl::StrCat("generation ", join.generation, " was never issued"));
-  }
+  if (status.ok()) status = gathering_.Check(join, record_.generation, record_.formed);
   if (!status.ok()) return Reply(pending.request, std::move(status), actions);
   if (join.generation == 0) {
     ++record_.generation;
     issuing_.push_back(pending.request);
     return Persist(actions);
   }
-  const int64_t newest = std::max(record_.formed, forming_.generation);
-  if (join.generation < newest) {
-    return Reply(pending.request,
-                 absl::FailedPreconditionError(
-                     absl::StrCat("generation ", join.generation, " is superseded by ", newest)),
-                 actions);
-  }
-  if (join.generation > record_.formed) return GatherRank(pending, now_ms, actions);
-  const Layout& layout = *record_.layout;
-  if (join.world_size != layout.world_size() ||
-      DigestContributions(layout.by_rank[join.rank]) != DigestContributions(join.contributions)) {
-    return Reply(
-        pending.request,
-        absl::AlreadyExistsError(absl::StrCat("rank ", join.rank, " of generation ",
-                                              join.generation, " has joined with another layout")),
-        actions);
-  }
-  opening_.push_back(pending.request);
-}
-
-void Leader::GatherRank(const PendingJoin& pending, int64_t now_ms, Actions* actions) {
-  const JoinRequest& join = pending.join;
-  if (forming_.generation != join.generation) {
-    ReplyAll(
-        &forming_.waiting,
-        absl::FailedPreconditionError(absl::StrCat("superseded by generation ", join.generation)),
-        actions);
-    forming_ = {};
-    forming_.generation = join.generation;
-    forming_.by_rank.resize(join.world_size);
-  }
-  if (join.world_size != static_cast<int>(forming_.by_rank.size())) {
-    return Reply(
-        pending.request,
-        absl::InvalidArgumentError(absl::StrCat("world size ", join.world_size,
-                                                ", other ranks said ", forming_.by_rank.size())),
-        actions);
-  }
-  auto& part = forming_.by_rank[join.rank];
-  if (part.has_value() && DigestContributions(*part) != DigestContributions(join.contributions)) {
-    return Reply(
-        pending.request,
-        absl::AlreadyExistsError(absl::StrCat("rank ", join.rank, " of generation ",
-                                              join.generation, " has joined with another layout")),
-        actions);
-  }
-  part = join.contributions;
-  forming_.waiting.push_back(pending.request);
-  for (const auto& other : forming_.by_rank) {
-    if (!other.has_value()) return;
-  }
-  auto layout = std::make_shared<Layout>();
-  for (auto& other : forming_.by_rank) layout->by_rank.push_back(*other);
-  layout->digest = DigestLayout(layout->by_rank);
-  if (absl::Status status = ValidateLayout(spec_->tensors, *layout); !status.ok()) {
-    ReplyAll(&forming_.waiting, status, actions);
-    forming_ = {};
+  if (join.generation > record_.formed) {
+    for (auto& [request, refusal] : gathering_.Add(pending.request, join, spec_->tensors)) {
+      Reply(request, std::move(refusal), actions);
+    }
     return;
   }
-  forming_.layout = std::move(layout);
+  status = CheckRepeatedJoin(join, *record_.layout);
+  if (!status.ok()) return Reply(pending.request, std::move(status), actions);
+  opening_.push_back(pending.request);
 }
 
 // A new generation closes the open attempt; a decision under way commits first.
 void Leader::MaybeInstallGeneration(int64_t now_ms, Actions* actions) {
-  if (forming_.layout == nullptr || decision_ != nullptr || persisting_) return;
+  if (gathering_.layout() == nullptr || decision_ != nullptr || persisting_) return;
   if (!std::exchange(installing_, true)) {
-    record_.formed = forming_.generation;
-    record_.layout = forming_.layout;
+    record_.formed = gathering_.generation();
+    record_.layout = gathering_.layout();
     Persist(actions);
   }
 }
@@ -338,7 +251,8 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     text = absl::StrCat("step ", to_step, " is not offered, a rollback to step ",
                         offers.front().step, " is");
   }
-  Reply(request, absl::FailedPreconditionError(text), actions);
+  Reply(request, Because(UnfitStep(committed_step()), absl::FailedPreconditionError(text)),
+        actions);
 }
 
 // ---- Commits ---------------------------------------------------------------------------------
@@ -348,72 +262,40 @@ absl::Status Leader::CheckCommit(const CommitRequest& commit) const {
     return absl::UnavailableError("the job is recovering or changing its contributors");
   }
   if (commit.epoch != 0 && commit.epoch < record_.epoch) {
-    return absl::AbortedError(absl::StrCat("CommitStep of epoch ", commit.epoch,
-                                           ", the job is in epoch ", record_.epoch));
+    return StaleEpoch(commit.epoch, record_.epoch);
   }
   if (record_.layout == nullptr || commit.generation > record_.formed) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("generation ", commit.generation, " has not formed"));
+    return Because(commit.generation > record_.formed ? Reason::kStaleGeneration : Reason::kLoading,
+                   absl::FailedPreconditionError(
+                       absl::StrCat("generation ", commit.generation, " has not formed")));
   }
   if (commit.generation < record_.formed) {
-    return absl::AbortedError(
-        absl::StrCat("generation ", commit.generation, " is superseded by ", record_.formed));
+    return StaleGeneration(commit.generation, record_.formed);
   }
   if (commit.step != step()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("CommitStep of step ", commit.step, ", step ", step(), " is being made"));
+    return Because(UnfitStep(committed_step()),
+                   absl::FailedPreconditionError(absl::StrCat(
+                       "CommitStep of step ", commit.step, ", step ", step(), " is being made")));
   }
-  if (commit.attempt < attempt_) {
-    return absl::AbortedError(absl::StrCat("attempt ", commit.attempt, " of step ", step(),
-                                           " is over, ", attempt_, " is open"));
-  }
-  if (commit.attempt > attempt_) {
-    return absl::AbortedError(absl::StrCat("attempt ", commit.attempt, " of step ", step(),
-                                           " is not open yet, ", attempt_, " is open"));
+  if (commit.attempt != attempt_) {
+    return Because(Reason::kStaleAttempt,
+                   absl::AbortedError(
+                       absl::StrCat("attempt ", commit.attempt, " of step ", step(),
+                                    commit.attempt < attempt_ ? " is over, " : " is not open yet, ",
+                                    attempt_, " is open")));
   }
   if (!commit.is_load && committed_ == nullptr) {
-    return absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD");
+    return Because(Reason::kLoading,
+                   absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD"));
   }
   if (commit.is_load && !commit.absent.empty()) {
-    return absl::InvalidArgumentError("a LOAD has no absent tensors: what it does not set stays");
+    return Because(
+        Reason::kHyperParameters,
+        absl::InvalidArgumentError("a LOAD has no absent tensors: what it does not set stays"));
   }
-  return CompareCommits(commit);
-}
-
-absl::Status Leader::CompareCommits(const CommitRequest& commit) const {
-  if (commit.rank < 0 || commit.rank >= static_cast<Rank>(commits_.size())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank ", commit.rank, " of a world of ", commits_.size()));
-  }
-  for (size_t i = 0; i < commit.absent.size(); ++i) {
-    const TensorId tensor = commit.absent[i];
-    if (tensor < 0 || tensor >= static_cast<TensorId>(spec_->tensors.size()) ||
-        (i > 0 && commit.absent[i - 1] >= tensor)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("absent tensors must be known and ascending, got number ", tensor));
-    }
-  }
-  const Commit& own = commits_[commit.rank];
-  if (own.present && !SameRequest(own.request, commit)) {
-    if (absl::Status same = CompareGroups(commit, own.request); !same.ok()) return same;
-    return absl::AlreadyExistsError(absl::StrCat("rank ", commit.rank, " has committed step ",
-                                                 step(), " attempt ", attempt_,
-                                                 " with other values"));
-  }
-  for (const Commit& other : commits_) {
-    if (!other.present) continue;
-    if (other.request.is_load != commit.is_load) {
-      return absl::InvalidArgumentError(absl::StrCat("ranks ", other.request.rank, " and ",
-                                                     commit.rank, " commit a LOAD and a step"));
-    }
-    if (std::bit_cast<uint64_t>(other.request.scale) != std::bit_cast<uint64_t>(commit.scale)) {
-      return absl::InvalidArgumentError(absl::StrCat("scale ", commit.scale, " of rank ",
-                                                     commit.rank, ", rank ", other.request.rank,
-                                                     " has ", other.request.scale));
-    }
-    return CompareGroups(commit, other.request);
-  }
-  return absl::OkStatus();
+  std::vector<const CommitRequest*> by_rank;
+  for (const Commit& other : commits_) by_rank.push_back(other.present ? &other.request : nullptr);
+  return CompareCommits(*spec_, commit, by_rank);
 }
 
 void Leader::OnCommitStep(RequestId request, const CommitRequest& commit, int64_t now_ms,
@@ -477,93 +359,6 @@ void Leader::On(ServerId from, const StageReport& message, int64_t now_ms, Actio
 
 // ---- Decisions -------------------------------------------------------------------------------
 
-// One entry per shard; its copies must have staged the same bytes.
-absl::Status Leader::CombineStaged(std::vector<const ShardStaged*>* staged) const {
-  staged->assign(spec_->shards.size(), nullptr);
-  for (const Server& server : servers_) {
-    if (!server.staged.has_value()) continue;
-    for (const ShardStaged& shard : server.staged->shards) {
-      const ShardStaged*& known = (*staged)[shard.shard];
-      if (known == nullptr) known = &shard;
-      if (known->digest == shard.digest && known->absent == shard.absent) continue;
-      return absl::DataLossError(
-          absl::StrCat("shard ", shard.shard, ": its copies have staged different bytes"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Leader::CheckScales(double* scale) const {
-  *scale = commits_[0].request.scale;
-  for (ServerId server = 0; server < spec_->server_count; ++server) {
-    const auto& report = servers_[server].staged;
-    if (!report.has_value() || !report->has_scale || report->is_load) continue;
-    if (std::bit_cast<uint64_t>(report->scale) == std::bit_cast<uint64_t>(*scale)) continue;
-    return absl::InvalidArgumentError(absl::StrCat("gradients on server ", server, " carry scale ",
-                                                   report->scale, ", CommitStep says ", *scale));
-  }
-  return absl::OkStatus();
-}
-
-// Fills untouched and applied_count.
-absl::Status Leader::CountTensors(const std::vector<const ShardStaged*>& staged,
-                                  DecisionRecord* decision) const {
-  const size_t tensors = spec_->tensors.size();
-  decision->untouched.assign(tensors, 1);
-  std::vector<int64_t> loaded(tensors, -1);
-  for (size_t shard = 0; shard < staged.size(); ++shard) {
-    const TensorId tensor = spec_->shards[shard].tensor;
-    if (!staged[shard]->absent) decision->untouched[tensor] = 0;
-    const int64_t count = staged[shard]->loaded_applied_count;
-    if (count >= 0 && loaded[tensor] >= 0 && loaded[tensor] != count) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", spec_->tensors[tensor].name,
-                                                     ": applied_count ", loaded[tensor], " and ",
-                                                     count, " in one LOAD"));
-    }
-    loaded[tensor] = std::max(loaded[tensor], count);
-  }
-  decision->applied_count.assign(tensors, 0);
-  if (committed_ != nullptr) decision->applied_count = committed_->applied_count;
-  for (size_t tensor = 0; tensor < tensors; ++tensor) {
-    if (decision->kind == DecisionKind::kLoad && loaded[tensor] >= 0) {
-      decision->applied_count[tensor] = loaded[tensor];
-    }
-    if (decision->kind == DecisionKind::kApply && !decision->untouched[tensor]) {
-      ++decision->applied_count[tensor];
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Leader::BuildDecision(DecisionRecord* decision) const {
-  std::vector<const ShardStaged*> staged;
-  if (absl::Status status = CombineStaged(&staged); !status.ok()) return status;
-  if (absl::Status status = CheckScales(&decision->scale); !status.ok()) return status;
-  decision->epoch = record_.epoch;
-  decision->generation = record_.formed;
-  decision->step = step();
-  decision->attempt = attempt_;
-  decision->arithmetic_version = spec_->arithmetic_version;
-  if (committed_ != nullptr) decision->previous = committed_->identity;
-  DigestBuilder digest;
-  for (const ShardStaged* shard : staged) {  // manifest order: the number of servers changes no bit
-    digest.Add(shard->digest);
-    decision->sum_of_squares += shard->sum_of_squares;
-    decision->non_finite_count += shard->non_finite_count;
-  }
-  decision->staged = digest.Finish();
-  decision->kind = decision->non_finite_count > 0 ? DecisionKind::kSkip : DecisionKind::kApply;
-  if (commits_[0].request.is_load) decision->kind = DecisionKind::kLoad;
-  if (absl::Status status = CountTensors(staged, decision); !status.ok()) return status;
-  if (decision->kind != DecisionKind::kApply) return absl::OkStatus();
-  absl::StatusOr<std::string> scalars = build_scalars_(
-      {decision->step, &commits_[0].request.groups, &decision->applied_count, &decision->untouched,
-       decision->sum_of_squares, decision->scale, static_cast<int>(commits_.size())});
-  if (!scalars.ok()) return scalars.status();
-  decision->scalars = *std::move(scalars);
-  return absl::OkStatus();
-}
-
 void Leader::MaybeDecide(int64_t now_ms, Actions* actions) {
   if (decision_ != nullptr || installing_ || persisting_ || !AllCommitted()) return;
   if (!AllServers(&Server::opened)) return;
@@ -576,13 +371,19 @@ void Leader::MaybeDecide(int64_t now_ms, Actions* actions) {
       if (!commit.request.absent.empty() && !state.absent_known[commit.request.rank]) return;
     }
   }
-  auto decision = std::make_shared<DecisionRecord>();
-  if (absl::Status status = BuildDecision(decision.get()); !status.ok()) {
-    if (absl::IsDataLoss(status)) return OpenNextAttempt(status, actions);
-    return FailCommits(status, actions);
+  DecisionInputs inputs{
+      spec_.get(), record_.epoch, record_.formed,       step(),
+      attempt_,    committed_,    &commits_[0].request, static_cast<int>(commits_.size()),
+      {}};
+  for (const Server& server : servers_) {
+    inputs.reports.push_back(server.staged.has_value() ? &*server.staged : nullptr);
   }
-  decision->identity = Identify(*decision);
-  decision_ = std::move(decision);
+  absl::StatusOr<DecisionPtr> decision = BuildDecision(inputs, build_scalars_);
+  if (!decision.ok()) {
+    if (absl::IsDataLoss(decision.status())) return OpenNextAttempt(decision.status(), actions);
+    return FailCommits(decision.status(), actions);
+  }
+  decision_ = *std::move(decision);
   for (Server& server : servers_) {
     server.prepared = false;
     server.sent_ms = INT64_MIN / 2;
@@ -648,8 +449,9 @@ void Leader::OnHold(RequestId request, const std::string& holder, int64_t held_s
       const std::string text = absl::StrCat(
           "step ", held_step, " cannot be held, the job is at step ", committed_step());
       return Reply(request,
-                   held_step < committed_step() ? absl::OutOfRangeError(text)
-                                                : absl::FailedPreconditionError(text),
+                   held_step < committed_step()
+                       ? absl::OutOfRangeError(text)
+                       : Because(UnfitStep(committed_step()), absl::FailedPreconditionError(text)),
                    actions);
     }
     if (holds_.size() >= kMaxHolders && !holds_.contains(holder)) {

@@ -13,7 +13,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,66 +22,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/step/actions.h"
+#include "server/step/decision.h"
+#include "server/step/gathering.h"
 #include "server/step/job.h"
-#include "server/step/layout.h"
 #include "server/step/messages.h"
 #include "server/step/recovery.h"
+#include "server/step/requests.h"  // IWYU pragma: export
 
 namespace orlop::step {
-
-// A value that all contributors must send alike; compared by bits, refused by name.
-struct HyperParameter {
-  std::string name;  // "lr", "betas[0]", ...
-  uint64_t bits = 0;
-  friend bool operator==(const HyperParameter&, const HyperParameter&) = default;
-};
-
-struct ParameterGroup {
-  std::vector<HyperParameter> values;
-  friend bool operator==(const ParameterGroup&, const ParameterGroup&) = default;
-};
-
-// What the optimizer's scalars of an APPLY depend on.
-struct ScalarInputs {
-  int64_t step = 0;
-  const std::vector<ParameterGroup>* groups = nullptr;
-  const std::vector<int64_t>* applied_count = nullptr;  // per tensor, counting this APPLY
-  const std::vector<uint8_t>* untouched = nullptr;      // per tensor
-  double sum_of_squares = 0.0;  // of the raw (scaled, summed) gradient, shards in manifest order
-  double scale = 1.0;           // to be divided out
-  int contributor_count = 0;    // world size
-};
-// Computes the opaque scalars of a decision record: the only arithmetic of the optimizer the leader
-// needs. Must be a pure function. An error refuses the step: it is every CommitStep's answer, and
-// the attempt stays open.
-using ScalarBuilder = std::function<absl::StatusOr<std::string>(const ScalarInputs&)>;
-
-struct JoinRequest {
-  Rank rank = 0;
-  int world_size = 1;
-  int64_t generation = 0;  // 0, from rank 0: issue a new one (answered at once, joins nothing)
-  std::vector<Contribution> contributions;  // generation > 0: this rank's part of the layout
-  int64_t min_committed_step = kLoading;    // highest commit this worker has seen
-};
-
-struct CommitRequest {
-  Rank rank = 0;
-  int64_t epoch = 0;  // the worker's; 0: not said. An older one is refused: its attempts are gone
-  int64_t generation = 0;
-  int64_t step = 0;  // the one it makes
-  int64_t attempt = 0;
-  bool is_load = false;
-  std::vector<ParameterGroup> groups;  // empty for LOAD
-  std::vector<TensorId> absent;        // ascending; the caller's own; empty for LOAD
-  double scale = 1.0;
-};
-
-struct AbortRequest {
-  int64_t epoch = 0;  // the worker's; 0: not said
-  int64_t generation = 0;
-  int64_t step = 0;
-  int64_t attempt = 0;
-};
 
 inline constexpr size_t kMaxHolders = 1024;  // of one job at a time
 
@@ -99,6 +46,8 @@ struct JobStatusReport {
   bool serving = false;
   std::string waiting_for;  // when not serving: what, in words ("shard 3: no in-sync copy ...")
   bool is_stuck = false;    // every server has told what it holds, and it is not enough
+  // True if the job is stuck and at least one server has lost the memory that held committed state.
+  bool has_lost_memory = false;
   // Flushes common to all shards, newest first: what AcceptRollback may take.
   std::vector<RecoverReport::Flush> rollback_offers;
   DecisionPtr last_decision;
@@ -138,14 +87,13 @@ class Leader {
   // Waits for all contributors and all shards; OK when committed. A repeated one of the last
   // committed step returns its decision; one of the open attempt replaces the caller's earlier
   // wait.
-  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs
-  //   from
+  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs from
   //                       another contributor's (named)
   //   AlreadyExists       the rank's own earlier CommitStep of this attempt differs, or it pushed a
   //                       tensor it calls absent
-  //   Aborted             an older epoch or generation, or another attempt; position names the open
-  //                       one
-  //   FailedPrecondition  another step; a generation that has not formed; LOADING and not a LOAD
+  //   Aborted             an older generation, or another attempt; position names the open one
+  //   FailedPrecondition  an older epoch; another step; a generation that has not formed; LOADING
+  //                       and not a LOAD
   //   Unavailable         recovering
   void OnCommitStep(RequestId request, const CommitRequest& commit, int64_t now_ms,
                     Actions* actions);
@@ -214,14 +162,6 @@ class Leader {
     int64_t step;
     int64_t until_ms;
   };
-  // The generation that is gathering its ranks.
-  struct Forming {
-    int64_t generation = 0;  // 0: none
-    std::vector<std::optional<std::vector<Contribution>>> by_rank;
-    std::vector<RequestId> waiting;
-    std::shared_ptr<const Layout> layout;  // set once all have joined and it is valid
-  };
-
   // leader_recovery.cc
   void BeginEpoch(int64_t now_ms, Actions* actions);
   void Persist(Actions* actions);
@@ -275,17 +215,10 @@ class Leader {
   void OpenNextAttempt(const absl::Status& status, Actions* actions);
   void HandleJoin(const PendingJoin& pending, int64_t now_ms, Actions* actions);
   absl::Status CheckMinCommitted(int64_t min_committed_step);
-  void GatherRank(const PendingJoin& pending, int64_t now_ms, Actions* actions);
   void MaybeInstallGeneration(int64_t now_ms, Actions* actions);
   absl::Status CheckCommit(const CommitRequest& commit) const;
-  absl::Status CompareCommits(const CommitRequest& commit) const;
   bool AllCommitted() const;
   void MaybeDecide(int64_t now_ms, Actions* actions);
-  absl::Status CombineStaged(std::vector<const ShardStaged*>* staged) const;
-  absl::Status CheckScales(double* scale) const;
-  absl::Status CountTensors(const std::vector<const ShardStaged*>& staged,
-                            DecisionRecord* decision) const;
-  absl::Status BuildDecision(DecisionRecord* decision) const;
   void MaybeCommit(int64_t now_ms, Actions* actions);
   bool MayApply(int64_t now_ms) const;
 
@@ -320,7 +253,7 @@ class Leader {
   std::vector<RequestId> opening_;    // joins of the formed generation, wait for OpenReplies
   std::vector<RequestId> issuing_;    // generation being persisted
   std::vector<RequestId> accepting_;  // accepted loss being persisted
-  Forming forming_;
+  Gathering gathering_;
   bool installing_ = false;  // the record with the new generation is being persisted
   int64_t claimed_loss_ = kLoading;
   std::map<std::string, Held> holds_;  // by holder

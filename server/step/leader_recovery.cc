@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/step/leader.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 
@@ -37,8 +38,8 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
     deposed_ = true;
     const absl::Status status = absl::UnavailableError("another server leads the job now");
     FailCommits(status, actions);
-    for (auto* list :
-         {&aborts_, &rollbacks_, &opening_, &issuing_, &accepting_, &forming_.waiting}) {
+    std::vector<RequestId> gathered = gathering_.Finish();
+    for (auto* list : {&aborts_, &rollbacks_, &opening_, &issuing_, &accepting_, &gathered}) {
       ReplyAll(list, status, actions);
     }
     for (const PendingJoin& pending : std::exchange(joins_, {})) {
@@ -64,9 +65,13 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
   }
   ReplyAll(&accepting_, absl::OkStatus(), actions);
   if (std::exchange(installing_, false)) {
-    opening_.insert(opening_.end(), forming_.waiting.begin(), forming_.waiting.end());
-    forming_ = {};
-    OpenNextAttempt(absl::AbortedError("a new generation has formed"), actions);
+    const std::vector<RequestId> gathered = gathering_.Finish();
+    opening_.insert(opening_.end(), gathered.begin(), gathered.end());
+    int64_t before = 0;  // the generation whose CommitSteps wait
+    for (const Commit& commit : commits_) {
+      if (commit.present) before = commit.request.generation;
+    }
+    OpenNextAttempt(StaleGeneration(before, record_.formed), actions);
   }
   Advance(now_ms, actions);
 }

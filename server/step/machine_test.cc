@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 #include "server/step/leader.h"
 #include "server/step/participant.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 namespace {
@@ -314,6 +315,86 @@ TEST_F(Job, WhileAStepIsDecidedOnlyItsOwnAttemptIsTooLateToAbort) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Abort(2, 1)));
 }
 
+TEST_F(Job, ARefusedCommitTellsWhy) {
+  Form();
+  EXPECT_EQ(ReasonOf(answers_[Commit(0, 0, first_attempt_)].status), Reason::kLoading);
+  EXPECT_EQ(ReasonOf(answers_[Commit(0, 3, first_attempt_)].status), Reason::kLoading);
+  Load();
+  EXPECT_EQ(ReasonOf(answers_[Commit(0, 2)].status), Reason::kWrongStep);
+  EXPECT_EQ(ReasonOf(answers_[Commit(0, 1, 2)].status), Reason::kStaleAttempt);
+  Commit(0, 1);
+  EXPECT_EQ(ReasonOf(answers_[Commit(1, 1, 1, false, {}, 5)].status), Reason::kHyperParameters);
+  ++generation_;
+  EXPECT_EQ(ReasonOf(answers_[Commit(0, 1)].status), Reason::kStaleGeneration);
+}
+
+TEST_F(Job, ACommitThatWaitsWhenItsGenerationEndsIsOfAStaleGeneration) {
+  Load();
+  const RequestId waiting = Commit(0, 1);
+  Form();
+  EXPECT_TRUE(absl::IsAborted(answers_[waiting].status)) << answers_[waiting].status;
+  EXPECT_EQ(ReasonOf(answers_[waiting].status), Reason::kStaleGeneration);
+  --generation_;
+  const Answer late = answers_[Commit(0, 1)];
+  EXPECT_EQ(late.status, answers_[waiting].status);
+}
+
+TEST_F(Job, AnAbortIsRefusedAsDecidedStaleOrOfAnotherStep) {
+  Load();
+  ASSERT_TRUE(Abort(1, 1).ok());
+  PushAll(1, 2);
+  hold_prepares_ = true;
+  Commit(0, 1, 2);
+  Commit(1, 1, 2);  // step 0 is committed, attempt 2 of step 1 is decided
+  EXPECT_EQ(ReasonOf(Abort(1, 2)), Reason::kDecided);
+  EXPECT_EQ(ReasonOf(Abort(0, 1)), Reason::kDecided);
+  EXPECT_EQ(ReasonOf(Abort(1, 3)), Reason::kWrongStep);
+  EXPECT_EQ(ReasonOf(Abort(2, 1)), Reason::kWrongStep);
+  EXPECT_EQ(ReasonOf(Abort(-1, 1)), Reason::kWrongStep);
+  ++generation_;
+  EXPECT_EQ(ReasonOf(Abort(1, 2)), Reason::kStaleGeneration);
+  EXPECT_EQ(ReasonOf(Abort(0, 1)), Reason::kStaleGeneration);
+}
+
+TEST_F(Job, AKeyIsOpenLaterOrRefusedWithAReason) {
+  Load();
+  Form();
+  Actions restart;
+  leader_->OnMessage(0, Register{7, 1}, kNow, &restart);
+  Run(std::move(restart));
+  while (leader_->Status().position.attempt < 2) {
+    ASSERT_TRUE(Abort(1, leader_->Status().position.attempt).ok());
+  }
+  ASSERT_EQ(leader_->Status().position.attempt, 2);  // of step 1, generation 2, epoch 2
+  const auto check = [&](const AttemptKey& key) { return participant_->CheckKey(key); };
+  const int64_t epoch = participant_->epoch();
+  const auto reason = [&](const AttemptKey& key) {
+    const KeyVerdict verdict = check(key);
+    EXPECT_FALSE(verdict.is_later) << verdict.status;
+    return ReasonOf(verdict.status);
+  };
+  const auto later = [&](const AttemptKey& key) {
+    const KeyVerdict verdict = check(key);
+    EXPECT_TRUE(verdict.is_later) << verdict.status;
+    return verdict.status;
+  };
+  EXPECT_TRUE(check({epoch, generation_, 1, 2}).status.ok());
+  EXPECT_TRUE(check({0, 0, 1, 0}).status.ok());  // a query names neither
+  EXPECT_EQ(reason({epoch - 1, generation_, 1, 2}), Reason::kStaleEpoch);
+  EXPECT_EQ(reason({epoch, generation_ - 1, 1, 2}), Reason::kStaleGeneration);
+  EXPECT_EQ(reason({epoch, generation_, 1, 1}), Reason::kStaleAttempt);
+  EXPECT_EQ(reason({epoch, generation_, 0, 2}), Reason::kWrongStep);
+  EXPECT_EQ(reason({epoch, generation_, 2, 1}), Reason::kWrongStep);
+  EXPECT_TRUE(absl::IsUnavailable(check({epoch + 1, generation_, 1, 2}).status));
+  EXPECT_EQ(ReasonOf(later({epoch, generation_, 1, 3})), Reason::kStaleAttempt);
+  EXPECT_EQ(ReasonOf(later({epoch, generation_ + 1, 1, 1})), Reason::kStaleGeneration);
+  hold_applies_ = true;
+  PushAll(1, 2);
+  Commit(0, 1, 2);
+  ASSERT_TRUE(answers_[Commit(1, 1, 2)].status.ok());
+  EXPECT_TRUE(absl::IsUnavailable(later({epoch, generation_, 2, 1})));  // step 1 is being applied
+}
+
 TEST_F(Job, PullsServeExactVersions) {
   Load();
   Pull(0, 0);
@@ -447,8 +528,9 @@ class TwoCopies : public ::testing::Test {
     Tick(0);
   }
 
-  void Start(ServerId server, int64_t incarnation) {
+  void Start(ServerId server, int64_t incarnation, int64_t previous_incarnation = 0) {
     ParticipantImage image;
+    image.incarnation = previous_incarnation;
     image.epoch = leader_->Status().position.epoch;
     participants_[server] =
         std::make_unique<Participant>(spec_, server, 0, image, incarnation, ParticipantOptions{});
@@ -586,6 +668,31 @@ TEST_F(TwoCopies, AJobThatLosesEveryCopyOfAShardOnceItMayBeLoadedIsStuck) {
   for (int second = 0; second < 3; ++second) Tick(1000);
   EXPECT_FALSE(leader_->Status().serving);
   EXPECT_TRUE(leader_->Status().is_stuck);
+}
+
+TEST_F(TwoCopies, OneServerThatLostItsMemoryIsEnoughForAJobThatIsStuck) {
+  ASSERT_TRUE(Join(Join(0).generation_issued).status.ok());
+  EXPECT_FALSE(leader_->Status().has_lost_memory);
+  Start(0, 90, /*previous_incarnation=*/7);
+  Start(1, 91);
+  Tick(1000);
+  EXPECT_TRUE(leader_->Status().is_stuck);
+  EXPECT_TRUE(leader_->Status().has_lost_memory);
+}
+
+TEST_F(TwoCopies, AServerThatLostItsMemoryStopsWithoutAFlush) {
+  ASSERT_TRUE(Join(Join(0).generation_issued).status.ok());
+  ASSERT_TRUE(CommitLoad().ok());
+  Start(1, 90, /*previous_incarnation=*/8);
+  Actions actions;
+  participants_[1]->OnStop(now_ms_, &actions);
+  EXPECT_TRUE(participants_[1]->stopped());
+  Start(1, 91, /*previous_incarnation=*/8);
+  for (int second = 0; second < 3; ++second) Tick(1000);  // caught up: it holds the job again
+  ASSERT_EQ(AppliedBy(1), 0);
+  participants_[1]->OnStop(now_ms_, &actions);
+  EXPECT_FALSE(participants_[1]->stopped());
+  EXPECT_TRUE(std::holds_alternative<WriteFlush>(actions.back()));
 }
 
 TEST(ReplayJournal, TheLastPreparedRecordIsNotKnownToBeCommitted) {

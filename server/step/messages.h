@@ -1,5 +1,6 @@
-// What step machines of different servers say to each other: plain structs, one for each message of
-// the peer RPCs, carried by the shell (gRPC) or the simulator.
+// What step machines of different servers say to each other: plain structs, one for each kind of
+// StepMessage (proto/orlop/v1/peer.proto). The shell carries them with the RPC Peer.Step, the
+// simulator in memory.
 //
 // Every message may be lost, repeated, delayed or overtaken: machines send again until answered
 // (OnTick) and every receiver is idempotent. So the shell sends each `Send` once, hands over
@@ -26,7 +27,7 @@ inline constexpr int64_t kLoading = -1;
 
 // ---- Participant to leader -------------------------------------------------------------------
 
-// Register RPC: "I have (re)started and know no leader." Sent until a Recover or OpenJob arrives.
+// Register message: "I have (re)started and know no leader." Sent until a Recover or OpenJob arrives.
 struct Register {
   int64_t incarnation = 0;
   int64_t epoch = 0;  // highest the participant has synced
@@ -71,7 +72,7 @@ struct ShardStaged {
   int64_t loaded_applied_count = -1;  // LOAD: what SetState gave for the tensor; -1: not given
 };
 
-// Stage RPC: every shard of this server is staged. Sent until StageReply.
+// StageReport message: every shard of this server is staged. Sent until StageReply.
 struct StageReport {
   int64_t epoch = 0;
   int64_t generation = 0;
@@ -85,13 +86,13 @@ struct StageReport {
 
 // ---- Leader to participant, and the answers --------------------------------------------------
 
-// Recover RPC: "epoch `epoch` begins; sync it, then report." Stops all older ones.
+// Recover message: "epoch `epoch` begins; sync it, then report." Stops all older ones.
 struct Recover {
   int64_t epoch = 0;
   Digest manifest_digest;
 };
 
-// Restore RPC, of an accepted rollback: load the flush (or keep the state) that this decision made;
+// Restore message, of an accepted rollback: load the flush (or keep the state) that this decision made;
 // drop everything later. Answered by RestoreReply.
 struct Restore {
   int64_t epoch = 0;
@@ -105,7 +106,7 @@ struct RestoreReply {
   absl::Status status;  // DataLoss: this server has no such flush, or it is damaged
 };
 
-// CatchUp RPC: copy the shards at exactly `decision`'s step from in-sync copies. Sent only while no
+// CatchUp message: copy the shards at exactly `decision`'s step from in-sync copies. Sent only while no
 // step is under way. Repeated as a keep-alive: answered at once, `done` false while it runs.
 struct CatchUp {
   int64_t epoch = 0;
@@ -119,7 +120,7 @@ struct CatchUpReply {
   absl::Status status;  // not OK: gave up; the copy stays out of sync
 };
 
-// OpenJob RPC: opens (generation, step, attempt) for pushes. Drops what is staged for lower ones.
+// OpenJob message: opens (generation, step, attempt) for pushes. Drops what is staged for lower ones.
 // An overtaken one is ignored. Answered by OpenReply.
 struct OpenJob {
   int64_t epoch = 0;
@@ -139,7 +140,7 @@ struct OpenReply {
       status;  // ResourceExhausted, from the shell: no room to stage this layout; asked again
 };
 
-// Absent RPC: contributor `rank` has no gradient for these tensors in this attempt.
+// Absent message: contributor `rank` has no gradient for these tensors in this attempt.
 struct Absent {
   int64_t epoch = 0;
   int64_t generation = 0;
@@ -156,7 +157,7 @@ struct AbsentReply {
   absl::Status status;  // AlreadyExists: the rank has pushed a gradient for one of them
 };
 
-// Seal RPC: every contributor has committed this attempt as a LOAD: stage what has arrived.
+// Seal message: every contributor has committed this attempt as a LOAD: stage what has arrived.
 struct Seal {
   int64_t epoch = 0;
   int64_t generation = 0;
@@ -177,7 +178,7 @@ struct StageReply {
   bool is_load = false;  // echo
 };
 
-// Prepare RPC: keep gradient and record at the job's level.
+// Prepare message: keep gradient and record at the job's level.
 struct Prepare {
   int64_t epoch = 0;  // of the sender; the record may be of an older one
   DecisionPtr decision;
@@ -190,7 +191,7 @@ struct Prepared {
   absl::Status status;           // not OK: cannot ever prepare this (names shard and reason)
 };
 
-// Apply RPC: the decision is committed. Answered when every shard of the server has applied it; a
+// Apply message: the decision is committed. Answered when every shard of the server has applied it; a
 // repeated one is answered at once, `done` false while shards are still being applied.
 struct Apply {
   int64_t epoch = 0;
@@ -204,7 +205,7 @@ struct Applied {
   bool done = false;
 };
 
-// Discard RPC: no decision other than the committed one survives: drop whatever is prepared or
+// Discard message: no decision other than the committed one survives: drop whatever is prepared or
 // staged for `step` up to and including `attempt`, and refuse it for ever. Answered once journaled.
 struct Discard {
   int64_t epoch = 0;
@@ -247,7 +248,7 @@ struct PushPiece {
   int64_t applied_count = -1;  // LOAD of optimizer state: what it counts; -1: not given
 };
 
-// Forward RPC: the primary passes an accepted piece, with its bytes, to another in-sync copy.
+// Forward message: the primary passes an accepted piece, with its bytes, to another in-sync copy.
 struct Forward {
   int64_t epoch = 0;
   PushPiece piece;

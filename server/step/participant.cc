@@ -496,8 +496,10 @@ void Participant::MaybeFlush(Actions* actions) {
   for (Shard& shard : shards_) {
     if (!shard.fetching.empty()) return;
   }
-  life_ = Life::kFlushing;
-  actions->push_back(WriteFlush{});
+  // A flush of nothing would pass for memory in the next life.
+  const bool is_empty = last_applied_ == nullptr && prepared_ == nullptr;
+  life_ = has_lost_memory_ && is_empty ? Life::kStopped : Life::kFlushing;
+  if (life_ == Life::kFlushing) actions->push_back(WriteFlush{});
 }
 
 void Participant::OnFlushed(int64_t now_ms, Actions* actions) {

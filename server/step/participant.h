@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -82,6 +83,22 @@ JournalReplay ReplayJournal(const std::vector<JournalRecord>& journal, int64_t b
 // step.
 bool FlushOf(const ParticipantImage& image, RecoverReport::Flush* flush);
 
+// What a push or a query of pushes names, beside the piece.
+struct AttemptKey {
+  int64_t epoch = 0;       // the worker's; 0: not said
+  int64_t generation = 0;  // 0: any
+  int64_t step = 0;
+  int64_t attempt = 0;  // 0: any
+};
+
+// How a key compares with what is open on a server.
+struct KeyVerdict {
+  // The key is ahead of this server: the leader's word, or the end of an apply, may still come.
+  bool is_later = false;
+  // OK: the key names the open attempt. If `is_later`, the answer to give when waiting ends.
+  absl::Status status;
+};
+
 struct ParticipantOptions {
   int64_t resend_ms = 1000;  // repeat an unanswered message
   int64_t pin_ms = 1000;     // longest a running pull delays the apply of its shard
@@ -100,12 +117,21 @@ class Participant {
   void OnMessage(ServerId from, const Message& message, int64_t now_ms, Actions* actions);
 
   // ---- Workers ----
+  // Compares a key with the open attempt, in one place for pushes, SetState and queries of both.
+  //   FailedPrecondition  kStaleEpoch; kWrongStep or kLoading: another step; later,
+  //                       kStaleGeneration: the generation has not formed
+  //   Aborted             kStaleGeneration: an older generation; kStaleAttempt: an older attempt,
+  //                       or, later, one that is not open yet
+  //   Unavailable         recovering or stopping; later: the step before is still being applied
+  KeyVerdict CheckKey(const AttemptKey& key) const;
+
   // What a push would be answered now, without its bytes. OK: send them, or, with `*stored`, the
   // same piece is here already. Overlap of LOAD pieces with different boxes is the shell's to
   // refuse.
   //   InvalidArgument     unknown rank or region, a shard of another size, applied_count on a
-  //   gradient NotFound            this server has no in-sync copy of the shard, or is not its
-  //   primary AlreadyExists       same key, other payload; or the rank declared the tensor absent;
+  //                       gradient
+  //   NotFound            this server has no in-sync copy of the shard, or is not its primary
+  //   AlreadyExists       same key, other payload; or the rank declared the tensor absent
   //   Aborted             an older attempt or generation than the open one
   //   FailedPrecondition  an older epoch, another step, or the other kind in one attempt
   //   Unavailable         recovering, stopping, applying, or the attempt is not open here yet
@@ -225,7 +251,8 @@ class Participant {
   // participant_staging.cc: what workers push and pull, until it is staged.
   int LocalIndex(ShardId shard) const;
   bool IsInSync(ShardId shard) const;
-  absl::Status CheckKey(const PushPiece& piece) const;
+  absl::Status CheckOpen(const PushPiece& piece) const;
+  absl::Status Unfit(const std::string& text) const;  // FailedPrecondition, by the step being made
   absl::Status CheckPiece(const PushPiece& piece, const Shard& shard, bool* stored) const;
   absl::Status CheckServing(const Shard& shard, int64_t version) const;
   void StorePiece(const PushPiece& piece, Shard* shard);

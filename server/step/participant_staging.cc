@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/step/participant.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 namespace {
@@ -18,10 +19,19 @@ bool IsFinal(const absl::Status& status) {
          absl::IsInvalidArgument(status);
 }
 
-absl::Status AttemptMoved(const char* what, int64_t got, int64_t open) {
-  const std::string text = absl::StrCat("push for ", what, " ", got, ", open is ", open);
-  return got < open ? absl::AbortedError(text) : absl::UnavailableError(text);
+absl::Status NotOpen(const char* what, int64_t got, int64_t open) {
+  return Because(Reason::kStaleAttempt,
+                 absl::AbortedError(absl::StrCat("push for ", what, " ", got, ", open is ", open)));
 }
+
+absl::Status AnotherStep(int64_t step, int64_t committed_step) {
+  return Because(UnfitStep(committed_step),
+                 absl::FailedPreconditionError(absl::StrCat("push for step ", step, ", step ",
+                                                            committed_step + 1, " is being made")));
+}
+
+// What the leader has yet to tell this server of: `status` is the answer if it does not come soon.
+KeyVerdict Later(absl::Status status) { return {true, std::move(status)}; }
 
 }  // namespace
 
@@ -91,6 +101,10 @@ void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Ac
     layout_ = message.layout;
     placement_ = message.placement;
     opened_ = true;
+    if (std::all_of(shards_.begin(), shards_.end(),
+                    [this](const Shard& shard) { return IsInSync(shard.id); })) {
+      has_lost_memory_ = false;  // the job goes on with what this life holds
+    }
     stage_report_due_ = false;
     for (Shard& shard : shards_) {
       shard.expected.clear();
@@ -124,35 +138,52 @@ void Participant::DropAttempt(Actions* actions) {
 
 // ---- Pushes ----------------------------------------------------------------------------------
 
-absl::Status Participant::CheckKey(const PushPiece& piece) const {
-  const PieceKey& key = piece.key;
-  if (life_ != Life::kRunning) return absl::UnavailableError("the server is stopping");
-  if (!opened_) return absl::UnavailableError("the job is recovering");
-  if (!IsInSync(key.shard)) {
-    return absl::NotFoundError(
-        absl::StrCat("shard ", key.shard, " has no in-sync copy on server ", self_));
+KeyVerdict Participant::CheckKey(const AttemptKey& key) const {
+  if (key.epoch != 0 && key.epoch < epoch_) return {false, StaleEpoch(key.epoch, epoch_)};
+  if (key.generation != 0 && key.generation < generation_) {
+    return {false, StaleGeneration(key.generation, generation_)};
+  }
+  if (life_ != Life::kRunning) return {false, absl::UnavailableError("the server is stopping")};
+  if (!opened_) return {false, absl::UnavailableError("the job is recovering")};
+  if (key.epoch > epoch_) {
+    return {false, absl::UnavailableError("this server is behind the job's epoch")};
+  }
+  if (key.generation > generation_) {
+    return Later(Because(Reason::kStaleGeneration,
+                         absl::FailedPreconditionError(absl::StrCat("generation ", key.generation,
+                                                                    " has not formed; generation ",
+                                                                    generation_, " contributes"))));
   }
   if (layout_ == nullptr) {
-    return absl::FailedPreconditionError("no generation has joined the job");
+    return {false, Because(Reason::kLoading,
+                           absl::FailedPreconditionError("no generation has joined the job"))};
   }
-  if (piece.epoch != 0 && piece.epoch < epoch_) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("push of epoch ", piece.epoch, ", the job is in epoch ", epoch_));
+  if (prepared_ != nullptr && key.step > prepared_->step) {
+    return Later(
+        absl::UnavailableError(absl::StrCat("step ", prepared_->step, " is still being applied")));
   }
-  if (piece.epoch > epoch_) return absl::UnavailableError("this server is behind the job's epoch");
-  if (key.generation != generation_) {
-    return AttemptMoved("generation", key.generation, generation_);
-  }
-  if (key.step > committed_step_ + 1 && prepared_ != nullptr) {
-    return absl::UnavailableError("the step before is still being applied");
-  }
-  if (key.step != committed_step_ + 1) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("push for step ", key.step, ", step ", committed_step_ + 1, " is being made"));
-  }
-  if (committed_) return absl::UnavailableError("the step before is still being applied");
-  if (key.attempt != attempt_) return AttemptMoved("attempt", key.attempt, attempt_);
-  return absl::OkStatus();
+  if (key.step != committed_step_ + 1) return {false, AnotherStep(key.step, committed_step_)};
+  if (key.attempt == 0 || key.attempt == attempt_) return {};
+  if (key.attempt < attempt_) return {false, NotOpen("attempt", key.attempt, attempt_)};
+  return Later(Because(Reason::kStaleAttempt, absl::AbortedError(absl::StrCat(
+                                                  "attempt ", key.attempt, " of step ", key.step,
+                                                  " is not open; attempt ", attempt_, " is"))));
+}
+
+absl::Status Participant::CheckOpen(const PushPiece& piece) const {
+  const PieceKey& key = piece.key;
+  KeyVerdict verdict = CheckKey({piece.epoch, key.generation, key.step, key.attempt});
+  if (verdict.is_later) return absl::UnavailableError(verdict.status.message());
+  if (!verdict.status.ok()) return verdict.status;
+  if (key.generation == 0) return NotOpen("generation", key.generation, generation_);
+  if (key.attempt == 0) return NotOpen("attempt", key.attempt, attempt_);
+  if (IsInSync(key.shard)) return absl::OkStatus();
+  return absl::NotFoundError(
+      absl::StrCat("shard ", key.shard, " has no in-sync copy on server ", self_));
+}
+
+absl::Status Participant::Unfit(const std::string& text) const {
+  return Because(UnfitStep(committed_step_), absl::FailedPreconditionError(text));
 }
 
 absl::Status Participant::CheckPiece(const PushPiece& piece, const Shard& shard,
@@ -168,14 +199,14 @@ absl::Status Participant::CheckPiece(const PushPiece& piece, const Shard& shard,
         ": pushed with payload ", ToString(at->payload), ", now ", ToString(piece.payload)));
   }
   if (prepared_ != nullptr || sealed_) {
-    return absl::FailedPreconditionError(absl::StrCat("step ", key.step, " is decided"));
+    return Unfit(absl::StrCat("step ", key.step, " is decided"));
   }
   const Kind kind = piece.is_load ? Kind::kLoad : Kind::kGradients;
   if (kind == Kind::kGradients && committed_step_ == kLoading) {
-    return absl::FailedPreconditionError("the job is LOADING: its first step is a LOAD");
+    return Unfit("the job is LOADING: its first step is a LOAD");
   }
   if (kind_ != Kind::kUndecided && kind_ != kind) {
-    return absl::FailedPreconditionError("gradients and SetState in one attempt");
+    return Unfit("gradients and SetState in one attempt");
   }
   if (key.rank < 0 || key.rank >= layout_->world_size()) {
     return absl::InvalidArgumentError(
@@ -209,7 +240,7 @@ absl::Status Participant::CheckPush(const PushPiece& piece, bool* stored) const 
     return absl::NotFoundError(
         absl::StrCat("shard ", piece.key.shard, " is not placed on server ", self_));
   }
-  if (absl::Status status = CheckKey(piece); !status.ok()) return status;
+  if (absl::Status status = CheckOpen(piece); !status.ok()) return status;
   const ServerId primary = (*placement_)[piece.key.shard].front().server;
   if (primary != self_) {
     return absl::NotFoundError(absl::StrCat("shard ", piece.key.shard, ": the primary is server ",
@@ -270,7 +301,7 @@ void Participant::OnForward(ServerId from, const Forward& forward, bool has_room
   const int index = LocalIndex(forward.piece.key.shard);
   if (index < 0 || forward.epoch != epoch_ || !Joined()) return;  // sent again, or out of date
   bool stored = false;
-  absl::Status status = CheckKey(forward.piece);
+  absl::Status status = CheckOpen(forward.piece);
   if (status.ok()) status = CheckPiece(forward.piece, shards_[index], &stored);
   if (status.ok() && !stored && !has_room) {
     status = absl::ResourceExhaustedError(
@@ -342,8 +373,7 @@ void Participant::Obey(ServerId from, const Seal& message, int64_t now_ms, Actio
   }
   SealReply reply{epoch_, message.step, message.attempt, absl::OkStatus()};
   if (kind_ == Kind::kGradients) {
-    reply.status =
-        absl::FailedPreconditionError("gradients were pushed in an attempt that is a LOAD");
+    reply.status = Unfit("gradients were pushed in an attempt that is a LOAD");
   }
   const bool accepted = reply.status.ok() && !sealed_;
   SendToLeader(std::move(reply), actions);
@@ -458,7 +488,7 @@ absl::Status Participant::CheckServing(const Shard& shard, int64_t version) cons
   // Once the first LOAD is prepared here, workers may know of its commit before this copy does:
   // they wait.
   if (shard.applied_step == kLoading && prepared_ == nullptr) {
-    return absl::FailedPreconditionError("the job is LOADING");
+    return Unfit("the job is LOADING");
   }
   const int64_t current = shard.applied_step + (committed_ && shard.applied_step < committed_step_);
   if (version < current) {
@@ -466,9 +496,8 @@ absl::Status Participant::CheckServing(const Shard& shard, int64_t version) cons
                                               version, " is applied over, current is ", current));
   }
   if (version > current + 1) {
-    return absl::FailedPreconditionError(absl::StrCat("tensor ", tensor, " shard ", shard.id,
-                                                      ": version ", version, " asked, current is ",
-                                                      current));
+    return Unfit(absl::StrCat("tensor ", tensor, " shard ", shard.id, ": version ", version,
+                              " asked, current is ", current));
   }
   return absl::OkStatus();
 }
