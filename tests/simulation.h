@@ -8,6 +8,7 @@
 #include <optional>
 #include <queue>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -83,6 +84,7 @@ struct Host {
   // The decision that this host's leader last sent for preparation, and in which epoch.
   int64_t decided_step = kLoading;
   int64_t decided_epoch = 0;
+  int64_t leader_start = 0;  // of all leaders' starts, which one `leader` is
 };
 
 enum class Asked : uint8_t { kIssue, kJoin, kPush, kCommit, kAbort, kPull, kHold, kRollback };
@@ -94,6 +96,7 @@ struct Call {
   int64_t until_ms = 0;   // a Hold's
   bool is_again = false;  // asked before, the answer was lost or late
   int life = 0;           // of the worker
+  std::string client;     // a Join's
 };
 
 struct WorkPiece {
@@ -198,7 +201,7 @@ class Simulation {
   // As many workers as the generation has; drawn anew for each.
   int WorldSize(int64_t generation) const;
   void Ask(ServerId server, Call call, std::function<void(RequestId, Host&, Actions*)> ask);
-  void OnAnswer(const Call& call, const Answer& answer);
+  void OnAnswer(const Call& call, const Answer& answer, int64_t leader_start);
   void OnJoined(const Call& call, const Answer& answer, Worker* worker);
   void OnPushed(const Call& call, const Answer& answer, Worker* worker);
   void OnCommitted(const Call& call, const Answer& answer, Worker* worker);
@@ -208,7 +211,10 @@ class Simulation {
   void Rejoin(Worker* worker);
   void StartStep(Worker* worker, const Position& position);
   std::vector<Contribution> ContributionsOf(Rank rank, int64_t generation) const;
+  JoinRequest BuildJoin(Rank rank, const std::string& client) const;
   void SendJoin(Worker* worker);
+  void ClaimARank();
+  void CheckHolder(const Call& call, int64_t leader_start);
   void SendPieces(Worker* worker);
   void SendCommit(Worker* worker);
   PushPiece BuildPiece(const Worker& worker, const WorkPiece& piece) const;
@@ -246,6 +252,9 @@ class Simulation {
     int64_t step, epoch, until_ms;
   };
   std::vector<Held> holds_;  // that were granted
+  int64_t leader_starts_ = 0;
+  // Who was told that it has joined, by leader, generation and rank.
+  std::map<std::tuple<int64_t, int64_t, Rank>, std::string> holders_;
   std::map<RequestId, Call> calls_;
   RequestId next_request_ = 1;
 };

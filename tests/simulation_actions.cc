@@ -66,12 +66,12 @@ void Simulation::Deliver(ServerId from, ServerId to, const Message& message) {
 }
 
 void Simulation::Do(ServerId server, Answer& action) {
-  Carry([this, answer = std::move(action)] {
+  Carry([this, answer = std::move(action), leader_start = hosts_[server].leader_start] {
     const auto at = calls_.find(answer.request);
     if (at == calls_.end()) return;
     Call call = at->second;
     calls_.erase(at);
-    OnAnswer(call, answer);
+    OnAnswer(call, answer, leader_start);
   });
 }
 

@@ -152,6 +152,7 @@ void Simulation::ReadJournal(Host* host, ParticipantImage* image) {
 void Simulation::StartLeader(ServerId server) {
   leader_ = server;
   hosts_[server].decided_step = kLoading;
+  hosts_[server].leader_start = ++leader_starts_;
   hosts_[server].leader = std::make_unique<Leader>(
       spec_, server, store_,
       [](const ScalarInputs& inputs) -> absl::StatusOr<std::string> {

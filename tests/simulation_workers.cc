@@ -82,14 +82,45 @@ PushPiece Simulation::BuildPiece(const Worker& worker, const WorkPiece& piece) c
   return push;
 }
 
+JoinRequest Simulation::BuildJoin(Rank rank, const std::string& client) const {
+  return {rank,
+          WorldSize(generation_),
+          generation_,
+          ContributionsOf(rank, generation_),
+          workers_[rank].max_committed,
+          client};
+}
+
 void Simulation::SendJoin(Worker* worker) {
   Call call{.worker = worker->rank, .asked = Asked::kJoin, .generation = generation_};
-  JoinRequest join{worker->rank, WorldSize(generation_), generation_,
-                   ContributionsOf(worker->rank, generation_), worker->max_committed};
+  call.client = absl::StrCat("worker ", worker->rank, " life ", worker->life);
   worker->retry_ms = now_ + 300;
-  Ask(leader_, call, [this, join](RequestId request, Host& host, Actions* actions) {
-    if (host.leader != nullptr) host.leader->OnJoin(request, join, now_, actions);
-  });
+  Ask(leader_, call,
+      [this, join = BuildJoin(worker->rank, call.client)](RequestId request, Host& host,
+                                                          Actions* actions) {
+        if (host.leader != nullptr) host.leader->OnJoin(request, join, now_, actions);
+      });
+}
+
+// Another process takes itself for one of the workers.
+void Simulation::ClaimARank() {
+  if (generation_ == 0) return;
+  const Rank rank = static_cast<Rank>(random_.Below(WorldSize(generation_)));
+  Call call{.asked = Asked::kJoin, .generation = generation_};
+  call.piece = static_cast<size_t>(rank);
+  call.client = "impostor";
+  Ask(leader_, call,
+      [this, join = BuildJoin(rank, call.client)](RequestId request, Host& host, Actions* actions) {
+        if (host.leader != nullptr) host.leader->OnJoin(request, join, now_, actions);
+      });
+}
+
+// One leader lets one client hold a rank.
+void Simulation::CheckHolder(const Call& call, int64_t leader_start) {
+  const Rank rank = static_cast<Rank>(call.worker >= 0 ? call.worker : call.piece);
+  const std::string& holder =
+      holders_.try_emplace({leader_start, call.generation, rank}, call.client).first->second;
+  if (holder != call.client) Fail("two clients have joined as one rank of a generation");
 }
 
 void Simulation::SendPieces(Worker* worker) {
@@ -166,7 +197,7 @@ void Simulation::TickWorker(Worker* worker) {
   if (!worker->commit_sent || now_ >= worker->retry_ms) SendCommit(worker);
 }
 
-void Simulation::OnAnswer(const Call& call, const Answer& answer) {
+void Simulation::OnAnswer(const Call& call, const Answer& answer, int64_t leader_start) {
   const absl::Status& status = answer.status;
   if (absl::IsAlreadyExists(status) && call.asked != Asked::kJoin) {
     Fail(absl::StrCat("a repeated call was refused: ", status.message()));
@@ -183,6 +214,8 @@ void Simulation::OnAnswer(const Call& call, const Answer& answer) {
     Meet(Met::kHold);
     holds_.push_back({call.step, answer.position.epoch, call.until_ms});
   }
+  if (call.asked == Asked::kJoin && status.ok()) CheckHolder(call, leader_start);
+  if (call.asked == Asked::kJoin && absl::IsAlreadyExists(status)) Meet(Met::kRankContested);
   if (call.worker < 0) return;
   Worker& worker = workers_[call.worker];
   if (call.life != worker.life) return;
@@ -210,7 +243,7 @@ void Simulation::OnJoined(const Call& call, const Answer& answer, Worker* worker
       Meet(Met::kAttemptCarriedOn);
     }
     StartStep(worker, answer.position);
-  } else if (absl::IsFailedPrecondition(status)) {
+  } else if (absl::IsFailedPrecondition(status) || absl::IsAlreadyExists(status)) {
     wants_generation_ = true;
     worker->retry_ms = now_ + 50;
   } else if (absl::IsDataLoss(status) && spec_->level != Level::kMemory) {

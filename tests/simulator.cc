@@ -66,7 +66,7 @@ void Simulation::Fault() {
   const ServerId server = static_cast<ServerId>(random_.Below(spec_->server_count));
   const bool is_replicated =
       spec_->level == Level::kReplicated || spec_->level == Level::kReplicatedJournaled;
-  switch (random_.Below(9)) {
+  switch (random_.Below(10)) {
     case 0:
     case 1:
     case 2:
@@ -98,6 +98,8 @@ void Simulation::Fault() {
       return StartLeader(server);
     case 8:
       return CrashWorker(&workers_[random_.Below(most_workers_)]);
+    case 9:
+      return ClaimARank();
   }
 }
 

@@ -54,6 +54,7 @@ enum class Met : uint8_t {
   kNoRoom,
   kPull,
   kHold,
+  kRankContested,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

@@ -91,6 +91,8 @@ const char* Describe(Met met) {
       return "pull compared with the replay";
     case Met::kHold:
       return "hold";
+    case Met::kRankContested:
+      return "rank that another process holds, refused";
     case Met::kCount:
       break;
   }

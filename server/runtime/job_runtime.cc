@@ -144,6 +144,11 @@ absl::StatusOr<step::Answer> JobRuntime::Ask(const Wait& wait, const Event& even
   return waiter->answer;
 }
 
+absl::Status JobRuntime::ClaimRank(const step::JoinRequest& join) {
+  MutexLock lock(&mutex_);
+  return closed_ ? JobGone(job_) : leader_->ClaimRank(join);
+}
+
 absl::StatusOr<step::Answer> JobRuntime::Join(const step::JoinRequest& join, const Wait& wait) {
   return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
     leader_->OnJoin(id, join, now, actions);

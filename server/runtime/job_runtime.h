@@ -75,6 +75,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   absl::Status Configure(v1::JobDefinition definition);
 
   // ---- Workers, on the leader ----
+  absl::Status ClaimRank(const step::JoinRequest& join);  // see Leader::ClaimRank
   absl::StatusOr<step::Answer> Join(const step::JoinRequest& join, const Wait& wait);
   absl::StatusOr<step::Answer> Commit(const step::CommitRequest& commit, const Wait& wait);
   absl::StatusOr<step::Answer> Abort(const step::AbortRequest& abort, const Wait& wait);

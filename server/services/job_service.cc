@@ -400,7 +400,9 @@ grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
 
 // ---- Join --------------------------------------------------------------------------------------
 
-absl::Status JobService::CheckClient(const v1::JoinRequest& request, uint64_t generation_issued) {
+namespace {
+
+absl::Status CheckClient(const v1::JoinRequest& request) {
   if (request.client_id().empty() || request.client_id().size() > kMaxClientIdBytes) {
     return Refuse(absl::StatusCode::kInvalidArgument,
                   absl::StrCat("client_id has ", request.client_id().size(), " bytes; it has 1 to ",
@@ -414,37 +416,29 @@ absl::Status JobService::CheckClient(const v1::JoinRequest& request, uint64_t ge
                                "; the limit is ", kMaxWorldSize),
                   v1::ErrorDetail::BAD_REQUEST);
   }
-  // The machine refuses what was never issued; noted, it would hide who has the ranks.
-  if (request.generation() == 0 || request.generation() > generation_issued)
-    return absl::OkStatus();
-  MutexLock lock(&mutex_);
-  Members& members = members_[request.job()];
-  if (request.generation() > members.generation) members = {request.generation(), {}};
-  if (request.generation() < members.generation) return absl::OkStatus();  // the machine refuses it
-  const std::string& first =
-      members.client_of_rank.try_emplace(request.rank(), request.client_id()).first->second;
-  if (first == request.client_id()) return absl::OkStatus();
-  return Refuse(absl::StatusCode::kAlreadyExists,
-                absl::StrCat("rank ", request.rank(), " of generation ", request.generation(),
-                             " is held by another process ('", first, "')"),
-                v1::ErrorDetail::CONFLICT);
+  return absl::OkStatus();
 }
+
+}  // namespace
 
 grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinRequest* request,
                               v1::JoinResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
   if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
-  const auto issued = static_cast<uint64_t>((*job)->Status().generation_issued);
-  if (absl::Status status = CheckClient(*request, issued); !status.ok()) return ToGrpc(status);
-  if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
-    return ToGrpc(status);
-  const std::shared_ptr<const JobModel> model = (*job)->model();
+  if (absl::Status status = CheckClient(*request); !status.ok()) return ToGrpc(status);
   step::JoinRequest join;
   join.rank = static_cast<step::Rank>(request->rank());
   join.world_size = static_cast<int>(request->world_size());
   join.generation = static_cast<int64_t>(request->generation());
+  join.client = request->client_id();
   if (request->has_min_committed_step()) join.min_committed_step = request->min_committed_step();
+  // A page of a layout claims the rank too: pages of two clients do not mix.
+  if (absl::Status status = (*job)->ClaimRank(join); !status.ok())
+    return ToGrpc(WithPosition(status, (*job)->Status().position, request->job()));
+  if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
+    return ToGrpc(status);
+  const std::shared_ptr<const JobModel> model = (*job)->model();
   if (join.generation > 0) {
     absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), request->layout());
     if (!room.ok()) return ToGrpc(room.status());
@@ -579,14 +573,11 @@ grpc::Status JobService::JobStatus(grpc::ServerContext*, const v1::JobStatusRequ
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
   *response = StatusOf(job->get());
+  for (step::Rank rank : (*job)->Status().joined_ranks)
+    response->add_joined_ranks(static_cast<uint32_t>(rank));
   MutexLock lock(&mutex_);
   const auto it = abort_reasons_.find(request->job());
   if (it != abort_reasons_.end()) response->set_abort_reason(it->second);
-  const auto members = members_.find(request->job());
-  if (members != members_.end()) {
-    for (const auto& [rank, client] : members->second.client_of_rank)
-      response->add_joined_ranks(rank);
-  }
   return grpc::Status::OK;
 }
 
@@ -608,8 +599,7 @@ grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequ
   bool existed = false;
   const absl::Status status = jobs_->Drop(request->job(), &existed);
   response->set_existed(existed);
-  MutexLock members(&mutex_);
-  members_.erase(request->job());
+  MutexLock reasons(&mutex_);
   abort_reasons_.erase(request->job());
   return ToGrpc(status);
 }

@@ -56,7 +56,6 @@ class JobService : public v1::Job::Service {
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                          const Wait& wait, bool* changed);
-  absl::Status CheckClient(const v1::JoinRequest& request, uint64_t generation_issued);
 
   JobTable* const jobs_;
   Mutex mutex_;
@@ -65,11 +64,6 @@ class JobService : public v1::Job::Service {
   std::map<std::string, Collected<v1::CreateJobRequest>> manifests_ GUARDED_BY(mutex_);
   std::map<std::tuple<std::string, uint64_t, uint32_t>, Collected<v1::ContributionLayout>> layouts_
       GUARDED_BY(mutex_);
-  struct Members {
-    uint64_t generation = 0;
-    std::map<uint32_t, std::string> client_of_rank;
-  };
-  std::map<std::string, Members> members_ GUARDED_BY(mutex_);  // of the newest generation, by job
   std::map<std::string, std::string> abort_reasons_ GUARDED_BY(mutex_);
 };
 

@@ -26,6 +26,26 @@ absl::Status CheckRepeatedJoin(const JoinRequest& join, const Layout& layout) {
   return same ? absl::OkStatus() : AnotherLayout(join);
 }
 
+absl::Status Gathering::Claim(const JoinRequest& join, int64_t issued) {
+  if (join.generation <= 0 || join.generation > issued) return absl::OkStatus();
+  if (join.generation < claimed_generation_) return absl::OkStatus();
+  if (join.generation > claimed_generation_) {
+    claimed_generation_ = join.generation;
+    client_of_rank_.clear();
+  }
+  const std::string& first = client_of_rank_.try_emplace(join.rank, join.client).first->second;
+  if (first == join.client) return absl::OkStatus();
+  return absl::AlreadyExistsError(absl::StrCat("rank ", join.rank, " of generation ",
+                                               join.generation, " is held by another process ('",
+                                               first, "')"));
+}
+
+std::vector<Rank> Gathering::claimed_ranks() const {
+  std::vector<Rank> ranks;
+  for (const auto& [rank, client] : client_of_rank_) ranks.push_back(rank);
+  return ranks;
+}
+
 absl::Status Gathering::Check(const JoinRequest& join, int64_t issued, int64_t formed) const {
   if (join.world_size < 1 || join.rank < 0 || join.rank >= join.world_size ||
       (join.generation == 0 && join.rank != 0)) {

@@ -1,10 +1,13 @@
 // How the ranks of a new generation come together: each joins with its part of the contribution
-// layout, and the layout is whole when every rank has. A part of the leader's state, pure as it is.
+// layout, and the layout is whole when every rank has. Also which client holds which rank: the first
+// one to ask for it. A part of the leader's state, pure as it is.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,6 +22,12 @@ class Gathering {
  public:
   // Requests that a join ends, each with the reason.
   using Refusals = std::vector<std::pair<RequestId, absl::Status>>;
+
+  // Gives the join's rank to its client, for as long as no newer generation is asked for. Joins of
+  // generation 0 or of one that was never issued, or is superseded, are left to Check.
+  //   Status  AlreadyExists: another client holds the rank.
+  absl::Status Claim(const JoinRequest& join, int64_t issued);
+  std::vector<Rank> claimed_ranks() const;  // of the newest generation asked for, ascending
 
   // Whether a join is well formed and not too late. `issued` is the newest generation that was ever
   // issued, `formed` the one that contributes now.
@@ -39,6 +48,9 @@ class Gathering {
 
  private:
   void Begin(int64_t generation, int world_size);
+
+  int64_t claimed_generation_ = 0;
+  std::map<Rank, std::string> client_of_rank_;  // of claimed_generation_
 
   int64_t generation_ = 0;
   std::vector<std::optional<std::vector<Contribution>>> by_rank_;

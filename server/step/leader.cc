@@ -33,6 +33,7 @@ JobStatusReport Leader::Status() const {
   report.serving = phase_ == Phase::kServing && !deposed_;
   report.last_decision = committed_;
   report.in_sync = record_.in_sync;
+  report.joined_ranks = gathering_.claimed_ranks();
   for (const Commit& commit : commits_) {
     if (commit.present) report.committed_ranks.push_back(commit.request.rank);
   }
@@ -148,8 +149,15 @@ void Leader::OnJoin(RequestId request, const JoinRequest& join, int64_t now_ms, 
   if (deposed_) {
     return Reply(request, absl::UnavailableError("another server leads the job now"), actions);
   }
+  if (absl::Status status = ClaimRank(join); !status.ok()) {
+    return Reply(request, std::move(status), actions);
+  }
   joins_.push_back({request, join});
   Advance(now_ms, actions);
+}
+
+absl::Status Leader::ClaimRank(const JoinRequest& join) {
+  return gathering_.Claim(join, record_.generation);
 }
 
 absl::Status Leader::CheckMinCommitted(int64_t min_committed_step) {

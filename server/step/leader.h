@@ -51,6 +51,7 @@ struct JobStatusReport {
   // Flushes common to all shards, newest first: what AcceptRollback may take.
   std::vector<RecoverReport::Flush> rollback_offers;
   DecisionPtr last_decision;
+  std::vector<Rank> joined_ranks;     // whose Join of the newest generation has arrived
   std::vector<Rank> committed_ranks;  // whose CommitStep of the open attempt has arrived
   Placement in_sync;
 };
@@ -79,9 +80,13 @@ class Leader {
   // joined, a decision under way has committed, and every server has opened it; then OK with the
   // position.
   //   InvalidArgument     bad rank or world size, or a layout that ValidateLayout refuses (to all)
-  //   AlreadyExists       this rank has joined this generation with another layout
+  //   AlreadyExists       this rank has joined this generation with another layout, or another
+  //                       client holds it
   //   FailedPrecondition  generation not issued, or superseded
   //   DataLoss            min_committed_step above the committed step, not accepted
+  // Gives the join's rank to its client, as OnJoin does. Other fields of `join` may be incomplete.
+  //   AlreadyExists       another client holds the rank
+  absl::Status ClaimRank(const JoinRequest& join);
   void OnJoin(RequestId request, const JoinRequest& join, int64_t now_ms, Actions* actions);
 
   // Waits for all contributors and all shards; OK when committed. A repeated one of the last

@@ -177,6 +177,27 @@ TEST_F(Job, JoinRefusesALayoutWithAGapToAllRanks) {
   EXPECT_TRUE(absl::IsInvalidArgument(answers_[second].status));
 }
 
+TEST_F(Job, ARankIsHeldByTheFirstClientUntilANewerGenerationIsAskedFor) {
+  generation_ = answers_[Join(0, 0)].generation_issued;
+  const auto claim = [&](Rank rank, int64_t generation, const std::string& client) {
+    return leader_->ClaimRank({rank, 2, generation, {}, kLoading, client});
+  };
+  EXPECT_TRUE(claim(0, generation_, "a").ok());
+  EXPECT_TRUE(claim(0, generation_, "a").ok());
+  EXPECT_TRUE(claim(1, generation_, "b").ok());
+  const absl::Status refused = claim(0, generation_, "b");
+  EXPECT_TRUE(absl::IsAlreadyExists(refused));
+  EXPECT_EQ(refused.message(), "rank 0 of generation 1 is held by another process ('a')");
+  EXPECT_EQ(leader_->Status().joined_ranks, (std::vector<Rank>{0, 1}));
+  EXPECT_TRUE(absl::IsAlreadyExists(answers_[Join(0, generation_)].status));  // an unnamed client
+  EXPECT_TRUE(claim(0, generation_ + 1, "b").ok());  // never issued: not noted
+  EXPECT_TRUE(absl::IsAlreadyExists(claim(0, generation_, "b")));
+  const int64_t next = answers_[Join(0, 0)].generation_issued;
+  EXPECT_TRUE(claim(0, next, "b").ok());
+  EXPECT_TRUE(claim(0, generation_, "c").ok());  // superseded: refused as such
+  EXPECT_EQ(leader_->Status().joined_ranks, (std::vector<Rank>{0}));
+}
+
 TEST_F(Job, IsLoadingUntilTheFirstLoad) {
   Form();
   EXPECT_TRUE(absl::IsFailedPrecondition(Push(Piece(0, 0, 0, first_attempt_))));

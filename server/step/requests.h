@@ -45,6 +45,7 @@ struct JoinRequest {
   int64_t generation = 0;  // 0, from rank 0: issue a new one (answered at once, joins nothing)
   std::vector<Contribution> contributions;  // generation > 0: this rank's part of the layout
   int64_t min_committed_step = kLoading;    // highest commit this worker has seen
+  std::string client;  // names the process: tells a repeat from a second holder of the rank
 };
 
 struct CommitRequest {
