@@ -53,6 +53,6 @@ inline constexpr size_t kMaxUnfinishedLists =
     4 * kMaxWorldSize;                          // manifests, layouts: paged, not whole
 inline constexpr int kMaxPullPinMs = 1000;      // how long a pull may delay the apply of its shard
 inline constexpr int kMaxServerThreads = 1024;  // one per RPC in progress
-inline constexpr size_t kMaxServers = 4096;
+inline constexpr size_t kMaxServers = 1024;     // of one cluster
 
 }  // namespace orlop

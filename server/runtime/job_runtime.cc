@@ -19,6 +19,9 @@ constexpr auto kAttemptWait =
     std::chrono::seconds(3);  // the leader repeats an unanswered message every second
 constexpr auto kCancelPoll =
     std::chrono::milliseconds(200);  // synchronous gRPC tells of a cancelled call only when asked
+// In the incarnations of existing directories: with a smaller stride a number could come again.
+constexpr uint64_t kIncarnationStride = 4096;
+static_assert(kMaxServers <= kIncarnationStride);
 
 std::string RecordKey(const std::string& job) { return absl::StrCat("record/", job); }
 std::string IncarnationKey(const std::string& job) { return absl::StrCat("incarnation/", job); }
@@ -59,9 +62,11 @@ absl::Status JobRuntime::Restore(bool is_new) {
   if (absl::Status status = CreateShards(); !status.ok()) return status;
   absl::StatusOr<step::ParticipantImage> image = LoadImage(is_new);
   if (!image.ok()) return image.status();
-  // Never used before by any server: a server's own count, spread over the places in the list.
+  // No server has used this number before: it is the server's own count of processes, spread over
+  // the places in the list of servers.
   const int64_t incarnation =
-      static_cast<int64_t>(environment_.data->incarnation() * kMaxServers) + environment_.self;
+      static_cast<int64_t>(environment_.data->incarnation() * kIncarnationStride) +
+      environment_.self;
   if (absl::Status status =
           environment_.data->PutValue(IncarnationKey(job_), absl::StrCat(incarnation));
       !status.ok())
