@@ -60,6 +60,6 @@ inline constexpr size_t kMaxUnfinishedLists = 4 * kMaxWorldSize;
 inline constexpr int kMaxPullPinMs = 1000;
 // Each RPC in progress occupies one thread.
 inline constexpr int kMaxServerThreads = 1024;
-inline constexpr size_t kMaxServers = 4096;
+inline constexpr size_t kMaxServers = 1024;  // of one cluster
 
 }  // namespace orlop

@@ -18,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "proto/limits.h"
 
 #define TOML_HEADER_ONLY 0
 #include "toml++/toml.h"
@@ -29,8 +30,6 @@ constexpr int kMaxWorkerThreads = 1024;
 
 constexpr uint64_t kMinMemoryBytes = uint64_t{64} << 20;
 constexpr uint64_t kMaxMemoryBytes = uint64_t{1} << 60;
-constexpr size_t kMaxPeers = 1024;
-constexpr size_t kMaxNameBytes = 256;
 
 using Setter = std::function<absl::Status(const std::string& value, Options* options)>;
 
@@ -298,9 +297,9 @@ absl::StatusOr<std::vector<PeerAddress>> ParsePeers(absl::string_view text) {
       return absl::InvalidArgumentError(absl::StrCat("peer '", peer.name, "' is listed twice"));
     peers.push_back(std::move(peer));
   }
-  if (peers.size() > kMaxPeers) {
+  if (peers.size() > kMaxServers) {
     return absl::InvalidArgumentError(
-        absl::StrCat(peers.size(), " peers; the limit is ", kMaxPeers));
+        absl::StrCat(peers.size(), " peers; the limit is ", kMaxServers));
   }
   std::sort(peers.begin(), peers.end(),
             [](const PeerAddress& a, const PeerAddress& b) { return a.name < b.name; });

@@ -2,8 +2,10 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/limits.h"
 
 namespace orlop::server {
 namespace {
@@ -106,6 +108,11 @@ TEST(Config, ServerFindsItselfAmongPeers) {
   EXPECT_THAT(std::string(Validate(&lost).message()), HasSubstr("--name"));
   EXPECT_THAT(std::string(ParsePeers("a=h:1,a=h:2").status().message()), HasSubstr("twice"));
   EXPECT_FALSE(ParsePeers("a=nowhere").ok());
+  std::string most = "first=h:1";
+  for (size_t i = 1; i < kMaxServers; ++i) absl::StrAppend(&most, ",", i, "=h:1");
+  EXPECT_EQ(ParsePeers(most).value().size(), 1024u);
+  EXPECT_THAT(std::string(ParsePeers(most + ",last=h:1").status().message()),
+              HasSubstr("1025 peers; the limit is 1024"));
   EXPECT_FALSE(ParsePeers("a=host:70000").ok());
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 import int8_blocks
 import plain_client
-from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS
+from clusters import SMALL_SHARD_ELEMENTS, SMALL_TENSORS, wait_until
 from plain_client import ADAMW, PlainJob, Tensor, bfloat16_bits, detail_of, from_bfloat16_bits, piece_digest, stubs
 from test_bad_input import refused
 
@@ -279,15 +279,21 @@ def test_standard_health_and_reflection_services_answer(make_cluster):
 
 def test_job_is_deleted_with_all_its_state(make_cluster, job_name):
     job = make_cluster(2).job(job_name, TENSORS, shard_elements=SMALL_SHARD_ELEMENTS)
+
+    def uses(address):
+        status = job.admin(address).ServerStatus(stubs().admin.ServerStatusRequest(), timeout=60)
+        return [use for use in status.uses if use.job == job_name]
+
     job.create()
     job.configure()
     job.join()
     job.load(random_arrays(1))
+    assert all(uses(address) for address in job.addresses())
     assert job.delete().existed
     assert not job.delete().existed
     for address in job.addresses():
-        status = job.admin(address).ServerStatus(stubs().admin.ServerStatusRequest(), timeout=60)
-        assert [use for use in status.uses if use.job == job_name and use.bytes] == []
+        assert [use for use in uses(address) if use.bytes] == []
+        wait_until(lambda: uses(address) == [])  # a call in progress may hold the last of it for a moment
 
 
 def test_another_configuration_drops_a_load_left_half_way(make_cluster, job_name):

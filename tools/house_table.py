@@ -28,7 +28,7 @@ ROOMS = [
                               "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets
     Room("storage",           "store data_directory",                    ""),
     Room("server/step",       "leader participant layout "
-                              "job messages actions",                    ""),  # records that server/job writes and reads
+                              "job messages actions reason",                    ""),  # records that server/job writes and reads
     Room("proto",             EVERY,                                     ""),
     Room("server/job",        "job_model slots step_codec "
                               "contributions manifest "
@@ -42,9 +42,11 @@ ROOMS = [
                               "step_scalars",                            "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "
                                                                          "kernels"),                 # hyper-parameters of a step
-    Room("server/lanes",      EVERY,                                     "server/runtime server/shards server/job"),  # regions
+    Room("server/lanes",      EVERY,                                     "server/runtime server/shards server/job "
+                                                                         "server/step"),             # regions, reasons
     Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
-                                                                         "server/memory server/job kernels"),  # for what they list
+                                                                         "server/memory server/job server/step "
+                                                                         "kernels"),                 # for what they list and refuse
     Room("server",            "orlop_server",                            "server/services server/cluster "
                                                                          "server/memory kernels"),   # what the program sets up
     Room("client/link",       EVERY,                                     ""),

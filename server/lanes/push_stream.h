@@ -2,11 +2,11 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 
 #include "absl/status/status.h"
 #include "orlop/v1/data.pb.h"
 #include "proto/chunk.h"
+#include "server/lanes/region.h"
 #include "server/runtime/job_table.h"
 
 namespace orlop::server {
@@ -26,11 +26,10 @@ class PushStream {
  private:
   absl::Status Open(const v1::StreamKey& key);
   absl::Status BeginPiece(const v1::Chunk& header);
-  absl::Status BeginGradient(uint32_t tensor, uint64_t shard, const Box& box,
-                             const v1::Region& region);
-  absl::Status BeginLoad(uint32_t tensor, uint64_t shard, const Box& box, const v1::Chunk& header);
+  absl::Status BeginGradient(const Region& region, v1::DType dtype);
+  absl::Status BeginLoad(const Region& region, v1::DType dtype, const v1::Chunk& header);
   absl::Status EndPiece(const Digest128& digest);
-  absl::Status Explain(const absl::Status& status) const;
+  absl::Status Explained(const absl::Status& status) const;
 
   JobTable* const jobs_;
   const bool is_load_;
@@ -38,8 +37,7 @@ class PushStream {
   std::shared_ptr<JobRuntime> job_;
   std::shared_ptr<const JobModel> model_;
   v1::StreamKey key_;
-  std::string tensor_;  // of the piece under way, for messages
-  std::optional<uint64_t> shard_;
+  StreamPlace place_;
   step::PushPiece piece_;
   std::unique_ptr<PieceWriter> writer_;  // null between pieces
   v1::PushResponse response_;

@@ -47,6 +47,8 @@ namespace internal {
 
 struct Counts {
   uint64_t reserved = 0, used = 0, peak = 0;
+  int64_t pools = 0;       // that count here
+  bool forgotten = false;  // the last pool takes the use along
 
   void AddUsed(uint64_t bytes) {
     used += bytes;
@@ -64,10 +66,13 @@ struct Account {
 // The bytes of one reservation. Lives as long as the reservation or one of its buffers.
 struct Pool {
   Pool(std::shared_ptr<Account> account, const Use& use, Counts* counts)
-      : account(std::move(account)), use(use), counts(counts) {}
+      : account(std::move(account)), use(use), counts(counts) {
+    ++counts->pools;
+  }
   ~Pool() {
     MutexLock lock(&account->mutex);
     GiveBack(reserved);
+    if (--counts->pools == 0 && counts->forgotten) account->uses.erase(use);
   }
 
   Counts& total() REQUIRES(account->mutex) { return account->total[static_cast<size_t>(use.tier)]; }
@@ -231,6 +236,7 @@ absl::Status Accountant::Grow(Reservation* reservation, const Use& use, uint64_t
         detail);
   }
   internal::Counts& counts = account_->uses[use];
+  counts.forgotten = false;
   if (!reservation->pool_)
     reservation->pool_ = std::make_shared<internal::Pool>(account_, use, &counts);
   reservation->pool_->reserved += bytes;
@@ -269,11 +275,12 @@ std::vector<UsedBytes> Accountant::Snapshot() const {
   return snapshot;
 }
 
-// Counts stay where they are, as pools point at them: only the peak goes.
 void Accountant::Forget(const std::string& job) {
   MutexLock lock(&account_->mutex);
-  for (auto& [use, counts] : account_->uses)
-    if (use.job == job) counts.peak = counts.used;
+  for (auto& [use, counts] : account_->uses) counts.forgotten |= use.job == job;
+  std::erase_if(account_->uses, [](const auto& entry) {
+    return entry.second.forgotten && entry.second.pools == 0;
+  });
 }
 
 }  // namespace orlop::server

@@ -127,9 +127,10 @@ class Accountant {
   uint64_t reserved_bytes(Tier tier) const;
   uint64_t used_bytes(Tier tier) const;
   uint64_t peak_bytes(Tier tier) const;  // highest used_bytes since start
-  // Every use that has or had bytes, in order of (tier, job, slot).
+  // Every use that has or had bytes, in order of (tier, job, slot), without forgotten ones.
   std::vector<UsedBytes> Snapshot() const;
-  // Forgets the peaks of a deleted job's uses that hold nothing.
+  // Forgets the uses of a deleted job: one that still has a reservation or a buffer is forgotten
+  // with the last of them, unless a new reservation is made for it before.
   void Forget(const std::string& job);
 
  private:

@@ -5,7 +5,9 @@
 
 #include <cstring>
 #include <fstream>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "proto/status.h"
 
@@ -78,6 +80,32 @@ TEST(Accountant, ABufferOutlivesItsReservation) {
   buffer.reset();
   EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 0u);
   EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
+}
+
+TEST(Accountant, ForgetsTheUsesOfADeletedJobWithTheirLastBytes) {
+  Accountant accountant({10 * kMiB, 0});
+  const auto uses = [&] {
+    std::vector<std::string> names;
+    for (const UsedBytes& used : accountant.Snapshot())
+      names.push_back(used.use.job + "/" + used.use.slot);
+    return names;
+  };
+  auto other = accountant.Reserve({Tier::kDram, "other", "weight"}, kMiB).value();
+  auto weight = accountant.Reserve({Tier::kDram, "gone", "weight"}, kMiB).value();
+  auto again = accountant.Reserve({Tier::kDram, "gone", "staging"}, kMiB).value();
+  { auto ended = accountant.Reserve({Tier::kDram, "gone", "gradient"}, kMiB).value(); }
+  BufferPtr sent = weight.Allocate(kMiB).value();
+  EXPECT_THAT(uses(), ::testing::ElementsAre("gone/gradient", "gone/staging", "gone/weight",
+                                             "other/weight"));
+  accountant.Forget("gone");
+  EXPECT_THAT(uses(), ::testing::ElementsAre("gone/staging", "gone/weight", "other/weight"));
+  weight = Reservation();  // the buffer is still being sent
+  EXPECT_THAT(uses(), ::testing::ElementsAre("gone/staging", "gone/weight", "other/weight"));
+  sent.reset();
+  EXPECT_THAT(uses(), ::testing::ElementsAre("gone/staging", "other/weight"));
+  ASSERT_TRUE(accountant.Grow(&again, {Tier::kDram, "gone", "staging"}, 2 * kMiB).ok());
+  again = Reservation();  // of a new job of that name
+  EXPECT_THAT(uses(), ::testing::ElementsAre("gone/staging", "other/weight"));
 }
 
 TEST(Accountant, CountsBytesOfOthersAndTrims) {

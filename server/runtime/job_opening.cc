@@ -14,6 +14,10 @@
 namespace orlop::server {
 namespace {
 
+// Existing directories hold incarnations of this stride. With a smaller one a number could repeat.
+constexpr uint64_t kIncarnationStride = 4096;
+static_assert(kMaxServers <= kIncarnationStride);
+
 absl::StatusOr<std::unique_ptr<ShardStore>> CreateShards(const Environment& environment,
                                                          const JobModel& model) {
   auto shards = ShardStore::Create(model.LayoutFor(environment.self), environment.tiers);
@@ -107,7 +111,7 @@ absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel
   opened.image.flushes = *std::move(known);
   // Each server counts its own starts; the counts of different servers are spread apart.
   opened.incarnation =
-      static_cast<int64_t>(environment.data->incarnation() * kMaxServers) + environment.self;
+      static_cast<int64_t>(environment.data->incarnation() * kIncarnationStride) + environment.self;
   absl::Status noted =
       environment.data->PutValue(IncarnationKey(model.job()), absl::StrCat(opened.incarnation));
   if (!noted.ok()) return noted;

@@ -159,6 +159,7 @@ absl::Status JobTable::Drop(const std::string& name, bool* existed) {
     jobs_.erase(it);
   }
   job->Close();
+  environment_.tiers->accountant().Forget(name);
   // Before the job itself, so that a later one of this name never takes its flushes for its own.
   if (absl::Status status = environment_.data->EraseValue(CleanKey(name)); !status.ok())
     return status;
