@@ -45,7 +45,8 @@ ROOMS = [
     Room("server/lanes",      EVERY,                                     "server/runtime server/shards server/job "
                                                                          "server/step"),             # regions, reasons
     Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
-                                                                         "server/memory server/job server/step "
+                                                                         "server/memory server/tiers server/job "
+                                                                         "server/step "
                                                                          "kernels"),                 # for what they list and refuse
     Room("server",            "orlop_server",                            "server/services server/cluster "
                                                                          "server/memory kernels"),   # what the program sets up

@@ -8,6 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/box.h"
+#include "proto/limits.h"
+#include "proto/status.h"
 
 namespace orlop::server {
 namespace {
@@ -44,6 +46,23 @@ std::string Reason(bool whole, const std::string& server, double share, size_t s
   return absl::StrFormat(
       "%s%s had the least bytes when placed, largest first; it holds %.1f%% of the job", what,
       server, share * 100);
+}
+
+// Bytes at rest and in flight with the default 8-bit state, which placement balances.
+double BytesPerElement(const Tensor& tensor) {
+  if (!tensor.is_parameter)
+    return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight, {0, 256}).Bytes(256)) / 256;
+  TensorOptimizer optimizer;
+  optimizer.optimizer = kernels::FindOptimizer("adamw");
+  optimizer.state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
+  double bytes = 4;  // gradient
+  for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
+    const SlotFormat format =
+        FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});
+    if (format.exists())
+      bytes += static_cast<double>(format.Bytes(kDefaultShardElements)) / kDefaultShardElements;
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -83,6 +102,28 @@ std::vector<PlacedRun> PlaceShards(const std::vector<TensorLoad>& tensors, uint6
          Reason(tensors[units[i].tensor].whole, servers[owner[i]], share, servers.size())});
   }
   return runs;
+}
+
+absl::Status Place(const JobModel& model, const std::vector<std::string>& server_names,
+                   v1::JobDefinition* definition) {
+  std::vector<TensorLoad> loads;
+  for (size_t t = 0; t < model.tensors().size(); ++t) {
+    const Tensor& tensor = model.tensors()[t];
+    loads.push_back({tensor.element_count, BytesPerElement(tensor),
+                     model.definition().manifest().tensors(static_cast<int>(t)).whole()});
+  }
+  for (const PlacedRun& run : PlaceShards(loads, model.shard_elements(), server_names)) {
+    v1::PlacementRun* out = definition->add_runs();
+    out->set_tensor(run.tensor);
+    out->set_first_shard(run.first_shard);
+    out->set_shard_count(run.shard_count);
+    out->add_servers(run.server);
+    out->set_reason(run.reason);
+  }
+  if (definition->ByteSizeLong() <= kMaxPeerMessageBytes) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kInvalidArgument,
+                   "the manifest with its placement is over 64 MiB: use larger shards",
+                   v1::ErrorDetail::BAD_REQUEST);
 }
 
 }  // namespace orlop::server

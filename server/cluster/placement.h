@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "server/job/job_model.h"
+
 namespace orlop::server {
 
 // Bytes that one tensor's shards take; all full shards of a tensor weigh the same.
@@ -35,5 +38,11 @@ struct PlacedRun {
 //   Cost    O(shards log shards).
 std::vector<PlacedRun> PlaceShards(const std::vector<TensorLoad>& tensors, uint64_t shard_elements,
                                    const std::vector<std::string>& servers);
+
+// Places the shards of a new job, balanced by the bytes of the default 8-bit state at rest and in
+// flight, and adds the runs to its definition. `server_names` are sorted.
+//   Status  InvalidArgument: the definition would not fit into one message between servers.
+absl::Status Place(const JobModel& model, const std::vector<std::string>& server_names,
+                   v1::JobDefinition* definition);
 
 }  // namespace orlop::server

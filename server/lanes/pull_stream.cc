@@ -6,6 +6,7 @@
 #include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/step/reason.h"
 
 namespace orlop::server {
 

@@ -13,7 +13,7 @@
 #include "orlop/v1/types.pb.h"
 #include "server/job/job_model.h"
 #include "server/job/slots.h"
-#include "server/step/job.h"
+#include "server/step/actions.h"
 
 namespace orlop::server {
 

@@ -6,11 +6,10 @@
 #include "kernels/types.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/job/optimizer_config.h"
 #include "server/memory/process_memory.h"
 #include "server/runtime/answers.h"
-#include "server/services/job_service.h"
-#include "server/services/peer_service.h"
+#include "server/services/describe.h"
+#include "server/services/job_status.h"
 
 namespace orlop::server {
 namespace {
@@ -23,32 +22,6 @@ grpc::Status Forward(grpc::ServerContext* context, const Environment& environmen
                      const Request& request, Response* response) {
   std::unique_ptr<grpc::ClientContext> onward = grpc::ClientContext::FromServerContext(*context);
   return (environment.peers->admin(0)->*method)(onward.get(), request, response);
-}
-
-uint64_t RestBytes(const Tensor& tensor, const TensorOptimizer& optimizer) {
-  uint64_t bytes = 0;
-  for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
-    const SlotFormat format =
-        FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});
-    if (format.exists()) bytes += format.Bytes(tensor.element_count);
-  }
-  return bytes;
-}
-
-v1::TensorSummary Summary(JobRuntime* job, const JobModel& model,
-                          const std::vector<TensorOptimizer>& optimizers, uint32_t t) {
-  v1::TensorSummary out;
-  out.set_index(t);
-  *out.mutable_spec() = model.definition().manifest().tensors(static_cast<int>(t));
-  out.set_element_count(model.tensors()[t].element_count);
-  out.set_shard_count(model.ShardCountOf(t));
-  out.set_rest_bytes(RestBytes(model.tensors()[t], optimizers[t]));
-  out.set_applied_count(static_cast<uint64_t>(std::max<int64_t>(0, job->AppliedCount(t))));
-  if (optimizers[t].frozen()) return out;
-  out.set_optimizer(optimizers[t].optimizer->name);
-  out.set_state(StateName(optimizers[t].state));
-  out.set_group(static_cast<uint32_t>(model.GroupOf(t)));
-  return out;
 }
 
 }  // namespace

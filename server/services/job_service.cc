@@ -12,123 +12,18 @@
 #include "server/job/step_codec.h"
 #include "server/runtime/answers.h"
 #include "server/runtime/step_scalars.h"
+#include "server/services/job_status.h"
 #include "server/step/reason.h"
 
 namespace orlop::server {
 namespace {
 
-using std::chrono::steady_clock;
-
-constexpr size_t kMaxManifestBytes = kMaxPeerMessageBytes - (1 << 20);
 constexpr size_t kManifestPageBytes = 1 << 20;
 constexpr int kConfigureTries = 40;  // 50 ms apart
 
 absl::Status Refuse(absl::StatusCode code, const std::string& message,
                     v1::ErrorDetail::Reason reason) {
   return MakeError(code, message, reason);
-}
-
-// At rest and in flight, for the default 8-bit state: what placement balances.
-double BytesPerElement(const Tensor& tensor) {
-  if (!tensor.is_parameter)
-    return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight, {0, 256}).Bytes(256)) / 256;
-  TensorOptimizer optimizer;
-  optimizer.optimizer = kernels::FindOptimizer("adamw");
-  optimizer.state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
-  double bytes = 4;  // gradient
-  for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
-    const SlotFormat format =
-        FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});
-    if (format.exists())
-      bytes += static_cast<double>(format.Bytes(kDefaultShardElements)) / kDefaultShardElements;
-  }
-  return bytes;
-}
-
-absl::Status Place(const Environment& environment, const JobModel& model,
-                   v1::JobDefinition* definition) {
-  std::vector<TensorLoad> loads;
-  for (size_t t = 0; t < model.tensors().size(); ++t) {
-    const Tensor& tensor = model.tensors()[t];
-    loads.push_back({tensor.element_count, BytesPerElement(tensor),
-                     model.definition().manifest().tensors(static_cast<int>(t)).whole()});
-  }
-  for (const PlacedRun& run :
-       PlaceShards(loads, model.shard_elements(), environment.server_names)) {
-    v1::PlacementRun* out = definition->add_runs();
-    out->set_tensor(run.tensor);
-    out->set_first_shard(run.first_shard);
-    out->set_shard_count(run.shard_count);
-    out->add_servers(run.server);
-    out->set_reason(run.reason);
-  }
-  if (definition->ByteSizeLong() <= kMaxPeerMessageBytes) return absl::OkStatus();
-  return Refuse(absl::StatusCode::kInvalidArgument,
-                "the manifest with its placement is over 64 MiB: use larger shards",
-                v1::ErrorDetail::BAD_REQUEST);
-}
-
-// Memory for a page that waits for others; none for a whole list.
-template <typename Page>
-absl::StatusOr<Reservation> RoomFor(const Environment& environment, const Page& page) {
-  if (page.first() == 0 && !page.more()) return Reservation();
-  const uint64_t bytes = page.SpaceUsedLong();
-  auto room = environment.tiers->Reserve({Tier::kDram, "", "lists"}, bytes);
-  if (room.ok()) room->SetUsed(bytes).IgnoreError();  // cannot fail: it is what is reserved
-  return room;
-}
-
-template <typename Map>
-void ForgetOld(Map* collected) {
-  const auto now = steady_clock::now();
-  std::erase_if(*collected, [&](const auto& entry) {
-    return now - entry.second.last > std::chrono::seconds(kMaxManifestPageAgeSeconds);
-  });
-}
-
-// Puts one page of a list (`tensors` of a manifest or a layout) where its `first` says. The whole
-// list once `more` is false, else nothing yet. Repeatable.
-template <typename Map, typename Page>
-absl::StatusOr<std::optional<Page>> Collect(const Page& page, Reservation room,
-                                            const typename Map::key_type& key, Map* collected) {
-  ForgetOld(collected);
-  if (page.first() == 0) collected->erase(key);
-  if (page.first() == 0 && !page.more()) return page;
-  const auto found = collected->find(key);
-  const uint64_t before =
-      found == collected->end() ? 0 : static_cast<uint64_t>(found->second.joined.tensors_size());
-  if (page.first() > before) {
-    return Refuse(absl::StatusCode::kInvalidArgument,
-                  absl::StrCat("`first` is ", page.first(), "; the pages before have brought ",
-                               before, " tensors"),
-                  v1::ErrorDetail::BAD_REQUEST);
-  }
-  if (found == collected->end() && collected->size() >= kMaxUnfinishedLists) {
-    return Refuse(absl::StatusCode::kResourceExhausted,
-                  absl::StrCat(collected->size(), " other lists are under way; the limit is ",
-                               kMaxUnfinishedLists, "; an abandoned one ends after ",
-                               kMaxManifestPageAgeSeconds, " seconds"),
-                  v1::ErrorDetail::BUDGET);
-  }
-  auto& [joined, rooms, last] = (*collected)[key];
-  rooms.push_back(std::move(room));
-  last = steady_clock::now();
-  joined.mutable_tensors()->DeleteSubrange(static_cast<int>(page.first()),
-                                           static_cast<int>(before - page.first()));
-  const size_t count =
-      static_cast<size_t>(joined.tensors_size()) + static_cast<size_t>(page.tensors_size());
-  if (count > kMaxTensors || joined.ByteSizeLong() + page.ByteSizeLong() > kMaxManifestBytes) {
-    collected->erase(key);
-    return Refuse(absl::StatusCode::kInvalidArgument,
-                  absl::StrCat(count, " tensors in all; the limits are ", kMaxTensors, " and ",
-                               kMaxManifestBytes, " bytes"),
-                  v1::ErrorDetail::BAD_REQUEST);
-  }
-  joined.MergeFrom(page);
-  joined.set_first(0);
-  joined.set_more(page.more());
-  if (page.more()) return std::nullopt;
-  return joined;
 }
 
 // Weights that are pushed are of no loss.
@@ -162,89 +57,6 @@ bool SameOptimizer(v1::ConfigureOptimizerRequest a, v1::ConfigureOptimizerReques
 
 }  // namespace
 
-void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
-                   v1::PlacementMap* map, uint64_t* next) {
-  const Environment& environment = jobs.environment();
-  for (int i = 0; i < static_cast<int>(environment.server_names.size()); ++i) {
-    const PeerAddress& peer = environment.peers->address(i);
-    v1::ServerInfo* info = map->add_servers();
-    info->set_name(peer.name);
-    info->set_address(peer.address);
-    info->set_leader(i == 0);
-    info->set_ready(true);
-    if (i == environment.self) *info = environment.identity();
-  }
-  *next = 0;
-  if (model == nullptr) return;
-  const v1::JobDefinition& definition = model->definition();
-  for (uint64_t r = first; r < static_cast<uint64_t>(definition.runs_size()); ++r) {
-    if (map->runs_size() == static_cast<int>(kMaxPlacementRunsPerPage)) {
-      *next = r;
-      return;
-    }
-    *map->add_runs() = definition.runs(static_cast<int>(r));
-  }
-}
-
-v1::JobStatusResponse StatusOf(JobRuntime* job) {
-  v1::JobStatusResponse out;
-  const std::shared_ptr<const JobModel> model = job->model();
-  const step::JobStatusReport report = job->Status();
-  out.set_job(model->job());
-  out.set_committed_step(report.position.committed_step);
-  out.set_applied_step(report.applied_step);
-  out.set_epoch(static_cast<uint64_t>(report.position.epoch));
-  out.set_generation(static_cast<uint64_t>(report.position.generation));
-  out.set_attempt(static_cast<uint32_t>(report.position.attempt));
-  out.set_required(model->definition().manifest().durability());
-  out.set_tensor_count(model->tensors().size());
-  out.set_parameter_count(model->parameter_count());
-  out.set_explanation(report.waiting_for);
-  if (const auto layout = job->layout())
-    out.set_world_size(static_cast<uint32_t>(layout->world_size()));
-  for (step::Rank rank : report.committed_ranks)
-    out.add_committed_ranks(static_cast<uint32_t>(rank));
-  if (report.last_decision != nullptr) {
-    FillCommitted(*report.last_decision, out.mutable_last_decision());
-    out.mutable_last_decision()->set_reached(v1::DURABILITY_MEMORY);
-  }
-  if (report.has_lost_memory && !report.rollback_offers.empty())
-    out.set_rollback_step(report.rollback_offers.front().step);
-  if (report.serving) {
-    out.set_state(report.position.committed_step < 0 ? v1::JobStatusResponse::LOADING
-                                                     : v1::JobStatusResponse::READY);
-  } else if (out.has_rollback_step()) {
-    out.set_state(v1::JobStatusResponse::ROLLBACK_OFFERED);
-  } else if (report.has_lost_memory) {
-    out.set_state(v1::JobStatusResponse::LOST);
-  } else {
-    out.set_state(report.waiting_for.empty() ? v1::JobStatusResponse::RECOVERING
-                                             : v1::JobStatusResponse::WAITING);
-  }
-  return out;
-}
-
-// A job whose memory is gone answers DataLoss until an operator decides; one that recovers is worth
-// waiting for.
-absl::Status CheckMemory(JobRuntime* job, const Wait& wait) {
-  job->AwaitRecovery(wait);
-  if (!job->HasLostMemory()) return absl::OkStatus();
-  const v1::JobStatusResponse status = StatusOf(job);
-  v1::ErrorDetail detail;
-  detail.set_job(status.job());
-  detail.set_reason(status.has_rollback_step() ? v1::ErrorDetail::ROLLBACK_OFFERED
-                                               : v1::ErrorDetail::LOST);
-  if (status.has_rollback_step()) detail.set_version(status.rollback_step());
-  return MakeError(
-      absl::StatusCode::kDataLoss,
-      status.has_rollback_step()
-          ? absl::StrCat("job '", status.job(), "' lost its memory; a rollback to step ",
-                         status.rollback_step(), " can be accepted")
-          : absl::StrCat("job '", status.job(),
-                         "' lost its memory and no flush is common to all shards"),
-      detail);
-}
-
 // ---- Manifest ----------------------------------------------------------------------------------
 
 absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
@@ -265,7 +77,8 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
     if (absl::IsNotFound(found.status())) {
       absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
       if (!model.ok()) return model.status();
-      if (absl::Status status = Place(jobs_->environment(), **model, &definition); !status.ok())
+      if (absl::Status status = Place(**model, jobs_->environment().server_names, &definition);
+          !status.ok())
         return status;
       if (absl::Status status = jobs_->PutEverywhere(definition); !status.ok()) return status;
       found = jobs_->Find(name);
@@ -300,13 +113,8 @@ grpc::Status JobService::CreateJob(grpc::ServerContext* context,
   for (const absl::Status& status :
        {CheckControlSize(*request), ValidateName("job", request->job())})
     if (!status.ok()) return ToGrpc(status);
-  absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), *request);
-  if (!room.ok()) return ToGrpc(room.status());
-  absl::StatusOr<std::optional<v1::CreateJobRequest>> whole;
-  {
-    MutexLock lock(&mutex_);
-    whole = Collect(*request, *std::move(room), request->job(), &manifests_);
-  }
+  absl::StatusOr<std::optional<v1::CreateJobRequest>> whole =
+      manifests_.Add(request->job(), *request);
   if (!whole.ok()) return ToGrpc(whole.status());
   if (!whole->has_value()) return grpc::Status::OK;
   return ToGrpc(Create(**std::move(whole), WaitOf(context), response));
@@ -440,14 +248,8 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
     return ToGrpc(status);
   const std::shared_ptr<const JobModel> model = (*job)->model();
   if (join.generation > 0) {
-    absl::StatusOr<Reservation> room = RoomFor(jobs_->environment(), request->layout());
-    if (!room.ok()) return ToGrpc(room.status());
-    absl::StatusOr<std::optional<v1::ContributionLayout>> layout;
-    {
-      MutexLock lock(&mutex_);
-      layout = Collect(request->layout(), *std::move(room),
-                       {request->job(), request->generation(), request->rank()}, &layouts_);
-    }
+    absl::StatusOr<std::optional<v1::ContributionLayout>> layout =
+        layouts_.Add({request->job(), request->generation(), request->rank()}, request->layout());
     if (!layout.ok()) return ToGrpc(layout.status());
     if (!layout->has_value()) return grpc::Status::OK;
     auto contributions = Contributions(*model, **layout, request->rank(), request->world_size());
@@ -605,9 +407,8 @@ grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequ
 }
 
 void JobService::Tick() {
-  MutexLock lock(&mutex_);
-  ForgetOld(&manifests_);
-  ForgetOld(&layouts_);
+  manifests_.ForgetOld();
+  layouts_.ForgetOld();
 }
 
 }  // namespace orlop::server

@@ -2,7 +2,6 @@
 //   Threads  one per call in progress.
 #pragma once
 
-#include <chrono>
 #include <map>
 #include <string>
 #include <tuple>
@@ -10,18 +9,14 @@
 
 #include "orlop/v1/job.grpc.pb.h"
 #include "server/runtime/job_table.h"
+#include "server/services/paged_lists.h"
 
 namespace orlop::server {
 
-// What other services show too.
-v1::JobStatusResponse StatusOf(JobRuntime* job);
-absl::Status CheckMemory(JobRuntime* job, const Wait& wait);
-void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
-                   v1::PlacementMap* map, uint64_t* next);
-
 class JobService : public v1::Job::Service {
  public:
-  explicit JobService(JobTable* jobs) : jobs_(jobs) {}
+  explicit JobService(JobTable* jobs)
+      : jobs_(jobs), manifests_(jobs->environment().tiers), layouts_(jobs->environment().tiers) {}
 
   grpc::Status CreateJob(grpc::ServerContext*, const v1::CreateJobRequest*,
                          v1::CreateJobResponse*) override;
@@ -45,13 +40,6 @@ class JobService : public v1::Job::Service {
   void Tick();  // forgets lists that nobody goes on with
 
  private:
-  // Pages of one list that have come so far, kept after the last one for its repeats.
-  template <typename Page>
-  struct Collected {
-    Page joined;
-    std::vector<Reservation> room;  // of its pages
-    std::chrono::steady_clock::time_point last;
-  };
   absl::Status Create(v1::CreateJobRequest manifest, const Wait& wait,
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
@@ -60,10 +48,9 @@ class JobService : public v1::Job::Service {
   JobTable* const jobs_;
   Mutex mutex_;
   Mutex definition_mutex_;  // one CreateJob, ConfigureOptimizer or DeleteJob at a time; taken first
-  // By the job's name; by job, generation and rank.
-  std::map<std::string, Collected<v1::CreateJobRequest>> manifests_ GUARDED_BY(mutex_);
-  std::map<std::tuple<std::string, uint64_t, uint32_t>, Collected<v1::ContributionLayout>> layouts_
-      GUARDED_BY(mutex_);
+  PagedLists<std::string, v1::CreateJobRequest> manifests_;  // by job
+  // By job, generation and rank.
+  PagedLists<std::tuple<std::string, uint64_t, uint32_t>, v1::ContributionLayout> layouts_;
   std::map<std::string, std::string> abort_reasons_ GUARDED_BY(mutex_);
 };
 

@@ -1,45 +1,11 @@
 #include "server/services/peer_service.h"
 
 #include "absl/strings/str_cat.h"
-#include "proto/limits.h"
 #include "proto/status.h"
 #include "server/job/step_codec.h"
+#include "server/services/describe.h"
 
 namespace orlop::server {
-
-absl::StatusOr<v1::DescribeTensorResponse> DescribeHere(const JobTable& jobs,
-                                                        const v1::DescribeTensorRequest& request) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs.Find(request.job());
-  if (!job.ok()) return job.status();
-  const std::shared_ptr<const JobModel> model = (*job)->model();
-  absl::StatusOr<uint32_t> tensor = model->FindTensor(request.tensor());
-  if (!tensor.ok()) return tensor.status();
-  v1::DescribeTensorResponse response;
-  const uint64_t end =
-      std::min<uint64_t>(model->ShardCountOf(*tensor), request.first_shard() + kMaxShardsPerPage);
-  for (uint64_t s = request.first_shard(); s < end; ++s) {
-    const int32_t id = model->FirstShard(*tensor) + static_cast<int32_t>(s);
-    if (model->Owner(id) != jobs.environment().self) continue;
-    absl::StatusOr<ShardStatus> status = (*job)->shards().Describe(id);
-    if (!status.ok()) return status.status();
-    v1::ShardDescription* out = response.add_shards();
-    out->set_shard(s);
-    out->set_first_element(status->shard.range.begin);
-    out->set_element_count(status->shard.range.count());
-    out->add_copies(jobs.environment().server_names[jobs.environment().self]);
-    out->set_version(status->version);
-    out->set_reason(model->ReasonOf(id));
-    out->set_stage(status->stage);
-    for (const SlotStatus& slot : status->slots) {
-      v1::SlotBytes* bytes = out->add_slots();
-      bytes->set_slot(SlotName(slot.slot));
-      bytes->set_dtype(slot.dtype);
-      bytes->set_tier(TierName(slot.tier));
-      bytes->set_bytes(slot.bytes);
-    }
-  }
-  return response;
-}
 
 grpc::Status PeerService::PutJob(grpc::ServerContext*, const v1::JobDefinition* request,
                                  v1::PutJobResponse*) {

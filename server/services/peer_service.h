@@ -9,11 +9,6 @@
 
 namespace orlop::server {
 
-// The shards of one tensor that this server holds. NotFound as JobTable::Find and
-// JobModel::FindTensor.
-absl::StatusOr<v1::DescribeTensorResponse> DescribeHere(const JobTable& jobs,
-                                                        const v1::DescribeTensorRequest& request);
-
 class PeerService : public v1::Peer::Service {
  public:
   PeerService(JobTable* jobs, std::function<v1::ServerInfo()> identity)

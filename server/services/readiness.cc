@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
-#include "server/services/job_service.h"
+#include "server/services/job_status.h"
 
 namespace orlop::server {
 namespace {
