@@ -1,5 +1,7 @@
 #include "server/durability/flush.h"
 
+#include <map>
+
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {
@@ -244,6 +246,75 @@ TEST(Flush, FullDiskKeepsTheOneBefore) {
   Running restored;
   ASSERT_TRUE(LoadFlush(disk, "job", 2, true, restored.store.get()).ok());
   EXPECT_EQ(AllBytes(restored.store.get(), 2), before);
+}
+
+// Every byte of the format: key and contents of each value that a flush writes, in order of keys.
+class WrittenBytes : public storage::MemoryStore {
+ public:
+  absl::Status WriteBulk(const std::string& key, absl::Span<const uint8_t> bytes) override {
+    written_[key] = std::string(bytes.begin(), bytes.end());
+    return storage::MemoryStore::WriteBulk(key, bytes);
+  }
+  absl::Status Commit(const storage::Batch& batch) override {
+    for (const auto& [key, value] : batch.put) written_[key] = value;
+    return storage::MemoryStore::Commit(batch);
+  }
+  std::string Digest() const {
+    std::string all;
+    for (const auto& [key, value] : written_) all += key + value;
+    return ToString(orlop::Digest(all.data(), all.size()));
+  }
+  size_t count() const { return written_.size(); }
+
+ private:
+  std::map<std::string, std::string> written_;
+};
+
+// Values that no library's random numbers change.
+std::vector<float> Ramp(size_t count, uint32_t seed) {
+  std::vector<float> values(count);
+  for (size_t i = 0; i < count; ++i)
+    values[i] = static_cast<float>((i * 7919 + seed * 104'729) % 2003) / 2048 - 0.5f;
+  return values;
+}
+
+// The numbers are those of the first release of this format: a change of them is a change of the
+// format, which needs another kFormat.
+TEST(Flush, WritesTheBytesOfFormatOne) {
+  WrittenBytes disk;
+  Running job;
+  for (uint32_t tensor : {0u, 1u}) {
+    const uint64_t count = job.store->layout().tensors[tensor].element_count;
+    LoadTensor(job.store.get(), tensor, Ramp(count, tensor));
+  }
+  ASSERT_TRUE(Send(job.store->BeginLoad(4, Slot::kWeight, v1::DTYPE_I64, WholeTensor(3)),
+                   AsBytes(std::vector<int64_t>{1, 2, 3}))
+                  .ok());
+  CommitLoad(job.store.get(), 0);
+  std::vector<ExpectedPiece> pieces = WholeLayout(job.store->layout(), 2);
+  pieces.resize(pieces.size() - 2);  // the buffer
+  ASSERT_TRUE(job.store->SetLayout(pieces).ok());
+  for (uint32_t rank : {0u, 1u}) {
+    PushTensor(job.store.get(), 0, rank, Ramp(12'800, 10 + rank));
+    PushTensor(job.store.get(), 1, rank, Ramp(100, 20 + rank));
+  }
+  job.Finish(1);
+  for (uint32_t rank : {0u, 1u}) PushTensor(job.store.get(), 0, rank, Ramp(12'800, 30 + rank));
+  PushTensor(job.store.get(), 1, 1, Ramp(100, 40));  // one of two ranks
+  ASSERT_TRUE(job.store->StageGradient(0).ok());
+  ASSERT_TRUE(WriteFlush(&disk, Header(1), job.store.get()).ok());
+  EXPECT_EQ(disk.count(), 31u);
+  EXPECT_EQ(disk.Digest(), "3fd1d183bcf0f381769f4979bf8adf9d");
+
+  WrittenBytes with_load;
+  job.store->DropStaged();
+  LoadTensor(job.store.get(), 1, Ramp(100, 50));
+  ASSERT_TRUE(Send(job.store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(256, 512)),
+                   AsBytes(Ramp(512, 51)))
+                  .ok());
+  ASSERT_TRUE(job.store->StageLoad(3).ok());
+  ASSERT_TRUE(WriteFlush(&with_load, Header(1), job.store.get()).ok());
+  EXPECT_EQ(with_load.Digest(), "2e3a00fde2855bda9714f9f65a5a4c04");
 }
 
 TEST(Flush, RefusesAnotherPlacement) {
