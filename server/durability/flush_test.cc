@@ -9,7 +9,7 @@ namespace {
 
 using testing::HasSubstr;
 
-JobLayout TestLayout() {
+OwnedShards TestLayout() {
   return Layout({Parameter("embed.w", {64, 200}),
                  Parameter("bias", {100}),
                  {"count", false, {3}, v1::DTYPE_I64}},
@@ -323,7 +323,7 @@ TEST(Flush, RefusesAnotherPlacement) {
   original.Start();
   ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
   World world;
-  JobLayout fewer = TestLayout();
+  OwnedShards fewer = TestLayout();
   fewer.shards.pop_back();
   auto other = ShardStore::Create(fewer, world.tiers.get()).value();
   EXPECT_TRUE(absl::IsFailedPrecondition(LoadFlush(*disk, "job", 2, true, other.get())));

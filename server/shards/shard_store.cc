@@ -45,7 +45,7 @@ absl::StatusOr<BufferPtr> InitialBuffer(const SlotFormat& format, uint64_t bytes
   return buffer;
 }
 
-ShardStore::ShardStore(JobLayout layout, Tiers* tiers) : layout_(std::move(layout)), tiers_(tiers) {
+ShardStore::ShardStore(OwnedShards layout, Tiers* tiers) : layout_(std::move(layout)), tiers_(tiers) {
   for (const OwnedShard& shard : layout_.shards)
     shards_.push_back(std::make_unique<Shard>(shard, &layout_.tensors[shard.tensor]));
   optimizers_.resize(layout_.tensors.size());
@@ -75,7 +75,7 @@ absl::StatusOr<Shard*> ShardStore::Find(int32_t id) const {
   return found->get();
 }
 
-absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(JobLayout layout, Tiers* tiers) {
+absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(OwnedShards layout, Tiers* tiers) {
   auto store = std::unique_ptr<ShardStore>(new ShardStore(std::move(layout), tiers));
   for (Slot slot : {Slot::kWeight, Slot::kRemainder})
     for (auto& shard : store->shards_) {

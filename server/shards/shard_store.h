@@ -91,10 +91,10 @@ class ShardStore : public Spillable {
  public:
   // Reserves room for the weights (remainders too). `tiers` must outlive the store.
   //   Status  ResourceExhausted (BUDGET: `limit` is the smallest memory budget that would do).
-  static absl::StatusOr<std::unique_ptr<ShardStore>> Create(JobLayout layout, Tiers* tiers);
+  static absl::StatusOr<std::unique_ptr<ShardStore>> Create(OwnedShards layout, Tiers* tiers);
   ~ShardStore() override;
 
-  const JobLayout& layout() const { return layout_; }
+  const OwnedShards& layout() const { return layout_; }
 
   // Reserves optimizer slots and the room of an apply; slots begin as zero. One entry per tensor.
   // The same again: no effect. Another one replaces the slots whose format it changes.
@@ -184,7 +184,7 @@ class ShardStore : public Spillable {
  private:
   friend class FlushAccess;  // server/durability/flush.cc: reads and restores everything
 
-  ShardStore(JobLayout layout, Tiers* tiers);
+  ShardStore(OwnedShards layout, Tiers* tiers);
   absl::StatusOr<Shard*> Find(int32_t id) const;
 
   absl::Status PlaceSlot(Shard* shard, Slot slot, SlotFormat format);
@@ -223,7 +223,7 @@ class ShardStore : public Spillable {
   // A slot's present bytes for reading; null: initial.
   absl::StatusOr<BufferPtr> Contents(const Shard& shard, Slot slot, const SlotState& state);
 
-  const JobLayout layout_;
+  const OwnedShards layout_;
   Tiers* const tiers_;
   std::vector<std::unique_ptr<Shard>> shards_;  // as layout_.shards
   std::vector<TensorOptimizer>

@@ -46,11 +46,11 @@ void CheckApplyEqualsKernels(uint64_t dram_bytes, uint64_t nvme_bytes) {
   const auto start = Normal(kCount, 1, 0.02f);
   const auto expected = ReferenceMaster(start, kColumns, 4, 99);
   for (const int partitions : {1, 2, 3}) {
-    const JobLayout whole = Layout({Parameter("w", {kRows, kColumns})}, 25'600);
+    const OwnedShards whole = Layout({Parameter("w", {kRows, kColumns})}, 25'600);
     std::vector<uint8_t> read(kCount * 4);
     for (int partition = 0; partition < partitions; ++partition) {
       World world(dram_bytes, nvme_bytes);
-      JobLayout layout = whole;
+      OwnedShards layout = whole;
       std::erase_if(layout.shards,
                     [&](const OwnedShard& shard) { return shard.id % partitions != partition; });
       auto store = NewStore(&world, layout);
@@ -122,7 +122,7 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
 // Streams, applies, reads and looks from several threads, with and without spilling, end in the
 // bits of one thread.
 TEST(Apply, ThreadsChangeNoBit) {
-  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   std::vector<uint8_t> expected;
   for (const uint64_t dram_bytes : {64 * kMiB, 7 * kMiB / 4}) {
     World world(dram_bytes, 64 * kMiB);
@@ -276,7 +276,7 @@ TEST(Spill, RefusesWhenTheDiskIsFullToo) {
 // A LOAD has no gradients, so what goes to disk passes through the room that they have reserved.
 TEST(Spill, LoadsOverItsBudgetThroughTheStagingOfGradients) {
   World world(7 * kMiB, 64 * kMiB), easy;
-  const JobLayout layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
+  const OwnedShards layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
   auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
   for (ShardStore* each : {store.get(), other.get()}) {
     ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
@@ -335,7 +335,7 @@ TEST(Spill, FlippedByteIsDataLossByName) {
 // Another job's need moves slots out, and the disk fails before there is room for the window.
 TEST(Spill, ApplyReservesTheWindowThatASpillOwes) {
   World world(7 * kMiB / 2, 64 * kMiB), easy;
-  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
   for (ShardStore* each : {store.get(), other.get()}) {
     ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
@@ -361,7 +361,7 @@ TEST(Spill, ApplyReservesTheWindowThatASpillOwes) {
 
 TEST(Spill, FullDiskInAnApplyLosesNothing) {
   World world(7 * kMiB / 4, 64 * kMiB), easy(64 * kMiB);
-  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
   for (ShardStore* each : {store.get(), other.get()}) {
     ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());

@@ -73,8 +73,8 @@ inline absl::Status Send(absl::StatusOr<std::unique_ptr<PieceWriter>> writer,
 }
 
 // Tensors cut into shards, all held here.
-inline JobLayout Layout(std::vector<Tensor> tensors, uint64_t shard_elements) {
-  JobLayout layout{"job"};
+inline OwnedShards Layout(std::vector<Tensor> tensors, uint64_t shard_elements) {
+  OwnedShards layout{"job"};
   for (uint32_t t = 0; t < tensors.size(); ++t) {
     tensors[t].element_count = ElementCount(tensors[t].shape).value();
     for (uint64_t i = 0; i < ShardCount(tensors[t].element_count, shard_elements); ++i)
@@ -108,7 +108,7 @@ struct World {
   std::unique_ptr<Tiers> tiers;
 };
 
-inline std::unique_ptr<ShardStore> NewStore(World* world, JobLayout layout) {
+inline std::unique_ptr<ShardStore> NewStore(World* world, OwnedShards layout) {
   auto store = ShardStore::Create(std::move(layout), world->tiers.get());
   EXPECT_TRUE(store.ok()) << store.status();
   return *std::move(store);
@@ -167,7 +167,7 @@ inline void CommitLoad(ShardStore* store, int64_t step) {
 }
 
 // One contributor that pushes every shard whole.
-inline std::vector<ExpectedPiece> WholeLayout(const JobLayout& layout, uint32_t rank_count = 1) {
+inline std::vector<ExpectedPiece> WholeLayout(const OwnedShards& layout, uint32_t rank_count = 1) {
   std::vector<ExpectedPiece> pieces;
   for (const OwnedShard& shard : layout.shards)
     for (uint32_t rank = 0; rank < rank_count; ++rank)
@@ -205,7 +205,7 @@ inline void AdamWStep(ShardStore* store, int64_t step, uint32_t seed) {
   }
 }
 
-inline std::vector<TensorOptimizer> AllAdamW(const JobLayout& layout) {
+inline std::vector<TensorOptimizer> AllAdamW(const OwnedShards& layout) {
   std::vector<TensorOptimizer> optimizers;
   for (const Tensor& tensor : layout.tensors) {
     optimizers.emplace_back();
