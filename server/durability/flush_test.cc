@@ -45,7 +45,7 @@ struct Running {
   }
   void Finish(int64_t step) {
     for (const OwnedShard& shard : store->layout().shards) {
-      ASSERT_TRUE(store->StageGradient(shard.id).ok());
+      ASSERT_TRUE(StageGradient(store, shard.id).ok());
       ASSERT_TRUE(
           store->Apply(shard.id, {ShardUpdate::Kind::kApply, step, false, AdamW(step - 1)}).ok());
     }
@@ -86,19 +86,19 @@ TEST(Flush, KeepsWhatWasStaged) {
   Running original;
   original.Start();
   original.Push(3);
-  const StagedShard staged = original.store->StageGradient(0).value();
+  const StagedShard staged = StageGradient(original.store, 0).value();
   ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
   Running restored, rolled_back;
   restored.Join();
   ASSERT_TRUE(LoadFlush(*disk, "job", 2, true, restored.store.get()).ok());
-  const StagedShard again = restored.store->StageGradient(0).value();
+  const StagedShard again = StageGradient(restored.store, 0).value();
   EXPECT_EQ(again.digest, staged.digest);
   EXPECT_EQ(again.sum_squares, staged.sum_squares);
   original.Finish(3);
   restored.Finish(3);
   EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
   ASSERT_TRUE(LoadFlush(*disk, "job", 2, false, rolled_back.store.get()).ok());
-  EXPECT_TRUE(rolled_back.store->StageGradient(0).value().absent);
+  EXPECT_TRUE(StageGradient(rolled_back.store, 0).value().absent);
 }
 
 TEST(Flush, KeepsALoadInProgress) {
@@ -220,7 +220,7 @@ TEST(Flush, ReplacesWhatTheStoreHeld) {
     EXPECT_EQ(AllBytes(job.store.get(), 2), before);
     EXPECT_TRUE(reader->Next().ok());
     reader.reset();
-    EXPECT_TRUE(job.store->StageGradient(0).value().absent);
+    EXPECT_TRUE(StageGradient(job.store, 0).value().absent);
   }
 }
 
@@ -301,7 +301,7 @@ TEST(Flush, WritesTheBytesOfFormatOne) {
   job.Finish(1);
   for (uint32_t rank : {0u, 1u}) PushTensor(job.store.get(), 0, rank, Ramp(12'800, 30 + rank));
   PushTensor(job.store.get(), 1, 1, Ramp(100, 40));  // one of two ranks
-  ASSERT_TRUE(job.store->StageGradient(0).ok());
+  ASSERT_TRUE(StageGradient(job.store, 0).ok());
   ASSERT_TRUE(WriteFlush(&disk, Header(1), job.store.get()).ok());
   EXPECT_EQ(disk.count(), 31u);
   EXPECT_EQ(disk.Digest(), "3fd1d183bcf0f381769f4979bf8adf9d");
@@ -312,7 +312,7 @@ TEST(Flush, WritesTheBytesOfFormatOne) {
   ASSERT_TRUE(Send(job.store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(256, 512)),
                    AsBytes(Ramp(512, 51)))
                   .ok());
-  ASSERT_TRUE(job.store->StageLoad(3).ok());
+  ASSERT_TRUE(StageLoad(job.store, 3).ok());
   ASSERT_TRUE(WriteFlush(&with_load, Header(1), job.store.get()).ok());
   EXPECT_EQ(with_load.Digest(), "2e3a00fde2855bda9714f9f65a5a4c04");
 }

@@ -111,7 +111,7 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
   AdamWStep(store.get(), 1, 3);
   const auto before = AllBytes(store.get(), 1);
   PushTensor(store.get(), 0, 0, Normal(6400, 4));
-  ASSERT_TRUE(store->StageGradient(0).ok());
+  ASSERT_TRUE(StageGradient(store, 0).ok());
   EXPECT_TRUE(absl::IsFailedPrecondition(store->Apply(0, {ShardUpdate::Kind::kSkip, 3})));
   ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kSkip, 2}).ok());
   ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kApply, 3, true}).ok());
@@ -164,7 +164,7 @@ TEST(Apply, ThreadsChangeNoBit) {
                                           gradient.begin() + shard.range.end);
             EXPECT_TRUE(
                 Send(store->BeginGradient(shard.id, 0, 0, v1::DTYPE_F32), AsBytes(part)).ok());
-            EXPECT_TRUE(store->StageGradient(shard.id).ok());
+            EXPECT_TRUE(StageGradient(store, shard.id).ok());
             const absl::Status applied =
                 store->Apply(shard.id, {ShardUpdate::Kind::kApply, step, false, AdamW(step - 1)});
             EXPECT_TRUE(applied.ok()) << applied;
@@ -233,7 +233,7 @@ TEST(Budget, RestIsSixBytesForEachParameter) {
   ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout())).ok());
   AdamWStep(store.get(), 1, 3);
   EXPECT_LE(world.accountant.used_bytes(Tier::kDram), 6.1 * (1 << 22));
-  EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), store->RestBytes(0));
+  EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), RestBytes(store, 0));
 }
 
 TEST(Budget, TooSmallNamesTheSmallestThatWouldDo) {
@@ -319,7 +319,7 @@ TEST(Spill, FlippedByteIsDataLossByName) {
   PushTensor(store.get(), 0, 0, Normal(300'000, 4));
   int lost = 0;
   for (const OwnedShard& shard : store->layout().shards) {
-    ASSERT_TRUE(store->StageGradient(shard.id).ok());
+    ASSERT_TRUE(StageGradient(store, shard.id).ok());
     const absl::Status status =
         store->Apply(shard.id, {ShardUpdate::Kind::kApply, 2, false, AdamW(1)});
     if (status.ok()) continue;
@@ -370,7 +370,7 @@ TEST(Spill, FullDiskInAnApplyLosesNothing) {
     ASSERT_TRUE(each->SetLayout(WholeLayout(layout)).ok());
     AdamWStep(each, 1, 3);
     PushTensor(each, 0, 0, Normal(300'000, 4));
-    for (const OwnedShard& shard : layout.shards) ASSERT_TRUE(each->StageGradient(shard.id).ok());
+    for (const OwnedShard& shard : layout.shards) ASSERT_TRUE(StageGradient(each, shard.id).ok());
   }
   world.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
   for (const bool healed : {false, true})

@@ -65,7 +65,10 @@ inline absl::Status Send(PieceWriter* writer, const std::vector<uint8_t>& bytes,
     if (!status.ok()) return status;
   }
   auto finished = writer->Finish(DigestOfBytes(bytes));
-  return finished.ok() ? writer->Keep() : finished.status();
+  if (!finished.ok()) return finished.status();
+  absl::Status kept = writer->Keep();
+  writer->Settle();
+  return kept;
 }
 inline absl::Status Send(absl::StatusOr<std::unique_ptr<PieceWriter>> writer,
                          const std::vector<uint8_t>& bytes, size_t chunk_bytes = kLeafBytes) {
@@ -134,6 +137,27 @@ inline std::vector<uint8_t> Read(ShardStore* store, const ReadRequest& request) 
   return bytes;
 }
 
+// `store` points to a ShardStore.
+template <typename Store>
+absl::StatusOr<StagedShard> StageGradient(const Store& store, int32_t shard) {
+  return store->StagerOf(shard, /*is_load=*/false)();
+}
+template <typename Store>
+absl::StatusOr<StagedShard> StageLoad(const Store& store, int32_t shard) {
+  return store->StagerOf(shard, /*is_load=*/true)();
+}
+// Bytes at rest of all slots of a tensor, over the shards here.
+template <typename Store>
+uint64_t RestBytes(const Store& store, uint32_t tensor) {
+  uint64_t bytes = 0;
+  for (const OwnedShard& shard : store->layout().shards) {
+    if (shard.tensor != tensor) continue;
+    const ShardStatus status = store->Describe(shard.id).value();
+    for (const SlotStatus& slot : status.slots) bytes += slot.bytes;
+  }
+  return bytes;
+}
+
 // Every stored byte of a job at one version, slots in order: what bit equality means.
 inline std::vector<uint8_t> AllBytes(ShardStore* store, int64_t version) {
   std::vector<uint8_t> all;
@@ -161,7 +185,7 @@ inline void LoadTensor(ShardStore* store, uint32_t tensor, const std::vector<flo
 }
 inline void CommitLoad(ShardStore* store, int64_t step) {
   for (const OwnedShard& shard : store->layout().shards) {
-    ASSERT_TRUE(store->StageLoad(shard.id).ok()) << store->StageLoad(shard.id).status();
+    ASSERT_TRUE(StageLoad(store, shard.id).ok()) << StageLoad(store, shard.id).status();
     ASSERT_TRUE(store->Apply(shard.id, {ShardUpdate::Kind::kLoad, step}).ok());
   }
 }
@@ -198,7 +222,7 @@ inline void AdamWStep(ShardStore* store, int64_t step, uint32_t seed) {
   for (uint32_t t = 0; t < store->layout().tensors.size(); ++t)
     PushTensor(store, t, 0, Normal(store->layout().tensors[t].element_count, seed + t));
   for (const OwnedShard& shard : store->layout().shards) {
-    ASSERT_TRUE(store->StageGradient(shard.id).ok());
+    ASSERT_TRUE(StageGradient(store, shard.id).ok());
     const absl::Status applied =
         store->Apply(shard.id, {ShardUpdate::Kind::kApply, step, false, AdamW(step - 1)});
     ASSERT_TRUE(applied.ok()) << applied;
