@@ -9,7 +9,9 @@
 #include "absl/strings/strip.h"
 #include "base/checksum.h"
 #include "proto/status.h"
+#include "server/durability/flush_codec.h"
 #include "server/durability/flush_shard.h"
+#include "server/shards/shard_image.h"
 
 namespace orlop::server {
 namespace {
@@ -106,16 +108,16 @@ absl::Status EraseBulk(storage::Store* store, const std::string& job, uint64_t s
 absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, ShardStore* shards,
                              Head* head) {
   const std::string prefix = HeadKey(header.job, head->info.serial) + "/";
-  FlushAccess access(shards, prefix);
+  const std::vector<OwnedShard>& owned = shards->layout().shards;
   Encoder index;
   index.Add(header.manifest)
       .Add(header.optimizer)
       .Add(header.machine)
-      .Add(static_cast<uint64_t>(access.all().size()));
-  for (const auto& shard : access.all()) {
-    shard->Acquire();  // another job's need for memory may not move what is read here
-    absl::Status written = access.WriteShard(store, header.step, shard.get(), &index);
-    shard->Release();
+      .Add(static_cast<uint64_t>(owned.size()));
+  for (const OwnedShard& shard : owned) {
+    auto image = shards->Image(shard.id);
+    if (!image.ok()) return image.status();
+    absl::Status written = FlushedShard(prefix, image->get()).Write(header.step, store, &index);
     if (!written.ok()) return written;
   }
   const std::string& bytes = index.bytes();
@@ -191,17 +193,16 @@ absl::Status LoadFlush(const storage::Store& store, const std::string& job, int6
   if (!index.ok()) return index.status();
   Decoder in(*index);
   for (int i = 0; i < 3; ++i) in.String();  // the caller's
-  FlushAccess access(shards, HeadKey(job, head->info.serial) + "/");
-  access.BeginLoad();
-  shards->DropStaged();
-  if (const uint64_t count = in.Number(); count != access.all().size())
-    return absl::FailedPreconditionError(absl::StrCat("flush of job '", job, "' has ", count,
-                                                      " shards; ", access.all().size(),
-                                                      " are placed here"));
-  for (const auto& shard : access.all()) {
-    shard->Acquire();
-    absl::Status loaded = access.LoadShard(store, with_staged, step, shard.get(), &in);
-    shard->Release();
+  const std::string prefix = HeadKey(job, head->info.serial) + "/";
+  const std::vector<OwnedShard>& owned = shards->layout().shards;
+  shards->BeginRestore();
+  if (const uint64_t count = in.Number(); count != owned.size())
+    return absl::FailedPreconditionError(absl::StrCat(
+        "flush of job '", job, "' has ", count, " shards; ", owned.size(), " are placed here"));
+  for (const OwnedShard& shard : owned) {
+    auto image = shards->Image(shard.id);
+    if (!image.ok()) return image.status();
+    absl::Status loaded = FlushedShard(prefix, image->get()).Load(step, with_staged, store, &in);
     if (!loaded.ok()) return loaded;
   }
   return in.ok() ? absl::OkStatus() : DamagedFlush("index", "ends early");

@@ -1,146 +1,63 @@
 // One shard in a flush: its entry in the index and its bulk values.
 //
-// Numbers are u64, little endian; strings are their size and their bytes. Under the flush's prefix:
-// "SHARD/SLOT", "SHARD/gradient", "SHARD/piece-N", "SHARD/load-SLOT", each with its size and
-// XXH3-64 in the index.
+// Under the flush's prefix: "SHARD/SLOT", "SHARD/gradient", "SHARD/piece-N", "SHARD/load-SLOT", SHARD
+// being the id in eight hexadecimal digits. Each has its size and its XXH3-64 in the index, 0 and 0
+// if there are no bytes. The entry of a shard:
+//   shard     = id tensor begin end slot{26} gradient load
+//   slot      = dtype bytes
+//   gradient  = 0 | 1 dtype bytes staged piece_count piece...
+//   piece     = rank region stored dtype digest sum_squares nonfinite_count bytes
+//   load      = 0 | 1 staged piece_count (slot dtype stored digest flat offset extent)... bytes{26}
+//   staged    = 0 | 1 digest sum_squares nonfinite_count absent
+//   bytes     = size xxh3
 #pragma once
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
+#include <cstdint>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
-#include "proto/status.h"
-#include "server/shards/shard.h"
+#include "server/durability/flush_codec.h"
+#include "server/shards/shard_image.h"
 #include "storage/store.h"
 
 namespace orlop::server {
 
-inline absl::Status DamagedFlush(const std::string& what, const std::string& why) {
-  return MakeError(absl::StatusCode::kDataLoss, absl::StrCat("flush: ", what, ": ", why),
-                   v1::ErrorDetail::LOST);
-}
-
-class Encoder {
+class FlushedShard {
  public:
-  Encoder& Add(uint64_t value) {
-    bytes_.append(reinterpret_cast<const char*>(&value), sizeof(value));
-    return *this;
-  }
-  Encoder& Add(double value) {
-    uint64_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return Add(bits);
-  }
-  Encoder& Add(const Digest128& digest) { return Add(digest.high).Add(digest.low); }
-  Encoder& Add(const std::string& value) {
-    Add(static_cast<uint64_t>(value.size()));
-    bytes_.append(value);
-    return *this;
-  }
-  Encoder& Add(const std::vector<uint64_t>& values) {
-    Add(static_cast<uint64_t>(values.size()));
-    for (uint64_t value : values) Add(value);
-    return *this;
-  }
-  const std::string& bytes() const { return bytes_; }
+  // `prefix`: of the flush, with its slash. `image` outlives this.
+  FlushedShard(std::string prefix, ShardImage* image) : prefix_(std::move(prefix)), image_(image) {}
+
+  // Writes the bulk values of the shard and adds its entry to the index.
+  //   Status  FailedPrecondition (the shard is at another version), ResourceExhausted, DataLoss
+  absl::Status Write(int64_t step, storage::Store* store, Encoder* index) const;
+  // Reads the next entry of the index, and replaces the shard by what it names. `with_staged` false:
+  // what was staged is left out.
+  //   Status  FailedPrecondition (another shard, format or contribution layout), DataLoss,
+  //           ResourceExhausted: the shard is a mixture then
+  absl::Status Load(int64_t step, bool with_staged, const storage::Store& store, Decoder* index);
 
  private:
-  std::string bytes_;
-};
+  std::string Key(const std::string& name) const;
+  std::string What(const std::string& name) const;
 
-// Reads what Encoder wrote. The bytes were checked by their checksum: running out means another
-// format, told by ok().
-class Decoder {
- public:
-  explicit Decoder(const std::string& bytes) : bytes_(bytes) {}
-  bool ok() const { return ok_; }
-  uint64_t Number() {
-    uint64_t value = 0;
-    if (!Take(sizeof(value))) return 0;
-    std::memcpy(&value, bytes_.data() + at_ - sizeof(value), sizeof(value));
-    return value;
-  }
-  double Double() {
-    const uint64_t bits = Number();
-    double value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-  }
-  Digest128 Digest() {
-    const uint64_t high = Number();
-    return {high, Number()};
-  }
-  std::string String() {
-    const uint64_t size = Number();
-    return Take(size) ? bytes_.substr(at_ - size, size) : std::string();
-  }
-  std::vector<uint64_t> Numbers() {
-    std::vector<uint64_t> values(std::min<uint64_t>(Number(), bytes_.size() / sizeof(uint64_t)));
-    for (uint64_t& value : values) value = Number();
-    return values;
-  }
+  absl::Status WriteBytes(const std::string& name, const BufferPtr& bytes, storage::Store* store,
+                          Encoder* index) const;
+  absl::Status WriteGradient(const GradientImage& gradient, storage::Store* store,
+                             Encoder* index) const;
+  absl::Status WriteLoad(const LoadImage& load, storage::Store* store, Encoder* index) const;
 
- private:
-  bool Take(uint64_t size) {
-    ok_ = ok_ && size <= bytes_.size() - at_;
-    if (ok_) at_ += size;
-    return ok_;
-  }
-  const std::string& bytes_;
-  size_t at_ = 0;
-  bool ok_ = true;
-};
+  absl::Status ReadBytes(const storage::Store& store, const std::string& name, uint64_t checksum,
+                         Buffer* out) const;
+  absl::StatusOr<BufferPtr> ReadStaged(const storage::Store& store, const std::string& name,
+                                       bool keep, Decoder* index);
+  absl::Status LoadSlot(const storage::Store& store, Slot slot, Decoder* index);
+  absl::Status LoadGradient(const storage::Store& store, bool keep, Decoder* index);
+  absl::Status LoadLoad(const storage::Store& store, bool keep, Decoder* index);
 
-// Reads and fills the internals of a ShardStore. The caller holds the shard (Shard::Acquire).
-class FlushAccess {
- public:
-  FlushAccess(ShardStore* shards, std::string prefix)
-      : shards_(shards), prefix_(std::move(prefix)) {}
-
-  const std::vector<std::unique_ptr<Shard>>& all() const { return shards_->shards_; }
-  void BeginLoad() { ++shards_->loads_; }
-
-  absl::Status WriteShard(storage::Store* store, int64_t step, Shard* shard,
-                          Encoder* index) NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status LoadShard(const storage::Store& store, bool with_staged, int64_t step, Shard* shard,
-                         Decoder* index) NO_THREAD_SAFETY_ANALYSIS;
-
- private:
-  std::string Key(const Shard& shard, const std::string& name) const {
-    return prefix_ + absl::StrFormat("%08x/", shard.info.id) + name;
-  }
-  static std::string What(const Shard& shard, const std::string& name) {
-    return absl::StrCat(shard.Name(), ", ", name);
-  }
-
-  // Size and checksum go to the index, 0 for no bytes.
-  absl::Status WriteBytes(storage::Store* store, const Shard& shard, const std::string& name,
-                          const BufferPtr& bytes, Encoder* index);
-  absl::Status ReadBytes(const storage::Store& store, const Shard& shard, const std::string& name,
-                         uint64_t checksum, Buffer* out);
-  absl::Status WriteGradient(storage::Store* store, const Shard& shard, GradientStage* stage,
-                             Encoder* index) NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status WriteLoad(storage::Store* store, const Shard& shard, LoadStage* stage,
-                         Encoder* index) NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status LoadSlot(const storage::Store& store, Shard* shard, Slot slot,
-                        Decoder* index) NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status LoadGradient(const storage::Store& store, bool keep, Shard* shard,
-                            Decoder* index) NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status LoadLoad(const storage::Store& store, bool keep, Shard* shard,
-                        Decoder* index) NO_THREAD_SAFETY_ANALYSIS;
-  // A staging buffer read from disk; skipped (null) unless `keep`.
-  absl::StatusOr<BufferPtr> ReadStaged(const storage::Store& store, bool keep, const Shard& shard,
-                                       const std::string& name, Decoder* index);
-
-  ShardStore* const shards_;
   const std::string prefix_;
+  ShardImage* const image_;
 };
 
 }  // namespace orlop::server

@@ -93,7 +93,7 @@ absl::StatusOr<std::vector<step::Contribution>> Contributions(const JobModel& mo
   return contributions;
 }
 
-std::vector<ExpectedPiece> PiecesFor(const JobModel& model, const JobLayout& owned,
+std::vector<ExpectedPiece> PiecesFor(const JobModel& model, const OwnedShards& owned,
                                      const step::Layout& layout) {
   // Shards of a tensor lie together, so each contribution meets a run of them.
   std::map<uint32_t, std::vector<const OwnedShard*>> shards_of;

@@ -34,7 +34,7 @@ absl::StatusOr<std::vector<step::Contribution>> Contributions(const JobModel& mo
                                                               uint32_t rank, uint32_t world_size);
 
 // Every piece that the shards of `owned` expect from `contributions`, for ShardStore::SetLayout.
-std::vector<ExpectedPiece> PiecesFor(const JobModel& model, const JobLayout& owned,
+std::vector<ExpectedPiece> PiecesFor(const JobModel& model, const OwnedShards& owned,
                                      const step::Layout& contributions);
 
 }  // namespace orlop::server

@@ -108,8 +108,8 @@ const std::string& JobModel::ReasonOf(int32_t shard) const {
   return definition_.runs(run_of_shard_[shard]).reason();
 }
 
-JobLayout JobModel::LayoutFor(int server) const {
-  JobLayout layout{job(), tensors_, {}};
+OwnedShards JobModel::LayoutFor(int server) const {
+  OwnedShards layout{job(), tensors_, {}};
   for (uint32_t t = 0; t < tensors_.size(); ++t) {
     for (int32_t id = first_shard_[t]; id < first_shard_[t + 1]; ++id) {
       if (Owner(id) != server) continue;

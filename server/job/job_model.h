@@ -38,7 +38,7 @@ class JobModel {
   bool LiesWhole(uint32_t tensor) const;
   const std::string& ReasonOf(int32_t shard) const;
 
-  JobLayout LayoutFor(int server) const;
+  OwnedShards LayoutFor(int server) const;
   std::vector<TensorOptimizer> Optimizers() const;  // per tensor
   // Index of the tensor's group; -1: in none.
   int GroupOf(uint32_t tensor) const { return group_[tensor]; }

@@ -40,11 +40,9 @@ const std::vector<State>& States() {
   return *states;
 }
 
-size_t StateIndex(Slot slot) {
-  return (static_cast<size_t>(slot) - static_cast<size_t>(kFirstState)) / 2;
-}
-bool IsAbsmax(Slot slot) { return static_cast<size_t>(slot) % 2 == 1; }
-static_assert(static_cast<size_t>(kFirstState) % 2 == 0);
+size_t StateIndex(Slot slot) { return (SlotIndex(slot) - SlotIndex(kFirstState)) / 2; }
+bool IsAbsmax(Slot slot) { return SlotIndex(slot) % 2 == 1; }
+static_assert(SlotIndex(kFirstState) % 2 == 0);
 
 // What `slot` is of this optimizer; null if it has no such state.
 const kernels::StateSpec* StateOf(const TensorOptimizer& optimizer, Slot slot) {
@@ -128,8 +126,7 @@ const char* SlotName(Slot slot) {
 
 Slot StateSlot(absl::string_view name) {
   for (size_t i = 0; i < States().size(); ++i)
-    if (States()[i].name == name)
-      return static_cast<Slot>(static_cast<size_t>(kFirstState) + 2 * i);
+    if (States()[i].name == name) return static_cast<Slot>(SlotIndex(kFirstState) + 2 * i);
   return Slot::kMaster;
 }
 
@@ -142,7 +139,7 @@ absl::StatusOr<Slot> ParseSlot(absl::string_view name) {
   const Slot slot = StateSlot(state);
   if (slot == Slot::kMaster)
     return absl::InvalidArgumentError(absl::StrCat("unknown slot '", name, "'"));
-  return absmax ? static_cast<Slot>(static_cast<size_t>(slot) + 1) : slot;
+  return absmax ? AbsmaxSlot(slot) : slot;
 }
 
 Slot RowSlot() { return StateSlot(kRows); }

@@ -35,9 +35,11 @@ inline constexpr size_t kStoredSlotCount = 26;  // room for twelve names of stat
 const char* SlotName(Slot slot);                // "weight", "exp_avg_absmax", ...
 // Empty means "weight". InvalidArgument naming an unknown slot.
 absl::StatusOr<Slot> ParseSlot(absl::string_view name);
-// The values of an optimizer's state; their absmax is the next slot. `name` is one of
-// kernels::StateSpec.
+constexpr size_t SlotIndex(Slot stored) { return static_cast<size_t>(stored); }
+// The values of an optimizer's state. `name` is one of kernels::StateSpec.
 Slot StateSlot(absl::string_view name);
+// The absmax of the blocks of a state's values.
+constexpr Slot AbsmaxSlot(Slot values) { return static_cast<Slot>(SlotIndex(values) + 1); }
 // Adafactor's averages over rows ("row_var") and columns ("col_var").
 Slot RowSlot();
 Slot ColumnSlot();
@@ -76,9 +78,10 @@ struct OwnedShard {
   Range range;         // of the flattened tensor
 };
 
-struct JobLayout {
+// The shards of a job that this server holds.
+struct OwnedShards {
   std::string job;
-  std::vector<Tensor> tensors;
+  std::vector<Tensor> tensors;     // of the whole job
   std::vector<OwnedShard> shards;  // ascending id
 };
 
@@ -99,6 +102,8 @@ struct SlotFormat {
   uint64_t axis_begin = 0, axis_count = 0;  // of those of the tensor, the shard's
 
   bool exists() const { return dtype != v1::DTYPE_UNSPECIFIED; }
+  // A byte holds two 4-bit codes.
+  bool is_four_bit() const { return elements_per == 2; }
   // Of an element of the flattened tensor, the place of its row or column among those of the
   // tensor.
   uint64_t AxisIndex(uint64_t element) const;
@@ -111,5 +116,7 @@ struct SlotFormat {
 // A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder, unless its optimizer
 // has another master. `range`: the shard's.
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot, Range range);
+// The formats of all stored slots of one shard, by SlotIndex.
+using SlotFormats = std::array<SlotFormat, kStoredSlotCount>;
 
 }  // namespace orlop::server

@@ -128,6 +128,7 @@ absl::Status PushStream::EndPiece(const Digest128& digest) {
   bool repeated = false;
   if (absl::Status status = job_->Push(piece_, writer_.get(), &repeated, wait_); !status.ok())
     return status;
+  writer_->Settle();
   writer_.reset();
   response_.set_piece_count(response_.piece_count() + 1);
   if (repeated) response_.set_repeated_count(response_.repeated_count() + 1);

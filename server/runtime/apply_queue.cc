@@ -70,7 +70,7 @@ absl::Status ApplyQueue::room_status() const {
 }
 
 kernels::Scope ApplyQueue::ScopeOf(uint32_t tensor) const {
-  const TensorOptimizer& optimizer = shards_->optimizers()[tensor];
+  const TensorOptimizer optimizer = shards_->optimizer(tensor);
   return optimizer.frozen() ? kernels::Scope::kElement : optimizer.optimizer->scope;
 }
 
@@ -102,13 +102,13 @@ void ApplyQueue::PassInPool(Pass pass, const Owner& owner) {
     MutexLock lock(&mutex_);
     if (round != round_ || round->loads != shards_->loads()) return;
   }
-  auto found = shards_->Look(pass.tensor, round->scalars.UpdateFor(pass.tensor));
+  auto found = shards_->RunPass(pass.tensor, round->scalars.UpdateFor(pass.tensor));
   {
     MutexLock lock(&mutex_);
     if (round != round_ || round->loads != shards_->loads()) return;
     if (found.ok()) {
       for (Update& update : pass.updates) {
-        update.look = *found;
+        update.pass = *found;
         SubmitUpdate(std::move(update), owner);
       }
       return;
@@ -142,13 +142,13 @@ void ApplyQueue::SubmitUpdate(Update update, const Owner& owner) {
 void ApplyQueue::ApplyInPool(Update update, const Owner& owner) {
   ShardUpdate wanted = update.round->scalars.UpdateFor(TensorOf(update.shard));
   wanted.loads = update.round->loads;
-  wanted.look = std::exchange(update.look, nullptr);
-  const bool has_pass = wanted.look != nullptr;
+  wanted.pass = std::exchange(update.pass, nullptr);
+  const bool has_pass = wanted.pass != nullptr;
   const absl::Status status = shards_->Apply(update.shard, wanted);
   if (absl::IsAborted(status)) return;  // a flush was loaded meanwhile
   const bool waits = absl::IsResourceExhausted(status);
-  if (waits) update.look = std::move(wanted.look);  // for the next try
-  wanted.look.reset();                              // gives its memory back before another pass
+  if (waits) update.pass = std::move(wanted.pass);  // for the next try
+  wanted.pass.reset();                              // gives its memory back before another pass
   {
     MutexLock lock(&mutex_);
     if (update.round != round_) return;

@@ -59,7 +59,7 @@ class ApplyQueue {
   struct Update {
     int32_t shard = 0;
     RoundPtr round;
-    std::shared_ptr<const TensorLook> look;  // what the pass found, if the optimizer takes one
+    std::shared_ptr<const PassResult> pass;  // if the optimizer takes one
   };
   // The first phase of a tensor's step.
   struct Pass {

@@ -1,417 +1,235 @@
-// Staging of gradients: expected pieces, room for them, and the sum, digest and norm of a shard
-// once all have come.
+#include "server/shards/gradient_stage.h"
+
+#include <sys/mman.h>
+
 #include <algorithm>
-#include <cstring>
-#include <map>
 #include <utility>
 
-#include "kernels/casts.h"
-#include "kernels/int8_blocks.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/shards/shard.h"
+#include "server/shards/gradient_sinks.h"
 
 namespace orlop::server {
 namespace {
 
-// A piece that lies in memory as it comes. `owner` keeps the memory while the stream lives.
-class FlatSink : public PieceSink {
- public:
-  FlatSink(BufferPtr owner, uint64_t offset_bytes)
-      : owner_(std::move(owner)), offset_bytes_(offset_bytes) {}
-  uint8_t* Destination() override { return owner_->data() + offset_bytes_; }
-
- private:
-  const BufferPtr owner_;
-  const uint64_t offset_bytes_;
-};
-
-// A box with gaps, scattered to its places in the shard.
-class ScatterSink : public PieceSink {
- public:
-  ScatterSink(BufferPtr owner, const Shard& shard, const Box& box, size_t element_bytes)
-      : owner_(std::move(owner)), element_bytes_(element_bytes), cursor_(shard, box) {}
-  absl::Status Write(uint64_t, absl::Span<const uint8_t> bytes) override {
-    return cursor_.Advance(
-        bytes.size() / element_bytes_, [&](uint64_t local, uint64_t count, uint64_t first) {
-          std::memcpy(owner_->data() + local * element_bytes_,
-                      bytes.data() + first * element_bytes_, count * element_bytes_);
-          return absl::OkStatus();
-        });
-  }
-
- private:
-  const BufferPtr owner_;
-  const size_t element_bytes_;
-  RunCursor cursor_;
-};
-
-// int8 with block scales, decoded to bf16 on its way to another sink.
-class Int8Sink : public PieceSink {
- public:
-  // Whole blocks, about 64 KiB.
-  static constexpr uint64_t kSinkBytes = 252 * kernels::kInt8BlockBytes;
-
-  Int8Sink(std::unique_ptr<PieceSink> sink, std::string name)
-      : sink_(std::move(sink)), name_(std::move(name)), destination_(sink_->Destination()) {}
-  absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) override {
-    const uint64_t first = kernels::Int8Count(offset_bytes),
-                   count = kernels::Int8Count(bytes.size());
-    uint16_t* values = reinterpret_cast<uint16_t*>(destination_) + first;
-    if (destination_ == nullptr) {
-      decoded_.resize(count);
-      values = decoded_.data();
-    }
-    if (absl::Status status = kernels::DecodeInt8(bytes, {values, count}); !status.ok())
-      return MakeError(status.code(),
-                       absl::StrCat(name_, ", elements from ", first,
-                                    " of the piece: ", std::string(status.message())),
-                       v1::ErrorDetail::BAD_REQUEST);
-    if (destination_ != nullptr) return absl::OkStatus();
-    return sink_->Write(first * sizeof(uint16_t),
-                        {reinterpret_cast<const uint8_t*>(values), count * sizeof(uint16_t)});
-  }
-
- private:
-  const std::unique_ptr<PieceSink> sink_;
-  const std::string name_;
-  uint8_t* const destination_;
-  std::vector<uint16_t> decoded_;
-};
-
-Range PartOf(const Shard& shard, const Box& box) {
-  return BoxPart(box, shard.tensor->shape, shard.info.range);
-}
-
-bool IsDirect(const Shard& shard, const std::vector<ExpectedPiece>& expected) {
-  uint64_t count = 0;
-  for (const ExpectedPiece& piece : expected) count += PartOf(shard, piece.box).count();
-  return count == shard.count();
-}
-
-// One contributor: its bytes. Several: the part of each, and their fp32 sum.
-uint64_t StagingBytes(const Shard& shard, const std::vector<ExpectedPiece>& expected) {
-  const uint64_t element_bytes = ElementBytes(shard.tensor->dtype);
-  if (expected.empty()) return 0;
-  if (IsDirect(shard, expected)) return Buffer::Footprint(shard.count() * element_bytes);
-  uint64_t bytes = Buffer::Footprint(shard.count() * sizeof(float));
-  for (const ExpectedPiece& piece : expected)
-    bytes += Buffer::Footprint(PartOf(shard, piece.box).count() * element_bytes);
-  return bytes;
-}
-
-// Called with the shard's lock held, so without the stage's, which is taken the other way round
-// (StagingBuffer): nobody else has this one yet.
-std::shared_ptr<GradientStage> NewStage(
-    const Shard& shard, const std::vector<ExpectedPiece>& expected) NO_THREAD_SAFETY_ANALYSIS {
-  auto stage = std::make_shared<GradientStage>();
-  for (const ExpectedPiece& piece : expected)
-    stage->pieces.push_back({piece, PartOf(shard, piece.box)});
-  stage->direct = IsDirect(shard, expected);
-  return stage;
-}
-
-// Adds to `sum` (elements [range) of the shard) the elements of a piece that lie there.
-absl::Status AddPiece(const Shard& shard, const GradientPiece& piece, Range range,
-                      absl::Span<float> sum) {
-  const Range flat = {shard.info.range.begin + range.begin, shard.info.range.begin + range.end};
-  const kernels::DType dtype = KernelDType(StagedDType(piece.dtype));
-  const uint64_t element_bytes = kernels::SizeOf(dtype);
-  uint64_t at =
-      BoxElementsBelow(piece.expected.box, shard.tensor->shape, flat.begin) - piece.part.begin;
-  absl::Status status;
-  ForEachRun(piece.expected.box, shard.tensor->shape, flat, [&](Range run) {
-    if (!status.ok()) return;
-    status =
-        kernels::AccumulateToF32({dtype, piece.bytes->data() + at * element_bytes, run.count()},
-                                 sum.subspan(run.begin - flat.begin, run.count()));
-    at += run.count();
-  });
-  return status;
-}
-
-// Norm and digest of a shard's gradient, leaf by leaf; `fill` makes the leaf first where it is a
-// sum.
-template <typename Fill>
-absl::StatusOr<StagedShard> Reduce(const Shard& shard, v1::DType dtype, const uint8_t* bytes,
-                                   Fill fill) {
-  const uint64_t element_bytes = ElementBytes(dtype), leaf_elements = kLeafBytes / element_bytes;
-  kernels::BlockSums sums;
-  PieceDigest digest;
-  for (uint64_t begin = 0; begin < shard.count(); begin += leaf_elements) {
-    const Range range = {begin, std::min(begin + leaf_elements, shard.count())};
-    if (absl::Status filled = fill(range); !filled.ok()) return filled;
-    const uint8_t* leaf = bytes + begin * element_bytes;
-    kernels::ReduceGradient({KernelDType(dtype), leaf, range.count()}, &sums);
-    const uint64_t hash = Checksum64(leaf, range.count() * element_bytes);
-    digest.AddLeaves({&hash, 1});
-  }
-  return StagedShard{digest.Finish(), sums.sum_squares, sums.nonfinite_count, false};
-}
-
-// Elements of contributors that had no gradient are zero.
-void ZeroAbsent(const Shard& shard, const std::vector<GradientPiece>& pieces,
-                uint64_t element_bytes, uint8_t* whole) {
-  for (const GradientPiece& piece : pieces)
-    if (!piece.stored)
-      ForEachRun(piece.expected.box, shard.tensor->shape, shard.info.range, [&](Range run) {
-        std::memset(whole + (run.begin - shard.info.range.begin) * element_bytes, 0,
-                    run.count() * element_bytes);
-      });
+// Gradients of zeros, of any shard: pages that were never written take no memory.
+const void* Zeros() {
+  static const void* const zeros = mmap(nullptr, 2 * kMaxShardElements, PROT_READ,
+                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return zeros;
 }
 
 }  // namespace
 
-// A committed step must not wait for a disk: one that is full is told while the step can still be
-// refused.
-absl::Status ShardStore::CheckDiskForApply() const {
-  uint64_t bytes;
-  {
-    MutexLock lock(&mutex_);
-    bytes = spill_window_.reserved_bytes();
-  }
-  return bytes == 0 ? absl::OkStatus() : tiers_->CheckDisk(layout_.job, bytes);
+StagedGradient AbsentGradient(const ShardInfo& shard) {
+  return {nullptr, true, {kernels::DType::kBF16, Zeros(), shard.count()}};
 }
 
-BufferPtr ShardStore::ReservedStaging(uint64_t bytes) {
-  std::shared_ptr<Reservation> staging;
-  {
-    MutexLock lock(&mutex_);
-    staging = staging_;
-  }
-  return staging ? staging->Allocate(bytes).value_or(nullptr) : nullptr;
-}
-
-absl::StatusOr<BufferPtr> ShardStore::StagingBuffer(uint64_t bytes) {
-  if (BufferPtr buffer = ReservedStaging(bytes)) return buffer;
-  WriteBackStranded();  // what a LOAD left here while the disk was full
-  if (BufferPtr buffer = ReservedStaging(bytes)) return buffer;
-  // Wider than the manifest's dtype, or what a broken stream still holds is not back yet.
-  return tiers_->NewBuffer({Tier::kDram, layout_.job, "staging"}, bytes);
-}
-
-absl::Status ShardStore::SetLayout(const std::vector<ExpectedPiece>& pieces) {
-  std::map<int32_t, std::vector<ExpectedPiece>> by_shard;
-  for (const ExpectedPiece& piece : pieces) {
-    auto shard = Find(piece.shard);
-    if (!shard.ok()) return shard.status();
-    const Tensor& tensor = *(*shard)->tensor;
-    absl::Status valid = ValidateBox(piece.box, tensor.shape, tensor.element_count);
-    if (!valid.ok()) return ShardError(valid.code(), **shard, std::string(valid.message()));
-    if (PartOf(**shard, piece.box).empty())
-      return ShardError(absl::StatusCode::kInvalidArgument, **shard,
-                        absl::StrCat("box ", ToString(piece.box), " does not touch it"));
-    by_shard[piece.shard].push_back(piece);
-  }
-  DropStaged();
-  {
-    MutexLock lock(&mutex_);
-    staging_.reset();
-  }
-  uint64_t bytes = 0;
-  for (auto& shard : shards_) {
-    std::vector<ExpectedPiece>& expected = by_shard[shard->info.id];
-    std::sort(expected.begin(), expected.end(), [](const ExpectedPiece& a, const ExpectedPiece& b) {
-      return std::pair(a.rank, a.region) < std::pair(b.rank, b.region);
-    });
-    for (size_t i = 1; i < expected.size(); ++i)
-      if (expected[i].rank == expected[i - 1].rank && expected[i].region == expected[i - 1].region)
-        return ShardError(absl::StatusCode::kInvalidArgument, *shard,
-                          absl::StrCat("rank ", expected[i].rank, " has two boxes of region ",
-                                       expected[i].region));
-    bytes += StagingBytes(*shard, expected);
-    MutexLock lock(&shard->mutex);
-    shard->expected.clear();
-  }
-  auto reserved = tiers_->Reserve({Tier::kDram, layout_.job, "staging"}, bytes);
-  if (!reserved.ok()) return reserved.status();
-  for (auto& shard : shards_) {
-    MutexLock lock(&shard->mutex);
-    shard->expected = std::move(by_shard[shard->info.id]);
-  }
+GradientStage::GradientStage(const ShardInfo& shard, const std::vector<ExpectedPiece>& expected,
+                             StagingRoom* room)
+    : shard_(shard), room_(room), direct_(IsDirect(shard, expected)) {
   MutexLock lock(&mutex_);
-  staging_ = std::make_shared<Reservation>(*std::move(reserved));
-  return absl::OkStatus();
+  for (const ExpectedPiece& piece : expected) pieces_.push_back({piece, PartOf(shard, piece.box)});
 }
 
-absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginGradient(int32_t id, uint32_t rank,
-                                                                       int32_t region,
-                                                                       v1::DType dtype) {
-  auto found = Find(id);
-  if (!found.ok()) return found.status();
-  Shard& shard = **found;
-  if (!IsGradient(dtype))
-    return ShardError(
-        absl::StatusCode::kInvalidArgument, shard,
-        absl::StrCat("a gradient is float32, bfloat16, float16 or int8 with block scales, not ",
-                     std::string(DTypeName(dtype))));
-  if (absl::Status room = CheckDiskForApply(); !room.ok()) return Annotated(room, shard.Name());
-  std::shared_ptr<GradientStage> stage;
-  {
-    MutexLock lock(&shard.mutex);
-    if (!shard.gradient) shard.gradient = NewStage(shard, shard.expected);
-    stage = shard.gradient;
+// ---- Pieces ----
+
+class GradientStage::Claim : public PieceClaim {
+ public:
+  Claim(std::shared_ptr<GradientStage> stage, size_t index, v1::DType dtype)
+      : stage_(std::move(stage)), index_(index), dtype_(dtype) {}
+  ~Claim() override {
+    MutexLock lock(&stage_->mutex_);
+    stage_->pieces_[index_].claimed = false;
   }
-  MutexLock lock(&stage->mutex);
-  const auto piece =
-      std::find_if(stage->pieces.begin(), stage->pieces.end(), [&](const GradientPiece& p) {
-        return p.expected.rank == rank && p.expected.region == region;
-      });
-  if (piece == stage->pieces.end())
-    return ShardError(absl::StatusCode::kInvalidArgument, shard,
-                      absl::StrCat("no piece of rank ", rank, ", region ", region, " is expected"));
-  const size_t index = piece - stage->pieces.begin();
-  const v1::DType staged_dtype = StagedDType(dtype);
-  const uint64_t element_bytes = ElementBytes(staged_dtype);
-  PieceWriter::Options options{PieceBytes(dtype, piece->part.count()), KernelDType(staged_dtype),
-                               false, absl::StrCat(shard.Name(), ", rank ", rank)};
-  if (piece->stored) {
-    if (piece->dtype != dtype)
-      return ShardError(absl::StatusCode::kAlreadyExists, shard,
-                        absl::StrCat("rank ", rank, " has pushed this piece as ",
-                                     std::string(DTypeName(piece->dtype))),
-                        v1::ErrorDetail::CONFLICT);
-    return std::make_unique<PieceWriter>(options, std::make_unique<PieceSink>(), nullptr, nullptr);
-  }
-  if (piece->claimed)
-    return ShardError(absl::StatusCode::kUnavailable, shard,
-                      absl::StrCat("another stream of rank ", rank, " is sending this piece"),
-                      v1::ErrorDetail::STOPPING);
-  std::unique_ptr<PieceSink> sink;
-  BufferPtr own;
-  if (stage->direct) {
-    if (stage->whole && stage->dtype != staged_dtype)
-      return ShardError(
-          absl::StatusCode::kInvalidArgument, shard,
-          absl::StrCat("pieces of this shard are ", std::string(DTypeName(stage->dtype)), ", not ",
-                       std::string(DTypeName(staged_dtype))));
-    if (!stage->whole) {
-      auto buffer = StagingBuffer(shard.count() * element_bytes);
-      if (!buffer.ok()) return Annotated(buffer.status(), shard.Name());
-      stage->whole = *std::move(buffer);
-      stage->dtype = staged_dtype;
-    }
-    const Box simple = Simplified(piece->expected.box, shard.tensor->shape);
-    options.reduce = stage->pieces.size() == 1 && staged_dtype == dtype;
-    if (simple.flat) {
-      const uint64_t first =
-          std::max(simple.offset[0], shard.info.range.begin) - shard.info.range.begin;
-      sink = std::make_unique<FlatSink>(stage->whole, first * element_bytes);
-    } else {
-      sink = std::make_unique<ScatterSink>(stage->whole, shard, simple, element_bytes);
-    }
-  } else {
-    auto buffer = StagingBuffer(piece->part.count() * element_bytes);
-    if (!buffer.ok()) return Annotated(buffer.status(), shard.Name());
-    own = *std::move(buffer);
-    sink = std::make_unique<FlatSink>(own, 0);
-  }
-  if (staged_dtype != dtype) {
-    options.sink_bytes = Int8Sink::kSinkBytes;
-    sink = std::make_unique<Int8Sink>(std::move(sink), options.name);
-  }
-  piece->claimed = true;
-  auto keep = [&shard, stage, index, dtype, own](const PieceResult& result) -> absl::Status {
-    MutexLock lock(&stage->mutex);
-    if (stage->dropped) return AttemptDropped(shard);
-    GradientPiece& piece = stage->pieces[index];
+  // The piece's own buffer, if it has one.
+  void set_bytes(BufferPtr bytes) { bytes_ = std::move(bytes); }
+  absl::Status Keep(const PieceResult& result) override {
+    MutexLock lock(&stage_->mutex_);
+    if (stage_->dropped_) return AttemptDropped(stage_->shard_);
+    GradientPiece& piece = stage_->pieces_[index_];
     piece.stored = true;
-    piece.dtype = dtype;
-    piece.bytes = own;
+    piece.dtype = dtype_;
+    piece.bytes = std::move(bytes_);
     piece.result = result;
     return absl::OkStatus();
-  };
-  auto release = [stage, index] {
-    MutexLock lock(&stage->mutex);
-    stage->pieces[index].claimed = false;
-  };
-  return std::make_unique<PieceWriter>(options, std::move(sink), std::move(keep),
-                                       std::move(release));
-}
-
-ShardStore::Stager ShardStore::StagerOf(int32_t id, bool is_load) {
-  auto found = Find(id);
-  if (!found.ok()) return [status = found.status()] { return status; };
-  Shard* shard = *found;
-  MutexLock lock(&shard->mutex);
-  if (is_load) {
-    return [this, shard, stage = shard->load] {
-      shard->Acquire();  // slots are read: nothing may move them
-      auto staged = FillLoad(shard, stage);
-      shard->Release();
-      return staged;
-    };
   }
-  if (!shard->gradient) shard->gradient = NewStage(*shard, shard->expected);
-  return [this, shard, stage = shard->gradient] { return SumGradient(*shard, stage.get()); };
+
+ private:
+  const std::shared_ptr<GradientStage> stage_;
+  const size_t index_;
+  const v1::DType dtype_;
+  BufferPtr bytes_;
+};
+
+absl::StatusOr<GradientStage::Begun> GradientStage::ClaimPiece(uint32_t rank, int32_t region,
+                                                               v1::DType dtype) {
+  MutexLock lock(&mutex_);
+  const auto piece = std::ranges::find_if(pieces_, [&](const GradientPiece& p) {
+    return p.expected.rank == rank && p.expected.region == region;
+  });
+  if (piece == pieces_.end())
+    return ShardError(absl::StatusCode::kInvalidArgument, shard_,
+                      absl::StrCat("no piece of rank ", rank, ", region ", region, " is expected"));
+  if (piece->stored && piece->dtype != dtype)
+    return ShardError(absl::StatusCode::kAlreadyExists, shard_,
+                      absl::StrCat("rank ", rank, " has pushed this piece as ",
+                                   std::string(DTypeName(piece->dtype))),
+                      v1::ErrorDetail::CONFLICT);
+  if (!piece->stored && piece->claimed)
+    return ShardBusy(shard_,
+                     absl::StrCat("another stream of rank ", rank, " is sending this piece"));
+  if (!piece->stored && direct_ && whole_ && dtype_ != StagedDType(dtype))
+    return ShardError(absl::StatusCode::kInvalidArgument, shard_,
+                      absl::StrCat("pieces of this shard are ", std::string(DTypeName(dtype_)),
+                                   ", not ", std::string(DTypeName(StagedDType(dtype)))));
+  if (!piece->stored) piece->claimed = true;
+  return Begun{static_cast<size_t>(piece - pieces_.begin()), piece->expected.box, piece->part,
+               piece->stored};
 }
 
-absl::StatusOr<StagedShard> ShardStore::SumGradient(const Shard& shard, GradientStage* stage) {
-  MutexLock lock(&stage->mutex);
-  if (stage->dropped) return AttemptDropped(shard);
-  if (stage->result) return *stage->result;
-  std::vector<GradientPiece>& pieces = stage->pieces;
-  const bool any =
-      std::any_of(pieces.begin(), pieces.end(), [](const GradientPiece& p) { return p.stored; });
-  absl::StatusOr<StagedShard> staged = StagedShard{.absent = true};
-  if (any && stage->direct && pieces.size() == 1 && pieces[0].dtype == stage->dtype) {
-    const PieceResult& result = pieces[0].result;
-    staged =
-        StagedShard{result.digest, result.sums.sum_squares, result.sums.nonfinite_count, false};
-  } else if (any && stage->direct) {
-    ZeroAbsent(shard, pieces, ElementBytes(stage->dtype), stage->whole->data());
-    staged =
-        Reduce(shard, stage->dtype, stage->whole->data(), [](Range) { return absl::OkStatus(); });
-  } else if (any) {
-    auto sum = StagingBuffer(shard.count() * sizeof(float));
-    if (!sum.ok()) return Annotated(sum.status(), shard.Name());
-    const absl::Span<float> values = (*sum)->as<float>();
-    staged = Reduce(shard, v1::DTYPE_F32, (*sum)->data(), [&](Range range) -> absl::Status {
-      const absl::Span<float> part = values.subspan(range.begin, range.count());
-      std::fill(part.begin(), part.end(),
-                -0.0f);  // the one value that changes no first contribution
-      for (const GradientPiece& piece : pieces)
-        if (piece.stored)
-          if (absl::Status added = AddPiece(shard, piece, range, part); !added.ok()) return added;
-      return absl::OkStatus();
-    });
-    for (GradientPiece& piece : pieces) piece.bytes.reset();
-    stage->whole = *std::move(sum);
-    stage->dtype = v1::DTYPE_F32;
+absl::StatusOr<std::unique_ptr<PieceWriter>> GradientStage::Begin(uint32_t rank, int32_t region,
+                                                                  v1::DType dtype) {
+  MutexLock work(&work_mutex_);
+  const auto begun = ClaimPiece(rank, region, dtype);
+  if (!begun.ok()) return begun.status();
+  const v1::DType staged_dtype = StagedDType(dtype);
+  PieceWriter::Options options{PieceBytes(dtype, begun->part.count()), KernelDType(staged_dtype),
+                               false, absl::StrCat(shard_.Name(), ", rank ", rank)};
+  if (begun->repeated)
+    return std::make_unique<PieceWriter>(options, std::make_unique<PieceSink>(), nullptr);
+  auto claim = std::make_unique<Claim>(shared_from_this(), begun->index, dtype);
+  std::unique_ptr<PieceSink> sink;
+  if (direct_) {
+    auto whole = Whole(staged_dtype);
+    if (!whole.ok()) return Annotated(whole.status(), shard_.Name());
+    options.reduce = begun->part.count() == shard_.count() && staged_dtype == dtype;
+    sink = BoxSink(*std::move(whole), shard_, Simplified(begun->box, shard_.tensor->shape),
+                   staged_dtype);
+  } else {
+    auto own = room_->Allocate(begun->part.count() * ElementBytes(staged_dtype));
+    if (!own.ok()) return Annotated(own.status(), shard_.Name());
+    claim->set_bytes(*own);
+    sink = FlatSink(*std::move(own), 0);
   }
-  if (staged.ok()) stage->result = *staged;
-  return staged;
+  if (staged_dtype != dtype) sink = Int8Sink(std::move(sink), &options);
+  return std::make_unique<PieceWriter>(options, std::move(sink), std::move(claim));
 }
 
-void ShardStore::DropStaged() {
-  for (auto& shard : shards_) DropStaged(shard->info.id);
-}
-
-void ShardStore::DropStaged(int32_t id) {
-  auto found = Find(id);
-  if (!found.ok()) return;
-  std::shared_ptr<GradientStage> gradient;
-  std::shared_ptr<LoadStage> load;
+// The buffer of a direct shard, made with the first piece.
+absl::StatusOr<BufferPtr> GradientStage::Whole(v1::DType dtype) {
   {
-    MutexLock lock(&(*found)->mutex);
-    gradient = std::move((*found)->gradient);
-    load = std::move((*found)->load);
-    (*found)->gradient = nullptr;
-    (*found)->load = nullptr;
+    MutexLock lock(&mutex_);
+    if (whole_) return whole_;
   }
-  if (gradient) {
-    MutexLock lock(&gradient->mutex);
-    gradient->dropped = true;
+  auto buffer = room_->Allocate(shard_.count() * ElementBytes(dtype));
+  if (!buffer.ok()) return buffer.status();
+  MutexLock lock(&mutex_);
+  whole_ = *buffer;
+  dtype_ = dtype;
+  return buffer;
+}
+
+// ---- The sum ----
+
+bool GradientStage::HasPieces() const {
+  return std::ranges::any_of(pieces_, &GradientPiece::stored);
+}
+
+absl::StatusOr<StagedShard> GradientStage::Sum() {
+  MutexLock work(&work_mutex_);
+  std::vector<GradientPiece> pieces;
+  BufferPtr whole;
+  v1::DType dtype;
+  {
+    MutexLock lock(&mutex_);
+    if (dropped_) return AttemptDropped(shard_);
+    if (result_) return *result_;
+    if (!HasPieces()) return *(result_ = StagedShard{.absent = true});
+    pieces = pieces_;
+    whole = whole_;
+    dtype = dtype_;
   }
-  if (load) {
-    MutexLock lock(&load->mutex);
-    load->dropped = true;
-    for (size_t i = 0; i < kStoredSlotCount; ++i)
-      if (load->planes[i].spilled)  // a failed erase leaves bytes that the next start removes
-        (void)tiers_->Erase((*found)->Key(layout_.job, static_cast<Slot>(i)),
-                            *load->planes[i].spilled);
+  if (!direct_) return SumSeveral(std::move(pieces));
+  StagedShard staged;
+  if (pieces.size() == 1 && pieces[0].dtype == dtype) {  // measured as it arrived
+    const PieceResult& result = pieces[0].result;
+    staged = {result.digest, result.sums.sum_squares, result.sums.nonfinite_count, false};
+  } else {
+    staged = ReducePieces(shard_, pieces, dtype, whole->data());
   }
+  MutexLock lock(&mutex_);
+  if (dropped_) return AttemptDropped(shard_);
+  return *(result_ = staged);
+}
+
+absl::StatusOr<StagedShard> GradientStage::SumSeveral(std::vector<GradientPiece> pieces) {
+  auto sum = room_->Allocate(shard_.count() * sizeof(float));
+  if (!sum.ok()) return Annotated(sum.status(), shard_.Name());
+  const auto staged = SumPieces(shard_, pieces, (*sum)->as<float>());
+  if (!staged.ok()) return staged;
+  MutexLock lock(&mutex_);
+  if (dropped_) return AttemptDropped(shard_);
+  for (GradientPiece& piece : pieces_) piece.bytes.reset();
+  whole_ = *std::move(sum);
+  dtype_ = v1::DTYPE_F32;
+  return *(result_ = *staged);
+}
+
+absl::StatusOr<StagedGradient> GradientStage::Gradient() const {
+  MutexLock lock(&mutex_);
+  if (!HasPieces()) return AbsentGradient(shard_);
+  if (!result_)
+    return ShardError(absl::StatusCode::kFailedPrecondition, shard_, "no gradient is staged");
+  if (result_->absent) return AbsentGradient(shard_);
+  return StagedGradient{whole_, false, {KernelDType(dtype_), whole_->data(), shard_.count()}};
+}
+
+void GradientStage::Drop() {
+  MutexLock lock(&mutex_);
+  dropped_ = true;
+}
+
+// ---- What can be seen ----
+
+bool GradientStage::has_begun() const {
+  MutexLock lock(&mutex_);
+  return std::ranges::any_of(pieces_, [](const GradientPiece& p) { return p.claimed || p.stored; });
+}
+
+std::string GradientStage::Description() const {
+  MutexLock lock(&mutex_);
+  if (result_) return "staged";
+  return absl::StrCat("staging ", std::ranges::count_if(pieces_, &GradientPiece::stored), " of ",
+                      pieces_.size(), " pieces");
+}
+
+GradientImage GradientStage::Image() const {
+  MutexLock lock(&mutex_);
+  return {dtype_, whole_, result_, pieces_};
+}
+
+absl::Status GradientStage::Install(GradientImage image) {
+  MutexLock lock(&mutex_);
+  if (image.pieces.size() != pieces_.size())
+    return ShardError(absl::StatusCode::kFailedPrecondition, shard_,
+                      absl::StrCat(image.pieces.size(), " pieces were staged; the layout expects ",
+                                   pieces_.size()));
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    GradientPiece& staged = image.pieces[i];
+    if (pieces_[i].expected.rank != staged.expected.rank ||
+        pieces_[i].expected.region != staged.expected.region)
+      return ShardError(absl::StatusCode::kFailedPrecondition, shard_,
+                        "pieces of another contribution layout were staged");
+    staged.expected = std::move(pieces_[i].expected);
+    staged.part = pieces_[i].part;
+  }
+  pieces_ = std::move(image.pieces);
+  dtype_ = image.dtype;
+  whole_ = std::move(image.whole);
+  result_ = image.result;
+  return absl::OkStatus();
 }
 
 }  // namespace orlop::server

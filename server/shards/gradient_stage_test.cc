@@ -46,7 +46,7 @@ TEST(Staging, RefusesChunksOutOfOrderAndDamagedOnes) {
   ASSERT_TRUE(write(writer.get(), 0, 0).ok());
   EXPECT_TRUE(absl::IsInvalidArgument(writer->Finish({}).status()));  // bytes missing
   writer.reset();
-  EXPECT_TRUE(store->StageGradient(0).value().absent);
+  EXPECT_TRUE(StageGradient(store, 0).value().absent);
   store->DropStaged();
   EXPECT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_F32), bytes, 4 * kLeafBytes).ok());
 }
@@ -58,7 +58,7 @@ TEST(Staging, RepeatedPieceKeepsTheFirst) {
   const auto first = AsBytes(Normal(3000, 1)), other = AsBytes(Normal(3000, 2));
   ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_F32), first).ok());
   ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_F32), other).ok());
-  EXPECT_EQ(store->StageGradient(0).value().digest, DigestOfBytes(first));
+  EXPECT_EQ(StageGradient(store, 0).value().digest, DigestOfBytes(first));
 }
 
 TEST(Staging, NormAndDigestDoNotDependOnChunks) {
@@ -72,7 +72,7 @@ TEST(Staging, NormAndDigestDoNotDependOnChunks) {
       auto bytes = AsBytes(values);
       if (dtype == v1::DTYPE_BF16) bytes.resize(bytes.size() / 2);
       ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, dtype), bytes, chunk_bytes).ok());
-      const StagedShard staged = store->StageGradient(0).value();
+      const StagedShard staged = StageGradient(store, 0).value();
       kernels::BlockSums sums;
       kernels::ReduceGradient(
           {dtype == v1::DTYPE_F32 ? kernels::DType::kF32 : kernels::DType::kBF16, bytes.data(),
@@ -129,7 +129,7 @@ TEST(Staging, SumsInRankOrder) {
       float value = gradients[0][i] + gradients[1][i];
       sum.push_back(value + gradients[2][i]);
     }
-    EXPECT_EQ(store->StageGradient(shard.id).value().digest, DigestOfBytes(AsBytes(sum)));
+    EXPECT_EQ(StageGradient(store, shard.id).value().digest, DigestOfBytes(AsBytes(sum)));
   }
 }
 
@@ -155,7 +155,7 @@ TEST(Staging, JoinsPartsOfOneGradient) {
       });
       ASSERT_TRUE(Send(store->BeginGradient(0, rank, 0, v1::DTYPE_F32), AsBytes(part)).ok());
     }
-    const StagedShard staged = store->StageGradient(0).value();
+    const StagedShard staged = StageGradient(store, 0).value();
     kernels::BlockSums sums;
     kernels::ReduceGradient({kernels::DType::kF32, gradient.data(), gradient.size()}, &sums);
     EXPECT_EQ(staged.digest, DigestOfBytes(AsBytes(gradient)));
@@ -196,7 +196,7 @@ TEST(Staging, DecodesInt8AsItComes) {
         Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire, chunk_bytes);
     ASSERT_TRUE(sent.ok()) << sent;
     EXPECT_EQ(world.accountant.reserved_bytes(Tier::kDram), before);
-    const StagedShard staged = store->StageGradient(0).value();
+    const StagedShard staged = StageGradient(store, 0).value();
     EXPECT_EQ(staged.digest, DigestOfBytes(decoded));
     EXPECT_EQ(staged.sum_squares, sums.sum_squares);
     EXPECT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire, chunk_bytes).ok());
@@ -246,7 +246,7 @@ TEST(Staging, DecodesInt8OfAnyBox) {
     for (const OwnedShard& shard : store->layout().shards) {
       const std::vector<uint16_t> part(expected.begin() + shard.range.begin,
                                        expected.begin() + shard.range.end);
-      EXPECT_EQ(store->StageGradient(shard.id).value().digest, DigestOfBytes(BF16Bytes(part)));
+      EXPECT_EQ(StageGradient(store, shard.id).value().digest, DigestOfBytes(BF16Bytes(part)));
     }
   }
 }
@@ -263,7 +263,7 @@ TEST(Staging, SumsInt8InFp32) {
     for (size_t i = 0; i < sum.size(); ++i)
       sum[i] += std::bit_cast<float>(uint32_t{decoded[i]} << 16);
   }
-  EXPECT_EQ(store->StageGradient(0).value().digest, DigestOfBytes(AsBytes(sum)));
+  EXPECT_EQ(StageGradient(store, 0).value().digest, DigestOfBytes(AsBytes(sum)));
 }
 
 TEST(Staging, Int8OfABadElementReachesTheVetoAndABadScaleIsRefused) {
@@ -274,7 +274,7 @@ TEST(Staging, Int8OfABadElementReachesTheVetoAndABadScaleIsRefused) {
   values[1000] = std::numeric_limits<float>::infinity();
   std::vector<uint8_t> wire = Int8(values);
   ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK), wire).ok());
-  EXPECT_EQ(store->StageGradient(0).value().nonfinite_count, 256u);
+  EXPECT_EQ(StageGradient(store, 0).value().nonfinite_count, 256u);
   store->DropStaged();
 
   const float scale = -0.25f;
@@ -305,11 +305,11 @@ TEST(Staging, AbsentContributorsAreZeroAndNonFiniteIsCounted) {
   half[9] = std::nanf("");
   ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_F32), AsBytes(half)).ok());
   half.resize(4000, 0.0f);
-  const StagedShard staged = store->StageGradient(0).value();
+  const StagedShard staged = StageGradient(store, 0).value();
   EXPECT_EQ(staged.digest, DigestOfBytes(AsBytes(half)));
   EXPECT_EQ(staged.nonfinite_count, 2u);
   store->DropStaged();
-  EXPECT_TRUE(store->StageGradient(0).value().absent);
+  EXPECT_TRUE(StageGradient(store, 0).value().absent);
 }
 
 // A sum that was asked for before its attempt was dropped runs when another attempt is half there.
@@ -327,7 +327,7 @@ TEST(Staging, SumOfADroppedAttemptTakesNothingOfTheNext) {
   PushTensor(store.get(), 0, 1, second);
   std::vector<float> sum(5000);
   for (size_t i = 0; i < sum.size(); ++i) sum[i] = first[i] + second[i];
-  EXPECT_EQ(store->StageGradient(0).value().digest, DigestOfBytes(AsBytes(sum)));
+  EXPECT_EQ(StageGradient(store, 0).value().digest, DigestOfBytes(AsBytes(sum)));
 }
 
 TEST(Staging, DroppedAttemptRefusesItsWritersAndFreesMemory) {

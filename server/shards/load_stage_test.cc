@@ -14,8 +14,8 @@ TEST(Load, FirstMustCoverEveryWeightByName) {
   ASSERT_TRUE(Send(store->BeginLoad(1, Slot::kWeight, v1::DTYPE_F32, Rectangle({0, 0}, {50, 19})),
                    AsBytes(Normal(950, 2)))
                   .ok());
-  EXPECT_TRUE(store->StageLoad(0).ok());
-  const absl::Status partial = store->StageLoad(1).status();
+  EXPECT_TRUE(StageLoad(store, 0).ok());
+  const absl::Status partial = StageLoad(store, 1).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(partial));
   EXPECT_THAT(std::string(partial.message()), HasSubstr("layer.b"));
   EXPECT_TRUE(absl::IsAlreadyExists(

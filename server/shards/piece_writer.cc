@@ -18,18 +18,12 @@ constexpr uint64_t kStripBytes = 4 << 10;
 }  // namespace
 
 PieceWriter::PieceWriter(Options options, std::unique_ptr<PieceSink> sink,
-                         std::function<absl::Status(const PieceResult&)> keep,
-                         std::function<void()> release)
+                         std::unique_ptr<PieceClaim> claim)
     : options_(std::move(options)),
       sink_(std::move(sink)),
-      keep_(std::move(keep)),
-      release_(std::move(release)),
+      claim_(std::move(claim)),
       destination_(sink_->Destination()) {
   if (destination_ == nullptr) block_.resize(std::min(options_.sink_bytes, options_.total_bytes));
-}
-
-PieceWriter::~PieceWriter() {
-  if (release_) release_();
 }
 
 absl::Status PieceWriter::WriteChunk(uint64_t offset_bytes,
@@ -146,8 +140,15 @@ absl::StatusOr<PieceResult> PieceWriter::Finish(const Digest128& digest) {
 absl::Status PieceWriter::Keep() {
   if (state_ != State::kFinished)
     return absl::FailedPreconditionError(absl::StrCat(options_.name, ": not finished"));
-  state_ = State::kKept;
-  return keep_ ? keep_(result_) : absl::OkStatus();
+  absl::Status kept = claim_ ? claim_->Keep(result_) : absl::OkStatus();
+  state_ = kept.ok() ? State::kKept : State::kFailed;
+  return kept;
+}
+
+void PieceWriter::Settle() {
+  if (state_ != State::kKept) return;
+  sink_.reset();
+  if (claim_) claim_->Settle();
 }
 
 }  // namespace orlop::server

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/casts.h"
+#include "kernels/quantize.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
@@ -13,140 +14,148 @@
 namespace orlop::server {
 namespace {
 
-bool IsMaster(const ReadRequest& request, const SlotFormat& format) {
-  return (request.slot == Slot::kWeight || request.slot == Slot::kMaster) &&
-         format.dtype != request.dtype;
+// One of the two slots of a read, as it was when the read was opened.
+struct Seen {
+  Slot slot = Slot::kWeight;
+  SlotFormat format;
+  SlotBytes bytes;
+
+  Seen() = default;
+  Seen(Slot slot, const SlotHome::View& view) : slot(slot) {
+    const SlotState& state = view.slots[SlotIndex(slot)];
+    format = state.format;
+    bytes = state.bytes;
+  }
+};
+
+struct Opened {
+  SlotMapping mapping;
+  Seen first;
+  std::optional<Seen> second;
+};
+
+absl::Status VersionGone(const ShardInfo& shard, int64_t version, const std::string& more = "") {
+  return ShardError(absl::StatusCode::kOutOfRange, shard,
+                    absl::StrCat("version ", version, " was applied over", more),
+                    v1::ErrorDetail::VERSION_GONE);
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<ShardReader>> ShardStore::OpenRead(const ReadRequest& wanted) {
-  auto found = Find(wanted.shard);
-  if (!found.ok()) return found.status();
-  Shard& shard = **found;
-  const Tensor& tensor = *shard.tensor;
-  if (absl::Status valid = ValidateBox(wanted.box, tensor.shape, tensor.element_count); !valid.ok())
-    return ShardError(valid.code(), shard, std::string(valid.message()));
-  ReadRequest request = wanted;
-  request.box = Simplified(wanted.box, tensor.shape);
-  const Slot stored = request.slot == Slot::kMaster ? Slot::kWeight : request.slot;
-  const size_t index = static_cast<size_t>(stored);
-  SlotState* second = nullptr;
-  ShardReader::Source source;
-  SlotFormat format;
-  SlotState first_view, second_view;  // what the reader holds; copied under the lock
-  {
-    MutexLock lock(&shard.mutex);
-    if (shard.version < 0)
-      return ShardError(absl::StatusCode::kFailedPrecondition, shard,
-                        "no weights are committed yet", v1::ErrorDetail::LOADING);
-    if (request.version < shard.version || (shard.applying && request.version == shard.version)) {
-      v1::ErrorDetail detail;
-      detail.set_version(shard.version);
-      return Annotated(ShardError(absl::StatusCode::kOutOfRange, shard,
-                                  absl::StrCat("version ", request.version, " is applied over; ",
-                                               shard.version, " is current"),
-                                  v1::ErrorDetail::VERSION_GONE),
-                       "pull", detail);
-    }
-    if (request.version > shard.version)
-      return ShardError(absl::StatusCode::kFailedPrecondition, shard,
-                        absl::StrCat("version ", request.version, " is not made yet; ",
-                                     shard.version, " is current"),
-                        v1::ErrorDetail::WRONG_STEP);
-    format = shard.slots[index].format;
-    if (!format.exists() || (request.slot == Slot::kMaster && !tensor.is_parameter))
-      return ShardError(absl::StatusCode::kInvalidArgument, shard,
-                        absl::StrCat("has no slot ", SlotName(request.slot)));
-    if (request.slot == Slot::kMaster && request.dtype == v1::DTYPE_UNSPECIFIED)
-      request.dtype = v1::DTYPE_F32;
-    if (request.dtype == v1::DTYPE_UNSPECIFIED)
-      request.dtype = stored == Slot::kWeight ? tensor.dtype : format.dtype;
-    const bool joins = tensor.is_parameter && stored == Slot::kWeight &&
-                       (request.dtype == v1::DTYPE_F32 ||
-                        (request.dtype == v1::DTYPE_F16 && request.slot == Slot::kWeight));
-    const bool decodes =
-        tensor.is_parameter && format.dtype == v1::DTYPE_U8 && request.dtype == v1::DTYPE_F32;
-    if (!joins && !decodes && (request.dtype != format.dtype || request.slot == Slot::kMaster))
-      return ShardError(absl::StatusCode::kInvalidArgument, shard,
-                        absl::StrCat("cannot read ", SlotName(request.slot), " as ",
-                                     std::string(DTypeName(request.dtype))));
-    const size_t other = joins ? static_cast<size_t>(Slot::kRemainder) : index + 1;
-    if ((joins || decodes) && shard.slots[other].format.exists()) second = &shard.slots[other];
-    first_view.data = shard.slots[index].data;
-    first_view.spilled = shard.slots[index].spilled;
-    if (second) {
-      second_view.format = second->format;
-      second_view.data = second->data;
-      second_view.spilled = second->spilled;
-    }
+absl::Status CheckVersion(const ShardInfo& shard, int64_t wanted, const SlotHome::View& view) {
+  if (view.version < 0)
+    return ShardError(absl::StatusCode::kFailedPrecondition, shard, "no weights are committed yet",
+                      v1::ErrorDetail::LOADING);
+  if (wanted < view.version || (view.changing && wanted == view.version)) {
+    v1::ErrorDetail detail;
+    detail.set_version(view.version);
+    return Annotated(VersionGone(shard, wanted, absl::StrCat("; ", view.version, " is current")),
+                     "pull", detail);
   }
-  if (absl::Status valid = format.CheckBox(tensor.shape, wanted.box, stored); !valid.ok())
+  if (wanted > view.version)
+    return ShardError(
+        absl::StatusCode::kFailedPrecondition, shard,
+        absl::StrCat("version ", wanted, " is not made yet; ", view.version, " is current"),
+        v1::ErrorDetail::WRONG_STEP);
+  return absl::OkStatus();
+}
+
+// Gives `request` its dtype and picks the slots that it reads, at once.
+absl::StatusOr<Opened> Pick(const ShardInfo& shard, const SlotHome::View& view,
+                            ReadRequest* request) {
+  if (absl::Status there = CheckVersion(shard, request->version, view); !there.ok()) return there;
+  SlotFormats formats;
+  for (size_t i = 0; i < kStoredSlotCount; ++i) formats[i] = view.slots[i].format;
+  if (request->dtype == v1::DTYPE_UNSPECIFIED)
+    request->dtype = request->slot == Slot::kMaster   ? v1::DTYPE_F32
+                     : request->slot == Slot::kWeight ? shard.tensor->dtype
+                                                      : formats[SlotIndex(request->slot)].dtype;
+  const auto mapping = MapSlot(shard, formats, request->slot, request->dtype, "read");
+  if (!mapping.ok()) return mapping.status();
+  Opened opened{*mapping, Seen(mapping->first, view)};
+  if (mapping->second) opened.second.emplace(*mapping->second, view);
+  return opened;
+}
+
+absl::Status CheckBox(const ShardInfo& shard, const SlotFormat& format, const ReadRequest& request,
+                      const Box& wanted) {
+  const Slot stored = request.slot == Slot::kMaster ? Slot::kWeight : request.slot;
+  if (absl::Status valid = format.CheckBox(shard.tensor->shape, wanted, stored); !valid.ok())
     return ShardError(valid.code(), shard, std::string(valid.message()));
-  const Range part = BoxPart(request.box, tensor.shape, shard.info.range);
-  if (part.empty())
+  if (BoxPart(request.box, shard.tensor->shape, shard.range()).empty())
     return ShardError(absl::StatusCode::kInvalidArgument, shard,
-                      absl::StrCat("box ", ToString(wanted.box), " does not touch it"));
+                      absl::StrCat("box ", ToString(wanted), " does not touch it"));
   const bool raw_blocks = format.elements_per > 1 && request.dtype == format.dtype;
   if (raw_blocks && (!request.box.flat || request.box.offset[0] % kernels::kQuantBlock != 0))
     return ShardError(
         absl::StatusCode::kInvalidArgument, shard,
         absl::StrCat(SlotName(request.slot), " is read by flat boxes of whole blocks"));
-  // A spilled value may be replaced while it is read: then the version is gone, not the data.
-  auto failed = [&](const absl::Status& status) -> absl::Status {
-    MutexLock lock(&shard.mutex);
-    if (shard.version == request.version && !shard.applying) return status;
-    return ShardError(absl::StatusCode::kOutOfRange, shard,
-                      absl::StrCat("version ", request.version, " was applied over"),
-                      v1::ErrorDetail::VERSION_GONE);
-  };
-  auto values = Contents(shard, stored, first_view);
-  if (!values.ok()) return failed(values.status());
-  source.values = *std::move(values);
-  if (second) {
-    const Slot slot = static_cast<Slot>(
-        stored == Slot::kWeight ? static_cast<size_t>(Slot::kRemainder) : index + 1);
-    auto secondary = Contents(shard, slot, second_view);
-    if (!secondary.ok()) return failed(secondary.status());
-    source.secondary = *std::move(secondary);
-    source.remainder_dtype = second_view.format.dtype;
-    source.has_secondary = true;
-  }
-  if (stored == Slot::kWeight) {
-    MutexLock lock(&mutex_);
-    if (request.version > pulled_version_) {
-      pulled_version_ = request.version;
-      pulled_before_ = std::exchange(pulled_, {});
-      pulled_seen_.clear();
-    }
-    if (request.version == pulled_version_ && pulled_seen_.insert(shard.info.id).second)
-      pulled_.push_back(shard.info.id);
-  }
-  return std::make_unique<ShardReader>(&tensor, shard.info, format, request, std::move(source),
-                                       tiers_, layout_.job);
+  return absl::OkStatus();
 }
 
-ShardReader::ShardReader(const Tensor* tensor, OwnedShard shard, SlotFormat format,
-                         ReadRequest request, Source source, Tiers* tiers, std::string job)
-    : tensor_(tensor),
-      shard_(shard),
+// The bytes of a slot. A value on disk may be replaced while it is read: then the version is gone,
+// not the data.
+absl::StatusOr<BufferPtr> Fetch(const Shard& shard, const Seen& seen, int64_t version) {
+  auto bytes = shard.slots.Read(seen.slot, seen.bytes);
+  if (bytes.ok()) return bytes;
+  bool is_gone = false;
+  shard.slots.Inspect(
+      [&](const SlotHome::View& view) { is_gone = view.changing || view.version != version; });
+  return is_gone ? VersionGone(shard.info, version) : bytes.status();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,
+                                                           const ReadRequest& wanted) {
+  const Tensor& tensor = *shard.info.tensor;
+  if (absl::Status valid = ValidateBox(wanted.box, tensor.shape, tensor.element_count); !valid.ok())
+    return ShardError(valid.code(), shard.info, std::string(valid.message()));
+  ReadRequest request = wanted;
+  request.box = Simplified(wanted.box, tensor.shape);
+  absl::StatusOr<Opened> opened;
+  shard.slots.Inspect(
+      [&](const SlotHome::View& view) { opened = Pick(shard.info, view, &request); });
+  if (!opened.ok()) return opened.status();
+  const SlotFormat& format = opened->first.format;
+  if (absl::Status valid = CheckBox(shard.info, format, request, wanted.box); !valid.ok())
+    return valid;
+  ShardReader::Source source{opened->mapping.conversion};
+  auto values = Fetch(shard, opened->first, request.version);
+  if (!values.ok()) return values.status();
+  source.values = *std::move(values);
+  if (opened->second) {
+    auto secondary = Fetch(shard, *opened->second, request.version);
+    if (!secondary.ok()) return secondary.status();
+    source.secondary = *std::move(secondary);
+    source.remainder_dtype = opened->second->format.dtype;
+  }
+  return std::make_unique<ShardReader>(shard.info, format, request, std::move(source),
+                                       &shard.slots);
+}
+
+// ---- ShardReader ----
+
+bool ShardReader::IsRawBlocks() const {
+  return format_.elements_per > 1 && request_.dtype == format_.dtype;
+}
+
+ShardReader::ShardReader(const ShardInfo& shard, const SlotFormat& format, ReadRequest request,
+                         Source source, const SlotHome* home)
+    : shard_(shard),
       format_(format),
       request_(std::move(request)),
       source_(std::move(source)),
-      tiers_(tiers),
-      job_(std::move(job)),
-      part_(BoxPart(request_.box, tensor->shape, shard.range)),
+      home_(home),
+      part_(BoxPart(request_.box, shard.tensor->shape, shard.range())),
       element_bytes_(ElementBytes(request_.dtype)) {
-  if (request_.box.flat) {
-    uint64_t first = std::max(request_.box.offset[0], shard.range.begin) - shard.range.begin;
-    if (format_.elements_per > 1 && request_.dtype == format_.dtype) {
-      part_ = {0, format_.ElementCount(part_.count())};
-      first /= format_.elements_per;
-    }
-    if (source_.values && request_.dtype == format_.dtype &&
-        format_.axis == SlotFormat::Axis::kElements)
-      direct_offset_bytes_ = first * element_bytes_;
+  if (!request_.box.flat) return;
+  uint64_t first = std::max(request_.box.offset[0], shard.range().begin) - shard.range().begin;
+  if (IsRawBlocks()) {
+    part_ = {0, format_.ElementCount(part_.count())};
+    first /= format_.elements_per;
   }
+  if (source_.values && request_.dtype == format_.dtype &&
+      format_.axis == SlotFormat::Axis::kElements)
+    direct_offset_bytes_ = first * element_bytes_;
 }
 
 absl::StatusOr<ReadChunk> ShardReader::Next() {
@@ -179,108 +188,123 @@ absl::StatusOr<ReadChunk> ShardReader::Next() {
 absl::StatusOr<BufferPtr> ShardReader::FreeBuffer() {
   for (const BufferPtr& buffer : built_)
     if (buffer.use_count() == 1) return buffer;
-  auto buffer = tiers_->NewBuffer({Tier::kDram, job_, "messages"},
-                                  std::min(request_.max_chunk_bytes, total_bytes()));
+  auto buffer = home_->NewMessage(std::min(request_.max_chunk_bytes, total_bytes()));
   if (buffer.ok()) built_.push_back(*buffer);
   return buffer;
 }
 
 // Elements [part) of the box's own buffer, run by run.
 absl::Status ShardReader::Build(Range part, uint8_t* out) const {
-  if (format_.elements_per > 1 && request_.dtype == format_.dtype) {
-    std::memset(out, format_.initial_byte,
-                part.count() * element_bytes_);  // a slot that was never written
+  if (IsRawBlocks()) {  // a slot that was never written
+    std::memset(out, format_.initial_byte, part.count() * element_bytes_);
     return absl::OkStatus();
   }
-  RunIterator runs(request_.box, tensor_->shape, shard_.range);
+  RunIterator runs(request_.box, shard_.tensor->shape, shard_.range());
   absl::Status status;
   for (Run run; status.ok() && runs.Next(&run);) {
     const uint64_t begin = run.box_begin, end = begin + run.count;
     if (end <= part.begin) continue;
     if (begin >= part.end) break;
     const uint64_t from = std::max(begin, part.begin), to = std::min(end, part.end);
-    status = BuildRun(run.tensor_begin + (from - begin) - shard_.range.begin, to - from,
+    status = BuildRun(run.tensor_begin + (from - begin) - shard_.range().begin, to - from,
                       out + (from - part.begin) * element_bytes_);
   }
   return status;
 }
 
+// Elements [first, first + count) of the shard.
 absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out) const {
+  const bool is_copy = source_.conversion == Conversion::kCopy;
   if (!source_.values) {  // never written: zero, whatever the code of it
-    std::memset(out, request_.dtype == format_.dtype ? format_.initial_byte : 0,
-                count * element_bytes_);
-    return absl::OkStatus();
-  }
-  if (format_.axis != SlotFormat::Axis::kElements) {
-    const absl::Span<const float> averages = std::as_const(*source_.values).as<float>();
-    for (uint64_t i = 0; i < count; ++i) {
-      const uint64_t index = format_.AxisIndex(shard_.range.begin + first + i);
-      std::memcpy(out + i * sizeof(float), &averages[index - format_.axis_begin], sizeof(float));
-    }
-    return absl::OkStatus();
-  }
-  if (request_.dtype == format_.dtype) {
+    std::memset(out, is_copy ? format_.initial_byte : 0, count * element_bytes_);
+  } else if (format_.axis != SlotFormat::Axis::kElements) {
+    CopyAverages(first, count, out);
+  } else if (is_copy) {
     std::memcpy(out, source_.values->data() + first * element_bytes_, count * element_bytes_);
-    return absl::OkStatus();
+  } else {
+    return source_.conversion == Conversion::kMaster ? JoinMaster(first, count, out)
+                                                     : Decode(first, count, out);
   }
-  if (IsMaster(request_, format_)) {
-    const absl::Span<const uint16_t> weight =
-        std::as_const(*source_.values).as<uint16_t>().subspan(first, count);
-    std::vector<int16_t> built;  // where the remainder is not stored as int16
-    absl::Span<const int16_t> remainder;
-    if (source_.secondary && source_.remainder_dtype == v1::DTYPE_I16) {
-      remainder = std::as_const(*source_.secondary).as<int16_t>().subspan(first, count);
-    } else {
-      built.resize(count);
-      if (source_.secondary)
-        for (uint64_t i = 0; i < count; ++i)
-          built[i] =
-              static_cast<int16_t>(256 * std::as_const(*source_.secondary).as<int8_t>()[first + i]);
-      remainder = built;
-    }
-    if (request_.dtype == v1::DTYPE_F32)
-      return kernels::JoinMaster(weight, remainder, {reinterpret_cast<float*>(out), count});
-    kernels::F16Overflow overflow;
-    absl::Status status = kernels::JoinMasterToF16(
-        weight, remainder, {reinterpret_cast<uint16_t*>(out), count}, &overflow);
-    if (!status.ok() || overflow.count == 0) return status;
-    v1::ErrorDetail detail;
-    detail.set_reason(v1::ErrorDetail::BAD_REQUEST);
-    detail.set_tensor(tensor_->name);
-    detail.set_limit("65504");
-    return MakeError(
-        absl::StatusCode::kInvalidArgument,
-        absl::StrCat("tensor '", tensor_->name, "': element ",
-                     shard_.range.begin + first + overflow.first_index,
-                     " is beyond 65504, the largest float16; pull it as float32 or bfloat16"),
-        detail);
+  return absl::OkStatus();
+}
+
+void ShardReader::CopyAverages(uint64_t first, uint64_t count, uint8_t* out) const {
+  const absl::Span<const float> averages = std::as_const(*source_.values).as<float>();
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t index = format_.AxisIndex(shard_.range().begin + first + i);
+    std::memcpy(out + i * sizeof(float), &averages[index - format_.axis_begin], sizeof(float));
   }
-  // Codes are decoded by whole blocks; a run may begin and end inside one.
-  const absl::Span<const uint8_t> codes = std::as_const(*source_.values).as<uint8_t>();
+}
+
+absl::Status ShardReader::JoinMaster(uint64_t first, uint64_t count, uint8_t* out) const {
+  const absl::Span<const uint16_t> weight =
+      std::as_const(*source_.values).as<uint16_t>().subspan(first, count);
+  std::vector<int16_t> built;  // if the remainder is not stored as int16
+  absl::Span<const int16_t> remainder;
+  if (source_.secondary && source_.remainder_dtype == v1::DTYPE_I16) {
+    remainder = std::as_const(*source_.secondary).as<int16_t>().subspan(first, count);
+  } else {
+    built.resize(count);
+    if (source_.secondary)
+      for (uint64_t i = 0; i < count; ++i)
+        built[i] =
+            static_cast<int16_t>(256 * std::as_const(*source_.secondary).as<int8_t>()[first + i]);
+    remainder = built;
+  }
+  if (request_.dtype == v1::DTYPE_F32)
+    return kernels::JoinMaster(weight, remainder, {reinterpret_cast<float*>(out), count});
+  return JoinToF16(first, weight, remainder, out);
+}
+
+absl::Status ShardReader::JoinToF16(uint64_t first, absl::Span<const uint16_t> weight,
+                                    absl::Span<const int16_t> remainder, uint8_t* out) const {
+  kernels::F16Overflow overflow;
+  absl::Status status = kernels::JoinMasterToF16(
+      weight, remainder, {reinterpret_cast<uint16_t*>(out), weight.size()}, &overflow);
+  if (!status.ok() || overflow.count == 0) return status;
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BAD_REQUEST);
+  detail.set_tensor(shard_.tensor->name);
+  detail.set_limit("65504");
+  return MakeError(
+      absl::StatusCode::kInvalidArgument,
+      absl::StrCat("tensor '", shard_.tensor->name, "': element ",
+                   shard_.range().begin + first + overflow.first_index,
+                   " is beyond 65504, the largest float16; pull it as float32 or bfloat16"),
+      detail);
+}
+
+// Codes are decoded by whole blocks; a run may begin and end inside one.
+absl::Status ShardReader::Decode(uint64_t first, uint64_t count, uint8_t* out) const {
   std::vector<float> block(kernels::kQuantBlock);
   for (uint64_t done = 0; done < count;) {
     const uint64_t index = (first + done) / kernels::kQuantBlock,
                    begin = index * kernels::kQuantBlock;
-    const uint64_t size = std::min<uint64_t>(kernels::kQuantBlock, shard_.range.count() - begin);
-    const bool four_bit = format_.elements_per == 2;
-    const uint64_t scales = four_bit ? kernels::FourBitBlockCount(size) : 1;
-    constexpr float kZeros[2] = {};
-    const absl::Span<const float> absmax = source_.secondary
-                                               ? std::as_const(*source_.secondary)
-                                                     .as<float>()
-                                                     .subspan(four_bit ? 2 * index : index, scales)
-                                               : absl::MakeConstSpan(kZeros).first(scales);
-    const auto dequantise = four_bit ? kernels::DequantizeBlocks4 : kernels::DequantizeBlocks;
-    absl::Status status =
-        dequantise(CodeBookOf(request_.slot),
-                   codes.subspan(begin / format_.elements_per, format_.ElementCount(size)), absmax,
-                   {block.data(), size});
-    if (!status.ok()) return status;
+    const uint64_t size = std::min<uint64_t>(kernels::kQuantBlock, shard_.count() - begin);
+    if (absl::Status decoded = DecodeBlock(index, {block.data(), size}); !decoded.ok())
+      return decoded;
     const uint64_t skip = first + done - begin, take = std::min(count - done, size - skip);
     std::memcpy(out + done * sizeof(float), block.data() + skip, take * sizeof(float));
     done += take;
   }
   return absl::OkStatus();
+}
+
+absl::Status ShardReader::DecodeBlock(uint64_t index, absl::Span<float> values) const {
+  const bool four_bit = format_.is_four_bit();
+  const uint64_t scales = four_bit ? kernels::FourBitBlockCount(values.size()) : 1;
+  constexpr float kZeros[2] = {};
+  const absl::Span<const float> absmax = source_.secondary
+                                             ? std::as_const(*source_.secondary)
+                                                   .as<float>()
+                                                   .subspan(four_bit ? 2 * index : index, scales)
+                                             : absl::MakeConstSpan(kZeros).first(scales);
+  const absl::Span<const uint8_t> codes = std::as_const(*source_.values).as<uint8_t>();
+  const auto dequantise = four_bit ? kernels::DequantizeBlocks4 : kernels::DequantizeBlocks;
+  return dequantise(CodeBookOf(request_.slot),
+                    codes.subspan(index * kernels::kQuantBlock / format_.elements_per,
+                                  format_.ElementCount(values.size())),
+                    absmax, values);
 }
 
 }  // namespace orlop::server

@@ -46,11 +46,11 @@ void CheckApplyEqualsKernels(uint64_t dram_bytes, uint64_t nvme_bytes) {
   const auto start = Normal(kCount, 1, 0.02f);
   const auto expected = ReferenceMaster(start, kColumns, 4, 99);
   for (const int partitions : {1, 2, 3}) {
-    const JobLayout whole = Layout({Parameter("w", {kRows, kColumns})}, 25'600);
+    const OwnedShards whole = Layout({Parameter("w", {kRows, kColumns})}, 25'600);
     std::vector<uint8_t> read(kCount * 4);
     for (int partition = 0; partition < partitions; ++partition) {
       World world(dram_bytes, nvme_bytes);
-      JobLayout layout = whole;
+      OwnedShards layout = whole;
       std::erase_if(layout.shards,
                     [&](const OwnedShard& shard) { return shard.id % partitions != partition; });
       auto store = NewStore(&world, layout);
@@ -111,7 +111,7 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
   AdamWStep(store.get(), 1, 3);
   const auto before = AllBytes(store.get(), 1);
   PushTensor(store.get(), 0, 0, Normal(6400, 4));
-  ASSERT_TRUE(store->StageGradient(0).ok());
+  ASSERT_TRUE(StageGradient(store, 0).ok());
   EXPECT_TRUE(absl::IsFailedPrecondition(store->Apply(0, {ShardUpdate::Kind::kSkip, 3})));
   ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kSkip, 2}).ok());
   ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kApply, 3, true}).ok());
@@ -122,7 +122,7 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
 // Streams, applies, reads and looks from several threads, with and without spilling, end in the
 // bits of one thread.
 TEST(Apply, ThreadsChangeNoBit) {
-  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   std::vector<uint8_t> expected;
   for (const uint64_t dram_bytes : {64 * kMiB, 7 * kMiB / 4}) {
     World world(dram_bytes, 64 * kMiB);
@@ -164,7 +164,7 @@ TEST(Apply, ThreadsChangeNoBit) {
                                           gradient.begin() + shard.range.end);
             EXPECT_TRUE(
                 Send(store->BeginGradient(shard.id, 0, 0, v1::DTYPE_F32), AsBytes(part)).ok());
-            EXPECT_TRUE(store->StageGradient(shard.id).ok());
+            EXPECT_TRUE(StageGradient(store, shard.id).ok());
             const absl::Status applied =
                 store->Apply(shard.id, {ShardUpdate::Kind::kApply, step, false, AdamW(step - 1)});
             EXPECT_TRUE(applied.ok()) << applied;
@@ -233,7 +233,7 @@ TEST(Budget, RestIsSixBytesForEachParameter) {
   ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout())).ok());
   AdamWStep(store.get(), 1, 3);
   EXPECT_LE(world.accountant.used_bytes(Tier::kDram), 6.1 * (1 << 22));
-  EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), store->RestBytes(0));
+  EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), RestBytes(store, 0));
 }
 
 TEST(Budget, TooSmallNamesTheSmallestThatWouldDo) {
@@ -276,7 +276,7 @@ TEST(Spill, RefusesWhenTheDiskIsFullToo) {
 // A LOAD has no gradients, so what goes to disk passes through the room that they have reserved.
 TEST(Spill, LoadsOverItsBudgetThroughTheStagingOfGradients) {
   World world(7 * kMiB, 64 * kMiB), easy;
-  const JobLayout layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
+  const OwnedShards layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
   auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
   for (ShardStore* each : {store.get(), other.get()}) {
     ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
@@ -319,7 +319,7 @@ TEST(Spill, FlippedByteIsDataLossByName) {
   PushTensor(store.get(), 0, 0, Normal(300'000, 4));
   int lost = 0;
   for (const OwnedShard& shard : store->layout().shards) {
-    ASSERT_TRUE(store->StageGradient(shard.id).ok());
+    ASSERT_TRUE(StageGradient(store, shard.id).ok());
     const absl::Status status =
         store->Apply(shard.id, {ShardUpdate::Kind::kApply, 2, false, AdamW(1)});
     if (status.ok()) continue;
@@ -335,7 +335,7 @@ TEST(Spill, FlippedByteIsDataLossByName) {
 // Another job's need moves slots out, and the disk fails before there is room for the window.
 TEST(Spill, ApplyReservesTheWindowThatASpillOwes) {
   World world(7 * kMiB / 2, 64 * kMiB), easy;
-  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
   for (ShardStore* each : {store.get(), other.get()}) {
     ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
@@ -361,7 +361,7 @@ TEST(Spill, ApplyReservesTheWindowThatASpillOwes) {
 
 TEST(Spill, FullDiskInAnApplyLosesNothing) {
   World world(7 * kMiB / 4, 64 * kMiB), easy(64 * kMiB);
-  const JobLayout layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
   for (ShardStore* each : {store.get(), other.get()}) {
     ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
@@ -370,7 +370,7 @@ TEST(Spill, FullDiskInAnApplyLosesNothing) {
     ASSERT_TRUE(each->SetLayout(WholeLayout(layout)).ok());
     AdamWStep(each, 1, 3);
     PushTensor(each, 0, 0, Normal(300'000, 4));
-    for (const OwnedShard& shard : layout.shards) ASSERT_TRUE(each->StageGradient(shard.id).ok());
+    for (const OwnedShard& shard : layout.shards) ASSERT_TRUE(StageGradient(each, shard.id).ok());
   }
   world.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
   for (const bool healed : {false, true})

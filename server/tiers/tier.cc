@@ -60,11 +60,12 @@ absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(
   return std::unique_ptr<Tiers>(new Tiers(accountant, store, std::move(free_disk_bytes)));
 }
 
-absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes) {
+absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes, const Spillable* keeps) {
   auto reserved = accountant_->Reserve(use, bytes);
   if (reserved.ok() || use.tier != Tier::kDram || !can_spill()) return reserved;
   MutexLock lock(&mutex_);
   for (Spillable* spillable : spillables_) {
+    if (spillable == keeps) continue;
     const uint64_t free = accountant_->free_bytes(Tier::kDram);
     if (free < bytes && bytes <= accountant_->limit_bytes(Tier::kDram))
       spillable->SpillCold(bytes - free);
@@ -89,8 +90,17 @@ void Tiers::Unregister(Spillable* spillable) {
   spillables_.erase(spillable);
 }
 
-absl::Status Tiers::CheckDisk(const std::string& job, uint64_t bytes) const {
-  const absl::StatusOr<uint64_t> free = free_disk_bytes_ ? free_disk_bytes_() : UINT64_MAX;
+absl::StatusOr<uint64_t> Tiers::FreeDiskBytes() {
+  return free_disk_bytes_ ? free_disk_bytes_() : UINT64_MAX;
+}
+
+absl::Status Tiers::CheckDisk(const std::string& job, uint64_t bytes) {
+  absl::StatusOr<uint64_t> free = FreeDiskBytes();
+  if (free.ok() && *free < kDiskMarginBytes + bytes)
+    if (const std::vector<std::string> keys = TakeDiscarded(); !keys.empty()) {
+      (void)store_->Commit({{}, keys, keys});  // what stays is erased by the next start
+      free = FreeDiskBytes();
+    }
   if (!free.ok() || *free >= kDiskMarginBytes + bytes)
     return absl::OkStatus();  // a disk that cannot tell refuses by itself
   v1::ErrorDetail detail;
@@ -114,9 +124,16 @@ absl::StatusOr<SpilledSlot> Tiers::Spill(const SlotKey& key, int64_t version,
   if (status.ok()) status = store_->Sync();
   storage::Batch change;
   change.put.emplace_back(fresh_key, Encode(fresh));
-  if (old != nullptr) change.erase = change.erase_bulk = {ValueKey(key, old->serial)};
+  const std::vector<std::string> discarded = TakeDiscarded();
+  change.erase = discarded;
+  if (old != nullptr) change.erase.push_back(ValueKey(key, old->serial));
+  change.erase_bulk = change.erase;
   if (status.ok()) status = store_->Commit(change);
   if (status.ok()) return fresh;
+  {
+    MutexLock lock(&discarded_mutex_);
+    discarded_.insert(discarded_.end(), discarded.begin(), discarded.end());
+  }
   (void)store_->Commit(
       {{}, {}, {fresh_key}});  // parts of the new value; the error to tell is the first
   return Named(status, key);
@@ -141,6 +158,16 @@ absl::Status Tiers::Restore(const SlotKey& key, const SpilledSlot& spilled,
 absl::Status Tiers::Erase(const SlotKey& key, const SpilledSlot& spilled) {
   const std::string value_key = ValueKey(key, spilled.serial);
   return store_->Commit({{}, {value_key}, {value_key}});
+}
+
+void Tiers::Discard(const SlotKey& key, const SpilledSlot& spilled) {
+  MutexLock lock(&discarded_mutex_);
+  discarded_.push_back(ValueKey(key, spilled.serial));
+}
+
+std::vector<std::string> Tiers::TakeDiscarded() {
+  MutexLock lock(&discarded_mutex_);
+  return std::exchange(discarded_, {});
 }
 
 }  // namespace orlop::server

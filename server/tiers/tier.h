@@ -16,6 +16,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -49,7 +50,7 @@ class Spillable {
  public:
   virtual ~Spillable() = default;
   // Moves its coldest slots to disk until `wanted_bytes` of memory reservations were given back or
-  // nothing cold is left. Returns the bytes given back.
+  // nothing cold is left. Returns the bytes given back. Writes the disk.
   virtual uint64_t SpillCold(uint64_t wanted_bytes) = 0;
 };
 
@@ -64,9 +65,10 @@ class Tiers {
       Accountant* accountant, storage::Store* store,
       std::function<absl::StatusOr<uint64_t>()> free_disk_bytes = nullptr);
 
-  // Promises memory, spilling what is cold if that is needed. ResourceExhausted as
-  // Accountant::Reserve.
-  absl::StatusOr<Reservation> Reserve(const Use& use, uint64_t bytes);
+  // Promises memory. If it is short, cold slots are spilled, but not those of `keeps`; that waits
+  // for the disk. ResourceExhausted as Accountant::Reserve.
+  absl::StatusOr<Reservation> Reserve(const Use& use, uint64_t bytes,
+                                      const Spillable* keeps = nullptr);
   // A buffer of its own reservation, spilling as above.
   absl::StatusOr<BufferPtr> NewBuffer(const Use& use, uint64_t bytes);
   bool can_spill() const { return store_ != nullptr; }
@@ -76,8 +78,9 @@ class Tiers {
   void Unregister(Spillable* spillable);  // returns when no SpillCold of it is running
 
   // Whether the disk has room now for `bytes` more, whatever was promised: others write there too.
+  // If it has not, discarded values are erased first.
   //   Status  ResourceExhausted (BUDGET).
-  absl::Status CheckDisk(const std::string& job, uint64_t bytes) const;
+  absl::Status CheckDisk(const std::string& job, uint64_t bytes);
 
   // Writes a slot. `old`: the value it replaces, null if none. Room on disk is the caller's
   // reservation.
@@ -89,6 +92,8 @@ class Tiers {
   absl::Status Restore(const SlotKey& key, const SpilledSlot& spilled,
                        absl::Span<uint8_t> out) const;
   absl::Status Erase(const SlotKey& key, const SpilledSlot& spilled);
+  // As Erase, without waiting for the disk: the value is erased with the next Spill.
+  void Discard(const SlotKey& key, const SpilledSlot& spilled);
 
   void set_epoch(uint64_t epoch) { epoch_ = epoch; }
 
@@ -96,6 +101,8 @@ class Tiers {
   Tiers(Accountant* accountant, storage::Store* store,
         std::function<absl::StatusOr<uint64_t>()> free_disk_bytes)
       : accountant_(accountant), store_(store), free_disk_bytes_(std::move(free_disk_bytes)) {}
+  absl::StatusOr<uint64_t> FreeDiskBytes();
+  std::vector<std::string> TakeDiscarded();
 
   Accountant* const accountant_;
   storage::Store* const store_;
@@ -104,6 +111,8 @@ class Tiers {
   std::atomic<uint64_t> next_serial_ = 1;
   Mutex mutex_;
   std::set<Spillable*> spillables_ GUARDED_BY(mutex_);
+  Mutex discarded_mutex_;                                            // taken last
+  std::vector<std::string> discarded_ GUARDED_BY(discarded_mutex_);  // keys of values
 };
 
 }  // namespace orlop::server

@@ -65,7 +65,10 @@ inline absl::Status Send(PieceWriter* writer, const std::vector<uint8_t>& bytes,
     if (!status.ok()) return status;
   }
   auto finished = writer->Finish(DigestOfBytes(bytes));
-  return finished.ok() ? writer->Keep() : finished.status();
+  if (!finished.ok()) return finished.status();
+  absl::Status kept = writer->Keep();
+  writer->Settle();
+  return kept;
 }
 inline absl::Status Send(absl::StatusOr<std::unique_ptr<PieceWriter>> writer,
                          const std::vector<uint8_t>& bytes, size_t chunk_bytes = kLeafBytes) {
@@ -73,8 +76,8 @@ inline absl::Status Send(absl::StatusOr<std::unique_ptr<PieceWriter>> writer,
 }
 
 // Tensors cut into shards, all held here.
-inline JobLayout Layout(std::vector<Tensor> tensors, uint64_t shard_elements) {
-  JobLayout layout{"job"};
+inline OwnedShards Layout(std::vector<Tensor> tensors, uint64_t shard_elements) {
+  OwnedShards layout{"job"};
   for (uint32_t t = 0; t < tensors.size(); ++t) {
     tensors[t].element_count = ElementCount(tensors[t].shape).value();
     for (uint64_t i = 0; i < ShardCount(tensors[t].element_count, shard_elements); ++i)
@@ -108,7 +111,7 @@ struct World {
   std::unique_ptr<Tiers> tiers;
 };
 
-inline std::unique_ptr<ShardStore> NewStore(World* world, JobLayout layout) {
+inline std::unique_ptr<ShardStore> NewStore(World* world, OwnedShards layout) {
   auto store = ShardStore::Create(std::move(layout), world->tiers.get());
   EXPECT_TRUE(store.ok()) << store.status();
   return *std::move(store);
@@ -130,6 +133,27 @@ inline std::vector<uint8_t> Read(ShardStore* store, const ReadRequest& request) 
     if (chunk->digest) {
       EXPECT_EQ(*chunk->digest, DigestOfBytes(bytes));
     }
+  }
+  return bytes;
+}
+
+// `store` points to a ShardStore.
+template <typename Store>
+absl::StatusOr<StagedShard> StageGradient(const Store& store, int32_t shard) {
+  return store->StagerOf(shard, /*is_load=*/false)();
+}
+template <typename Store>
+absl::StatusOr<StagedShard> StageLoad(const Store& store, int32_t shard) {
+  return store->StagerOf(shard, /*is_load=*/true)();
+}
+// Bytes at rest of all slots of a tensor, over the shards here.
+template <typename Store>
+uint64_t RestBytes(const Store& store, uint32_t tensor) {
+  uint64_t bytes = 0;
+  for (const OwnedShard& shard : store->layout().shards) {
+    if (shard.tensor != tensor) continue;
+    const ShardStatus status = store->Describe(shard.id).value();
+    for (const SlotStatus& slot : status.slots) bytes += slot.bytes;
   }
   return bytes;
 }
@@ -161,13 +185,13 @@ inline void LoadTensor(ShardStore* store, uint32_t tensor, const std::vector<flo
 }
 inline void CommitLoad(ShardStore* store, int64_t step) {
   for (const OwnedShard& shard : store->layout().shards) {
-    ASSERT_TRUE(store->StageLoad(shard.id).ok()) << store->StageLoad(shard.id).status();
+    ASSERT_TRUE(StageLoad(store, shard.id).ok()) << StageLoad(store, shard.id).status();
     ASSERT_TRUE(store->Apply(shard.id, {ShardUpdate::Kind::kLoad, step}).ok());
   }
 }
 
 // One contributor that pushes every shard whole.
-inline std::vector<ExpectedPiece> WholeLayout(const JobLayout& layout, uint32_t rank_count = 1) {
+inline std::vector<ExpectedPiece> WholeLayout(const OwnedShards& layout, uint32_t rank_count = 1) {
   std::vector<ExpectedPiece> pieces;
   for (const OwnedShard& shard : layout.shards)
     for (uint32_t rank = 0; rank < rank_count; ++rank)
@@ -198,14 +222,14 @@ inline void AdamWStep(ShardStore* store, int64_t step, uint32_t seed) {
   for (uint32_t t = 0; t < store->layout().tensors.size(); ++t)
     PushTensor(store, t, 0, Normal(store->layout().tensors[t].element_count, seed + t));
   for (const OwnedShard& shard : store->layout().shards) {
-    ASSERT_TRUE(store->StageGradient(shard.id).ok());
+    ASSERT_TRUE(StageGradient(store, shard.id).ok());
     const absl::Status applied =
         store->Apply(shard.id, {ShardUpdate::Kind::kApply, step, false, AdamW(step - 1)});
     ASSERT_TRUE(applied.ok()) << applied;
   }
 }
 
-inline std::vector<TensorOptimizer> AllAdamW(const JobLayout& layout) {
+inline std::vector<TensorOptimizer> AllAdamW(const OwnedShards& layout) {
   std::vector<TensorOptimizer> optimizers;
   for (const Tensor& tensor : layout.tensors) {
     optimizers.emplace_back();

@@ -1,0 +1,71 @@
+#include "server/shards/shard.h"
+
+#include <utility>
+
+namespace orlop::server {
+
+Shard::Shard(const ShardInfo& shard, const std::string& job, Tiers* tiers)
+    : info(shard),
+      slots(tiers, {job, shard.id(), Slot::kWeight, shard.tensor->name}, shard.Name(),
+            shard.count()) {}
+
+void Shard::Expect(std::vector<ExpectedPiece> pieces) {
+  {
+    MutexLock lock(&mutex);
+    expected = std::move(pieces);
+  }
+  DropStaged();
+}
+
+bool Shard::takes_gradients() const {
+  MutexLock lock(&mutex);
+  return !expected.empty();
+}
+
+std::shared_ptr<GradientStage> Shard::OpenGradient(StagingRoom* room) {
+  MutexLock lock(&mutex);
+  if (!gradient) gradient = std::make_shared<GradientStage>(info, expected, room);
+  return gradient;
+}
+
+absl::StatusOr<StagedGradient> Shard::Gradient() const {
+  std::shared_ptr<GradientStage> stage;
+  {
+    MutexLock lock(&mutex);
+    stage = gradient;
+  }
+  return stage ? stage->Gradient() : AbsentGradient(info);
+}
+
+std::shared_ptr<LoadStage> Shard::Load() const {
+  MutexLock lock(&mutex);
+  return load;
+}
+
+void Shard::DropStaged() {
+  std::shared_ptr<GradientStage> dropped_gradient;
+  std::shared_ptr<LoadStage> dropped_load;
+  {
+    MutexLock lock(&mutex);
+    dropped_gradient = std::exchange(gradient, nullptr);
+    dropped_load = std::exchange(load, nullptr);
+  }
+  if (dropped_gradient) dropped_gradient->Drop();
+  if (dropped_load) dropped_load->Drop();
+}
+
+bool Shard::HasStaged() const {
+  MutexLock lock(&mutex);
+  return (gradient && gradient->has_begun()) || (load && load->has_begun());
+}
+
+std::string Shard::StageName() const {
+  bool is_changing = false;
+  slots.Inspect([&](const SlotHome::View& view) { is_changing = view.changing; });
+  if (is_changing) return "applying";
+  MutexLock lock(&mutex);
+  if (gradient) return gradient->Description();
+  return load ? load->Description() : "idle";
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,39 @@
+#include "server/shards/shard_image.h"
+
+#include <utility>
+
+namespace orlop::server {
+
+std::optional<GradientImage> ShardImage::ReadGradient() const {
+  MutexLock lock(&shard_->mutex);
+  if (!shard_->gradient) return std::nullopt;
+  return shard_->gradient->Image();
+}
+
+std::optional<LoadImage> ShardImage::ReadLoad() const {
+  const std::shared_ptr<LoadStage> load = shard_->Load();
+  if (!load) return std::nullopt;
+  return load->Image();
+}
+
+absl::StatusOr<BufferPtr> ShardImage::ReadPlane(Slot slot) const {
+  const std::shared_ptr<LoadStage> load = shard_->Load();
+  return load ? load->ReadPlane(slot) : BufferPtr();
+}
+
+absl::Status ShardImage::InstallGradient(GradientImage image) {
+  MutexLock lock(&shard_->mutex);
+  auto stage = std::make_shared<GradientStage>(shard_->info, shard_->expected, staging_);
+  if (absl::Status installed = stage->Install(std::move(image)); !installed.ok()) return installed;
+  shard_->gradient = std::move(stage);
+  return absl::OkStatus();
+}
+
+void ShardImage::InstallLoad(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes) {
+  auto stage = std::make_shared<LoadStage>(shard_->info, &shard_->slots, staging_);
+  stage->Install(std::move(image), std::move(planes));
+  MutexLock lock(&shard_->mutex);
+  shard_->load = std::move(stage);
+}
+
+}  // namespace orlop::server

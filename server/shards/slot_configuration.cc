@@ -1,0 +1,56 @@
+#include "server/shards/slot_configuration.h"
+
+#include <utility>
+
+namespace orlop::server {
+
+SlotFormat ConfiguredFormat(const Shard& shard, const std::vector<TensorOptimizer>& optimizers,
+                            Slot slot) {
+  return FormatOf(*shard.info.tensor, optimizers[shard.info.owned.tensor], slot,
+                  shard.info.range());
+}
+
+uint64_t ConfiguredBytes(const std::vector<std::unique_ptr<Shard>>& shards,
+                         const std::vector<TensorOptimizer>& optimizers) {
+  uint64_t bytes = 0;
+  for (const auto& shard : shards)
+    for (size_t i = 0; i < kStoredSlotCount; ++i)
+      bytes += Buffer::Footprint(
+          ConfiguredFormat(*shard, optimizers, static_cast<Slot>(i)).Bytes(shard->info.count()));
+  return bytes;
+}
+
+absl::Status SlotChange::Place(const std::vector<TensorOptimizer>& optimizers) {
+  std::vector<std::pair<Shard*, Slot>> empty;
+  for (const auto& shard : *shards_) {
+    const SlotFormats formats = shard->slots.formats();
+    for (size_t i = SlotIndex(Slot::kRemainder); i < kStoredSlotCount; ++i) {
+      const Slot slot = static_cast<Slot>(i);
+      if (formats[i] == ConfiguredFormat(*shard, optimizers, slot)) continue;
+      SlotState old = shard->slots.Exchange(SlotHold(&shard->slots), slot, {});
+      if (old.bytes.data || old.bytes.spilled)
+        replaced_.push_back({shard.get(), slot, std::move(old)});
+      empty.emplace_back(shard.get(), slot);
+    }
+  }
+  for (const auto& [shard, slot] : empty) {
+    absl::Status placed =
+        residency_->Place(&shard->slots, slot, ConfiguredFormat(*shard, optimizers, slot));
+    if (!placed.ok()) return placed;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SlotChange::Undo(const std::vector<TensorOptimizer>& before) {
+  for (Replaced& old : std::exchange(replaced_, {}))
+    (void)old.shard->slots.Exchange(SlotHold(&old.shard->slots), old.slot, std::move(old.state));
+  return Place(before);  // what fitted before fits again, as the new slots are gone by then
+}
+
+void SlotChange::Finish() {
+  for (const Replaced& old : std::exchange(replaced_, {}))
+    if (old.state.bytes.spilled)  // a failed erase leaves bytes that the next start removes
+      (void)residency_->tiers()->Erase(old.shard->slots.Key(old.slot), *old.state.bytes.spilled);
+}
+
+}  // namespace orlop::server

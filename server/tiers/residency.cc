@@ -1,0 +1,168 @@
+#include "server/tiers/residency.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status.h"
+
+namespace orlop::server {
+namespace {
+
+std::vector<int32_t> ShardsOf(const std::vector<SlotHome*>& homes) {
+  std::vector<int32_t> shards;
+  for (const SlotHome* home : homes) shards.push_back(home->shard());
+  return shards;
+}
+
+}  // namespace
+
+Residency::Residency(std::string job, Tiers* tiers, std::vector<SlotHome*> homes)
+    : job_(std::move(job)),
+      tiers_(tiers),
+      homes_(std::move(homes)),
+      order_(ShardsOf(homes_)),
+      window_(job_, &tiers->accountant()) {
+  tiers_->Register(this);
+}
+
+Residency::~Residency() { tiers_->Unregister(this); }
+
+// ---- Room ----
+
+absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& format) {
+  SlotState state{format};
+  if (format.exists()) {
+    // Other jobs may spill for this one, but a slot just placed here is not moved for the next.
+    const uint64_t bytes = format.Bytes(home->element_count());
+    const Use use = home->RoomOf(Tier::kDram, slot);
+    auto room = window_.memory_bytes() > 0
+                    ? tiers_->accountant().Reserve(use, Buffer::Footprint(bytes))
+                    : tiers_->Reserve(use, Buffer::Footprint(bytes), /*keeps=*/this);
+    if (!room.ok()) {
+      if (!tiers_->can_spill()) return room.status();
+      (void)home->Exchange(SlotHold(home), slot, {format});  // the window must have room for it
+      if (absl::Status window = OpenWindow(); !window.ok()) return window;
+      state.tier = Tier::kNvme;
+      room = tiers_->accountant().Reserve(home->RoomOf(Tier::kNvme, slot), bytes);
+      if (!room.ok()) return room.status();
+    }
+    state.room = *std::move(room);
+  }
+  (void)home->Exchange(SlotHold(home), slot, std::move(state));
+  return absl::OkStatus();
+}
+
+// Without a disk all slots have to fit; with one, those of the largest shard at least.
+absl::Status Residency::WithSmallestBudget(const absl::Status& status, uint64_t resident_bytes,
+                                           uint64_t other_bytes) const {
+  uint64_t own = 0;
+  for (const SlotHome* home : homes_) own += home->ResidentBytes();
+  const uint64_t others = tiers_->accountant().reserved_bytes(Tier::kDram) - own;
+  const uint64_t need =
+      others + other_bytes + (tiers_->can_spill() ? WindowBytes() : resident_bytes);
+  v1::ErrorDetail detail;
+  detail.set_reason(v1::ErrorDetail::BUDGET);
+  detail.set_limit(absl::StrCat(need));
+  return Annotated(
+      status, absl::StrCat("job '", job_, "' needs a memory budget of at least ", need, " bytes"),
+      detail);
+}
+
+absl::Status Residency::CheckDisk() const {
+  const uint64_t bytes = window_.disk_bytes();
+  return bytes == 0 ? absl::OkStatus() : tiers_->CheckDisk(job_, bytes);
+}
+
+// ---- The window ----
+
+// Bytes of the largest shard's slots: what one apply of spilled state needs in memory.
+uint64_t Residency::WindowBytes() const {
+  uint64_t largest = 0;
+  for (const SlotHome* home : homes_) largest = std::max(largest, home->FootprintBytes());
+  return largest;
+}
+
+// Moves own cold slots out if the window does not fit beside them.
+absl::Status Residency::OpenWindow() {
+  const uint64_t bytes = WindowBytes();
+  if (window_.Grow(bytes).ok()) return absl::OkStatus();
+  SpillSome(bytes);
+  return window_.Grow(bytes);
+}
+
+// A spill that could not be finished owes the window to the next apply.
+absl::Status Residency::EnsureWindow(uint64_t bytes) {
+  if (window_.memory_bytes() >= bytes || OpenWindow().ok()) return absl::OkStatus();
+  // Other jobs' cold slots make room. If somebody else takes it first, the next try asks again.
+  (void)tiers_->Reserve(window_.memory_use(), WindowBytes());
+  return OpenWindow();
+}
+
+absl::StatusOr<Window::Lease> Residency::Lease(const SlotHome& home) {
+  const uint64_t bytes = home.SpilledFootprintBytes();
+  if (bytes == 0) return Window::Lease();
+  Window::Lease lease(&window_);
+  if (absl::Status room = EnsureWindow(bytes); !room.ok()) return Annotated(room, home.name());
+  return lease;
+}
+
+absl::StatusOr<BufferPtr> Residency::Bring(SlotHome* home, const SlotHold& hold, Slot slot) {
+  auto buffer = home->Bring(hold, slot, &window_);
+  if (!absl::IsResourceExhausted(buffer.status())) return buffer;
+  WriteBackStranded();
+  return home->Bring(hold, slot, &window_);
+}
+
+void Residency::WriteBackStranded() {
+  for (SlotHome* home : homes_) home->WriteBack();
+}
+
+// ---- Spilling ----
+
+uint64_t Residency::SpillCold(uint64_t wanted_bytes) {
+  const uint64_t window = WindowBytes();
+  const uint64_t missing = window - std::min(window, window_.memory_bytes());
+  if (missing == 0) return SpillSome(wanted_bytes);
+  if (!SpillPays(missing) || !window_.GrowOnDisk(window).ok()) return 0;
+  // The first spill of a job pays for its window too. If that room is not free yet, the next spill
+  // or apply asks for it again.
+  const uint64_t freed = SpillSome(wanted_bytes + missing);
+  return window_.Grow(window).ok() ? freed - std::min(freed, missing) : freed;
+}
+
+// A spill is worth its window if more than that is in memory, or if one was made already: then the
+// window is owed.
+bool Residency::SpillPays(uint64_t window_bytes) const {
+  uint64_t resident_bytes = 0;
+  for (const SlotHome* home : homes_) {
+    if (home->SpilledFootprintBytes() > 0) return true;
+    resident_bytes += home->ResidentBytes();
+  }
+  return resident_bytes > window_bytes;
+}
+
+uint64_t Residency::SpillSome(uint64_t wanted_bytes) {
+  uint64_t freed = 0;
+  ForEachColdest([&](SlotHome* home, Slot slot) {
+    if (freed >= wanted_bytes) return false;
+    const auto bytes = home->Spill(slot);
+    freed += bytes.value_or(0);
+    return bytes.ok();  // a disk that is full or fails takes nothing more
+  });
+  return freed;
+}
+
+void Residency::ForEachColdest(absl::FunctionRef<bool(SlotHome*, Slot)> visit) const {
+  std::vector<SlotHome*> coldest;
+  for (int32_t shard : order_.Next())
+    coldest.push_back(*std::ranges::lower_bound(homes_, shard, {}, &SlotHome::shard));
+  std::ranges::reverse(coldest);
+  for (SlotHome* home : coldest)
+    for (size_t i = SlotIndex(Slot::kWeight) + 1; i < kStoredSlotCount; ++i)
+      if (!visit(home, static_cast<Slot>(i))) return;
+  for (SlotHome* home : coldest)
+    if (!visit(home, Slot::kWeight)) return;
+}
+
+}  // namespace orlop::server

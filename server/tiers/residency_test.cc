@@ -1,0 +1,181 @@
+// One shard's slots, and which of several go to disk.
+#include "server/tiers/residency.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "storage/testing/faulty_store.h"
+#include "storage/testing/memory_store.h"
+
+namespace orlop::server {
+namespace {
+
+constexpr uint64_t kCount = 64 << 10;  // elements of a shard
+constexpr SlotFormat kWeight = {v1::DTYPE_BF16}, kCodes = {v1::DTYPE_U8, 1, 127};
+
+struct World {
+  explicit World(size_t shard_count, uint64_t dram_bytes = 16 << 20)
+      : accountant({dram_bytes, 64 << 20}), disk(storage::NewMemoryStore()) {
+    tiers = Tiers::Create(&accountant, &disk).value();
+    std::vector<SlotHome*> all;
+    for (size_t i = 0; i < shard_count; ++i) {
+      const auto id = static_cast<int32_t>(i);
+      homes.push_back(std::make_unique<SlotHome>(
+          tiers.get(), SlotKey{"job", id, Slot::kWeight, "w"}, "tensor 'w'", kCount));
+      all.push_back(homes.back().get());
+    }
+    residency = std::make_unique<Residency>("job", tiers.get(), all);
+    for (SlotHome* home : all) {
+      EXPECT_TRUE(residency->Place(home, Slot::kWeight, kWeight).ok());
+      EXPECT_TRUE(residency->Place(home, Slot::kExpAvg, kCodes).ok());
+    }
+  }
+  // Writes a slot.
+  void Fill(SlotHome* home, Slot slot, uint8_t byte) {
+    const SlotHold hold(home);
+    auto buffer = home->Replace(hold, slot);
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    std::memset((*buffer)->data(), byte, (*buffer)->size());
+    ASSERT_TRUE(home->Keep(hold, slot, 0, {*std::move(buffer), std::nullopt}).ok());
+  }
+  // The first byte of a slot, wherever it is; -1: it was never written.
+  int FirstByte(SlotHome* home, Slot slot) {
+    const SlotHold hold(home);
+    const auto bytes = home->Read(hold, slot);
+    EXPECT_TRUE(bytes.ok()) << bytes.status();
+    return *bytes ? (*bytes)->bytes()[0] : -1;
+  }
+  std::vector<bool> Spilled(Slot slot) {
+    std::vector<bool> spilled;
+    for (const auto& home : homes) spilled.push_back(home->tier(slot) == Tier::kNvme);
+    return spilled;
+  }
+
+  Accountant accountant;
+  storage::FaultyStore disk;
+  std::unique_ptr<Tiers> tiers;
+  std::vector<std::unique_ptr<SlotHome>> homes;
+  std::unique_ptr<Residency> residency;
+};
+
+const absl::Status kFull = absl::ResourceExhaustedError("no space left on device");
+
+TEST(SlotHome, SpillsWhatNobodyUsesAndReadsItBack) {
+  World world(1);
+  SlotHome* home = world.homes[0].get();
+  world.Fill(home, Slot::kExpAvg, 42);
+  {
+    const SlotHold hold(home);
+    EXPECT_EQ(home->Spill(Slot::kExpAvg).value(), 0u);
+    const BufferPtr reader = home->data(hold, Slot::kExpAvg);
+    EXPECT_TRUE(home->is_shared(hold, Slot::kExpAvg));
+  }
+  BufferPtr reader;
+  home->Inspect([&](const SlotHome::View& view) {
+    reader = view.slots[SlotIndex(Slot::kExpAvg)].bytes.data;
+  });
+  EXPECT_EQ(home->Spill(Slot::kExpAvg).value(), 0u);
+  reader.reset();
+  EXPECT_EQ(home->Spill(Slot::kExpAvg).value(), Buffer::Footprint(kCount));
+  EXPECT_EQ(home->tier(Slot::kExpAvg), Tier::kNvme);
+  EXPECT_EQ(world.FirstByte(home, Slot::kExpAvg), 42);
+  EXPECT_EQ(home->Spill(Slot::kWeight).value(), Buffer::Footprint(2 * kCount));  // without bytes
+  EXPECT_EQ(world.FirstByte(home, Slot::kWeight), -1);
+  EXPECT_EQ(world.accountant.used_bytes(Tier::kNvme), kCount);
+}
+
+TEST(SlotHome, BringsInitialBytesAndSpilledOnes) {
+  World world(3);
+  SlotHome* home = world.homes[2].get();
+  {
+    const SlotHold hold(home);
+    const auto initial = world.residency->Bring(home, hold, Slot::kExpAvg);
+    ASSERT_TRUE(initial.ok()) << initial.status();
+    EXPECT_EQ((*initial)->bytes()[kCount - 1], 127);
+    EXPECT_FALSE(home->has_contents(hold, Slot::kExpAvg));
+  }
+  world.Fill(home, Slot::kExpAvg, 9);
+  ASSERT_GT(world.residency->SpillCold(1), 0u);
+  ASSERT_EQ(home->tier(Slot::kExpAvg), Tier::kNvme);
+  const SlotHold hold(home);
+  const auto lease = world.residency->Lease(*home);
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  const auto brought = world.residency->Bring(home, hold, Slot::kExpAvg);
+  ASSERT_TRUE(brought.ok()) << brought.status();
+  EXPECT_EQ((*brought)->bytes()[kCount - 1], 9);
+}
+
+// What a failing disk refuses counts all the same, and goes to disk when that works again.
+TEST(SlotHome, KeepsInMemoryWhatTheDiskRefuses) {
+  World world(1);
+  SlotHome* home = world.homes[0].get();
+  world.Fill(home, Slot::kExpAvg, 1);
+  ASSERT_TRUE(home->Spill(Slot::kExpAvg).ok());
+  world.disk.FailWritesAfter(0, kFull);
+  BufferPtr next = home->NewMessage(kCount).value();
+  std::memset(next->data(), 2, kCount);
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      home->Keep(SlotHold(home), Slot::kExpAvg, 1, {std::move(next), std::nullopt})));
+  EXPECT_EQ(world.FirstByte(home, Slot::kExpAvg), 2);
+  home->WriteBack();
+  EXPECT_NE(home->data(SlotHold(home), Slot::kExpAvg), nullptr);
+  world.disk.Heal();
+  home->WriteBack();
+  EXPECT_EQ(home->data(SlotHold(home), Slot::kExpAvg), nullptr);
+  EXPECT_EQ(world.FirstByte(home, Slot::kExpAvg), 2);
+  EXPECT_EQ(world.disk.ScanBulk("spill/").value().size(), 1u);
+}
+
+TEST(Tiers, DiscardedValuesGoWithTheNextSpill) {
+  World world(1);
+  const SlotKey key = world.homes[0]->Key(Slot::kExpAvg);
+  const std::vector<uint8_t> bytes(1000, 3);
+  const SpilledSlot first = world.tiers->Spill(key, 0, bytes, nullptr).value();
+  world.disk.FailWritesAfter(0, kFull);
+  world.tiers->Discard(key, first);  // touches no disk
+  EXPECT_FALSE(world.tiers->Spill(key, 1, bytes, nullptr).ok());
+  world.disk.Heal();
+  EXPECT_EQ(world.disk.ScanBulk("spill/").value().size(), 1u);
+  EXPECT_TRUE(world.tiers->Spill(key, 1, bytes, nullptr).ok());
+  EXPECT_EQ(world.disk.ScanBulk("spill/").value().size(), 1u);
+}
+
+TEST(Residency, SpillsWhatWasUsedLastAndWeightsAtTheEnd) {
+  World world(4);
+  for (const auto& home : world.homes) {
+    world.Fill(home.get(), Slot::kWeight, 1);
+    world.Fill(home.get(), Slot::kExpAvg, 2);
+  }
+  for (int32_t shard : {2, 0, 3, 1}) world.residency->Used(shard, 5);
+  const uint64_t window = Buffer::Footprint(2 * kCount) + Buffer::Footprint(kCount);
+  // The window is paid for by spilling as much again.
+  EXPECT_GE(world.residency->SpillCold(kCount / 2), kCount / 2);
+  EXPECT_EQ(world.Spilled(Slot::kExpAvg), std::vector<bool>({true, true, true, true}));
+  EXPECT_EQ(world.Spilled(Slot::kWeight), std::vector<bool>({false, false, false, false}));
+  EXPECT_EQ(world.residency->SpillCold(1), Buffer::Footprint(2 * kCount));
+  EXPECT_EQ(world.Spilled(Slot::kWeight), std::vector<bool>({false, true, false, false}));
+  EXPECT_GE(world.accountant.reserved_bytes(Tier::kDram), window);
+  for (const auto& home : world.homes) {
+    EXPECT_EQ(world.FirstByte(home.get(), Slot::kWeight), 1);
+    EXPECT_EQ(world.FirstByte(home.get(), Slot::kExpAvg), 2);
+  }
+}
+
+// Another job's slots make room for a new one; those of the job itself stay where they are.
+TEST(Residency, PlacesASlotWithoutMovingItsOwn) {
+  World world(3, 640 << 10);  // 576 KiB are placed
+  for (const auto& home : world.homes) world.Fill(home.get(), Slot::kExpAvg, 2);
+  const SlotFormat large = {v1::DTYPE_F32};
+  ASSERT_TRUE(world.residency->Place(world.homes[0].get(), Slot::kExpAvgSq, large).ok());
+  EXPECT_EQ(world.homes[0]->tier(Slot::kExpAvgSq), Tier::kNvme);
+  EXPECT_LE(world.accountant.reserved_bytes(Tier::kDram), uint64_t{640 << 10});
+}
+
+}  // namespace
+}  // namespace orlop::server

@@ -1,0 +1,25 @@
+#include "server/tiers/use_order.h"
+
+namespace orlop::server {
+
+void UseOrder::Used(int32_t shard, int64_t version) {
+  MutexLock lock(&mutex_);
+  if (version > version_) {
+    version_ = version;
+    before_ = std::exchange(used_, {});
+    seen_.clear();
+  }
+  if (version == version_ && seen_.insert(shard).second) used_.push_back(shard);
+}
+
+std::vector<int32_t> UseOrder::Next() const {
+  MutexLock lock(&mutex_);
+  std::vector<int32_t> order = used_;
+  std::set<int32_t> seen(order.begin(), order.end());
+  for (const auto* later : {&before_, &shards_})
+    for (int32_t shard : *later)
+      if (seen.insert(shard).second) order.push_back(shard);
+  return order;
+}
+
+}  // namespace orlop::server
