@@ -35,6 +35,10 @@ bool Workload::IsLoaded(const Try& at, TensorId tensor) const {
   return at.step == 0 || Draw(seed, at, 4 + tensor * 16) % 2 == 0;
 }
 
+bool Workload::IsLeftOut(const Try& at, ShardId shard) const {
+  return at.step == 0 && Draw(seed, at, 8 + shard * 16) % 12 == 0;
+}
+
 int64_t Workload::LoadedCount(const Try& at, TensorId tensor) const {
   const uint64_t draw = Draw(seed, at, 5 + tensor * 16);
   return draw % 2 == 0 ? static_cast<int64_t>(draw / 2 % 5) : -1;

@@ -31,6 +31,8 @@ struct Workload {
   bool IsNonFinite(const Try& at) const;  // rank 0 finds an infinity
   bool IsAbsent(const Try& at, Rank rank, TensorId tensor) const;
   bool IsLoaded(const Try& at, TensorId tensor) const;        // a LOAD sets the tensor
+  // The first LOAD must be tried again: a worker leaves this shard out.
+  bool IsLeftOut(const Try& at, ShardId shard) const;
   int64_t LoadedCount(const Try& at, TensorId tensor) const;  // applied_count; -1: not given
   uint64_t LoadedValue(const Try& at, TensorId tensor, int64_t element) const;
   uint64_t Gradient(const Try& at, Rank rank, TensorId tensor, int64_t element) const;  // 0..999

@@ -52,7 +52,8 @@ void Simulation::StartStep(Worker* worker, const Position& position) {
   for (size_t id = 0; id < spec_->shards.size(); ++id) {
     const ShardSpec& shard = spec_->shards[id];
     if (workload_.IsLoad(at.step)) {
-      if (worker->rank == 0 && workload_.IsLoaded(at, shard.tensor)) {
+      if (worker->rank == 0 && workload_.IsLoaded(at, shard.tensor) &&
+          !workload_.IsLeftOut(at, static_cast<ShardId>(id))) {
         worker->pieces.push_back({static_cast<ShardId>(id), 99});
       }
       continue;
@@ -279,6 +280,7 @@ void Simulation::MeetDecision(const DecisionRecord& decision) {
 void Simulation::OnCommitted(const Call& call, const Answer& answer, Worker* worker) {
   const bool is_current = IsCurrent(call, answer, *worker);
   if (!answer.status.ok()) {
+    if (ShardOf(answer.status).has_value()) Meet(Met::kFirstLoadRefused);
     if (!is_current) return;
     if (absl::IsAborted(answer.status) || absl::IsFailedPrecondition(answer.status)) {
       return Rejoin(worker);

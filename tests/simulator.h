@@ -55,6 +55,7 @@ enum class Met : uint8_t {
   kPull,
   kHold,
   kRankContested,
+  kFirstLoadRefused,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

@@ -93,6 +93,8 @@ const char* Describe(Met met) {
       return "hold";
     case Met::kRankContested:
       return "rank that another process holds, refused";
+    case Met::kFirstLoadRefused:
+      return "first LOAD that leaves a shard unset, refused";
     case Met::kCount:
       break;
   }

@@ -423,37 +423,11 @@ void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* 
           step::AbsentReply{absent->epoch, absent->step, absent->attempt, absent->rank, damage}});
     }
   }
-  if (const auto* seal = std::get_if<step::Seal>(&message)) {
-    if (absl::Status status = CheckFirstLoad(*seal); !status.ok()) {
-      more->push_back(step::Send{
-          from, step::SealReply{seal->epoch, seal->step, seal->attempt, std::move(status)}});
-      return;
-    }
-  }
   const bool fenced = std::holds_alternative<step::Fenced>(message);
   if (!step::ForLeader(message) || fenced) {
     participant_->OnMessage(from, message, now_ms(), more);
     if (const auto* open = std::get_if<step::OpenJob>(&message)) TakeLayout(*open);
   }
-}
-
-absl::Status JobRuntime::CheckFirstLoad(const step::Seal& seal) const {
-  const step::Position position = participant_->position();
-  if (seal.step != 0 || position.committed_step != step::kLoading ||
-      seal.attempt != position.attempt)
-    return absl::OkStatus();
-  for (const OwnedShard& shard : shards_->layout().shards) {
-    if (!participant_->PiecesOf(shard.id).empty()) continue;
-    v1::ErrorDetail detail;
-    detail.set_reason(v1::ErrorDetail::LOADING);
-    detail.set_tensor(model_->tensors()[shard.tensor].name);
-    detail.set_shard(shard.index);
-    return MakeError(absl::StatusCode::kFailedPrecondition,
-                     absl::StrCat("the first LOAD of job '", job_, "' sets nothing in shard ",
-                                  shard.index, " of '", detail.tensor(), "'"),
-                     detail);
-  }
-  return absl::OkStatus();
 }
 
 // The machine has obeyed an OpenJob, or not: with a new layout the store needs room for it.

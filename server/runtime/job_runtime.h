@@ -141,9 +141,6 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void Complete(const std::function<void(int64_t now_ms, step::Actions*)>& event);
   void Perform(step::Actions actions) REQUIRES(mutex_);
   void Deliver(int from, const step::Message& message, step::Actions* more) REQUIRES(mutex_);
-  // The first LOAD must set every weight: a shard without pieces is refused before anything is
-  // staged.
-  absl::Status CheckFirstLoad(const step::Seal& seal) const REQUIRES(mutex_);
   void TakeLayout(const step::OpenJob& open) REQUIRES(mutex_);
   void Do(const step::Send& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::Answer& action, step::Actions* more) REQUIRES(mutex_);

@@ -2,6 +2,7 @@
 // (tests/) shows that they hold together.
 #include <deque>
 #include <map>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "server/step/leader.h"
@@ -203,6 +204,24 @@ TEST_F(Job, IsLoadingUntilTheFirstLoad) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Push(Piece(0, 0, 0, first_attempt_))));
   EXPECT_TRUE(absl::IsFailedPrecondition(answers_[Commit(0, 0, first_attempt_)].status));
   EXPECT_TRUE(absl::IsFailedPrecondition(answers_[Pull(0, 0)].status));
+}
+
+TEST_F(Job, AFirstLoadThatLeavesAShardUnsetIsRefusedByNameAndEndsTheAttempt) {
+  Form();
+  PushPiece piece = Piece(0, 0, 0, first_attempt_);
+  piece.is_load = true;
+  ASSERT_TRUE(Push(piece).ok());
+  const RequestId first = Commit(0, 0, first_attempt_, true);
+  const RequestId second = Commit(1, 0, first_attempt_, true);
+  for (RequestId request : {first, second}) {
+    const absl::Status& status = answers_[request].status;
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    EXPECT_EQ(ReasonOf(status), Reason::kLoading);
+    ASSERT_TRUE(ShardOf(status).has_value());
+    EXPECT_EQ(ShardOf(status)->tensor, "b");
+    EXPECT_EQ(ShardOf(status)->index, 0u);
+    EXPECT_EQ(answers_[request].position.attempt, first_attempt_ + 1);
+  }
 }
 
 TEST_F(Job, CommitsWhenAllRanksAndAllShardsAreIn) {
@@ -592,6 +611,13 @@ class TwoCopies : public ::testing::Test {
         participants_[at]->OnEpochDurable(epoch->epoch, now_ms_, &next);
       } else if (auto* apply = std::get_if<StartApply>(&action)) {
         participants_[at]->OnShardApplied(apply->shard, apply->decision->step, now_ms_, &next);
+      } else if (auto* stage = std::get_if<StageShard>(&action)) {
+        participants_[at]->OnShardStaged(stage->step, stage->attempt, {stage->shard, {9, 9}},
+                                         now_ms_, &next);
+      } else if (auto* forward = std::get_if<ForwardBytes>(&action)) {
+        bool keep = false;
+        to = forward->to;
+        participants_[to]->OnForward(at, forward->forward, true, now_ms_, &keep, &next);
       } else if (auto* fetch = std::get_if<FetchShard>(&action)) {
         participants_[at]->OnShardFetched(fetch->shard, fetch->decision->identity, absl::OkStatus(),
                                           now_ms_, &next);
@@ -609,15 +635,23 @@ class TwoCopies : public ::testing::Test {
     return answers_[request_];
   }
 
-  // A LOAD that sets nothing.
+  // The first LOAD sets the shard, later ones set nothing.
   absl::Status CommitLoad() {
     const Position position = leader_->Status().position;
+    Actions actions;
+    if (position.committed_step == kLoading) {
+      PushPiece piece;
+      piece.key = {position.generation, 0, position.attempt, 0, 0, 1};
+      piece.is_load = true;
+      bool keep = false;
+      participants_[0]->OnPush(++request_, piece, true, now_ms_, &keep, &actions);
+      Run(0, std::exchange(actions, {}));
+    }
     CommitRequest commit;
     commit.generation = position.generation;
     commit.step = position.committed_step + 1;
     commit.attempt = position.attempt;
     commit.is_load = true;
-    Actions actions;
     leader_->OnCommitStep(++request_, commit, now_ms_, &actions);
     Run(0, std::move(actions));
     return answers_.contains(request_) ? answers_[request_].status

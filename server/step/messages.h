@@ -168,7 +168,8 @@ struct SealReply {
   int64_t epoch = 0;
   int64_t step = 0;
   int64_t attempt = 0;
-  absl::Status status;  // FailedPrecondition: gradients were pushed in this attempt
+  // FailedPrecondition: gradients were pushed in this attempt, or the first LOAD leaves a shard unset.
+  absl::Status status;
 };
 
 struct StageReply {

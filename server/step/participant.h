@@ -22,6 +22,7 @@
 #include "server/step/job.h"
 #include "server/step/layout.h"
 #include "server/step/messages.h"
+#include "server/step/reason.h"
 
 namespace orlop::step {
 
@@ -254,6 +255,8 @@ class Participant {
   absl::Status CheckOpen(const PushPiece& piece) const;
   absl::Status Unfit(const std::string& text) const;  // FailedPrecondition, by the step being made
   absl::Status CheckPiece(const PushPiece& piece, const Shard& shard, bool* stored) const;
+  absl::Status CheckFirstLoad() const;
+  ShardName NameOf(ShardId shard) const;
   absl::Status CheckServing(const Shard& shard, int64_t version) const;
   void StorePiece(const PushPiece& piece, Shard* shard);
   std::vector<ServerId> OtherCopies(ShardId shard) const;

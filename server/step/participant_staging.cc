@@ -366,12 +366,33 @@ void Participant::Obey(ServerId from, const Absent& message, int64_t now_ms, Act
   MaybeSendStageReport(actions);
 }
 
+// The first LOAD must set every weight: a shard that it sets nothing in is refused before anything
+// is staged.
+absl::Status Participant::CheckFirstLoad() const {
+  if (committed_step_ != kLoading) return absl::OkStatus();
+  for (const Shard& shard : shards_) {
+    if (!shard.pieces.empty()) continue;
+    const ShardName name = NameOf(shard.id);
+    return About(name, Because(Reason::kLoading, absl::FailedPreconditionError(absl::StrCat(
+                                                     "the first LOAD sets nothing in shard ",
+                                                     name.index, " of '", name.tensor, "'"))));
+  }
+  return absl::OkStatus();
+}
+
+ShardName Participant::NameOf(ShardId shard) const {
+  const TensorId tensor = spec_->shards[shard].tensor;
+  ShardName name{spec_->tensors[tensor].name, 0};
+  while (shard > 0 && spec_->shards[--shard].tensor == tensor) ++name.index;
+  return name;
+}
+
 void Participant::Obey(ServerId from, const Seal& message, int64_t now_ms, Actions* actions) {
   if (!opened_ || message.generation != generation_ || message.step != committed_step_ + 1 ||
       message.attempt != attempt_) {
     return;
   }
-  SealReply reply{epoch_, message.step, message.attempt, absl::OkStatus()};
+  SealReply reply{epoch_, message.step, message.attempt, CheckFirstLoad()};
   if (kind_ == Kind::kGradients) {
     reply.status = Unfit("gradients were pushed in an attempt that is a LOAD");
   }
