@@ -3,8 +3,10 @@
 // https://clang.llvm.org/docs/ThreadSafetyAnalysis.html
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 
 #include "absl/base/thread_annotations.h"  // ABSL_ and, in this release of absl, the short names too
@@ -31,12 +33,18 @@ namespace orlop {
 
 class CAPABILITY("mutex") Mutex {
  public:
-  void Lock() ACQUIRE() { mutex_.lock(); }
+  void Lock() ACQUIRE() {
+    mutex_.lock();
+    takes_.store(takes_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  }
   void Unlock() RELEASE() { mutex_.unlock(); }
+  // How often Lock was called: for tests and benchmarks that count.
+  uint64_t takes() const { return takes_.load(std::memory_order_relaxed); }
 
  private:
   friend class CondVar;
   std::mutex mutex_;
+  std::atomic<uint64_t> takes_ = 0;  // written under mutex_
 };
 
 class SCOPED_CAPABILITY MutexLock {

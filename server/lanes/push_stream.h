@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "orlop/v1/data.pb.h"
@@ -26,8 +27,7 @@ class PushStream {
  private:
   absl::Status Open(const v1::StreamKey& key);
   absl::Status BeginPiece(const v1::Chunk& header);
-  absl::Status BeginGradient(const Region& region, v1::DType dtype);
-  absl::Status BeginLoad(const Region& region, v1::DType dtype, const v1::Chunk& header);
+  absl::StatusOr<PieceRequest> RequestOf(const v1::Chunk& header);
   absl::Status EndPiece(const Digest128& digest);
   absl::Status Explained(const absl::Status& status) const;
 
@@ -38,8 +38,7 @@ class PushStream {
   std::shared_ptr<const JobModel> model_;
   v1::StreamKey key_;
   StreamPlace place_;
-  step::PushPiece piece_;
-  std::unique_ptr<PieceWriter> writer_;  // null between pieces
+  std::optional<PieceTicket> ticket_;  // of the piece under way
   v1::PushResponse response_;
 };
 

@@ -1,5 +1,7 @@
 #include "server/lanes/region.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,8 @@
 
 namespace orlop::server {
 namespace {
+
+constexpr std::chrono::seconds kAttemptWait(3);
 
 std::string Short(const std::string& name) { return name.substr(0, kMaxNameBytes); }
 
@@ -65,6 +69,15 @@ absl::Status CheckOnePiece(const JobModel& model, const Region& region, int self
                    absl::StrCat("shard ", region.first_shard, " of '", name, "' belongs to server ",
                                 detail.server()),
                    detail);
+}
+
+step::AttemptKey KeyOf(const v1::StreamKey& key) {
+  return {static_cast<int64_t>(key.epoch()), static_cast<int64_t>(key.generation()), key.step(),
+          static_cast<int64_t>(key.attempt())};
+}
+
+Wait ForAnAttempt(const Wait& wait) {
+  return {std::min(wait.deadline, std::chrono::steady_clock::now() + kAttemptWait), wait.cancelled};
 }
 
 absl::Status Explain(const absl::Status& status, const StreamPlace& place,

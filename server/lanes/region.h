@@ -10,10 +10,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/box.h"
+#include "orlop/v1/data.pb.h"
 #include "orlop/v1/types.pb.h"
 #include "server/job/job_model.h"
 #include "server/job/slots.h"
+#include "server/runtime/wait.h"
 #include "server/step/actions.h"
+#include "server/step/participant.h"
 
 namespace orlop::server {
 
@@ -45,6 +48,12 @@ absl::StatusOr<Region> ParseRegion(const JobModel& model, const v1::Region& wire
 //           (NOT_OWNER): the detail names the owner.
 absl::Status CheckOnePiece(const JobModel& model, const Region& region, int self,
                            const std::vector<std::string>& server_names);
+
+// The attempt that a stream's key names.
+step::AttemptKey KeyOf(const v1::StreamKey& key);
+// The part of a caller's wait that a key ahead of this server is worth: the leader repeats an
+// unanswered message every second.
+Wait ForAnAttempt(const Wait& wait);
 
 // Where a stream is, for the details of its errors.
 struct StreamPlace {

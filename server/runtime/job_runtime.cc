@@ -18,11 +18,6 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr auto kAttemptWait =
-    std::chrono::seconds(3);  // the leader repeats an unanswered message every second
-constexpr auto kCancelPoll =
-    std::chrono::milliseconds(200);  // synchronous gRPC tells of a cancelled call only when asked
-
 absl::Status JobGone(const std::string& job) {
   return MakeError(absl::StatusCode::kNotFound, absl::StrCat("job '", job, "' was deleted"),
                    v1::ErrorDetail::UNKNOWN_JOB);
@@ -198,73 +193,106 @@ void JobRuntime::AwaitRecovery(const Wait& wait) const {
   }
 }
 
-absl::Status JobRuntime::AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const {
-  const step::AttemptKey wanted = {static_cast<int64_t>(key.epoch()),
-                                   static_cast<int64_t>(key.generation()), key.step(),
-                                   static_cast<int64_t>(key.attempt())};
-  const auto until = std::min(wait.deadline, steady_clock::now() + kAttemptWait);
+// ---- Pieces ------------------------------------------------------------------------------------
+
+step::KeyVerdict JobRuntime::CheckKey(const step::AttemptKey& key,
+                                      const std::shared_ptr<Wakeup>& wakeup) {
   MutexLock lock(&mutex_);
-  while (!closed_) {
-    step::KeyVerdict verdict = participant_->CheckKey(wanted);
-    if (verdict.is_later && !damaged_.empty()) return damaged_.begin()->second;
-    const auto now = steady_clock::now();
-    if (!verdict.is_later || now >= until || (wait.cancelled && wait.cancelled()))
-      return std::move(verdict.status);
-    changed_.WaitUntil(&mutex_, std::min(until, now + kCancelPoll));
-  }
-  return JobGone(job_);
+  if (closed_) return {false, JobGone(job_)};
+  step::KeyVerdict verdict = participant_->CheckKey(key);
+  if (verdict.is_later && !damaged_.empty()) return {false, damaged_.begin()->second};
+  if (verdict.is_later) sleepers_.push_back(wakeup);
+  return verdict;
 }
 
-absl::StatusOr<int32_t> JobRuntime::RegionOf(uint32_t tensor, uint32_t rank, const Box& box) const {
-  MutexLock lock(&mutex_);
-  const std::string& name = model_->tensors()[tensor].name;
+BegunPiece JobRuntime::BeginPiece(const PieceRequest& request,
+                                  const std::shared_ptr<Wakeup>& wakeup) {
+  PieceTicket ticket;
+  {
+    MutexLock lock(&mutex_);
+    if (closed_) return {false, JobGone(job_), {}};
+    step::KeyVerdict verdict = participant_->CheckKey(request.key);
+    // A damaged version is committed but cannot be made, so no later one can be made either.
+    if (!damaged_.empty() && (verdict.is_later || verdict.status.ok()))
+      verdict = {false, damaged_.begin()->second};
+    if (verdict.is_later) sleepers_.push_back(wakeup);
+    if (verdict.status.ok()) verdict.status = CheckRequest(request, &ticket.piece);
+    if (!verdict.status.ok()) return {verdict.is_later, std::move(verdict.status), {}};
+  }
+  auto writer =
+      request.is_load
+          ? shards_->BeginLoad(request.shard, request.slot, request.dtype, request.box)
+          : shards_->BeginGradient(request.shard, static_cast<uint32_t>(request.rank),
+                                   static_cast<int32_t>(ticket.piece.key.region), request.dtype);
+  if (!writer.ok()) return {false, writer.status(), {}};
+  ticket.writer = *std::move(writer);
+  return {false, absl::OkStatus(), std::move(ticket)};
+}
+
+// Fills in the piece that the request is about.
+absl::Status JobRuntime::CheckRequest(const PieceRequest& request, step::PushPiece* piece) const {
+  const step::AttemptKey& key = request.key;
+  piece->key = {key.generation, key.step, key.attempt, request.shard, request.rank, 0};
+  piece->epoch = key.epoch;
+  piece->is_load = request.is_load;
+  piece->scale = request.loss_scale;
+  piece->applied_count = request.applied_count;
+  if (request.is_load) {
+    piece->key.region = step::LoadRegion(SlotName(request.slot), request.box);
+  } else {
+    absl::StatusOr<int32_t> region = RegionOf(request);
+    if (!region.ok()) return region.status();
+    piece->key.region = static_cast<uint64_t>(*region);
+  }
+  if (!layout_status_.ok()) return layout_status_;
+  bool is_stored = false;
+  const absl::Status status = participant_->CheckPush(*piece, &is_stored);
+  // Contents are compared when they are known.
+  return absl::IsAlreadyExists(status) ? absl::OkStatus() : status;
+}
+
+// The index of the request's box among those that its rank contributes to the tensor.
+absl::StatusOr<int32_t> JobRuntime::RegionOf(const PieceRequest& request) const {
   if (layout_ == nullptr)
     return absl::UnavailableError(
         absl::StrCat("job '", job_, "': no generation has formed here yet"));
-  if (!layout_status_.ok()) return layout_status_;
+  const auto rank = static_cast<size_t>(request.rank);
   if (rank >= layout_->by_rank.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("rank ", rank, " of a world of ", layout_->by_rank.size()));
   }
   const std::vector<step::Contribution>& own = layout_->by_rank[rank];
-  const auto it = std::lower_bound(
-      own.begin(), own.end(), tensor,
-      [](const step::Contribution& c, uint32_t t) { return static_cast<uint32_t>(c.tensor) < t; });
-  if (it != own.end() && static_cast<uint32_t>(it->tensor) == tensor) {
-    const auto found = std::find(it->boxes.begin(), it->boxes.end(), box);
+  const auto it = std::lower_bound(own.begin(), own.end(), static_cast<int32_t>(request.tensor),
+                                   [](const step::Contribution& contribution, int32_t tensor) {
+                                     return contribution.tensor < tensor;
+                                   });
+  if (it != own.end() && it->tensor == static_cast<int32_t>(request.tensor)) {
+    const auto found = std::find(it->boxes.begin(), it->boxes.end(), request.box);
     if (found != it->boxes.end()) return static_cast<int32_t>(found - it->boxes.begin());
   }
-  return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': box ", ToString(box),
-                                                 " is not in the contribution layout of rank ",
-                                                 rank));
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensor '", model_->tensors()[request.tensor].name, "': box ",
+                   ToString(request.box), " is not in the contribution layout of rank ", rank));
 }
 
-absl::Status JobRuntime::CheckPush(const step::PushPiece& piece) const {
-  MutexLock lock(&mutex_);
-  if (closed_) return JobGone(job_);
-  // Its version is committed but cannot be made, so no later one can.
-  if (!damaged_.empty()) return damaged_.begin()->second;
-  if (!layout_status_.ok()) return layout_status_;
-  bool stored = false;
-  const absl::Status status = participant_->CheckPush(piece, &stored);
-  // Contents are compared when they are known.
-  return status.code() == absl::StatusCode::kAlreadyExists ? absl::OkStatus() : status;
-}
-
-absl::Status JobRuntime::Push(const step::PushPiece& piece, PieceWriter* writer, bool* repeated,
-                              const Wait& wait) {
+absl::StatusOr<bool> JobRuntime::EndPiece(PieceTicket ticket, const Digest128& digest,
+                                          const Wait& wait) {
+  absl::StatusOr<PieceResult> result = ticket.writer->Finish(digest);
+  if (!result.ok()) return result.status();
+  ticket.piece.payload = result->digest;
+  bool is_kept = false;
   absl::Status kept;
   const auto answer = Ask(
       wait, [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-        bool keep = false;
-        *repeated = false;
-        participant_->CheckPush(piece, repeated).IgnoreError();
-        participant_->OnPush(id, piece, /*has_room=*/true, now, &keep, actions);
-        if (keep) kept = writer->Keep();
-        if (keep && times_.step != piece.key.step && first_byte_ms_ == 0) first_byte_ms_ = now;
+        participant_->OnPush(id, ticket.piece, /*has_room=*/true, now, &is_kept, actions);
+        if (!is_kept) return;
+        kept = ticket.writer->Keep();
+        if (times_.step != ticket.piece.key.step && first_byte_ms_ == 0) first_byte_ms_ = now;
       });
   if (!answer.ok()) return answer.status();
-  return kept;
+  if (!kept.ok()) return kept;
+  ticket.writer->Settle();
+  return !is_kept;
 }
 
 absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
@@ -405,6 +433,7 @@ void JobRuntime::Close() {
     waiter->done = true;
     waiter->answer.status = JobGone(job_);
   }
+  for (const std::shared_ptr<Wakeup>& sleeper : std::exchange(sleepers_, {})) sleeper->Wake();
   changed_.SignalAll();
 }
 
@@ -467,6 +496,7 @@ void JobRuntime::Perform(step::Actions actions) {
     const absl::Status begun = applies_->Begin(std::move(applies), *model_, shared_from_this());
     if (!begun.ok()) spdlog::error("job {}: {}", job_, std::string(begun.message()));
   }
+  for (const std::shared_ptr<Wakeup>& sleeper : std::exchange(sleepers_, {})) sleeper->Wake();
   changed_.SignalAll();
 }
 

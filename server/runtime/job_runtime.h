@@ -21,18 +21,14 @@
 #include "server/job/job_model.h"
 #include "server/runtime/apply_queue.h"
 #include "server/runtime/environment.h"
+#include "server/runtime/piece_intake.h"
 #include "server/runtime/step_scalars.h"
+#include "server/runtime/wait.h"
 #include "server/shards/shard_store.h"
 #include "server/step/leader.h"
 #include "server/step/participant.h"
 
 namespace orlop::server {
-
-// How long a caller waits, and how it says that it has gone away.
-struct Wait {
-  std::chrono::steady_clock::time_point deadline;
-  std::function<bool()> cancelled;
-};
 
 struct StepTimes {
   int64_t step = -1;
@@ -88,17 +84,18 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void AwaitRecovery(const Wait& wait) const;
 
   // ---- Workers, on an owner ----
-  // Whether `key` names the open attempt (Participant::CheckKey). A key that is ahead of this server
-  // is waited for, 3 s at most.
-  absl::Status AwaitAttempt(const v1::StreamKey& key, const Wait& wait) const;
-  // What the open attempt expects under (tensor, rank, box); its index, or InvalidArgument.
-  absl::StatusOr<int32_t> RegionOf(uint32_t tensor, uint32_t rank, const Box& box) const;
-  // Refuses a piece before its bytes are sent; see Participant::CheckPush. A conflict of contents
-  // shows only in Push.
-  absl::Status CheckPush(const step::PushPiece& piece) const;
-  // A piece whose bytes `writer` holds, finished. `*repeated`: it was stored before.
-  absl::Status Push(const step::PushPiece& piece, PieceWriter* writer, bool* repeated,
-                    const Wait& wait);
+  // Whether `key` names the open attempt (Participant::CheckKey). Never blocks: if the verdict is
+  // *later*, `wakeup` is woken when the job's state has changed.
+  step::KeyVerdict CheckKey(const step::AttemptKey& key, const std::shared_ptr<Wakeup>& wakeup);
+  // Whether a piece is of the open attempt, expected and new, and where its bytes go. Waits neither
+  // for another server nor for an apply: the answer is *later* then, and `wakeup` is woken when the
+  // job's state has changed. May wait for the disk if memory is short, without the job's lock.
+  //   Status  as Participant::CheckKey and CheckPush, ShardStore::BeginGradient and BeginLoad. A
+  //           conflict of contents shows only in EndPiece.
+  BegunPiece BeginPiece(const PieceRequest& request, const std::shared_ptr<Wakeup>& wakeup);
+  // Stores a piece all of whose bytes its writer has. Returns whether it was stored before.
+  //   Status  as PieceWriter::Finish and Keep, and Participant::OnPush.
+  absl::StatusOr<bool> EndPiece(PieceTicket ticket, const Digest128& digest, const Wait& wait);
   // Waits until `version` of a shard can be read. A reader needs the pin until it has opened: then
   // it keeps the version by holding buffers, and the apply need not wait.
   absl::StatusOr<VersionPin> AwaitVersion(int32_t shard, int64_t version, const Wait& wait);
@@ -109,6 +106,8 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   bool HasReported() const;  // to the present epoch, what this process holds
   std::shared_ptr<const step::Layout> layout() const;
   StepTimes last_step() const;
+  // How often the job's lock was taken: for tests and benchmarks.
+  uint64_t lock_count() const { return mutex_.takes(); }
   // Updates that a tensor has seen, as of the last decision applied here.
   int64_t AppliedCount(uint32_t tensor) const;
 
@@ -157,6 +156,9 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void SubmitApplies(std::vector<step::StartApply> applies) REQUIRES(mutex_);
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
+  absl::Status CheckRequest(const PieceRequest& request, step::PushPiece* piece) const
+      REQUIRES(mutex_);
+  absl::StatusOr<int32_t> RegionOf(const PieceRequest& request) const REQUIRES(mutex_);
   int64_t now_ms() const;
 
   const Environment environment_;
@@ -173,6 +175,7 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   absl::Status layout_status_ GUARDED_BY(mutex_);
   absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};
   std::map<step::RequestId, std::shared_ptr<Waiter>> waiters_ GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*
   step::RequestId next_request_ GUARDED_BY(mutex_) = 1;
   std::map<int32_t, absl::Status> damaged_ GUARDED_BY(mutex_);  // shards whose apply failed
   // Small values that the disk refused, to be written with the next tick, and why.

@@ -135,33 +135,26 @@ class JobOnAFaultyDisk : public testing::Test {
     }
   }
   absl::Status PushOnce(const OwnedShard& shard, bool is_load, const std::vector<float>& values) {
+    BegunPiece begun = Begin(shard, is_load);
+    if (!begun.ticket.has_value()) return begun.status;
+    const auto bytes = BytesOf(shard, values);
+    if (absl::Status sent = Send(begun.ticket->writer.get(), bytes); !sent.ok()) return sent;
+    return job_->EndPiece(*std::move(begun.ticket), DigestOfBytes(bytes), Soon()).status();
+  }
+  BegunPiece Begin(const OwnedShard& shard, bool is_load) {
     const step::Position position = job_->position();
-    step::PushPiece piece;
-    piece.key = {generation_,
-                 position.committed_step + 1,
-                 std::max<int64_t>(position.attempt, 1),
-                 shard.id,
-                 0,
-                 0};
-    piece.is_load = is_load;
-    if (absl::Status status = job_->CheckPush(piece); !status.ok()) return status;
-    const Box box = {{shard.range.begin}, {shard.range.count()}, true};
-    auto writer = is_load ? job_->shards().BeginLoad(shard.id, Slot::kWeight, v1::DTYPE_F32, box)
-                          : job_->shards().BeginGradient(
-                                shard.id, 0, job_->RegionOf(0, 0, Whole()).value(), v1::DTYPE_F32);
-    if (!writer.ok()) return writer.status();
-    const auto bytes = AsBytes(
+    PieceRequest request;
+    request.key = {0, generation_, position.committed_step + 1,
+                   std::max<int64_t>(position.attempt, 1)};
+    request.shard = shard.id;
+    request.box = is_load ? FlatBox(shard.range.begin, shard.range.count()) : Whole();
+    request.dtype = v1::DTYPE_F32;
+    request.is_load = is_load;
+    return job_->BeginPiece(request, std::make_shared<Wakeup>());
+  }
+  static std::vector<uint8_t> BytesOf(const OwnedShard& shard, const std::vector<float>& values) {
+    return AsBytes(
         std::vector<float>(values.begin() + shard.range.begin, values.begin() + shard.range.end));
-    const absl::Span<const uint8_t> slices[] = {bytes};
-    absl::Status written = (*writer)->WriteChunk(
-        0, slices,
-        ChunkChecksum(LeafHashes({reinterpret_cast<const char*>(bytes.data()), bytes.size()})));
-    if (!written.ok()) return written;
-    const Digest128 digest = DigestOfBytes(bytes);
-    if (auto finished = (*writer)->Finish(digest); !finished.ok()) return finished.status();
-    piece.payload = {digest.high, digest.low};
-    bool repeated = false;
-    return job_->Push(piece, writer->get(), &repeated, Soon());
   }
 
   absl::Status Commit(bool is_load = false) {
@@ -181,6 +174,31 @@ class JobOnAFaultyDisk : public testing::Test {
     }
     return job_->Commit(commit, Soon()).status();
   }
+
+  // Keeps every thread of the pool busy while it lives.
+  class BusyPool {
+   public:
+    explicit BusyPool(ThreadPool* pool) {
+      for (int i = 0; i < pool->thread_count(); ++i)
+        pool->Submit([state = state_] {
+          MutexLock lock(&state->mutex);
+          while (!state->is_over) state->over.Wait(&state->mutex);
+        });
+    }
+    ~BusyPool() {
+      MutexLock lock(&state_->mutex);
+      state_->is_over = true;
+      state_->over.SignalAll();
+    }
+
+   private:
+    struct State {
+      Mutex mutex;
+      CondVar over;
+      bool is_over GUARDED_BY(mutex) = false;
+    };
+    const std::shared_ptr<State> state_ = std::make_shared<State>();
+  };
 
   void Load() {
     ASSERT_NO_FATAL_FAILURE(Join());
@@ -219,6 +237,53 @@ class JobOnAFaultyDisk : public testing::Test {
 
 // A committed step whose apply cannot read a spilled slot: the shard is lost by name, the others
 // serve the step, and nothing hangs.
+TEST_F(JobOnAFaultyDisk, APieceTakesTheJobsLockTwice) {
+  ASSERT_NO_FATAL_FAILURE(Load());
+  const OwnedShard& shard = job_->shards().layout().shards.front();
+  ASSERT_TRUE(job_->AwaitVersion(shard.id, 0, Soon()).ok());
+  const auto bytes = BytesOf(shard, Normal(kRows * kColumns, 2));
+  const step::Position position = job_->position();
+  PieceRequest request;
+  request.key = {0, generation_, position.committed_step + 1, position.attempt};
+  request.shard = shard.id;
+  request.box = Whole();
+  request.dtype = v1::DTYPE_F32;
+  const BusyPool busy(pool_.get());  // what the piece makes others do is not the piece's
+  const uint64_t before = job_->lock_count();
+  BegunPiece begun = job_->BeginPiece(request, std::make_shared<Wakeup>());
+  ASSERT_TRUE(begun.ticket.has_value()) << begun.status;
+  ASSERT_TRUE(Send(begun.ticket->writer.get(), bytes).ok());
+  const auto ended = job_->EndPiece(*std::move(begun.ticket), DigestOfBytes(bytes), Soon());
+  EXPECT_EQ(job_->lock_count() - before, 2u);
+  ASSERT_TRUE(ended.ok()) << ended.status();
+  EXPECT_FALSE(*ended);
+}
+
+TEST_F(JobOnAFaultyDisk, APieceAheadOfTheServerIsAnsweredLaterAndWoken) {
+  ASSERT_NO_FATAL_FAILURE(Load());
+  const OwnedShard& shard = job_->shards().layout().shards.front();
+  ASSERT_TRUE(job_->AwaitVersion(shard.id, 0, Soon()).ok());
+  PieceRequest request;
+  request.key = {0, generation_ + 1, 1, 1};
+  request.shard = shard.id;
+  request.box = Whole();
+  request.dtype = v1::DTYPE_F32;
+  const auto wakeup = std::make_shared<Wakeup>();
+  const BegunPiece begun = job_->BeginPiece(request, wakeup);
+  EXPECT_TRUE(begun.is_later);
+  EXPECT_FALSE(begun.ticket.has_value());
+  EXPECT_EQ(begun.status.code(), absl::StatusCode::kFailedPrecondition) << begun.status;
+  ASSERT_NO_FATAL_FAILURE(Join());  // the generation forms
+  EXPECT_EQ(generation_, request.key.generation);
+  const auto deadline = Soon().deadline;
+  wakeup->Sleep(deadline);
+  EXPECT_LT(std::chrono::steady_clock::now(), deadline) << "nobody woke the caller";
+  request.key.attempt = job_->position().attempt;
+  const BegunPiece again =
+      AskUntilAnswered(Soon(), [&](const auto& w) { return job_->BeginPiece(request, w); });
+  EXPECT_TRUE(again.ticket.has_value()) << again.status;
+}
+
 TEST_F(JobOnAFaultyDisk, UnreadableSlotIsDataLossOfItsShardByName) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const std::vector<OwnedShard>& shards = job_->shards().layout().shards;

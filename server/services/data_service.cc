@@ -135,7 +135,10 @@ grpc::Status DataService::QueryPush(grpc::ServerContext* context,
   const v1::StreamKey& key = request->key();
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(key.job());
   if (!job.ok()) return ToGrpc(job.status());
-  const absl::Status status = (*job)->AwaitAttempt(key, WaitOf(context));
+  const absl::Status status =
+      AskUntilAnswered(ForAnAttempt(WaitOf(context)), [&](const std::shared_ptr<Wakeup>& wakeup) {
+        return (*job)->CheckKey(KeyOf(key), wakeup);
+      }).status;
   const step::Position position = (*job)->position();
   if (!status.ok()) return ToGrpc(WithPosition(status, position, key.job()));
   size_t expected = 0;

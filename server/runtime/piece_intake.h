@@ -1,0 +1,49 @@
+// How a piece enters a job: one question before its bytes are received (JobRuntime::BeginPiece) and
+// one when they are complete (JobRuntime::EndPiece). Each takes the job's lock once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "base/box.h"
+#include "orlop/v1/types.pb.h"
+#include "server/job/slots.h"
+#include "server/shards/piece_writer.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
+
+namespace orlop::server {
+
+// A piece that a worker wants to send.
+struct PieceRequest {
+  step::AttemptKey key;
+  step::Rank rank = 0;
+  double loss_scale = 1.0;
+  uint32_t tensor = 0;                      // index in the manifest
+  int32_t shard = 0;                        // id; this server owns it
+  Box box;                                  // NormalBox
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // on the wire; never UNSPECIFIED
+  bool is_load = false;                     // SetState: of `slot`, with `applied_count`
+  Slot slot = Slot::kWeight;
+  int64_t applied_count = -1;  // updates that the tensor has seen; -1: not said
+};
+
+// A piece whose bytes may be sent. Not thread-safe: one stream owns it. Destroying it before EndPiece
+// leaves nothing of the piece behind.
+struct PieceTicket {
+  step::PushPiece piece;
+  std::unique_ptr<PieceWriter> writer;
+};
+
+// The answer to BeginPiece: a ticket, a refusal, or *later*.
+struct BegunPiece {
+  // The request is ahead of this server. The job wakes the caller when to ask again; `status` is the
+  // answer to give when waiting ends.
+  bool is_later = false;
+  absl::Status status;  // OK if and only if there is a ticket
+  std::optional<PieceTicket> ticket;
+};
+
+}  // namespace orlop::server
