@@ -138,7 +138,7 @@ class JobOnAFaultyDisk : public testing::Test {
     BegunPiece begun = Begin(shard, is_load);
     if (!begun.ticket.has_value()) return begun.status;
     const auto bytes = BytesOf(shard, values);
-    if (absl::Status sent = Send(begun.ticket->writer.get(), bytes); !sent.ok()) return sent;
+    if (absl::Status sent = Write(begun.ticket->writer.get(), bytes); !sent.ok()) return sent;
     return job_->EndPiece(*std::move(begun.ticket), DigestOfBytes(bytes), Soon()).status();
   }
   BegunPiece Begin(const OwnedShard& shard, bool is_load) {
@@ -151,6 +151,12 @@ class JobOnAFaultyDisk : public testing::Test {
     request.dtype = v1::DTYPE_F32;
     request.is_load = is_load;
     return job_->BeginPiece(request, std::make_shared<Wakeup>());
+  }
+  static absl::Status Write(PieceWriter* writer, const std::vector<uint8_t>& bytes) {
+    const absl::Span<const uint8_t> slices[] = {bytes};
+    return writer->WriteChunk(
+        0, slices,
+        ChunkChecksum(LeafHashes({reinterpret_cast<const char*>(bytes.data()), bytes.size()})));
   }
   static std::vector<uint8_t> BytesOf(const OwnedShard& shard, const std::vector<float>& values) {
     return AsBytes(
@@ -202,8 +208,10 @@ class JobOnAFaultyDisk : public testing::Test {
 
   void Load() {
     ASSERT_NO_FATAL_FAILURE(Join());
-    for (const OwnedShard& shard : job_->shards().layout().shards)
-      ASSERT_TRUE(Push(shard, true, Normal(kRows * kColumns, 1)).ok());
+    for (const OwnedShard& shard : job_->shards().layout().shards) {
+      const absl::Status pushed = Push(shard, true, Normal(kRows * kColumns, 1));
+      ASSERT_TRUE(pushed.ok()) << pushed;
+    }
     ASSERT_TRUE(Commit(/*is_load=*/true).ok());
   }
   void LoadAndStep() {
@@ -252,7 +260,7 @@ TEST_F(JobOnAFaultyDisk, APieceTakesTheJobsLockTwice) {
   const uint64_t before = job_->lock_count();
   BegunPiece begun = job_->BeginPiece(request, std::make_shared<Wakeup>());
   ASSERT_TRUE(begun.ticket.has_value()) << begun.status;
-  ASSERT_TRUE(Send(begun.ticket->writer.get(), bytes).ok());
+  ASSERT_TRUE(Write(begun.ticket->writer.get(), bytes).ok());
   const auto ended = job_->EndPiece(*std::move(begun.ticket), DigestOfBytes(bytes), Soon());
   EXPECT_EQ(job_->lock_count() - before, 2u);
   ASSERT_TRUE(ended.ok()) << ended.status();
