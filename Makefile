@@ -5,7 +5,10 @@ BUILD  := build/$(PRESET)
 VENV   := .venv
 PEERS  := .venv-peers
 JOBS   ?= $(shell nproc)
-FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples' $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc'))
+# What lint reads: FILES, or all that the preset `lint` can compile.
+NEEDS_CUDA := $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc')
+TIDIED     = $(or $(FILES),$(shell git ls-files '*.cc' ':!examples' $(NEEDS_CUDA)))
+FORMATTED  = $(if $(FILES),$(filter %.h %.cc,$(FILES)),$(shell git ls-files '*.h' '*.cc'))
 
 .DEFAULT_GOAL := build
 .PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers bench-quality install uninstall format lint cuda-report clean help
@@ -87,11 +90,15 @@ format: ## clang-format every C++ file
 	@tools/setup.sh tools/packages-lint.txt
 	clang-format -i $$(git ls-files '*.h' '*.cc')
 
-lint: packages ## clang-tidy, and clang's thread-safety analysis (FILES=... for some files)
+lint: packages $(VENV)/.ready ## the house, lines, formats, ruff, clang-tidy and thread safety (FILES=... for some C++ files)
 	@tools/setup.sh tools/packages-lint.txt
-	@cmake --preset lint > /dev/null
-	@ninja -C build/lint orlop_generated
-	@echo $(FILES) | xargs -P $(JOBS) -n 4 clang-tidy -p build/lint --quiet
+	@$(PYTHON) tools/house.py
+	@$(PYTHON) tools/lines.py
+	@$(VENV)/bin/ruff check .
+	@$(if $(FORMATTED),clang-format --dry-run -Werror $(FORMATTED))
+	@cmake --preset lint -DORLOP_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python > /dev/null
+	@ninja -C build/lint orlop_generated > /dev/null
+	@$(PYTHON) tools/tidy.py build/lint $(JOBS) $(TIDIED)
 
 cuda-report: configure ## registers and spills of every CUDA kernel
 	@$(PYTHON) tools/cuda_report.py $(BUILD)
