@@ -56,7 +56,7 @@ ROOMS = [
     Room("cli/print",         EVERY,                                     ""),
     Room("bench",             "bench",                                   "cli/print client kernels"),
     Room("cli",               "",                                        "bench cli/print client"),
-    Room("python/core",       "",                                        "client client/link kernels"),
+    Room("python/core",       "",                                        "client kernels"),
     Room("tests",             "",                                        EVERY),
     Room("examples/cpp",      "",                                        EVERY),
     Room("cmake",             "",                                        ""),  # the precompiled header
