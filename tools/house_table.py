@@ -27,29 +27,27 @@ ROOMS = [
                               "int8_blocks tensor_pass "
                               "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets
     Room("storage",           "store data_directory",                    ""),
-    Room("server/step",       "leader participant layout "
-                              "job messages actions reason",                    ""),  # records that server/job writes and reads
+    Room("server/step",       "leader participant layout job "
+                              "messages actions reason",                 ""),  # what is coded, carried out, and answered
     Room("proto",             EVERY,                                     ""),
-    Room("server/job",        "job_model slots step_codec "
-                              "contributions manifest "
-                              "optimizer_config",                        "server/step kernels"),
+    Room("server/job",        EVERY,                                     "server/step kernels"),
     Room("server/memory",     "accountant message_room process_memory",  ""),
-    Room("server/tiers",      "tier slot_home residency",                "server/memory server/job storage"),
+    Room("server/tiers",      "tier slot_home residency "
+                              "job_room window",                         "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image",                 "server/tiers server/memory server/job server/step kernels"),
     Room("server/cluster",    EVERY,                                     "server/job"),
     Room("server/durability", EVERY,                                     "server/cluster server/shards server/job storage"),
     Room("server/runtime",    "job_table answers "
                               "step_scalars",                            "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "
-                                                                         "kernels"),                 # hyper-parameters of a step
-    Room("server/lanes",      EVERY,                                     "server/runtime server/shards server/job "
-                                                                         "server/step"),             # regions, reasons
+                                                                         "kernels"),                # hyper-parameters of a step
+    Room("server/lanes",      EVERY,                                     "server/runtime server/shards "
+                                                                         "server/job server/step"),  # regions, reasons
     Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
-                                                                         "server/memory server/tiers server/job "
-                                                                         "server/step "
-                                                                         "kernels"),                 # for what they list and refuse
+                                                                         "server/tiers server/memory server/job server/step "
+                                                                         "kernels"),                # for what they list and refuse
     Room("server",            "orlop_server",                            "server/services server/cluster "
-                                                                         "server/memory kernels"),   # what the program sets up
+                                                                         "server/memory kernels"),  # what the program sets up
     Room("client/link",       EVERY,                                     ""),
     Room("client/lanes",      EVERY,                                     "client/link"),
     Room("client",            "client session",                          "client/lanes client/link"),
