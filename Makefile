@@ -5,7 +5,7 @@ BUILD  := build/$(PRESET)
 VENV   := .venv
 PEERS  := .venv-peers
 JOBS   ?= $(shell nproc)
-# What lint reads: FILES, or all that the preset `lint` can compile.
+# lint reads FILES, or every file that the preset `lint` can compile.
 NEEDS_CUDA := $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc')
 TIDIED     = $(or $(FILES),$(shell git ls-files '*.cc' ':!examples' $(NEEDS_CUDA)))
 FORMATTED  = $(if $(FILES),$(filter %.h %.cc,$(FILES)),$(shell git ls-files '*.h' '*.cc'))
@@ -43,8 +43,9 @@ endif
 build: configure ## build everything of one preset
 	@$(CLOCK) build ninja -C $(BUILD) -j $(JOBS)
 
-# Two groups of tests have no end of cases: schedules of the simulator and tails of the kernels. `make test` takes those of SEED, others
-# after each commit, and `make test SEED=...` repeats them. `make test-long` runs all tails, and all schedules from the first seed on.
+# The simulator's schedules and the kernels' tails are too many for every run. `make test` samples them by SEED, which is the commit's
+# number, so that each commit runs others; `make test SEED=...` repeats a sample. `make test-long` runs all tails, and four times the
+# schedules from seed 1 on.
 SEED   ?= $(shell printf %d 0x$$(git rev-parse --short=8 HEAD 2> /dev/null || echo 1))
 SAMPLE  = ORLOP_SIM_SCHEDULES=100000 ORLOP_SIM_SEED=$(SEED) ORLOP_TAIL_STRIDE=$(STRIDE) ORLOP_TAIL_SEED=$(SEED)
 STRIDE := 5

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Where the time of `make test` goes: runs its phases under a clock, and prints a table of them at the end.
+"""Measures the phases of `make test` and prints a table of their times.
 
-    python3 tests/times.py begin DIR                    forgets what was there, and starts the clock
-    python3 tests/times.py run DIR PHASE COMMAND...     appends the phase's seconds to DIR/phases; exits as the command does
+    python3 tests/times.py begin DIR                    empties DIR and starts the clock
+    python3 tests/times.py run DIR PHASE COMMAND...     runs the command, appends its seconds to DIR/phases, and exits with its status
     python3 tests/times.py table DIR                    prints the phases, and the programs and files of their tests
 
-A phase may leave DIR/PHASE.xml (JUnit, as ctest and pytest write it), and DIR/PHASE.json (`ctest --show-only=json-v1`), which names the
-program of each C++ test. Tests of a phase run side by side, so that their sum may be above the seconds of the phase.
+A phase may write DIR/PHASE.xml (JUnit of ctest or pytest) and DIR/PHASE.json (`ctest --show-only=json-v1`), which names the program of
+each C++ test. Tests of a phase run in parallel, so their seconds may add up to more than those of the phase.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import sys
 import time
 import xml.etree.ElementTree
 
-LEAST_SECONDS = 5.0  # what took less is one line: "others"
+LEAST_SECONDS = 5.0  # groups below it share one line, "others"
 ROW = "{:<50}{:>8}{:>8}   {}"
 
 

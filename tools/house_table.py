@@ -1,8 +1,8 @@
-"""The table of the house: which folder may include which, and through which doors. tools/house.py holds it.
+"""The table of the house: which folders a folder may include, and through which doors. tools/house.py checks it.
 
-Rows are in order: a folder may include only folders of rows above its own, so that no include goes up and folders form no circle. A
-*door* is a header that other folders may include; every other header is an inner one of its folder. Headers of a `testing/` folder are
-for `*_test.cc` and for other `testing/` headers alone; their folder is the one around them.
+Rows are in order. A folder may include only folders of rows above its own, so no include goes up and folders form no circle. A *door* is
+a header that other folders may include; every other header is internal to its folder. Only `*_test.cc` files and `testing/` headers may
+include headers of a `testing/` folder. A `testing/` folder belongs to the folder around it.
 """
 from __future__ import annotations
 
@@ -59,25 +59,25 @@ ROOMS = [
     Room("examples/cpp",      "",                                        EVERY),
     Room("cmake",             "",                                        ""),  # the precompiled header
 ]
-# Subfolders that are no rooms of their own: the kernels are one room, and generated headers belong to proto.
+# Folders without a row: the kernels are one room, and generated headers belong to proto.
 WITHIN = {"kernels/optimizers": "kernels", "kernels/cuda": "kernels", "orlop/v1": "proto"}
 
-# Pure folders: what a simulator replays has no clock, thread, lock, file or random number of its own.
+# The simulator replays these folders, so they use no clock, thread, lock, file or random number.
 PURE = ("server/step", "server/job")
 IMPURE = {"atomic", "chrono", "condition_variable", "ctime", "filesystem", "fstream", "mutex", "random", "shared_mutex", "thread",
           "base/mutex.h", "base/thread_pool.h"}
-# Of headers that are neither the repository's nor the language's, these folders include only those that begin so.
+# These folders include no other headers from outside the repository and the language.
 OUTSIDE = {"base": ("absl/", "xxhash.h", "pthread.h", "sched.h"), "server/step": ("absl/",)}
 
-# Headers that are read more than once: the vector code of each instruction set, and the rules of optimizers, inside a namespace.
+# Headers that a source includes more than once: vector code for each instruction set, and rules of optimizers inside a namespace.
 WITHOUT_GUARD = re.compile(r"kernels/(optimizers/\w+\.h|(cuda/)?[\w-]+-inl\.h)")
 
-# C++ sources of no target of CMakeLists.txt: the file that names each, and by which text.
+# C++ sources that CMakeLists.txt does not compile: the file that names each of them, and the text there.
 ELSEWHERE = {"python/core/*.cc": ("python/CMakeLists.txt", "/core/*.cc"),
              "examples/cpp/least_squares.cc": ("examples/cpp/CMakeLists.txt", "least_squares.cc"),
              "tests/simulator_main.cc": ("tests/planted_bugs.py", "simulat*")}
 
-# Python, in python/orlop/. "ground" is every module beside the folders, except those of FACE.
+# Python, in python/orlop/. "ground" is every module outside the folders, except those of FACE.
 PACKAGE = [
     #    part        doors                      may import
     Room("ground",   EVERY,                     ""),
@@ -98,7 +98,7 @@ class Table:
         self.order = {row.folder: place for place, row in enumerate(rows)}
 
     def fault(self, user: str, used: str, name: str, always: tuple[str, ...] = ()) -> str | None:
-        """Says why folder `user` may not use `name` of folder `used`, or returns None."""
+        """The reason why folder `user` may not use `name` of folder `used`, or None."""
         row, doors = self.rows[user], self.rows[used].doors
         if used == user or row.includes == EVERY:
             return None

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Holds two habits that no other tool checks: the length of lines, and a reason wherever clang's thread-safety analysis is switched off.
+"""Checks the length of lines, and that a comment gives the reason wherever clang's thread-safety analysis is switched off.
 
-    python3 tools/lines.py [ROOT]     prints each fault as FILE:LINE: what is wrong, and exits with 1 if there is one
+    python3 tools/lines.py [ROOT]     prints each fault as `FILE:LINE: fault` and exits with 1 if there is one
 """
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import sys
 
 LENGTHS = {100: (".h", ".cc", ".cc.in", ".cu.in"),
            140: (".py", ".pyi", ".md", ".cmake", "CMakeLists.txt", ".proto", ".toml", ".json", "Makefile", ".sh", ".yaml")}
-# Lines that cannot be broken: rows of a table and addresses; and files that hold another language's text or measured records.
+# Rows of a table and addresses cannot be broken. The excepted files hold shell code for users, and records of measurements.
 UNBREAKABLE = re.compile(r"^\s*\||https?://\S+$")
 EXCEPT = ("cli/completion.cc", "bench/RESULTS.md", "python/tests/data/")
 
 OFF = "NO_THREAD_SAFETY_ANALYSIS"
 REASON = re.compile(r"//.*\b(lock|locks|locked|mutex|held|holds)\b")
-LINES_ABOVE = 6  # the comment is above the statement, which may be several lines long
+LINES_ABOVE = 6  # a statement may have several lines between its comment and the macro
 
 
 def tree(root: pathlib.Path) -> list[str]:
@@ -36,7 +36,7 @@ def check_lengths(path: str, lines: list[str]) -> list[str]:
 def check_reasons(path: str, lines: list[str]) -> list[str]:
     if not path.endswith((".h", ".cc")) or path == "base/mutex.h":
         return []
-    return [f"{path}:{number}: {OFF} without a comment that says which lock is held, and why clang does not see it"
+    return [f"{path}:{number}: {OFF} without a comment that names the lock and the reason why clang cannot see it"
             for number, line in enumerate(lines, 1)
             if OFF in line and not any(REASON.search(near) for near in lines[max(0, number - 1 - LINES_ABOVE):number])]
 

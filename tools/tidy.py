@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs clang-tidy over C++ sources, and not again over a source that was clean and of which nothing has changed since.
+"""Runs clang-tidy on C++ sources, and skips a source that was clean and has not changed since.
 
-A source is read in ten seconds or so, all of them in a quarter of an hour on two cores. What a clean source was made of is remembered
-in BUILD/clean/: its command, .clang-tidy, the version of clang-tidy, and the bytes of every file that it includes.
+clang-tidy needs about ten seconds for a source, and a quarter of an hour for all of them on two cores. BUILD/clean/ holds, for each clean
+source, a digest of its command, of .clang-tidy, of the version of clang-tidy, and of the bytes of every file that it includes.
 
-    python3 tools/tidy.py BUILD JOBS FILE...     BUILD has compile_commands.json; exits with 1 if there is a finding
+    python3 tools/tidy.py BUILD JOBS FILE...     BUILD holds compile_commands.json; exits with 1 if there is a finding
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Linter:
         self.common = version + (ROOT / ".clang-tidy").read_text()
 
     def command(self, path: str) -> tuple[str, list[str]]:
-        """(directory, words) of the command that compiles a source; one that no target has is compiled as its neighbours are."""
+        """(directory, words) of the command that compiles a source. A source without a target uses the command of a neighbour."""
         entry = self.commands.get(path) or next(
             entry for other, entry in self.commands.items() if pathlib.PurePath(other).parent == pathlib.PurePath(path).parent)
         words = shlex.split(entry["command"])
@@ -52,7 +52,7 @@ class Linter:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def files_read(self, path: str) -> list[str]:
-        """Absolute paths of the source and of all that it includes."""
+        """Absolute paths of the source and of every file that it includes."""
         directory, words = self.command(path)
         rule = subprocess.run([*words, "-M"], cwd=directory, check=True, capture_output=True, text=True).stdout
         return sorted(os.path.join(directory, file) for file in rule.replace("\\\n", " ").split(":", 1)[1].split())
@@ -68,11 +68,11 @@ class Linter:
         return known["digest"] == self.digest(path, known["read"])
 
     def check(self, path: str) -> str:
-        """What clang-tidy has to say about a source: empty if it is clean."""
+        """The findings of clang-tidy in a source; empty if it is clean."""
         if self.was_clean(path):
             return ""
         read = self.files_read(path)
-        known = {"digest": self.digest(path, read), "read": read}   # before it is checked, lest it change meanwhile
+        known = {"digest": self.digest(path, read), "read": read}  # taken before the check, because a file may change meanwhile
         run = subprocess.run([CLANG_TIDY, "-p", self.build, "--quiet", path], cwd=ROOT, capture_output=True, text=True)
         if run.returncode == 0:
             self.stamp(path).write_text(json.dumps(known))
