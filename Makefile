@@ -5,10 +5,14 @@ BUILD  := build/$(PRESET)
 VENV   := .venv
 PEERS  := .venv-peers
 JOBS   ?= $(shell nproc)
-FILES  ?= $(shell git ls-files '*.cc' ':!python' ':!examples' $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc'))
+# lint reads FILES, or every file that the preset `lint` can compile.
+NEEDS_CUDA := $(if $(shell command -v nvcc),,':!kernels/cuda/step.cc' ':!kernels/cuda/device_test.cc')
+TIDIED     = $(or $(FILES),$(shell git ls-files '*.cc' ':!examples' $(NEEDS_CUDA)))
+FORMATTED  = $(if $(FILES),$(filter %.h %.cc,$(FILES)),$(shell git ls-files '*.h' '*.cc'))
 
 .DEFAULT_GOAL := build
-.PHONY: build configure packages test test-cpp test-python test-aarch64 demo bench-peers bench-quality install uninstall format lint cuda-report clean help
+.PHONY: build configure packages test test-long test-begin test-cpp test-python test-aarch64 demo bench-peers bench-quality install \
+        uninstall format lint cuda-report clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,30 +41,55 @@ configure: packages
 endif
 
 build: configure ## build everything of one preset
-	@ninja -C $(BUILD) -j $(JOBS)
+	@$(CLOCK) build ninja -C $(BUILD) -j $(JOBS)
+
+# The simulator's schedules and the kernels' tails are too many for every run. `make test` samples them by SEED, which is the commit's
+# number, so that each commit runs others; `make test SEED=...` repeats a sample. `make test-long` runs all tails, and four times the
+# schedules from seed 1 on.
+SEED   ?= $(shell printf %d 0x$$(git rev-parse --short=8 HEAD 2> /dev/null || echo 1))
+SAMPLE  = ORLOP_SIM_SCHEDULES=100000 ORLOP_SIM_SEED=$(SEED) ORLOP_TAIL_STRIDE=$(STRIDE) ORLOP_TAIL_SEED=$(SEED)
+STRIDE := 5
+WHOLE  := ORLOP_SIM_SCHEDULES=400000 ORLOP_SIM_SEED=1 ORLOP_TAIL_STRIDE=1
+TIMES  := build/times
+CLOCK   = $(PYTHON) tests/times.py run $(TIMES)
 
 ifeq ($(PRESET),release)
-test: test-cpp test-python $(if $(filter x86_64,$(shell uname -m)),test-aarch64) ## every test; with PRESET=asan or tsan: the C++ tests under sanitizers
+EVERY_TEST := test-cpp test-python $(if $(filter x86_64,$(shell uname -m)),test-aarch64)
 else
-test: test-cpp
+EVERY_TEST := test-cpp
 endif
 
+test: test-begin $(EVERY_TEST) ## every test, by a sample of schedules and tails; with PRESET=asan or tsan: the C++ tests under sanitizers
+	@$(PYTHON) tests/times.py table $(TIMES)
+
+test-long: SAMPLE = $(WHOLE)
+test-long: PYTEST_ARGS = --slow
+test-long: test-begin $(EVERY_TEST) ## every test whole, with the long forms
+	@$(PYTHON) tests/times.py table $(TIMES)
+
+test-begin:
+	@$(PYTHON) tests/times.py begin $(TIMES)
+	@echo "sample: $(SAMPLE)"
+
 test-cpp: build ## the C++ tests, the simulator last
-	ctest --preset $(PRESET) -j $(JOBS) -E '^Simulator\.'
-	ctest --preset $(PRESET) -V -R '^Simulator\.'
+	@ctest --preset $(PRESET) --show-only=json-v1 > $(TIMES)/cpp.json
+	$(SAMPLE) $(CLOCK) cpp ctest --preset $(PRESET) -j $(JOBS) -E '^Simulator\.' --output-junit $(CURDIR)/$(TIMES)/cpp.xml
+	$(SAMPLE) $(CLOCK) simulator ctest --preset $(PRESET) -V -R '^Simulator\.'
 
 test-python: build ## the Python and whole-system tests
-	ORLOP_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(VENV)/bin/python -m pytest
+	ORLOP_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(CLOCK) python $(VENV)/bin/python -m pytest --junit-xml=$(TIMES)/python.xml $(PYTEST_ARGS)
 
 build/aarch64-sysroot/.ready: tools/sysroot.sh tools/packages-aarch64-sysroot.txt
 	@tools/sysroot.sh arm64 tools/packages-aarch64-sysroot.txt $(@D)
 	@touch $@
 
+test-aarch64: STRIDE := 15
 test-aarch64: build/aarch64-sysroot/.ready | packages ## the kernels' tests on an emulated AArch64
 	@tools/setup.sh tools/packages-aarch64.txt
 	@cmake --preset aarch64 > /dev/null
-	@ninja -C build/aarch64 -j $(JOBS)
-	ORLOP_TAIL_STRIDE=$${ORLOP_TAIL_STRIDE:-5} ctest --preset aarch64 -j $(JOBS)
+	@$(CLOCK) build-aarch64 ninja -C build/aarch64 -j $(JOBS)
+	@ctest --preset aarch64 --show-only=json-v1 > $(TIMES)/aarch64.json
+	$(SAMPLE) $(CLOCK) aarch64 ctest --preset aarch64 -j $(JOBS) --output-junit $(CURDIR)/$(TIMES)/aarch64.xml
 
 demo: build ## train a small GPT through two servers and two workers, beside plain torch
 	$(VENV)/bin/python -m demo.run
@@ -87,11 +116,15 @@ format: ## clang-format every C++ file
 	@tools/setup.sh tools/packages-lint.txt
 	clang-format -i $$(git ls-files '*.h' '*.cc')
 
-lint: packages ## clang-tidy, and clang's thread-safety analysis (FILES=... for some files)
+lint: packages $(VENV)/.ready ## the house, lines, formats, ruff, clang-tidy and thread safety (FILES=... for some C++ files)
 	@tools/setup.sh tools/packages-lint.txt
-	@cmake --preset lint > /dev/null
-	@ninja -C build/lint orlop_generated
-	@echo $(FILES) | xargs -P $(JOBS) -n 4 clang-tidy -p build/lint --quiet
+	@$(PYTHON) tools/house.py
+	@$(PYTHON) tools/lines.py
+	@$(VENV)/bin/ruff check .
+	@$(if $(FORMATTED),clang-format --dry-run -Werror $(FORMATTED))
+	@cmake --preset lint -DORLOP_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python > /dev/null
+	@ninja -C build/lint orlop_generated > /dev/null
+	@$(PYTHON) tools/tidy.py build/lint $(JOBS) $(TIDIED)
 
 cuda-report: configure ## registers and spills of every CUDA kernel
 	@$(PYTHON) tools/cuda_report.py $(BUILD)

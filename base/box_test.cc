@@ -2,7 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <random>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_join.h"
 
 #include "absl/strings/str_join.h"
 

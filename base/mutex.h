@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <mutex>
 
-#include "absl/base/thread_annotations.h"  // ABSL_ and, in this release of absl, the short names too
+// It defines ABSL_GUARDED_BY and, in some releases, GUARDED_BY too.
+#include "absl/base/thread_annotations.h"  // IWYU pragma: export
 
 #if defined(__clang__)
 #define ORLOP_ANNOTATION(x) __attribute__((x))

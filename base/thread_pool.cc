@@ -5,14 +5,23 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <fstream>
+#include <functional>
 #include <iterator>
+#include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
+#include "absl/strings/string_view.h"
+#include "base/mutex.h"
 
 namespace orlop {
 

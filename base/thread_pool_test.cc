@@ -3,7 +3,11 @@
 #include <sched.h>
 
 #include <atomic>
+#include <cstddef>
+#include <string>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -1,9 +1,22 @@
 #include "bench/job.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
+#include <memory>
 #include <random>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "bench/processes.h"
+#include "client/client.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::bench {
 namespace {
@@ -80,6 +93,7 @@ absl::Status BenchJob::Configure() {
 
 std::vector<client::PushPart> BenchJob::PushParts(const std::vector<char>& from) const {
   std::vector<client::PushPart> parts;
+  parts.reserve(pulls_.size());
   for (uint32_t i = 0; i < pulls_.size(); ++i)
     parts.push_back(
         {.tensor = i,

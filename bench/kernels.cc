@@ -8,20 +8,30 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <random>
+#include <ratio>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "base/thread_pool.h"
 #include "bench/bench.h"
 #include "kernels/blocks.h"
 #include "kernels/optimizer.h"
+#include "kernels/quantize.h"
 #include "kernels/reduce.h"
 #include "kernels/tensor_pass.h"
+#include "kernels/types.h"
 
 namespace orlop::bench {
 namespace {
@@ -148,11 +158,12 @@ class Look {
   absl::Status Take(const kernels::RangeStep& whole, const kernels::StepScalars& scalars) {
     const kernels::MatrixShape shape{1, whole.gradient.count / kColumns, kColumns, true};
     memory_.resize((kernels::PassMemory::Bytes(*whole.optimizer, shape) + 7) / 8);
-    pass_.emplace(*whole.optimizer, shape, scalars,
-                  kernels::PassMemory(*whole.optimizer, shape, memory_.data()));
-    for (int round = 0; round < pass_->rounds(); ++round) {
-      if (absl::Status status = pass_->Add(whole, 0); !status.ok()) return status;
-      pass_->EndRound();
+    kernels::TensorPass& pass =
+        pass_.emplace(*whole.optimizer, shape, scalars,
+                      kernels::PassMemory(*whole.optimizer, shape, memory_.data()));
+    for (int round = 0; round < pass.rounds(); ++round) {
+      if (absl::Status status = pass.Add(whole, 0); !status.ok()) return status;
+      pass.EndRound();
     }
     return absl::OkStatus();
   }

@@ -1,14 +1,25 @@
 #include "bench/peer.h"
 
-#include <arpa/inet.h>
 #include <grpcpp/support/sync_stream.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <memory>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "bench/peer_wire.h"
+#include "bench/processes.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 
@@ -119,6 +130,7 @@ absl::Status BarePeers::Move(Wire wire, Direction direction, absl::Span<char> by
   const size_t count = connections_.size(), each = bytes.size() / count;
   std::vector<absl::Status> statuses(count);
   std::vector<std::thread> threads;
+  threads.reserve(count);
   for (size_t i = 0; i < count; ++i)
     threads.emplace_back([&, i] {
       statuses[i] = MoveOne(connections_[i], wire, direction,

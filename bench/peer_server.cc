@@ -1,13 +1,19 @@
 // The peer process of the baselines. It receives into, and sends from, one buffer per connection.
-#include <arpa/inet.h>
 #include <grpcpp/impl/rpc_service_method.h>
 #include <grpcpp/support/method_handler.h>
 #include <grpcpp/support/sync_stream.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <thread>
+#include <vector>
 
 #include "bench/bench.h"
 #include "bench/peer.h"
@@ -104,6 +110,7 @@ void ServeSocket(int socket, Buffers* buffers) {
 // Accepts exactly kConnections connections and serves each until its other end closes.
 void ServeSockets(int listener, Buffers* buffers) {
   std::vector<std::thread> threads;
+  threads.reserve(kConnections);
   for (int i = 0; i < kConnections; ++i)
     threads.emplace_back(ServeSocket, accept4(listener, nullptr, nullptr, SOCK_CLOEXEC), buffers);
   for (std::thread& thread : threads) thread.join();

@@ -1,9 +1,12 @@
 #include "bench/processes.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -13,8 +16,16 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <system_error>
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
@@ -46,7 +57,7 @@ absl::StatusOr<int> FreePort() {
   socklen_t size = sizeof address;
   const bool bound = bind(listener, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
                      getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  const absl::Status status = bound ? absl::OkStatus() : SystemError("no free port");
+  absl::Status status = bound ? absl::OkStatus() : SystemError("no free port");
   close(listener);
   if (!status.ok()) return status;
   return ntohs(address.sin_port);
@@ -59,6 +70,7 @@ absl::StatusOr<std::unique_ptr<Child>> Child::Start(const std::vector<std::strin
   int input[2] = {-1, -1}, output[2] = {-1, -1};
   if (pipe2(input, O_CLOEXEC) != 0 || pipe2(output, O_CLOEXEC) != 0) return SystemError("pipe");
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   const pid_t parent = getpid(), pid = fork();
@@ -71,7 +83,7 @@ absl::StatusOr<std::unique_ptr<Child>> Child::Start(const std::vector<std::strin
     execv(argv[0], argv.data());
     _exit(127);
   }
-  const absl::Status status = pid < 0 ? SystemError("fork") : absl::OkStatus();
+  absl::Status status = pid < 0 ? SystemError("fork") : absl::OkStatus();
   close(input[0]);
   close(output[1]);
   if (!status.ok()) {

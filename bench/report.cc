@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <string>
+#include <vector>
 
 #include "bench/bench.h"
 #include "cli/print/json.h"
@@ -92,6 +94,7 @@ double Median(std::vector<double> values) {
 
 RatioInterval PairedRatio(const Figure& figure) {
   std::vector<double> ratios;
+  ratios.reserve(figure.values.size());
   for (size_t i = 0; i < figure.values.size(); ++i)
     ratios.push_back(figure.values[i] / figure.baseline_values[i]);
   std::sort(ratios.begin(), ratios.end());

@@ -3,10 +3,17 @@
 // update; the pull waits for it.
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "bench/bench.h"
 #include "bench/job.h"
 #include "bench/peer.h"
+#include "client/client.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::bench {
 namespace {

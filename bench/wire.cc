@@ -1,14 +1,21 @@
 // bench wire: GB/s and CPU seconds per GB of pushes and pulls to two servers, hash and norm
 // included, beside the same bytes through bare gRPC streams and through plain sockets. The three
 // run one after another in every round, in a rotating order.
-#include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <string>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "bench/bench.h"
 #include "bench/job.h"
 #include "bench/peer.h"
+#include "bench/processes.h"
 
 namespace orlop::bench {
 namespace {
@@ -22,7 +29,7 @@ struct Path {
   std::string name;
   std::function<absl::Status()> move;
   std::function<double()> cpu_seconds;  // of the other processes
-  std::vector<double> gigabytes_per_second = {}, cpu_seconds_per_gigabyte = {};
+  std::vector<double> gigabytes_per_second, cpu_seconds_per_gigabyte;
 };
 
 absl::Status Measure(Path* path, uint64_t bytes, bool record) {

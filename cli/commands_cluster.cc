@@ -1,10 +1,21 @@
 // servers, status, jobs: commands about the whole cluster.
+#include <cstddef>
+#include <cstdint>
 #include <map>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
+#include "cli/context.h"
 #include "cli/print/json.h"
+#include "cli/print/print.h"
 #include "cli/print/table.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::cli {
 namespace {

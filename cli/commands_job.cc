@@ -2,13 +2,25 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "base/box.h"
 #include "cli/commands.h"
+#include "cli/context.h"
 #include "cli/print/json.h"
+#include "cli/print/print.h"
 #include "cli/print/table.h"
 #include "cli/safetensors.h"
+#include "client/session.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {

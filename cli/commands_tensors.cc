@@ -1,13 +1,22 @@
 // tensors, describe: commands about the tensors of a job.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <map>
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "cli/commands.h"
+#include "cli/context.h"
 #include "cli/print/json.h"
+#include "cli/print/print.h"
 #include "cli/print/table.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {

@@ -1,7 +1,9 @@
 // completion: scripts for shells. They ask the server for job names when a command takes one.
 #include <cstdio>
+#include <string>
 
 #include "cli/commands.h"
+#include "cli/print/print.h"
 
 namespace orlop::cli {
 namespace {

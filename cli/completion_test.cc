@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
+#include <stdio.h>
 
 #include <cstdio>
 
 #include "cli/commands.h"
+#include "cli/print/print.h"
 
 namespace orlop::cli {
 namespace {

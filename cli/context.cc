@@ -1,9 +1,15 @@
 #include "cli/context.h"
 
 #include <cstdio>
+#include <string>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "cli/print/print.h"
+#include "client/client.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 
 namespace orlop::cli {

@@ -2,11 +2,16 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdlib>
+#include <functional>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "bench/bench.h"
 #include "cli/commands.h"
+#include "cli/context.h"
+#include "cli/print/print.h"
 
 namespace orlop::cli {
 namespace {

@@ -2,17 +2,28 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "base/box.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 
 namespace orlop::cli {
@@ -44,7 +55,7 @@ absl::Status FileError(std::string_view what, const std::string& path) {
                       absl::StrCat(std::string(what), " ", path, ": ", std::strerror(error)));
 }
 
-absl::Status Malformed(const std::string& path, std::string fault) {
+absl::Status Malformed(const std::string& path, const std::string& fault) {
   return absl::InvalidArgumentError(absl::StrCat(path, " is not a safetensors file: ", fault));
 }
 

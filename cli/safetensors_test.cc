@@ -1,11 +1,21 @@
 #include "cli/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <ios>
 #include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::cli {
 namespace {

@@ -16,8 +16,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/link/options.h"
-#include "client/session.h"
+#include "client/link/options.h"  // IWYU pragma: export
+#include "client/session.h"       // IWYU pragma: export
 #include "orlop/v1/admin.pb.h"
 
 namespace orlop::client {

@@ -10,9 +10,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/lanes/pending_push.h"
-#include "client/link/manifest.h"
-#include "client/link/parts.h"
+#include "client/lanes/pending_push.h"  // IWYU pragma: export
+#include "client/link/manifest.h"       // IWYU pragma: export
+#include "client/link/parts.h"          // IWYU pragma: export
 
 namespace orlop::client {
 

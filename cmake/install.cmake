@@ -10,7 +10,8 @@ if(NOT TARGET orlopd OR NOT TARGET orlop)
   return()
 endif()
 install(TARGETS orlopd orlop RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-install(TARGETS orlop_base orlop_proto orlop_client_link orlop_client_lanes orlop_client EXPORT orlopTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(TARGETS orlop_base orlop_proto orlop_client_link orlop_client_lanes orlop_client EXPORT orlopTargets
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 foreach(folder base proto client)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder}/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/orlop/${folder}
           FILES_MATCHING PATTERN "*.h" PATTERN "*.proto")

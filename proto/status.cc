@@ -1,7 +1,12 @@
 #include "proto/status.h"
 
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop {
 namespace {

@@ -2,9 +2,17 @@
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <random>
+#include <string>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "base/checksum.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"

@@ -3,14 +3,22 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <ios>
+#include <memory>
 #include <random>
 #include <string>
 #include <system_error>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "storage/data_directory.h"
 #include "storage/testing/memory_store.h"
 
@@ -176,8 +184,8 @@ TEST(RocksDbStore, GivesBackTheSpaceOfErasedValues) {
       }
       largest = std::max(largest, used);
     }
-  EXPECT_LE(largest, kSteps * kValues * bytes.size() / 3)
-      << "of " << kSteps * kValues * bytes.size() << " written";
+  const uint64_t written = bytes.size() * kSteps * kValues;
+  EXPECT_LE(largest, written / 3) << "of " << written << " written";
 }
 
 TEST(RocksDbStore, FindsAFlippedByteOnDisk) {

@@ -4,24 +4,33 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdlib.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "base/box.h"
 #include "base/checksum.h"
 #include "kernels/casts.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
+#include "kernels/types.h"
 #include "orlop/v1/data.grpc.pb.h"
+#include "orlop/v1/data.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop {
 namespace {
@@ -71,6 +80,7 @@ class Cluster {
                                       "--parent-pid",
                                       std::to_string(getpid())};
     std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     int out[2];

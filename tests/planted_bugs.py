@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Shows that the simulator can fail: plants each bug of tests/planted/ and finds a seed that catches it.
 
-For every patch, the step machine is copied to a temporary directory, patched, and compiled with the simulator; schedules run from seed 1
-until one fails. Prints the seed and the failure. Exits with 1 if a patch no longer applies, does not compile, or is not caught, or if the
-unpatched code fails.
+For every patch, the step machine is copied to a temporary directory, patched, and compiled with the simulator. The seed that
+tests/planted/seeds.txt notes for the bug runs first. If its schedule does not fail, or with --search, schedules run from seed 1 until one
+fails. Prints the seed and the failure. Exits with 1 if a patch no longer applies, does not compile, or is not caught, or if the unpatched
+code fails.
 
-    python3 tests/planted_bugs.py [NAME ...]
+    python3 tests/planted_bugs.py [--search] [--note] [NAME ...]     --note writes the seeds into the file
 """
 
+import argparse
 import concurrent.futures
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATCHES = ROOT / "tests" / "planted"
+SEEDS = PATCHES / "seeds.txt"
 SCHEDULES = 400_000  # a bug that survives four times the ordinary run is not caught
 UNPATCHED_SCHEDULES = 2_000
 CXX = (["ccache"] if shutil.which("ccache") else []) + [os.environ.get("CXX", "g++")]
@@ -61,15 +65,28 @@ def compile_one(source, where):
     return run([*CXX, *FLAGS, "-c", str(source), "-o", str(object_of(source))], where)
 
 
-def link_and_run(where, objects, schedules):
-    """Return (exit status, output) of the simulator, or of the linker if that fails."""
+def noted_seeds():
+    """The seed that caught each bug when it was last searched for, by the name of the bug."""
+    lines = SEEDS.read_text().split("\n") if SEEDS.exists() else []
+    return {name: int(seed) for name, seed in map(str.split, filter(None, lines))}
+
+
+def link_and_run(where, objects, seeds, schedules):
+    """Run single seeds, then schedules from seed 1, until one fails.
+
+    Return (exit status, output) of the simulator that failed or was the last, or of the linker.
+    """
     status, output = run([*CXX, *map(str, objects), *LIBRARIES, "-o", "simulator"], where)
     if status != 0:
         return 2, output
+    for seed in seeds:
+        status, output = run(["./simulator", str(seed), "1"], where)
+        if status != 0:
+            return status, output
     return run(["./simulator", "1", str(schedules)], where)
 
 
-def plant(patch, base, sources):
+def plant(patch, base, sources, seeds):
     """Plant one bug; return (caught, line to print)."""
     with tempfile.TemporaryDirectory(prefix="orlop-planted-") as name:
         where = pathlib.Path(name)
@@ -90,18 +107,30 @@ def plant(patch, base, sources):
                 objects.append(object_of(source))
             else:
                 objects.append(base / object_of(source))
-        status, output = link_and_run(where, objects, SCHEDULES)
+        status, output = link_and_run(where, objects, seeds, SCHEDULES)
         if status == 1:
             return True, f"{patch.stem}: caught by {output}"
         return False, f"{patch.stem}: NOT CAUGHT: {output}"
 
 
+def note(lines):
+    """Write the seeds of caught bugs into the file, those of others as they were."""
+    found = {m[1]: int(m[2]) for m in (re.match(r"(\w+): caught by seed (\d+) ", line) for line in lines) if m}
+    seeds = {name: seed for name, seed in (noted_seeds() | found).items() if (PATCHES / f"{name}.patch").exists()}
+    SEEDS.write_text("".join(f"{name} {seed}\n" for name, seed in sorted(seeds.items())))
+
+
 def main():
-    wanted = set(sys.argv[1:])
-    patches = [p for p in sorted(PATCHES.glob("*.patch")) if not wanted or p.stem in wanted]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--search", action="store_true", help="from seed 1, whatever is noted")
+    parser.add_argument("--note", action="store_true", help=f"write the seeds into {SEEDS.relative_to(ROOT)}")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    patches = [p for p in sorted(PATCHES.glob("*.patch")) if not options.names or p.stem in options.names]
     if not patches:
         print(f"no patch in {PATCHES} has such a name")
         return 1
+    noted = noted_seeds()
     with tempfile.TemporaryDirectory(prefix="orlop-planted-") as name, \
             concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
         base = pathlib.Path(name)
@@ -110,14 +139,22 @@ def main():
             if status != 0:
                 print(output)
                 return 1
-        status, output = link_and_run(base, [object_of(s) for s in sources], UNPATCHED_SCHEDULES)
+        status, output = link_and_run(base, [object_of(s) for s in sources], sorted(set(noted.values())), UNPATCHED_SCHEDULES)
         print(f"without a bug: {output}", flush=True)
         if status != 0:
             return 1
-        caught = 0
-        for is_caught, line in pool.map(lambda patch: plant(patch, base, sources), patches):
+
+        def plant_one(patch):
+            seeds = [noted[patch.stem]] if patch.stem in noted and not options.search else []
+            return plant(patch, base, sources, seeds)
+
+        lines = []
+        for is_caught, line in pool.map(plant_one, patches):
             print(line, flush=True)
-            caught += is_caught
+            lines.append(line if is_caught else "")
+    caught = len([line for line in lines if line])
+    if options.note:
+        note(lines)
     print(f"{caught} of {len(patches)} planted bugs caught")
     return 0 if caught == len(patches) else 1
 

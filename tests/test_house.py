@@ -1,4 +1,4 @@
-"""The house is held: tools/house.py finds nothing in this tree, and finds what tests/planted_house/ plants into a copy of it."""
+"""tools/house.py finds no fault in this tree, and finds each fault that tests/planted_house/ plants into a copy of it."""
 import json
 import os
 import pathlib
@@ -22,7 +22,7 @@ NOT_ALWAYS_BUILT = {"examples/cpp/least_squares.cc", "tests/simulator_main.cc", 
 
 
 def faults(root):
-    """What the checker of that tree prints, as lines."""
+    """Lines that the checker of a tree prints."""
     run = subprocess.run([sys.executable, root / "tools" / "house.py", root], capture_output=True, text=True)
     assert run.stderr == ""
     lines = run.stdout.splitlines()
@@ -52,7 +52,7 @@ def test_a_planted_fault_is_found(name, copy):
 
 
 def test_the_build_compiles_every_source():
-    """CMake's own list, after a build, shows what the checker reads out of CMakeLists.txt."""
+    """The checker derives targets from CMakeLists.txt; CMake's own list, after a build, confirms them."""
     build = pathlib.Path(os.environ.get("ORLOP_BIN_DIR", ROOT / "build" / "release" / "bin")).resolve().parent
     commands = build / "compile_commands.json"
     if not commands.exists():

@@ -9,9 +9,13 @@ HERE = pathlib.Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def lines():
-    """Return the output of planted_bugs.py by the name of the bug. It runs once, so the unpatched code is compiled once."""
-    run = subprocess.run([sys.executable, HERE / "planted_bugs.py"], capture_output=True, text=True)
+def lines(pytestconfig):
+    """Return the output of planted_bugs.py by the name of the bug. It runs once, so the unpatched code is compiled once.
+
+    The seed that is noted for a bug runs first. With --slow, every bug is searched for from seed 1.
+    """
+    search = ["--search"] if pytestconfig.getoption("--slow") else []
+    run = subprocess.run([sys.executable, HERE / "planted_bugs.py", *search], capture_output=True, text=True)
     assert "without a bug" in run.stdout, run.stdout + run.stderr
     return dict(line.split(": ", 1) for line in run.stdout.splitlines() if ": " in line)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Holds the house: includes and Python imports keep to tools/house_table.py, headers have one guard, sources have a target.
+"""Checks the rules of tools/house_table.py: includes, Python imports, the guard of every header, and a target for every source.
 
-    python3 tools/house.py [ROOT]     prints each fault as FILE:LINE: what is wrong, and exits with 1 if there is one
+    python3 tools/house.py [ROOT]     prints each fault as `FILE:LINE: fault` and exits with 1 if there is one
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INCLUDE = re.compile(r'#\s*include\s+([<"])([^">]+)[">]')
 
 
 def tree(root: pathlib.Path) -> list[str]:
-    """Paths of C++ and Python files under the root, without what is built or hidden."""
+    """Paths of C++ and Python files under the root, except built and hidden ones."""
     found = []
     for where, folders, files in os.walk(root):
         here = pathlib.PurePath(where).relative_to(root)
@@ -39,15 +39,15 @@ def for_tests(path: str) -> bool:
 
 
 def check_outside(user: str, bracket: str, name: str) -> str | None:
-    """Says what is wrong with an include of another's header, or returns None."""
+    """The fault of an include from outside the repository, or None."""
     is_standard = bracket == "<" and re.fullmatch(r"[a-z_]+", name)
     if user in OUTSIDE and not is_standard and not name.startswith(OUTSIDE[user]):
-        return f"{user} uses {', '.join(OUTSIDE[user])} alone from outside"
+        return f"{user} may use only {', '.join(OUTSIDE[user])} from outside the repository"
     return None
 
 
 def check_include(rooms: Table, path: str, bracket: str, name: str) -> str | None:
-    """Says what is wrong with one include of a file, or returns None."""
+    """The fault of one include of a file, or None."""
     user, used = folder_of(path), folder_of(name)
     ours = {folder.split("/")[0] for folder in rooms.rows}
     if user in PURE and name in IMPURE and not for_tests(path):
@@ -65,7 +65,9 @@ def check_include(rooms: Table, path: str, bracket: str, name: str) -> str | Non
 
 def check_sources(root: pathlib.Path, files: list[str]) -> list[str]:
     """Faults of includes and guards."""
-    rooms, faults = Table(ROOMS), []
+    rooms = Table(ROOMS)
+    doors = [f"{room.folder}/{door}.h" for room in ROOMS if room.doors != EVERY for door in room.doors.split()]
+    faults = [f"tools/house_table.py:1: names {door}, which does not exist" for door in doors if door not in files]
     for path in files:
         if not path.endswith(SOURCE):
             continue
@@ -101,7 +103,7 @@ def in_a_target(path: str, calls: list[tuple[str, str, str]]) -> bool:
 
 
 def check_targets(root: pathlib.Path, files: list[str]) -> list[str]:
-    """Faults of sources that nothing compiles."""
+    """Sources that no target compiles."""
     calls = re.findall(r"^\s*orlop_(library|test|binary)\((\S+)\s+(\S+)", (root / "CMakeLists.txt").read_text(), re.M)
     faults = []
     for path in files:
@@ -114,7 +116,7 @@ def check_targets(root: pathlib.Path, files: list[str]) -> list[str]:
 
 
 def imports_of(module: str, is_package: bool, text: str, modules: set[str]) -> list[tuple[int, str]]:
-    """(line, module) of each import from the package, those in functions and under TYPE_CHECKING too."""
+    """(line, module) of each import from the package, including imports in functions and under TYPE_CHECKING."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

@@ -1,8 +1,8 @@
-"""The table of the house: which folder may include which, and through which doors. tools/house.py holds it.
+"""The table of the house: which folders a folder may include, and through which doors. tools/house.py checks it.
 
-Rows are in order: a folder may include only folders of rows above its own, so that no include goes up and folders form no circle. A
-*door* is a header that other folders may include; every other header is an inner one of its folder. Headers of a `testing/` folder are
-for `*_test.cc` and for other `testing/` headers alone; their folder is the one around them.
+Rows are in order. A folder may include only folders of rows above its own, so no include goes up and folders form no circle. A *door* is
+a header that other folders may include; every other header is internal to its folder. Only `*_test.cc` files and `testing/` headers may
+include headers of a `testing/` folder. A `testing/` folder belongs to the folder around it.
 """
 from __future__ import annotations
 
@@ -27,59 +27,57 @@ ROOMS = [
                               "int8_blocks tensor_pass "
                               "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets
     Room("storage",           "store data_directory",                    ""),
-    Room("server/step",       "leader participant layout "
-                              "job messages actions reason",                    ""),  # records that server/job writes and reads
+    Room("server/step",       "leader participant layout job "
+                              "messages actions reason",                 ""),  # what is coded, carried out, and answered
     Room("proto",             EVERY,                                     ""),
-    Room("server/job",        "job_model slots step_codec "
-                              "contributions manifest "
-                              "optimizer_config",                        "server/step kernels"),
+    Room("server/job",        EVERY,                                     "server/step kernels"),
     Room("server/memory",     "accountant message_room process_memory",  ""),
-    Room("server/tiers",      "tier slot_home residency",                "server/memory server/job storage"),
+    Room("server/tiers",      "tier slot_home residency "
+                              "job_room window",                         "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image",                 "server/tiers server/memory server/job server/step kernels"),
     Room("server/cluster",    EVERY,                                     "server/job"),
     Room("server/durability", EVERY,                                     "server/cluster server/shards server/job storage"),
     Room("server/runtime",    "job_table answers "
                               "step_scalars",                            "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "
-                                                                         "kernels"),                 # hyper-parameters of a step
-    Room("server/lanes",      EVERY,                                     "server/runtime server/shards server/job "
-                                                                         "server/step"),             # regions, reasons
+                                                                         "kernels"),                # hyper-parameters of a step
+    Room("server/lanes",      EVERY,                                     "server/runtime server/shards "
+                                                                         "server/job server/step"),  # regions, reasons
     Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
-                                                                         "server/memory server/tiers server/job "
-                                                                         "server/step "
-                                                                         "kernels"),                 # for what they list and refuse
+                                                                         "server/tiers server/memory server/job server/step "
+                                                                         "kernels"),                # for what they list and refuse
     Room("server",            "orlop_server",                            "server/services server/cluster "
-                                                                         "server/memory kernels"),   # what the program sets up
+                                                                         "server/memory kernels"),  # what the program sets up
     Room("client/link",       EVERY,                                     ""),
     Room("client/lanes",      EVERY,                                     "client/link"),
     Room("client",            "client session",                          "client/lanes client/link"),
     Room("cli/print",         EVERY,                                     ""),
     Room("bench",             "bench",                                   "cli/print client kernels"),
     Room("cli",               "",                                        "bench cli/print client"),
-    Room("python/core",       "",                                        "client client/link kernels"),
+    Room("python/core",       "",                                        "client kernels"),
     Room("tests",             "",                                        EVERY),
     Room("examples/cpp",      "",                                        EVERY),
     Room("cmake",             "",                                        ""),  # the precompiled header
 ]
-# Subfolders that are no rooms of their own: the kernels are one room, and generated headers belong to proto.
+# Folders without a row: the kernels are one room, and generated headers belong to proto.
 WITHIN = {"kernels/optimizers": "kernels", "kernels/cuda": "kernels", "orlop/v1": "proto"}
 
-# Pure folders: what a simulator replays has no clock, thread, lock, file or random number of its own.
+# The simulator replays these folders, so they use no clock, thread, lock, file or random number.
 PURE = ("server/step", "server/job")
 IMPURE = {"atomic", "chrono", "condition_variable", "ctime", "filesystem", "fstream", "mutex", "random", "shared_mutex", "thread",
           "base/mutex.h", "base/thread_pool.h"}
-# Of headers that are neither the repository's nor the language's, these folders include only those that begin so.
+# These folders include no other headers from outside the repository and the language.
 OUTSIDE = {"base": ("absl/", "xxhash.h", "pthread.h", "sched.h"), "server/step": ("absl/",)}
 
-# Headers that are read more than once: the vector code of each instruction set, and the rules of optimizers, inside a namespace.
+# Headers that a source includes more than once: vector code for each instruction set, and rules of optimizers inside a namespace.
 WITHOUT_GUARD = re.compile(r"kernels/(optimizers/\w+\.h|(cuda/)?[\w-]+-inl\.h)")
 
-# C++ sources of no target of CMakeLists.txt: the file that names each, and by which text.
+# C++ sources that CMakeLists.txt does not compile: the file that names each of them, and the text there.
 ELSEWHERE = {"python/core/*.cc": ("python/CMakeLists.txt", "/core/*.cc"),
              "examples/cpp/least_squares.cc": ("examples/cpp/CMakeLists.txt", "least_squares.cc"),
              "tests/simulator_main.cc": ("tests/planted_bugs.py", "simulat*")}
 
-# Python, in python/orlop/. "ground" is every module beside the folders, except those of FACE.
+# Python, in python/orlop/. "ground" is every module outside the folders, except those of FACE.
 PACKAGE = [
     #    part        doors                      may import
     Room("ground",   EVERY,                     ""),
@@ -100,7 +98,7 @@ class Table:
         self.order = {row.folder: place for place, row in enumerate(rows)}
 
     def fault(self, user: str, used: str, name: str, always: tuple[str, ...] = ()) -> str | None:
-        """Says why folder `user` may not use `name` of folder `used`, or returns None."""
+        """The reason why folder `user` may not use `name` of folder `used`, or None."""
         row, doors = self.rows[user], self.rows[used].doors
         if used == user or row.includes == EVERY:
             return None

@@ -2,6 +2,9 @@
 
 #include <google/protobuf/descriptor.h>
 
+#include <string>
+#include <utility>
+
 #include "cli/print/print.h"
 
 namespace orlop::cli {

@@ -61,7 +61,7 @@ class RetryBudget {
   mutable Mutex mutex_;
   double left_ GUARDED_BY(mutex_);
   uint64_t spent_ GUARDED_BY(mutex_) = 0;
-  Clock::time_point last_ GUARDED_BY(mutex_) = {};
+  Clock::time_point last_ GUARDED_BY(mutex_);
 };
 
 // Returns the wait before retry `number` (from 0): it doubles each time up to longest_backoff,

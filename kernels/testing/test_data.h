@@ -1,5 +1,6 @@
 // For the tests of kernels: seeded data with hostile values, and a loop over instruction sets.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -110,16 +111,20 @@ class OddlyAligned {
   std::vector<uint8_t> bytes_;
 };
 
-// Every count from 0 to 513. On emulated machines ORLOP_TAIL_STRIDE=n keeps one in n, and the
+// Every count from 0 to 513. ORLOP_TAIL_STRIDE=n keeps one in n, from ORLOP_TAIL_SEED on, and the
 // counts near the end of a block.
 inline const std::vector<size_t>& Tails() {
   static const std::vector<size_t> counts = [] {
-    const char* text = std::getenv("ORLOP_TAIL_STRIDE");
-    const size_t stride = text == nullptr ? 1 : std::strtoul(text, nullptr, 10);
+    const auto number = [](const char* name, uint64_t otherwise) {
+      const char* text = std::getenv(name);
+      return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
+    };
+    const uint64_t stride = std::max<uint64_t>(number("ORLOP_TAIL_STRIDE", 1), 1);
+    const uint64_t first = number("ORLOP_TAIL_SEED", 0) % stride;
     std::vector<size_t> list;
     for (size_t count = 0; count <= 513; ++count) {
       const bool about_an_end = count % 256 <= 1 || count % 256 == 255;
-      if (stride <= 1 || count % stride == 0 || about_an_end) list.push_back(count);
+      if (count % stride == first || about_an_end) list.push_back(count);
     }
     return list;
   }();

@@ -4,12 +4,14 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "python/core/gil.h"
+#include "client/session.h"
+#include "orlop/v1/types.pb.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/status.h"

@@ -6,14 +6,14 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "client/session.h"
-#include "python/core/gil.h"
+#include "orlop/v1/job.pb.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/parts.h"

@@ -6,6 +6,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,10 +20,11 @@
 #include "kernels/blocks.h"
 #include "kernels/int8_blocks.h"
 #include "kernels/optimizer.h"
+#include "kernels/quantize.h"
 #include "kernels/reduce.h"
 #include "kernels/targets.h"
 #include "kernels/tensor_pass.h"
-#include "python/core/gil.h"
+#include "kernels/types.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
 

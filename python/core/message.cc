@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <cstdint>
 #include <string>
 
 namespace orlop::python {

@@ -3,8 +3,14 @@
 #include <nanobind/stl/string.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
+
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::python {
 namespace nb = nanobind;

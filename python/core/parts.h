@@ -12,7 +12,7 @@
 
 #include <vector>
 
-#include "client/link/parts.h"
+#include "client/session.h"
 
 namespace orlop::python {
 

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/status/status.h"
 #include "proto/status.h"
 #include "python/core/message.h"
 

@@ -48,7 +48,7 @@ namespace internal {
 struct Counts {
   uint64_t reserved = 0, used = 0, peak = 0;
   int64_t pools = 0;       // that count here
-  bool forgotten = false;  // the last pool takes the use along
+  bool forgotten = false;  // the last pool erases the use
 
   void AddUsed(uint64_t bytes) {
     used += bytes;
