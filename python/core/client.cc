@@ -1,4 +1,4 @@
-// Client: connecting, jobs, and what an operator can see.
+// Client: the connection to the servers, jobs, and what operators read.
 #include "client/client.h"
 
 #include <nanobind/stl/string.h>

@@ -1,5 +1,5 @@
-// The kernels in this process, without a server: what orlop.kernels is made of. Arrays come as
-// addresses of tensors that the Python side keeps.
+// The kernels in this process, without a server, for orlop.kernels. Arrays are addresses of tensors
+// that the caller in Python keeps alive.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -34,8 +34,8 @@ using namespace nb::literals;
 
 namespace {
 
-constexpr size_t kRangeElements = size_t{1} << 18;  // of one task
-constexpr size_t kShardElements = size_t{1} << 22;  // whose norms are summed in order
+constexpr size_t kRangeElements = size_t{1} << 18;  // elements of one task
+constexpr size_t kShardElements = size_t{1} << 22;  // the norms of shards are summed in order
 
 template <typename T>
 T Word(const char* what, const std::string& word, std::vector<std::pair<const char*, T>> known) {
@@ -50,8 +50,8 @@ kernels::DType DTypeOf(const std::string& word) {
                                {"float16", kernels::DType::kF16}});
 }
 
-// Runs tasks on the caller and one pool, which is made again when another number of threads is asked
-// for. Callers take turns, without the GIL.
+// Runs tasks on the calling thread and a pool, without the GIL. The pool is made again if `threads`
+// changes. Only one caller runs at a time.
 void RunOnPool(int threads, size_t count, const std::function<void(size_t)>& task) {
   static std::mutex mutex;
   static std::unique_ptr<ThreadPool> pool;
@@ -91,11 +91,12 @@ nb::dict Optimizers() {
   return out;
 }
 
-// The first phase of an optimizer that looks at the whole tensor, and what it works in.
-class Look {
+// The pass that an optimizer makes over a whole tensor before its step, and the memory of the pass.
+class Pass {
  public:
-  // `averages`: of rows, then of columns; null where there are none.
-  Look(const kernels::RangeStep& whole, const kernels::StepScalars& scalars,
+  // Makes the pass. `averages` of rows, then of columns, are read and updated; null if there are
+  // none.
+  Pass(const kernels::RangeStep& whole, const kernels::StepScalars& scalars,
        const std::vector<uint64_t>& shape, float* averages) {
     const auto matrix = kernels::MatrixShape::Of(shape);
     memory_.resize((kernels::PassMemory::Bytes(*whole.optimizer, matrix) + 7) / 8);
@@ -119,7 +120,7 @@ class Look {
   absl::Status status_;
 };
 
-// A whole tensor, cut into ranges for the threads.
+// Makes one step of a whole tensor, which the threads share in ranges.
 void Step(const std::string& optimizer, const std::vector<double>& values, int64_t applied_count,
           float gradient_scale, std::pair<uintptr_t, std::string> gradient, size_t count,
           uintptr_t weight, uintptr_t remainder, const std::string& master,
@@ -153,14 +154,14 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
     whole.states[i] = {reinterpret_cast<void*>(states[i].first),
                        reinterpret_cast<float*>(states[i].second)};
   whole.random = kernels::RandomKey::Of(seed, tensor, static_cast<uint64_t>(applied_count) + 1);
-  std::optional<Look> look;
+  std::optional<Pass> pass;
   if (whole.optimizer->scope != kernels::Scope::kElement) {
     ReleasedGil released;
-    look.emplace(whole, scalars, shape, reinterpret_cast<float*>(averages));
+    pass.emplace(whole, scalars, shape, reinterpret_cast<float*>(averages));
   }
-  if (look.has_value()) {
-    ThrowIfError(look->status());
-    look->Finish(&whole);
+  if (pass.has_value()) {
+    ThrowIfError(pass->status());
+    pass->Finish(&whole);
   }
   std::vector<absl::Status> done((count + kRangeElements - 1) / kRangeElements);
   RunOnPool(threads, done.size(), [&](size_t i) {
@@ -169,7 +170,8 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
   for (const absl::Status& status : done) ThrowIfError(status);
 }
 
-// Sum of squares and count of what is not finite, as servers compute them: shard by shard.
+// The sum of squares of the finite elements and the count of the others, shard by shard, as servers
+// compute them.
 std::pair<double, uint64_t> SquaredNorm(std::pair<uintptr_t, std::string> gradient, size_t count,
                                         int threads) {
   const kernels::TypedSpan whole{DTypeOf(gradient.second),
@@ -205,7 +207,7 @@ size_t Int8BytesOf(uint64_t first, size_t count, uint64_t shard_elements) {
   return bytes;
 }
 
-// The pieces of a flat range one after another, as client::PushPart wants them.
+// Encodes the pieces of a flat range one after another, as client::PushPart requires.
 void EncodeInt8(std::pair<uintptr_t, std::string> gradient, uint64_t first, size_t count,
                 uint64_t shard_elements, double loss_scale, uintptr_t residual,
                 uintptr_t next_residual, uintptr_t encoded, int threads) {
@@ -229,7 +231,7 @@ void EncodeInt8(std::pair<uintptr_t, std::string> gradient, uint64_t first, size
         static_cast<float>(loss_scale),
         {reinterpret_cast<const uint16_t*>(residual) + task.begin, task.count},
         {reinterpret_cast<uint16_t*>(next_residual) + task.begin, task.count}};
-    // Sizes are right by construction.
+    // The only error is a wrong size, and the sizes are computed here.
     (void)kernels::EncodeInt8(kernels::Slice(whole, task.begin, task.count), &feedback,
                               {task.to, kernels::Int8Bytes(task.count)});
   });

@@ -1,12 +1,12 @@
 // Keeps libprotobuf apart from another version of it in the same process: grpc_tools' compiler
 // carries one and exports it.
 //
-// The statics inside inline functions are STB_GNU_UNIQUE: whatever loads later gets those of the
-// first library, private or not. The versions disagree about what lies there. protobuf 3.21 ends
-// ShutdownData in a std::mutex (40 bytes), newer ones in an absl::Mutex (8): after `import
-// grpc_tools.protoc`, loading libprotobuf 3.21 locked a mutex outside its allocation ("Invalid
-// argument", abort). The extension comes before its dependencies where libprotobuf looks symbols
-// up, and ordinary definitions are not shared.
+// The statics inside inline functions are STB_GNU_UNIQUE: a library that is loaded later uses those
+// of the first library, even if both are private. The versions disagree about their types: protobuf
+// 3.21 ends ShutdownData in a std::mutex (40 bytes), newer ones in an absl::Mutex (8). After
+// `import grpc_tools.protoc`, loading libprotobuf 3.21 locked a mutex outside its allocation
+// ("Invalid argument", abort). libprotobuf searches the extension for symbols before its own
+// dependencies, and ordinary definitions are not shared. So the extension defines these statics.
 #include <google/protobuf/stubs/common.h>
 
 #include <cstdint>

@@ -91,7 +91,7 @@ class Session:
                  tls: tuple[str, str, str] = ("", "", "")) -> None:
         self.job = job
         self.address = address
-        self.loss_scale = 1.0  # what orlop.GradScaler last multiplied a loss by
+        self.loss_scale = 1.0  # the factor that orlop.GradScaler last multiplied a loss by
         self._client: _core.Client | None = client
         self._servers = servers
         self._tls = tls  # certificate, key, authority

@@ -68,15 +68,15 @@ class Attempt:
         self._open = self._committed_step() + 1
 
     def close(self) -> None:
-        """The commit of what was opened was seen."""
+        """Notes that the commit of the open step or load was seen."""
         self._open = None
 
     def finish(self) -> None:
-        """The step's weights are here."""
+        """Ends the step that began: its weights are here."""
         self._begun = None
 
     def forget_gradients(self) -> None:
-        """The gradients of a step that raised are dropped. Those computed from now on belong to a new step."""
+        """Forgets the gradients of a step that raised. Those that are computed from now on belong to a new step."""
         if self._begun is not None:
             self._begun.gradients = None
 
@@ -111,7 +111,7 @@ class Attempt:
         return self._begun.decision
 
     def settle(self) -> None:
-        """Finds out whether what is open was committed, and aborts it if not. All ranks call it."""
+        """Finds out whether the open step or load was committed, and aborts it if not. All ranks call it."""
         workers = self._traffic.workers
         decision = workers.run_first(self._end_open)
         if not workers.alone:

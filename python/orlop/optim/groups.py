@@ -143,13 +143,13 @@ class Members:
         return [param_groups[number] for number in self._order]
 
     def configuration(self, param_groups: list[dict[str, Any]], algorithm: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
-        """The groups as the servers are told them (``OptimizerGroup``). `algorithm` names the servers' optimizer of a group."""
-        told = []
+        """The groups as ``ConfigureOptimizer`` sends them (``OptimizerGroup``). `algorithm` names the servers' optimizer of a group."""
+        configured = []
         for group in self.groups(param_groups):
             indexes = [self._job.index_of(p) for p in group["params"] if p.requires_grad and p.numel()]
-            told.append({"optimizer": algorithm(group), "state": group["state"], "rounding": group["rounding"], "master": group["master"],
-                         "tensors": indexes, "fp32_tensors": [index for index in indexes if self._job.entries[index].is_embedding]})
-        return told
+            configured.append({"optimizer": algorithm(group), **{option: group[option] for option in OPTIONS}, "tensors": indexes,
+                               "fp32_tensors": [index for index in indexes if self._job.entries[index].is_embedding]})
+        return configured
 
     def gradients(self) -> dict[int, torch.Tensor]:
         """The gradients by manifest index.

@@ -20,7 +20,7 @@ from .view import Connection, View
 
 __all__ = ["Connection", "View", "check_available", "copied", "has_tensors", "parts", "save", "set_counts", "to_torch", "without_tensors"]
 
-KEY = "orlop"  # key of a state_dict under which it says where its tensors are
+KEY = "orlop"  # key of a state_dict; its value names the job and step that hold the tensors
 
 
 def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torch") -> dict[str, Any]:
