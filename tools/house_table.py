@@ -34,11 +34,11 @@ ROOMS = [
     Room("server/memory",     "accountant message_room process_memory",  ""),
     Room("server/tiers",      "tier slot_home residency "
                               "job_room window",                         "server/memory server/job storage"),  # room of one apply
-    Room("server/shards",     "shard_store shard_image",                 "server/tiers server/memory server/job server/step kernels"),
+    Room("server/shards",     "shard_store shard_image piece_writer",    "server/tiers server/memory server/job server/step kernels"),
     Room("server/cluster",    EVERY,                                     "server/job"),
     Room("server/durability", EVERY,                                     "server/cluster server/shards server/job storage"),
     Room("server/runtime",    "job_table answers "
-                              "step_scalars",                            "server/durability server/cluster server/shards server/tiers "
+                              "step_scalars wait",                           "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "
                                                                          "kernels"),                # hyper-parameters of a step
     Room("server/lanes",      EVERY,                                     "server/runtime server/shards "

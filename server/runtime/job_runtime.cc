@@ -41,6 +41,12 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& 
 absl::Status JobRuntime::Restore(bool is_new) {
   absl::StatusOr<OpenedJob> opened = OpenJob(environment_, *model_, is_new);
   if (!opened.ok()) return opened.status();
+  absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment_, job_);
+  if (!record.ok()) return record.status();
+  {
+    MutexLock lock(&disk_mutex_);
+    record_version_ = record->version;
+  }
   MutexLock lock(&mutex_);
   shards_ = std::move(opened->shards);
   applies_ = std::make_unique<ApplyQueue>(
@@ -55,23 +61,20 @@ absl::Status JobRuntime::Restore(bool is_new) {
   participant_ = std::make_unique<step::Participant>(
       model_->spec(), environment_.self,
       /*leader=*/0, opened->image, opened->incarnation, step::ParticipantOptions());
-  return environment_.is_leader() ? StartLeader() : absl::OkStatus();
+  if (environment_.is_leader()) StartLeader(*std::move(record));
+  return absl::OkStatus();
 }
 
-absl::Status JobRuntime::StartLeader() {
-  absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment_, job_);
-  if (!record.ok()) return record.status();
-  record_version_ = record->version;
-  // Called by the leader's events, so under mutex_.
+void JobRuntime::StartLeader(step::JobRecord record) {
+  // The leader's events call this, so it runs under mutex_.
   auto scalars = [this](const step::ScalarInputs& inputs)
                      NO_THREAD_SAFETY_ANALYSIS -> absl::StatusOr<std::string> {
     const bool mean = model_->definition().optimizer().reduce() != "sum";
     if (mean && !contributions_.ok()) return contributions_.status();
     return BuildScalars(*model_, mean ? *contributions_ : 1, inputs);
   };
-  leader_ = std::make_unique<step::Leader>(model_->spec(), environment_.self, *std::move(record),
+  leader_ = std::make_unique<step::Leader>(model_->spec(), environment_.self, std::move(record),
                                            scalars, step::LeaderOptions());
-  return absl::OkStatus();
 }
 
 absl::Status JobRuntime::Start() {
@@ -89,17 +92,24 @@ std::shared_ptr<const JobModel> JobRuntime::model() const {
 absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
   absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
   if (!model.ok()) return model.status();
-  MutexLock lock(&mutex_);  // no step begins meanwhile
-  const bool has_stepped =
-      participant_->position().committed_step > 0 || participant_->prepared() != nullptr;
-  if (has_stepped && !shards_->IsConfiguredAs((*model)->Optimizers())) {
-    return MakeError(absl::StatusCode::kFailedPrecondition,
-                     absl::StrCat("job '", job_, "' steps with another optimizer configuration"),
-                     v1::ErrorDetail::CONFLICT);
+  {
+    MutexLock lock(&mutex_);
+    const bool has_stepped =
+        participant_->position().committed_step > 0 || participant_->prepared() != nullptr;
+    if (has_stepped && !shards_->IsConfiguredAs((*model)->Optimizers())) {
+      return MakeError(absl::StatusCode::kFailedPrecondition,
+                       absl::StrCat("job '", job_, "' steps with another optimizer configuration"),
+                       v1::ErrorDetail::CONFLICT);
+    }
+    configuring_ = true;  // no step begins here, and no piece
   }
-  if (absl::Status status = shards_->Configure((*model)->Optimizers()); !status.ok()) return status;
-  model_ = *std::move(model);
-  return absl::OkStatus();
+  const absl::Status configured = shards_->Configure((*model)->Optimizers());
+  Complete([&](int64_t, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    configuring_ = false;
+    if (configured.ok()) model_ = *std::move(model);
+    for (const auto& [from, message] : std::exchange(held_, {})) Deliver(from, message, actions);
+  });
+  return configured;
 }
 
 int64_t JobRuntime::now_ms() const {
@@ -112,31 +122,53 @@ int64_t JobRuntime::now_ms() const {
 
 absl::StatusOr<step::Answer> JobRuntime::Ask(const Wait& wait, const Event& event,
                                              const Event& on_timeout) {
-  MutexLock lock(&mutex_);
-  if (closed_) return JobGone(job_);
-  const step::RequestId request = next_request_++;
   auto waiter = std::make_shared<Waiter>();
-  waiters_[request] = waiter;
-  step::Actions actions;
-  event(request, now_ms(), &actions);
-  Perform(std::move(actions));
-  while (!waiter->done) {
-    const auto now = steady_clock::now();
-    if (now >= wait.deadline || (wait.cancelled && wait.cancelled())) {
-      waiters_.erase(request);
-      step::Actions late;
-      if (on_timeout) on_timeout(request, now_ms(), &late);
-      Perform(std::move(late));
-      if (now < wait.deadline) return absl::CancelledError("the caller went away");
-      return absl::DeadlineExceededError(
-          absl::StrCat("job '", job_, "': the deadline passed while waiting",
-                       unsynced_status_.ok() ? "" : " for the disk: ", unsynced_status_.message()));
-    }
-    changed_.WaitUntil(&mutex_, std::min(wait.deadline, now + kCancelPoll));
+  step::RequestId request = 0;
+  std::vector<step::Send> messages;
+  bool is_answered = false;
+  {
+    MutexLock lock(&mutex_);
+    if (closed_) return JobGone(job_);
+    request = next_request_++;
+    waiters_[request] = waiter;
+    step::Actions actions;
+    event(request, now_ms(), &actions);
+    Perform(std::move(actions));
+    messages = std::exchange(outgoing_, {});
+    is_answered = waiter->done;
+    if (is_answered) waiters_.erase(request);
   }
-  waiters_.erase(request);
+  SendToPeers(messages);
+  if (!is_answered)
+    if (absl::Status status = Await(request, *waiter, wait, on_timeout); !status.ok())
+      return status;
   if (!waiter->serve && !waiter->answer.status.ok()) return waiter->answer.status;
   return waiter->answer;
+}
+
+// Waits until the request is answered, and withdraws it if it is not.
+absl::Status JobRuntime::Await(step::RequestId request, const Waiter& waiter, const Wait& wait,
+                               const Event& on_timeout) {
+  std::vector<step::Send> messages;
+  absl::Status status;
+  {
+    MutexLock lock(&mutex_);
+    while (!waiter.done && !wait.is_over())
+      changed_.WaitUntil(&mutex_, std::min(wait.deadline, steady_clock::now() + kCancelPoll));
+    waiters_.erase(request);
+    if (waiter.done) return absl::OkStatus();
+    step::Actions late;
+    if (on_timeout) on_timeout(request, now_ms(), &late);
+    Perform(std::move(late));
+    messages = std::exchange(outgoing_, {});
+    status = steady_clock::now() < wait.deadline
+                 ? absl::CancelledError("the caller went away")
+                 : absl::DeadlineExceededError(absl::StrCat(
+                       "job '", job_, "': the deadline passed while waiting",
+                       unsynced_status_.ok() ? "" : " for the disk: ", unsynced_status_.message()));
+  }
+  SendToPeers(messages);
+  return status;
 }
 
 absl::Status JobRuntime::ClaimRank(const step::JoinRequest& join) {
@@ -153,6 +185,8 @@ absl::StatusOr<step::Answer> JobRuntime::Commit(const step::CommitRequest& commi
                                                 const Wait& wait) {
   {
     MutexLock lock(&mutex_);
+    if (configuring_)
+      return absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"));
     if (!damaged_.empty() && commit.step > participant_->position().committed_step)
       return damaged_.begin()->second;
   }
@@ -215,6 +249,9 @@ BegunPiece JobRuntime::BeginPiece(const PieceRequest& request,
     // A damaged version is committed but cannot be made, so no later one can be made either.
     if (!damaged_.empty() && (verdict.is_later || verdict.status.ok()))
       verdict = {false, damaged_.begin()->second};
+    if (configuring_ && verdict.status.ok())
+      verdict = {true,
+                 absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"))};
     if (verdict.is_later) sleepers_.push_back(wakeup);
     if (verdict.status.ok()) verdict.status = CheckRequest(request, &ticket.piece);
     if (!verdict.status.ok()) return {verdict.is_later, std::move(verdict.status), {}};
@@ -374,11 +411,8 @@ int64_t JobRuntime::AppliedCount(uint32_t tensor) const {
 // ---- Events ------------------------------------------------------------------------------------
 
 void JobRuntime::OnPeer(int from, const step::Message& message) {
-  MutexLock lock(&mutex_);
-  if (closed_) return;
-  step::Actions actions;
-  Deliver(from, message, &actions);
-  Perform(std::move(actions));
+  Complete([&](int64_t, step::Actions* actions)
+               NO_THREAD_SAFETY_ANALYSIS { Deliver(from, message, actions); });
 }
 
 void JobRuntime::Tick() {
@@ -391,11 +425,29 @@ void JobRuntime::Tick() {
 }
 
 void JobRuntime::Complete(const std::function<void(int64_t, step::Actions*)>& event) {
-  MutexLock lock(&mutex_);
-  if (closed_) return;
-  step::Actions actions;
-  event(now_ms(), &actions);
-  Perform(std::move(actions));
+  std::vector<step::Send> messages;
+  {
+    MutexLock lock(&mutex_);
+    if (closed_) return;
+    step::Actions actions;
+    event(now_ms(), &actions);
+    Perform(std::move(actions));
+    messages = std::exchange(outgoing_, {});
+  }
+  SendToPeers(messages);
+}
+
+void JobRuntime::SendToPeers(const std::vector<step::Send>& messages) {
+  for (const step::Send& send : messages) {
+    absl::StatusOr<v1::StepMessage> message = ToWire(send.message);
+    if (!message.ok()) {
+      spdlog::error("job {}: {}", job_, std::string(message.status().message()));
+      continue;
+    }
+    message->set_job(job_);
+    message->set_from(static_cast<uint32_t>(environment_.self));
+    environment_.peers->Send(send.to, *std::move(message));
+  }
 }
 
 void JobRuntime::BeginStop() {
@@ -427,6 +479,10 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
 }
 
 void JobRuntime::Close() {
+  {
+    MutexLock lock(&disk_mutex_);
+    may_write_ = false;  // what is written later would be taken for a later job of this name
+  }
   MutexLock lock(&mutex_);
   closed_ = true;
   for (auto& [request, waiter] : waiters_) {
@@ -454,6 +510,7 @@ void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* 
   }
   const bool fenced = std::holds_alternative<step::Fenced>(message);
   if (!step::ForLeader(message) || fenced) {
+    if (configuring_) return held_.emplace_back(from, message), void();
     participant_->OnMessage(from, message, now_ms(), more);
     if (const auto* open = std::get_if<step::OpenJob>(&message)) TakeLayout(*open);
   }
@@ -508,12 +565,7 @@ void JobRuntime::Do(const step::Send& action, step::Actions* more) {
     return Do(step::Send{action.to, std::move(told)}, more);
   }
   if (action.to == environment_.self) return Deliver(environment_.self, action.message, more);
-  absl::StatusOr<v1::StepMessage> message = ToWire(action.message);
-  if (!message.ok())
-    return spdlog::error("job {}: {}", job_, std::string(message.status().message()));
-  message->set_job(job_);
-  message->set_from(static_cast<uint32_t>(environment_.self));
-  environment_.peers->Send(action.to, *std::move(message));
+  outgoing_.push_back(action);
 }
 
 void JobRuntime::Do(const step::Answer& action, step::Actions*) {
@@ -541,24 +593,43 @@ bool JobRuntime::IsSynced(const absl::Status& status, step::Action action) {
   return status.ok();
 }
 
-void JobRuntime::Do(const step::PersistEpoch& action, step::Actions* more) {
-  if (action.epoch < participant_->epoch()) return;  // a higher one is on its way
-  const absl::Status status =
-      environment_.data->PersistEpoch(job_, static_cast<uint64_t>(action.epoch));
-  if (!IsSynced(status, action)) return;
-  environment_.tiers->set_epoch(static_cast<uint64_t>(action.epoch));
-  participant_->OnEpochDurable(action.epoch, now_ms(), more);
+void JobRuntime::Do(const step::PersistEpoch& action, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this(), action] { self->PersistInPool(action); });
 }
 
-void JobRuntime::Do(const step::PersistRecord& action, step::Actions* more) {
-  const bool follows = action.record.version == record_version_ + 1;
-  if (follows) {
-    const absl::Status status =
-        environment_.data->PutValue(RecordKey(job_), Serialize(action.record));
-    if (!IsSynced(status, action)) return;
-    record_version_ = action.record.version;
+void JobRuntime::PersistInPool(const step::PersistEpoch& action) {
+  absl::Status status;
+  {
+    MutexLock lock(&disk_mutex_);
+    if (!may_write_) return;
+    status = environment_.data->PersistEpoch(job_, static_cast<uint64_t>(action.epoch));
   }
-  leader_->OnRecordPersisted(action.record.version, follows, now_ms(), more);
+  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    if (action.epoch < participant_->epoch()) return;  // a higher one is on its way
+    if (!IsSynced(status, action)) return;
+    environment_.tiers->set_epoch(static_cast<uint64_t>(action.epoch));
+    participant_->OnEpochDurable(action.epoch, now, actions);
+  });
+}
+
+void JobRuntime::Do(const step::PersistRecord& action, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this(), action] { self->PersistInPool(action); });
+}
+
+void JobRuntime::PersistInPool(const step::PersistRecord& action) {
+  bool follows = false;
+  absl::Status status;
+  {
+    MutexLock lock(&disk_mutex_);
+    if (!may_write_) return;
+    follows = action.record.version == record_version_ + 1;
+    if (follows) status = environment_.data->PutValue(RecordKey(job_), Serialize(action.record));
+    if (follows && status.ok()) record_version_ = action.record.version;
+  }
+  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+    if (!follows || IsSynced(status, action))
+      leader_->OnRecordPersisted(action.record.version, follows, now, actions);
+  });
 }
 
 void JobRuntime::Do(const step::DropStaged& action, step::Actions*) {
@@ -649,12 +720,12 @@ void JobRuntime::Do(const step::WriteFlush&, step::Actions*) {
       header.optimizer = self->model_->definition().optimizer().SerializeAsString();
       header.machine = Serialize(image, self->layout_.get());
     }
-    const absl::Status status =
+    absl::Status status =
         WriteFlush(&self->environment_.data->store(), header, self->shards_.get());
+    if (status.ok()) status = self->environment_.data->PutValue(CleanKey(self->job_), "");
     self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-      self->flush_status_ =
-          status.ok() ? self->environment_.data->PutValue(CleanKey(self->job_), "") : status;
-      if (self->flush_status_.ok()) self->participant_->OnFlushed(now, actions);
+      self->flush_status_ = status;
+      if (status.ok()) self->participant_->OnFlushed(now, actions);
     });
   });
 }

@@ -2,9 +2,9 @@
 // out the machines' actions, and keeps callers waiting until they are answered. The first server by
 // name runs the Leader too.
 //
-// Every event runs under one mutex; its actions are carried out in order, under it too, but for
-// staging, applying and flushing, which go to the work pool and come back as events. Bytes never
-// pass under the mutex.
+// Every event runs under one mutex, and so do its actions, in order. Staging, applying, flushing and
+// every write to the disk go to the thread pool and come back as events; messages to other servers
+// leave after the mutex. Neither bytes nor disks are waited for under it.
 //   Threads  all methods are safe from any thread.
 //   Next     a push goes on in server/shards/shard_store.h, a decision in server/step/leader.h.
 #pragma once
@@ -15,6 +15,8 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
@@ -132,12 +134,15 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
 
   JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model);
   absl::Status Restore(bool is_new);
-  absl::Status StartLeader();
+  void StartLeader(step::JobRecord record) REQUIRES(mutex_);
 
   void Unpin(step::RequestId pull);
   absl::StatusOr<step::Answer> Ask(const Wait& wait, const Event& event,
                                    const Event& on_timeout = nullptr);
+  absl::Status Await(step::RequestId request, const Waiter& waiter, const Wait& wait,
+                     const Event& on_timeout);
   void Complete(const std::function<void(int64_t now_ms, step::Actions*)>& event);
+  void SendToPeers(const std::vector<step::Send>& messages);
   void Perform(step::Actions actions) REQUIRES(mutex_);
   void Deliver(int from, const step::Message& message, step::Actions* more) REQUIRES(mutex_);
   void TakeLayout(const step::OpenJob& open) REQUIRES(mutex_);
@@ -153,7 +158,8 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   bool IsSynced(const absl::Status& status, step::Action action) REQUIRES(mutex_);
   template <typename Other>
   void Do(const Other& action, step::Actions* more) REQUIRES(mutex_);
-  void SubmitApplies(std::vector<step::StartApply> applies) REQUIRES(mutex_);
+  void PersistInPool(const step::PersistEpoch& action);
+  void PersistInPool(const step::PersistRecord& action);
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
   absl::Status CheckRequest(const PieceRequest& request, step::PushPiece* piece) const
@@ -170,12 +176,12 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
   std::unique_ptr<step::Participant> participant_ GUARDED_BY(mutex_);
   std::unique_ptr<step::Leader> leader_;  // set once before Start
-  int64_t record_version_ GUARDED_BY(mutex_) = 0;
   std::shared_ptr<const step::Layout> layout_ GUARDED_BY(mutex_);
   absl::Status layout_status_ GUARDED_BY(mutex_);
   absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};
   std::map<step::RequestId, std::shared_ptr<Waiter>> waiters_ GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*
+  std::vector<step::Send> outgoing_ GUARDED_BY(mutex_);  // to other servers, of this event
   step::RequestId next_request_ GUARDED_BY(mutex_) = 1;
   std::map<int32_t, absl::Status> damaged_ GUARDED_BY(mutex_);  // shards whose apply failed
   // Small values that the disk refused, to be written with the next tick, and why.
@@ -184,6 +190,13 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   bool flushing_ GUARDED_BY(mutex_) = false;
   absl::Status flush_status_ GUARDED_BY(mutex_);
   bool closed_ GUARDED_BY(mutex_) = false;
+  // A new configuration is being made: pieces and commits wait, and messages to the participant are
+  // held until it is there.
+  bool configuring_ GUARDED_BY(mutex_) = false;
+  std::vector<std::pair<int, step::Message>> held_ GUARDED_BY(mutex_);
+  Mutex disk_mutex_;  // one write of epoch or record at a time; never taken under mutex_
+  bool may_write_ GUARDED_BY(disk_mutex_) = true;
+  int64_t record_version_ GUARDED_BY(disk_mutex_) = 0;
   StepTimes times_ GUARDED_BY(mutex_);
   int64_t first_byte_ms_ GUARDED_BY(mutex_) = 0, staged_ms_ GUARDED_BY(mutex_) = 0,
                          committed_ms_ GUARDED_BY(mutex_) = 0;
