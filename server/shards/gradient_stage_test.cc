@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <thread>
 
 #include "kernels/int8_blocks.h"
 #include "server/shards/testing/shard_fixture.h"
@@ -343,6 +344,64 @@ TEST(Staging, DroppedAttemptRefusesItsWritersAndFreesMemory) {
   writer.reset();
   store->DropStaged();
   EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), before);
+}
+
+// A push in a wider dtype than the manifest's needs memory that only a spill can give, and the disk
+// hangs in it.
+TEST(Staging, NobodyWaitsForAPushThatWaitsForTheDisk) {
+  World world(8 * kMiB, 64 * kMiB);
+  const OwnedShards layout = Layout({Parameter("w", {1024, 1024}, v1::DTYPE_BF16)}, 1 << 18);
+  auto store = NewStore(&world, layout);
+  auto configured = AllAdamW(layout);
+  ASSERT_TRUE(store->Configure(configured).ok());
+  LoadTensor(store.get(), 0, Normal(1 << 20, 1));
+  CommitLoad(store.get(), 0);
+  ASSERT_TRUE(store->SetLayout(WholeLayout(layout)).ok());
+  const auto filler = world.accountant.Reserve({Tier::kDram, "other", "weight"},
+                                               world.accountant.free_bytes(Tier::kDram));
+  ASSERT_TRUE(filler.ok());
+  world.disk.HangWrites();
+  std::vector<std::unique_ptr<PieceWriter>> writers(layout.shards.size());
+  std::thread push([&] {
+    for (const OwnedShard& shard : layout.shards)
+      writers[shard.id] = store->BeginGradient(shard.id, 0, 0, v1::DTYPE_F32).value_or(nullptr);
+  });
+  world.disk.AwaitHangingWrite();
+  EXPECT_TRUE(store->Describe(0).ok());
+  configured[0].state = kernels::StateFormat::kFp32;
+  EXPECT_TRUE(absl::IsFailedPrecondition(store->Configure(configured)));
+  store->DropStaged();
+  EXPECT_TRUE(store->OpenRead({0, Slot::kWeight, v1::DTYPE_BF16, Flat(0, 100), 0}).ok());
+  world.disk.Heal();
+  push.join();
+  for (const auto& writer : writers) EXPECT_NE(writer, nullptr);
+}
+
+// A new layout may come while streams of the one before still begin and end pieces.
+TEST(Staging, ALayoutReplacesAnotherBesideItsStreams) {
+  World world;
+  const OwnedShards layout = Layout({Parameter("w", {64, 1000})}, 16'000);
+  auto store = NewStore(&world, layout);
+  const auto bytes = AsBytes(Normal(16'000, 1));
+  std::atomic<bool> done = false;
+  std::vector<std::thread> streams;
+  for (uint32_t rank = 0; rank < 2; ++rank)
+    streams.emplace_back([&, rank] {
+      while (!done)
+        for (const OwnedShard& shard : layout.shards) {
+          const absl::Status sent =
+              Send(store->BeginGradient(shard.id, rank, 0, v1::DTYPE_F32), bytes);
+          EXPECT_TRUE(sent.ok() || absl::IsInvalidArgument(sent) || absl::IsAborted(sent)) << sent;
+          (void)StageGradient(store, shard.id);
+        }
+    });
+  for (int round = 0; round < 50; ++round)
+    ASSERT_TRUE(store->SetLayout(WholeLayout(layout, 1 + round % 2)).ok());
+  done = true;
+  for (std::thread& stream : streams) stream.join();
+  ASSERT_TRUE(store->SetLayout(WholeLayout(layout)).ok());
+  ASSERT_TRUE(Send(store->BeginGradient(0, 0, 0, v1::DTYPE_F32), bytes).ok());
+  EXPECT_EQ(StageGradient(store, 0).value().digest, DigestOfBytes(bytes));
 }
 
 TEST(Staging, RefusesWhatIsNotExpected) {

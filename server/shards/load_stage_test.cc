@@ -1,4 +1,6 @@
 // Staging of SetState.
+#include <thread>
+
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {
@@ -160,6 +162,41 @@ TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
   EXPECT_TRUE(store->Configure(wanted).ok());
 }
 
+// Reads and LOADs go on beside a change of configuration; a LOAD is refused while it lasts, and
+// refuses it while it is there.
+TEST(Load, ConfiguresBesideReadsAndLoads) {
+  World world;
+  const OwnedShards layout = Layout({Parameter("w", {64, 100})}, 2560);
+  auto store = NewStore(&world, layout);
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  CommitLoad(store.get(), 0);
+  std::atomic<bool> done = false;
+  std::thread beside([&] {
+    while (!done)
+      for (const OwnedShard& shard : layout.shards) {
+        EXPECT_TRUE(
+            store->OpenRead({shard.id, Slot::kMaster, v1::DTYPE_F32, Flat(0, 6400), 0}).ok());
+        const auto writer = store->BeginLoad(shard.id, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 6400));
+        EXPECT_TRUE(writer.ok() || absl::IsUnavailable(writer.status()) ||
+                    absl::IsInvalidArgument(writer.status()))
+            << writer.status();
+        if (writer.ok()) store->DropStaged();
+      }
+  });
+  auto wanted = AllAdamW(layout);
+  for (int round = 0; round < 100; ++round) {
+    wanted[0].state = round % 2 == 0 ? kernels::StateFormat::k8Bit : kernels::StateFormat::kFp32;
+    const absl::Status configured = store->Configure(wanted);
+    EXPECT_TRUE(configured.ok() || absl::IsFailedPrecondition(configured)) << configured;
+  }
+  done = true;
+  beside.join();
+  store->DropStaged();
+  EXPECT_TRUE(store->Configure(AllAdamW(layout)).ok());
+  EXPECT_EQ(Read(store.get(), {0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 2560), 0}),
+            std::vector<uint8_t>(2560 * sizeof(float)));
+}
+
 TEST(Load, ARefusedConfigurationKeepsLoadedMoments) {
   World world(2 * kMiB);
   auto store = NewStore(&world, Layout({Parameter("w", {64, 1600})}, 25600));
@@ -181,6 +218,118 @@ TEST(Load, ARefusedConfigurationKeepsLoadedMoments) {
   rounding[0].rounding = kernels::Rounding::kNearest;
   EXPECT_TRUE(store->Configure(rounding).ok());
   EXPECT_EQ(AllBytes(store.get(), 0), before);
+}
+
+// ---- A plane on its way to disk ----
+
+// A job whose second-moment slots are on disk, and one LOAD piece that sets shard 0's whole.
+struct Moving {
+  Moving() : world(7 * kMiB, 64 * kMiB) {
+    const OwnedShards layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
+    store = NewStore(&world, layout);
+    EXPECT_TRUE(store->Configure(AllAdamW(layout)).ok());
+    EXPECT_TRUE(store->SetLayout(WholeLayout(layout)).ok());
+    LoadTensor(store.get(), 0, Normal(1 << 20, 1));
+    CommitLoad(store.get(), 0);
+    const ShardStatus shard = store->Describe(0).value();
+    for (const SlotStatus& slot : shard.slots)
+      if (slot.slot == Slot::kExpAvgSq) {
+        EXPECT_EQ(slot.tier, Tier::kNvme) << "nothing is on disk: the tests show nothing";
+      }
+    values_before = world.disk.ScanBulk("spill/").value().size();
+    writer = Kept();
+  }
+  ~Moving() {
+    world.disk.Heal();
+    if (settling.joinable()) settling.join();
+  }
+  std::unique_ptr<PieceWriter> Kept() {
+    auto writer = store->BeginLoad(0, Slot::kExpAvgSq, v1::DTYPE_F32, Flat(0, 1 << 18)).value();
+    const auto bytes = AsBytes(Positive());
+    const absl::Span<const uint8_t> slices[] = {bytes};
+    const uint64_t checksum =
+        ChunkChecksum(LeafHashes({reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
+    EXPECT_TRUE(writer->WriteChunk(0, slices, checksum).ok());
+    EXPECT_TRUE(writer->Finish(DigestOfBytes(bytes)).ok());
+    world.disk.HangWrites();
+    EXPECT_TRUE(writer->Keep().ok());  // it touches no disk
+    return writer;
+  }
+  // Begins to settle the piece, and waits until the disk hangs in it.
+  void Settle() {
+    settling = std::thread([this] { writer->Settle(); });
+    world.disk.AwaitHangingWrite();
+  }
+  static std::vector<float> Positive() {
+    std::vector<float> values = Normal(1 << 18, 5);
+    for (float& value : values) value *= value;
+    return values;
+  }
+
+  World world;
+  std::unique_ptr<ShardStore> store;
+  size_t values_before = 0;
+  std::unique_ptr<PieceWriter> writer;
+  std::thread settling;
+};
+
+// What the moment is when nothing moves, and what StageLoad says of it.
+struct Expected {
+  Expected() : digest(StageLoad(moving.store, 0).value().digest) {
+    moving.world.disk.Heal();
+    EXPECT_TRUE(moving.store->Apply(0, {ShardUpdate::Kind::kLoad, 1}).ok());
+    bytes =
+        Read(moving.store.get(), {0, Slot::kExpAvgSq, v1::DTYPE_UNSPECIFIED, Flat(0, 1 << 20), 1});
+  }
+  Moving moving;
+  Digest128 digest;
+  std::vector<uint8_t> bytes;
+};
+
+TEST(Load, KeepAndDropWaitForNoDisk) {
+  Moving moving;
+  EXPECT_EQ(moving.store->StagedLoads(0).value().size(), 1u);
+  moving.Settle();
+  EXPECT_EQ(moving.store->Describe(0).value().stage, "staging 1 pieces of state");
+  EXPECT_EQ(moving.store->StagedLoads(0).value().size(), 1u);
+  moving.store->DropStaged();
+  EXPECT_EQ(moving.store->Describe(0).value().stage, "idle");
+  moving.world.disk.Heal();
+  moving.settling.join();
+  moving.writer.reset();
+  // The plane that was dropped goes from the disk with the next value.
+  EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 1);
+  moving.writer = moving.Kept();
+  moving.world.disk.Heal();
+  moving.writer->Settle();
+  EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 1);
+}
+
+TEST(Load, APlaneIsTheSameBeforeWhileAndAfterItMoves) {
+  const Expected expected;
+  {
+    Moving moving;
+    moving.Settle();
+    EXPECT_EQ(StageLoad(moving.store, 0).value().digest, expected.digest);
+    std::thread apply([&] {  // waits for the disk
+      EXPECT_TRUE(moving.store->Apply(0, {ShardUpdate::Kind::kLoad, 1}).ok());
+    });
+    moving.world.disk.Heal();
+    apply.join();
+    EXPECT_EQ(
+        Read(moving.store.get(), {0, Slot::kExpAvgSq, v1::DTYPE_UNSPECIFIED, Flat(0, 1 << 20), 1}),
+        expected.bytes);
+  }
+  Moving moving;
+  moving.world.disk.Heal();
+  const uint64_t used = moving.world.accountant.used_bytes(Tier::kDram);
+  moving.writer->Settle();
+  EXPECT_LT(moving.world.accountant.used_bytes(Tier::kDram), used);
+  EXPECT_EQ(StageLoad(moving.store, 0).value().digest, expected.digest);
+  EXPECT_TRUE(moving.store->Apply(0, {ShardUpdate::Kind::kLoad, 1}).ok());
+  EXPECT_EQ(
+      Read(moving.store.get(), {0, Slot::kExpAvgSq, v1::DTYPE_UNSPECIFIED, Flat(0, 1 << 20), 1}),
+      expected.bytes);
 }
 
 TEST(Load, BuffersKeepTheirDType) {

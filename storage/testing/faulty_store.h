@@ -1,4 +1,4 @@
-// A store for tests that fails on command: no space, I/O errors, flipped bits.
+// A store for tests that fails on command: no space, I/O errors, flipped bits, a disk that hangs.
 #pragma once
 
 #include <memory>
@@ -21,9 +21,21 @@ class FaultyStore : public Store {
     writes_left_ = count;
     failure_ = std::move(status);
   }
+  // From now on every write waits for Heal.
+  void HangWrites() {
+    MutexLock lock(&mutex_);
+    hangs_ = true;
+  }
+  // Waits until a write hangs.
+  void AwaitHangingWrite() {
+    MutexLock lock(&mutex_);
+    while (hanging_count_ == 0) changed_.Wait(&mutex_);
+  }
   void Heal() {
     MutexLock lock(&mutex_);
     writes_left_ = -1;
+    hangs_ = false;
+    changed_.SignalAll();
   }
   // From now on one bit is flipped in (or an error returned for) every read of a bulk value whose
   // key contains `part`. An empty part ends this.
@@ -71,6 +83,10 @@ class FaultyStore : public Store {
   }
   absl::Status BeforeWrite() {
     MutexLock lock(&mutex_);
+    ++hanging_count_;
+    changed_.SignalAll();
+    while (hangs_) changed_.Wait(&mutex_);
+    --hanging_count_;
     if (writes_left_ < 0) return absl::OkStatus();
     if (writes_left_ == 0) return failure_;
     --writes_left_;
@@ -79,6 +95,9 @@ class FaultyStore : public Store {
 
   const std::unique_ptr<Store> real_;
   mutable Mutex mutex_;
+  CondVar changed_;
+  bool hangs_ GUARDED_BY(mutex_) = false;
+  int hanging_count_ GUARDED_BY(mutex_) = 0;
   int writes_left_ GUARDED_BY(mutex_) = -1;  // -1: no failure is planned
   absl::Status failure_ GUARDED_BY(mutex_);
   std::string flipped_ GUARDED_BY(mutex_), unreadable_ GUARDED_BY(mutex_);

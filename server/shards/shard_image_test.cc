@@ -1,0 +1,100 @@
+// A shard copied through its one door: the copy steps as the shard does.
+#include "server/shards/shard_image.h"
+
+#include <cstring>
+#include <utility>
+
+#include "server/shards/testing/shard_fixture.h"
+
+namespace orlop::server {
+namespace {
+
+BufferPtr CopyOf(ShardImage* to, const BufferPtr& bytes) {
+  if (!bytes) return nullptr;
+  BufferPtr copy = to->NewStaged(bytes->size()).value();
+  std::memcpy(copy->data(), bytes->data(), bytes->size());
+  return copy;
+}
+
+void CopySlots(const ShardImage& from, ShardImage* to) {
+  to->set_version(from.version());
+  for (size_t i = 0; i < kStoredSlotCount; ++i) {
+    const Slot slot = static_cast<Slot>(i);
+    const BufferPtr bytes = from.ReadSlot(slot).value();
+    if (!bytes) {
+      to->ClearSlot(slot);
+      continue;
+    }
+    BufferPtr copy = to->NewSlot(slot).value();
+    std::memcpy(copy->data(), bytes->data(), bytes->size());
+    ASSERT_TRUE(to->KeepSlot(slot, std::move(copy)).ok());
+  }
+}
+
+void CopyStaged(const ShardImage& from, ShardImage* to) {
+  if (auto gradient = from.ReadGradient()) {
+    gradient->whole = CopyOf(to, gradient->whole);
+    for (GradientPiece& piece : gradient->pieces) piece.bytes = CopyOf(to, piece.bytes);
+    ASSERT_TRUE(to->InstallGradient(*std::move(gradient)).ok());
+  }
+  if (auto load = from.ReadLoad()) {
+    std::array<BufferPtr, kStoredSlotCount> planes;
+    for (size_t i = 0; i < kStoredSlotCount; ++i)
+      planes[i] = CopyOf(to, from.ReadPlane(static_cast<Slot>(i)).value());
+    to->InstallLoad(*std::move(load), std::move(planes));
+  }
+}
+
+void CopyAll(ShardStore* from, ShardStore* to) {
+  to->BeginRestore();
+  for (const OwnedShard& shard : from->layout().shards) {
+    const auto source = from->Image(shard.id).value(), copy = to->Image(shard.id).value();
+    CopySlots(*source, copy.get());
+    CopyStaged(*source, copy.get());
+  }
+}
+
+// From a store that spills into one that does not, and back.
+TEST(ShardImage, ACopyStepsAsTheShardDoes) {
+  const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
+  World small(7 * kMiB / 4, 64 * kMiB), large;
+  auto from = NewStore(&small, layout), to = NewStore(&large, layout);
+  for (ShardStore* each : {from.get(), to.get()}) {
+    ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
+    ASSERT_TRUE(each->SetLayout(WholeLayout(layout)).ok());
+  }
+  LoadTensor(from.get(), 0, Normal(300'000, 1));
+  CommitLoad(from.get(), 0);
+  AdamWStep(from.get(), 1, 3);
+  ASSERT_GT(small.accountant.used_bytes(Tier::kNvme), 0u);
+  PushTensor(from.get(), 0, 0, Normal(300'000, 4));
+  CopyAll(from.get(), to.get());
+  for (ShardStore* each : {from.get(), to.get()})
+    for (const OwnedShard& shard : layout.shards) {
+      ASSERT_TRUE(StageGradient(each, shard.id).ok());
+      ASSERT_TRUE(each->Apply(shard.id, {ShardUpdate::Kind::kApply, 2, false, AdamW(1)}).ok());
+    }
+  EXPECT_EQ(AllBytes(to.get(), 2), AllBytes(from.get(), 2));
+
+  LoadTensor(to.get(), 0, Normal(300'000, 5));
+  CopyAll(to.get(), from.get());
+  CommitLoad(to.get(), 3);
+  CommitLoad(from.get(), 3);
+  EXPECT_EQ(AllBytes(from.get(), 3), AllBytes(to.get(), 3));
+}
+
+TEST(ShardImage, RefusesPiecesOfAnotherLayout) {
+  World world;
+  const OwnedShards layout = Layout({Parameter("w", {300})}, 1 << 20);
+  auto store = NewStore(&world, layout);
+  ASSERT_TRUE(store->SetLayout(WholeLayout(layout, 2)).ok());
+  PushTensor(store.get(), 0, 1, Normal(300, 1));
+  auto gradient = store->Image(0).value()->ReadGradient().value();
+  ASSERT_TRUE(store->SetLayout(WholeLayout(layout)).ok());
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(store->Image(0).value()->InstallGradient(std::move(gradient))));
+  EXPECT_TRUE(absl::IsNotFound(store->Image(1).status()));
+}
+
+}  // namespace
+}  // namespace orlop::server
