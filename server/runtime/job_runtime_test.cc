@@ -164,11 +164,12 @@ class JobOnAFaultyDisk : public testing::Test {
         std::vector<float>(values.begin() + shard.range.begin, values.begin() + shard.range.end));
   }
 
-  absl::Status Commit(bool is_load = false) {
+  // Commits the next step, or again the one that is given.
+  absl::Status Commit(bool is_load = false, int64_t step = -1) {
     const step::JobStatusReport status = job_->Status();
     step::CommitRequest commit;
     commit.generation = generation_;
-    commit.step = status.position.committed_step + 1;
+    commit.step = step >= 0 ? step : status.position.committed_step + 1;
     commit.attempt = status.position.attempt;
     commit.is_load = is_load;
     if (!is_load) {
@@ -463,6 +464,57 @@ TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
   stop.join();
   EXPECT_TRUE(stopped.ok()) << stopped;
 }
+// While a write hangs, calls that need nothing of it are answered: these tests end only if they are.
+TEST_F(JobOnAFaultyDisk, AnswersWhileTheWriteOfAnApplyHangs) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  const std::vector<int32_t> order = job_->shards().NextUseOrder();
+  world_.disk.HangWrites();
+  ASSERT_NO_FATAL_FAILURE(Step(3));
+  world_.disk.AwaitHangingWrite();
+  EXPECT_EQ(job_->Status().position.committed_step, 2);
+  const absl::Status repeated = Commit(/*is_load=*/false, /*step=*/2);
+  EXPECT_TRUE(repeated.ok()) << repeated;
+  EXPECT_TRUE(job_->shards().Describe(order.back()).ok());
+  world_.disk.Heal();
+  for (const int32_t shard : order) EXPECT_TRUE(job_->AwaitVersion(shard, 2, Soon()).ok());
+}
+
+TEST_F(JobOnAFaultyDisk, AnswersWhileTheWriteOfALoadHangs) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  ASSERT_NO_FATAL_FAILURE(Join());  // a new attempt, for a LOAD
+  world_.disk.HangWrites();
+  absl::Status pushed;
+  std::thread push([&] {
+    for (const OwnedShard& shard : job_->shards().layout().shards)
+      pushed.Update(Push(shard, /*is_load=*/true, Normal(kRows * kColumns, 4)));
+  });
+  world_.disk.AwaitHangingWrite();
+  EXPECT_EQ(job_->Status().position.committed_step, 1);
+  for (const OwnedShard& shard : job_->shards().layout().shards)
+    EXPECT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok()) << shard.id;
+  world_.disk.Heal();
+  push.join();
+  EXPECT_TRUE(pushed.ok()) << pushed;
+  EXPECT_TRUE(Commit(/*is_load=*/true).ok());
+}
+
+TEST_F(JobOnAFaultyDisk, AnswersWhileTheLeadersRecordHangs) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  data_disk_->HangWrites();
+  absl::StatusOr<step::Answer> joined = absl::UnknownError("not answered");
+  std::thread join([&] { joined = job_->Join(step::JoinRequest(), Soon()); });
+  data_disk_->AwaitHangingWrite();
+  EXPECT_EQ(job_->Status().position.committed_step, 1);
+  for (const OwnedShard& shard : job_->shards().layout().shards) {
+    EXPECT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok()) << shard.id;
+    EXPECT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok()) << shard.id;
+  }
+  data_disk_->Heal();
+  join.join();
+  EXPECT_TRUE(joined.ok()) << joined.status();
+  EXPECT_TRUE(Commit().ok());  // a commit needs the record
+}
+
 // The leader's record meets a full disk: callers wait, and the job goes on where there is room.
 TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
   data_disk_->FailWritesAfter(0, absl::ResourceExhaustedError("no space left on device"));
