@@ -178,6 +178,7 @@ class Simulation {
   void Do(ServerId server, PersistRecord& action);
   void Sync(ServerId server, std::function<void(Disk*)> write, std::function<void(Host&)> done);
   void Deliver(ServerId from, ServerId to, const Message& message);
+  void CheckReason(const Message& message, const Actions& actions);
   void DeliverForward(ServerId from, ServerId to, Forward forward);
   int Local(const Host& host, ShardId shard) const;
   Staged Reduce(const Host& host, const StageShard& action, ShardStaged* result) const;

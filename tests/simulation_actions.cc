@@ -33,6 +33,9 @@ void Simulation::Do(ServerId server, Send& action) {
     OnPrepareSent(server, to, *prepare);
   } else if (std::holds_alternative<Discard>(*message)) {
     Meet(Met::kDiscard);
+  } else if (const SealReply* reply = std::get_if<SealReply>(message.get())) {
+    const bool tells_failure = absl::IsResourceExhausted(reply->status);
+    if (tells_failure && FaultsOn() && random_.OneIn(3)) return Meet(Met::kFailureLost);
   }
   Carry([this, server, to, message] { Deliver(server, to, *message); });
 }
@@ -59,10 +62,28 @@ void Simulation::Deliver(ServerId from, ServerId to, const Message& message) {
   if (ForLeader(message)) {
     if (host.leader == nullptr) return;
     host.leader->OnMessage(from, message, now_, &actions);
+    CheckReason(message, actions);
   } else {
     host.participant->OnMessage(from, message, now_, &actions);
   }
   Perform(to, &actions);
+}
+
+// Every CommitStep that a failure ends learns why.
+void Simulation::CheckReason(const Message& message, const Actions& actions) {
+  absl::Status why;
+  if (const SealReply* reply = std::get_if<SealReply>(&message)) why = reply->status;
+  if (const Prepared* reply = std::get_if<Prepared>(&message)) why = reply->status;
+  if (why.ok()) return;
+  for (const Action& action : actions) {
+    const Answer* answer = std::get_if<Answer>(&action);
+    if (answer == nullptr || answer->status.ok()) continue;
+    const auto call = calls_.find(answer->request);
+    if (call == calls_.end() || call->second.asked != Asked::kCommit) continue;
+    if (answer->status.message().find(why.message()) == std::string::npos) {
+      Fail(absl::StrCat("a CommitStep does not learn why its attempt failed: ", why.message()));
+    }
+  }
 }
 
 void Simulation::Do(ServerId server, Answer& action) {
@@ -91,11 +112,23 @@ void Simulation::Do(ServerId server, PersistDecision& action) {
   Disk::Entry entry;
   entry.record.decision = decision;
   entry.staged = hosts_[server].staged;
+  const bool fails = FaultsOn() && random_.OneIn(40);
+  const bool is_written = !fails || random_.OneIn(2);
   Sync(
-      server, [entry](Disk* disk) { disk->journal.push_back(entry); },
-      [this, server, decision](Host& host) {
+      server,
+      [entry, is_written](Disk* disk) {
+        if (is_written) disk->journal.push_back(entry);
+      },
+      [this, server, decision, fails](Host& host) {
         Actions actions;
-        host.participant->OnDecisionDurable(decision->identity, now_, &actions);
+        if (fails) {
+          Meet(Met::kPrepareFailed);
+          host.participant->OnPrepareFailed(decision->identity,
+                                            absl::DataLossError("the journal cannot be written"),
+                                            now_, &actions);
+        } else {
+          host.participant->OnDecisionDurable(decision->identity, now_, &actions);
+        }
         Perform(server, &actions);
       });
 }
@@ -143,7 +176,16 @@ Staged Simulation::Reduce(const Host& host, const StageShard& action, ShardStage
 }
 
 void Simulation::Do(ServerId server, StageShard& action) {
-  OnHost(server, 1 + random_.Below(4), [this, server, action](Host& host) {
+  const bool fails = FaultsOn() && random_.OneIn(60);
+  OnHost(server, 1 + random_.Below(4), [this, server, action, fails](Host& host) {
+    if (fails) {
+      Meet(Met::kStagingFailed);
+      Actions actions;
+      host.participant->OnShardStagingFailed(action.shard, action.step, action.attempt,
+                                             absl::ResourceExhaustedError("no room for the sum"),
+                                             now_, &actions);
+      return Perform(server, &actions);
+    }
     ShardStaged result;
     Staged staged = Reduce(host, action, &result);
     Staged& slot = host.staged[Local(host, action.shard)];

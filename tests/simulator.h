@@ -56,6 +56,9 @@ enum class Met : uint8_t {
   kHold,
   kRankContested,
   kFirstLoadRefused,
+  kStagingFailed,
+  kFailureLost,
+  kPrepareFailed,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

@@ -95,6 +95,12 @@ const char* Describe(Met met) {
       return "rank that another process holds, refused";
     case Met::kFirstLoadRefused:
       return "first LOAD that leaves a shard unset, refused";
+    case Met::kStagingFailed:
+      return "shard that could not be staged";
+    case Met::kFailureLost:
+      return "report of a failed staging lost";
+    case Met::kPrepareFailed:
+      return "decision that could not be written";
     case Met::kCount:
       break;
   }

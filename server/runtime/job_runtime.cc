@@ -654,9 +654,8 @@ void JobRuntime::StageInPool(const step::StageShard& action,
     if (!staged.ok()) {
       spdlog::warn("job {}: shard {} cannot be staged: {}", job_, action.shard,
                    std::string(staged.status().message()));
-      // The leader fails the attempt with it, so that every CommitStep learns why.
-      actions->push_back(step::Send{
-          0, step::SealReply{participant_->epoch(), action.step, action.attempt, staged.status()}});
+      participant_->OnShardStagingFailed(action.shard, action.step, action.attempt, staged.status(),
+                                         now, actions);
       return;
     }
     staged_ms_ = now;

@@ -51,6 +51,7 @@ JobStatusReport Leader::Status() const {
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
+    if (!recovery_cause_.empty()) absl::StrAppend(&report.waiting_for, ": ", recovery_cause_);
   }
   return report;
 }
@@ -110,10 +111,16 @@ void Leader::OpenNextAttempt(const absl::Status& status, Actions* actions) {
   for (Server& server : servers_) server.opened = false;
 }
 
+// The open attempt cannot be decided. Every CommitStep of it learns why.
+void Leader::FailAttempt(const absl::Status& why, Actions* actions) {
+  last_failure_ = {step(), attempt_, std::string(why.message())};
+  OpenNextAttempt(why, actions);
+}
+
 void Leader::OnAbortStep(RequestId request, const AbortRequest& abort, int64_t now_ms,
                          Actions* actions) {
   if (deposed_ || phase_ != Phase::kServing) {
-    return Reply(request, absl::UnavailableError("the job is recovering"), actions);
+    return Reply(request, Recovering(), actions);
   }
   const bool is_over = abort.step <= step() && (abort.generation < record_.formed ||
                                                 (abort.step == step() && abort.attempt < attempt_));
@@ -215,7 +222,7 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     return rollbacks_.push_back(request);  // a repeat of the one under way
   }
   if (deposed_ || persisting_ || (record_.rolling_back && !is_rollback_lost)) {
-    return Reply(request, absl::UnavailableError("the job is recovering"), actions);
+    return Reply(request, Recovering(), actions);
   }
   if (phase_ == Phase::kServing && to_step == committed_step()) {
     if (claimed_loss_ > committed_step() &&
@@ -266,8 +273,10 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
 // ---- Commits ---------------------------------------------------------------------------------
 
 absl::Status Leader::CheckCommit(const CommitRequest& commit) const {
-  if (deposed_ || phase_ != Phase::kServing || installing_) {
-    return absl::UnavailableError("the job is recovering or changing its contributors");
+  if (deposed_) return absl::UnavailableError("another server leads the job now");
+  if (phase_ != Phase::kServing || installing_) {
+    return installing_ ? absl::UnavailableError("the job is changing its contributors")
+                       : Recovering();
   }
   if (commit.epoch != 0 && commit.epoch < record_.epoch) {
     return StaleEpoch(commit.epoch, record_.epoch);
@@ -286,11 +295,13 @@ absl::Status Leader::CheckCommit(const CommitRequest& commit) const {
                        "CommitStep of step ", commit.step, ", step ", step(), " is being made")));
   }
   if (commit.attempt != attempt_) {
-    return Because(Reason::kStaleAttempt,
-                   absl::AbortedError(
-                       absl::StrCat("attempt ", commit.attempt, " of step ", step(),
-                                    commit.attempt < attempt_ ? " is over, " : " is not open yet, ",
-                                    attempt_, " is open")));
+    const char* where = commit.attempt < attempt_ ? " is over, " : " is not open yet, ";
+    std::string text =
+        absl::StrCat("attempt ", commit.attempt, " of step ", step(), where, attempt_, " is open");
+    if (commit.step == last_failure_.step && commit.attempt == last_failure_.attempt) {
+      absl::StrAppend(&text, ": ", last_failure_.why);
+    }
+    return Because(Reason::kStaleAttempt, absl::AbortedError(text));
   }
   if (!commit.is_load && committed_ == nullptr) {
     return Because(Reason::kLoading,
@@ -338,7 +349,8 @@ void Leader::On(ServerId from, const AbsentReply& message, int64_t now_ms, Actio
   if (phase_ != Phase::kServing || message.step != step() || message.attempt != attempt_) return;
   if (message.rank < 0 || message.rank >= static_cast<Rank>(commits_.size())) return;
   if (!message.status.ok() && commits_[message.rank].present) {
-    return OpenNextAttempt(message.status, actions);
+    OpenNextAttempt(message.status, actions);
+    return Advance(now_ms, actions);
   }
   servers_[from].absent_known[message.rank] = 1;
   Resend(from);
@@ -347,7 +359,11 @@ void Leader::On(ServerId from, const AbsentReply& message, int64_t now_ms, Actio
 
 void Leader::On(ServerId from, const SealReply& message, int64_t now_ms, Actions* actions) {
   if (phase_ != Phase::kServing || message.step != step() || message.attempt != attempt_) return;
-  if (!message.status.ok()) return OpenNextAttempt(message.status, actions);
+  if (!message.status.ok()) {
+    if (decision_ != nullptr) return;
+    FailAttempt(message.status, actions);
+    return Advance(now_ms, actions);
+  }
   servers_[from].sealed = true;
   Resend(from);
   Advance(now_ms, actions);
@@ -388,7 +404,7 @@ void Leader::MaybeDecide(int64_t now_ms, Actions* actions) {
   }
   absl::StatusOr<DecisionPtr> decision = BuildDecision(inputs, build_scalars_);
   if (!decision.ok()) {
-    if (absl::IsDataLoss(decision.status())) return OpenNextAttempt(decision.status(), actions);
+    if (absl::IsDataLoss(decision.status())) return FailAttempt(decision.status(), actions);
     return FailCommits(decision.status(), actions);
   }
   decision_ = *std::move(decision);
@@ -403,9 +419,12 @@ void Leader::On(ServerId from, const Prepared& message, int64_t now_ms, Actions*
   if (phase_ != Phase::kPrepare && phase_ != Phase::kServing) return;
   if (wanted == nullptr || message.decision != wanted->identity) return;
   if (!message.status.ok()) {
+    if (phase_ != Phase::kServing) return;
+    recovery_cause_ = absl::StrCat("server ", from, " cannot prepare step ", message.step, ": ",
+                                   message.status.message());
+    last_failure_ = {step(), attempt_, recovery_cause_};
     // The record may be prepared elsewhere: only a recovery may tell.
-    if (phase_ == Phase::kServing) BeginEpoch(now_ms, actions);
-    return;
+    return BeginEpoch(now_ms, actions);
   }
   servers_[from].prepared = true;
   Resend(from);
@@ -442,7 +461,7 @@ void Leader::On(ServerId from, const Applied& message, int64_t now_ms, Actions* 
 void Leader::OnHold(RequestId request, const std::string& holder, int64_t held_step,
                     int64_t deadline_ms, int64_t now_ms, Actions* actions) {
   if (deposed_ || phase_ != Phase::kServing) {
-    return Reply(request, absl::UnavailableError("the job is recovering"), actions);
+    return Reply(request, Recovering(), actions);
   }
   std::erase_if(holds_, [&](const auto& entry) {
     return entry.second.until_ms <= now_ms || entry.second.step < committed_step() - 1;

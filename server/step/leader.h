@@ -159,6 +159,12 @@ class Leader {
     CommitRequest request;
     std::vector<RequestId> waiting;
   };
+  // Why an attempt failed: a CommitStep that comes too late for it learns it too.
+  struct Failure {
+    int64_t step = kLoading;
+    int64_t attempt = 0;
+    std::string why;
+  };
   struct PendingJoin {
     RequestId request;
     JoinRequest join;
@@ -169,6 +175,7 @@ class Leader {
   };
   // leader_recovery.cc
   void BeginEpoch(int64_t now_ms, Actions* actions);
+  absl::Status Recovering() const;  // the answer to whoever must wait for the recovery
   void Persist(Actions* actions);
   void EnterCollect(int64_t now_ms, Actions* actions);
   void Collect(int64_t now_ms, Actions* actions);
@@ -218,6 +225,7 @@ class Leader {
   void FailCommits(const absl::Status& status, Actions* actions);
   void ForgetAttempt();
   void OpenNextAttempt(const absl::Status& status, Actions* actions);
+  void FailAttempt(const absl::Status& why, Actions* actions);
   void HandleJoin(const PendingJoin& pending, int64_t now_ms, Actions* actions);
   absl::Status CheckMinCommitted(int64_t min_committed_step);
   void MaybeInstallGeneration(int64_t now_ms, Actions* actions);
@@ -252,6 +260,8 @@ class Leader {
   int64_t attempt_ = 0;    // of step()
   DecisionPtr decision_;   // sent for preparation, not yet committed
   std::vector<Commit> commits_;  // by rank
+  Failure last_failure_;
+  std::string recovery_cause_;  // of the recovery under way; empty: nothing that callers can mend
   std::vector<RequestId> aborts_;
   std::vector<RequestId> rollbacks_;
   std::vector<PendingJoin> joins_;    // wait until serving

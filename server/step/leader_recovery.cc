@@ -14,15 +14,20 @@ void Leader::Persist(Actions* actions) {
   actions->push_back(PersistRecord{record_});
 }
 
+absl::Status Leader::Recovering() const {
+  return absl::UnavailableError(
+      absl::StrCat("the job is recovering", recovery_cause_.empty() ? "" : ": ", recovery_cause_));
+}
+
 void Leader::BeginEpoch(int64_t now_ms, Actions* actions) {
   phase_ = Phase::kNewEpoch;
   phase_ms_ = now_ms;
   decision_ = nullptr;
   installing_ = false;
-  FailCommits(absl::UnavailableError("the job is recovering"), actions);
-  ReplyAll(&aborts_, absl::UnavailableError("the job is recovering"), actions);
-  ReplyAll(&issuing_, absl::UnavailableError("the job is recovering"), actions);
-  ReplyAll(&accepting_, absl::UnavailableError("the job is recovering"), actions);
+  FailCommits(Recovering(), actions);
+  ReplyAll(&aborts_, Recovering(), actions);
+  ReplyAll(&issuing_, Recovering(), actions);
+  ReplyAll(&accepting_, Recovering(), actions);
   if (persisting_) {
     new_epoch_wanted_ = true;
     return;
@@ -300,6 +305,7 @@ void Leader::EnterOpen(int64_t now_ms, Actions* actions) {
 void Leader::EnterServing(int64_t now_ms, Actions* actions) {
   phase_ = Phase::kServing;
   phase_ms_ = now_ms;
+  recovery_cause_.clear();
   ReplyAll(&rollbacks_, absl::OkStatus(), actions);
 }
 

@@ -22,8 +22,13 @@ class Job : public ::testing::Test {
     spec_->manifest_digest = {1, 2};
     spec_->tensors = {{"w", {4}, true}, {"b", {2}, true}};
     spec_->shards = {{0, {0, 4}, {0}}, {1, {0, 2}, {0}}};
-    participant_ =
-        std::make_unique<Participant>(spec_, 0, 0, ParticipantImage{}, 7, ParticipantOptions{});
+    Begin(spec_);
+  }
+
+  // A new job, of whose specification the participant has a copy of its own.
+  void Begin(std::shared_ptr<const JobSpec> of_participant) {
+    participant_ = std::make_unique<Participant>(std::move(of_participant), 0, 0,
+                                                 ParticipantImage{}, 7, ParticipantOptions{});
     leader_ = std::make_unique<Leader>(
         spec_, 0, JobRecord{},
         [this](const ScalarInputs& inputs) -> absl::StatusOr<std::string> {
@@ -45,6 +50,7 @@ class Job : public ::testing::Test {
       Actions next;
       if (auto* send = std::get_if<Send>(&action)) {
         if (hold_prepares_ && std::holds_alternative<Prepare>(send->message)) continue;
+        if (lose_seal_replies_ && std::holds_alternative<SealReply>(send->message)) continue;
         if (ForLeader(send->message)) {
           leader_->OnMessage(0, send->message, kNow, &next);
         } else {
@@ -58,7 +64,20 @@ class Job : public ::testing::Test {
         participant_->OnEpochDurable(epoch->epoch, kNow, &next);
       } else if (auto* stage = std::get_if<StageShard>(&action)) {
         ShardStaged staged{stage->shard, {9, 9}, 2.0, non_finite_};
-        participant_->OnShardStaged(stage->step, stage->attempt, staged, kNow, &next);
+        if (staging_status_.ok()) {
+          participant_->OnShardStaged(stage->step, stage->attempt, staged, kNow, &next);
+        } else {
+          participant_->OnShardStagingFailed(stage->shard, stage->step, stage->attempt,
+                                             staging_status_, kNow, &next);
+        }
+      } else if (auto* persist = std::get_if<PersistDecision>(&action)) {
+        if (prepare_status_.ok()) {
+          participant_->OnDecisionDurable(persist->decision->identity, kNow, &next);
+        } else {
+          participant_->OnPrepareFailed(persist->decision->identity, prepare_status_, kNow, &next);
+        }
+      } else if (auto* discard = std::get_if<PersistDiscard>(&action)) {
+        participant_->OnDiscardDurable(discard->step, discard->attempt, kNow, &next);
       } else if (auto* apply = std::get_if<StartApply>(&action)) {
         if (!hold_applies_) {
           participant_->OnShardApplied(apply->shard, apply->decision->step, kNow, &next);
@@ -143,7 +162,8 @@ class Job : public ::testing::Test {
 
   void PushAll(int64_t step, int64_t attempt = 1) {
     for (Rank rank : {0, 1}) {
-      for (ShardId shard : {0, 1}) ASSERT_TRUE(Push(Piece(rank, shard, step, attempt)).ok());
+      for (ShardId shard : {0, 1})
+        ASSERT_EQ(Push(Piece(rank, shard, step, attempt)), absl::OkStatus());
     }
   }
 
@@ -166,6 +186,9 @@ class Job : public ::testing::Test {
   uint64_t non_finite_ = 0;
   bool hold_applies_ = false;
   bool hold_prepares_ = false;
+  bool lose_seal_replies_ = false;
+  absl::Status staging_status_;
+  absl::Status prepare_status_;
   std::vector<int64_t> counts_;
   double norm_ = 0;
 };
@@ -318,6 +341,97 @@ TEST_F(Job, WithoutRoomTheAttemptStaysOpen) {
   EXPECT_TRUE(absl::IsResourceExhausted(Push(Piece(0, 0, 1), false)));
   EXPECT_TRUE(Push(Piece(0, 0, 1), true).ok());
   EXPECT_TRUE(Push(Piece(0, 0, 1), false).ok());  // what is here needs no room
+}
+
+TEST_F(Job, AFailedStagingEndsTheAttemptAndEveryCommitLearnsWhy) {
+  Load();
+  const RequestId early = Commit(0, 1);
+  staging_status_ = absl::ResourceExhaustedError("no room for the sum");
+  ASSERT_TRUE(Push(Piece(0, 0, 1)).ok());
+  ASSERT_TRUE(Push(Piece(1, 0, 1)).ok());
+  EXPECT_EQ(answers_[early].status, staging_status_);
+  EXPECT_EQ(answers_[early].position.attempt, 2);
+  const Answer late = answers_[Commit(1, 1)];
+  EXPECT_TRUE(absl::IsAborted(late.status));
+  EXPECT_EQ(std::string(late.status.message()),
+            "attempt 1 of step 1 is over, 2 is open: no room for the sum");
+  staging_status_ = absl::OkStatus();
+  PushAll(1, 2);
+  Commit(0, 1, 2);
+  EXPECT_TRUE(answers_[Commit(1, 1, 2)].status.ok());
+}
+
+TEST_F(Job, AFailedStagingIsToldUntilTheLeaderKnows) {
+  Load();
+  const RequestId waiting = Commit(0, 1);
+  lose_seal_replies_ = true;
+  staging_status_ = absl::ResourceExhaustedError("no room for the sum");
+  PushAll(1);
+  EXPECT_FALSE(answers_.contains(waiting));
+  lose_seal_replies_ = false;
+  const auto tick = [&](int64_t now_ms) {
+    Actions actions;
+    participant_->OnTick(now_ms, &actions);
+    Run(std::move(actions));
+  };
+  tick(kNow + 500);
+  EXPECT_FALSE(answers_.contains(waiting));
+  tick(kNow + 1000);
+  EXPECT_EQ(answers_[waiting].status, staging_status_);
+}
+
+TEST_F(Job, AFailedStagingOfALoadAnswersItsSeal) {
+  Form();
+  staging_status_ = absl::DataLossError("the master cannot be read");
+  for (ShardId shard : {0, 1}) {
+    PushPiece piece = Piece(0, shard, 0, first_attempt_);
+    piece.is_load = true;
+    ASSERT_TRUE(Push(piece).ok());
+  }
+  Commit(0, 0, first_attempt_, true);
+  EXPECT_EQ(answers_[Commit(1, 0, first_attempt_, true)].status, staging_status_);
+}
+
+TEST_F(Job, AServerThatCannotPrepareSaysWhy) {
+  auto other = std::make_shared<JobSpec>(*spec_);
+  other->arithmetic_version = 2;
+  Begin(other);
+  Form();
+  for (ShardId shard : {0, 1}) {
+    PushPiece piece = Piece(0, shard, 0, first_attempt_);
+    piece.is_load = true;
+    ASSERT_TRUE(Push(piece).ok());
+  }
+  const RequestId first = Commit(0, 0, first_attempt_, true);
+  const RequestId second = Commit(1, 0, first_attempt_, true);
+  for (RequestId request : {first, second}) {
+    EXPECT_TRUE(absl::IsUnavailable(answers_[request].status));
+    EXPECT_EQ(answers_[request].status.message(),
+              "the job is recovering: server 0 cannot prepare step 0: server 0 computes with "
+              "arithmetic version 2, the decision needs 1");
+  }
+}
+
+TEST_F(Job, ADecisionThatCannotBeWrittenIsTriedAgainAfterARecovery) {
+  spec_->level = Level::kJournaled;
+  Begin(spec_);
+  prepare_status_ = absl::DataLossError("the journal cannot be written");
+  Form();
+  for (ShardId shard : {0, 1}) {
+    PushPiece piece = Piece(0, shard, 0, first_attempt_);
+    piece.is_load = true;
+    ASSERT_TRUE(Push(piece).ok());
+  }
+  Commit(0, 0, first_attempt_, true);
+  const absl::Status failed = answers_[Commit(1, 0, first_attempt_, true)].status;
+  EXPECT_TRUE(absl::IsUnavailable(failed));
+  EXPECT_NE(failed.message().find("the journal cannot be written"), std::string::npos) << failed;
+  EXPECT_EQ(participant_->prepared(), nullptr);
+  ASSERT_TRUE(leader_->Status().serving) << leader_->Status().waiting_for;
+  prepare_status_ = absl::OkStatus();
+  const int64_t attempt = leader_->Status().position.attempt;  // what is staged is still there
+  Commit(0, 0, attempt, true);
+  EXPECT_TRUE(answers_[Commit(1, 0, attempt, true)].status.ok());
 }
 
 TEST_F(Job, AbortOpensTheNextAttemptAndIsRefusedOnceDecided) {

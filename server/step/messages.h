@@ -164,11 +164,13 @@ struct Seal {
   int64_t step = 0;
   int64_t attempt = 0;
 };
+// Also sent unasked, until the attempt ends, by a server that cannot stage a shard of it.
 struct SealReply {
   int64_t epoch = 0;
   int64_t step = 0;
   int64_t attempt = 0;
-  // FailedPrecondition: gradients were pushed in this attempt, or the first LOAD leaves a shard unset.
+  // FailedPrecondition: gradients were pushed in this attempt, or the first LOAD leaves a shard
+  // unset. Any other error: a shard could not be staged. The leader opens the next attempt.
   absl::Status status;
 };
 
@@ -189,7 +191,7 @@ struct Prepared {
   int64_t step = 0;
   Digest decision;
   Level level = Level::kMemory;  // reached
-  absl::Status status;           // not OK: cannot ever prepare this (names shard and reason)
+  absl::Status status;           // not OK: cannot prepare this (names shard and reason)
 };
 
 // Apply message: the decision is committed. Answered when every shard of the server has applied it; a

@@ -369,6 +369,18 @@ void Participant::OnDecisionDurable(const Digest& decision, int64_t now_ms, Acti
   MaybeFlush(actions);
 }
 
+void Participant::OnPrepareFailed(const Digest& decision, absl::Status status, int64_t now_ms,
+                                  Actions* actions) {
+  if (prepared_ == nullptr || prepared_->identity != decision || prepared_durable_) return;
+  const DecisionPtr failed = std::exchange(prepared_, nullptr);
+  if (Joined()) {
+    ReplyPrepared(std::move(status), *failed, actions);
+  } else if (epoch_ > start_epoch_) {
+    MaybeReport(actions);
+  }
+  MaybeFlush(actions);
+}
+
 void Participant::Obey(ServerId from, const Apply& message, int64_t now_ms, Actions* actions) {
   if (prepared_ == nullptr && last_applied_ != nullptr &&
       last_applied_->identity == message.decision) {
@@ -474,6 +486,7 @@ void Participant::OnTick(int64_t now_ms, Actions* actions) {
     stage_report_sent_ms_ = now_ms;
     MaybeSendStageReport(actions);
   }
+  if (now_ms - failure_sent_ms_ >= options_.resend_ms) SendStagingFailure(now_ms, actions);
   for (PendingPush& push : pending_pushes_) {
     if (now_ms - push.sent_ms < options_.resend_ms) continue;
     push.sent_ms = now_ms;

@@ -157,10 +157,18 @@ class Participant {
   // ---- Completions ----
   void OnEpochDurable(int64_t epoch, int64_t now_ms, Actions* actions);
   void OnDecisionDurable(const Digest& decision, int64_t now_ms, Actions* actions);
+  // PersistDecision failed: whether the record is on disk is not known. The leader is told why, and
+  // only a recovery decides what becomes of the step.
+  void OnPrepareFailed(const Digest& decision, absl::Status status, int64_t now_ms,
+                       Actions* actions);
   void OnDiscardDurable(int64_t step, int64_t attempt, int64_t now_ms, Actions* actions);
   // Ignored if the attempt is no longer the open one. `absent`, `loaded_applied_count`: not read.
   void OnShardStaged(int64_t step, int64_t attempt, const ShardStaged& staged, int64_t now_ms,
                      Actions* actions);
+  // StageShard failed: this attempt cannot be decided. The leader is told why until it opens the
+  // next one. Ignored if the attempt is no longer the open one.
+  void OnShardStagingFailed(ShardId shard, int64_t step, int64_t attempt, absl::Status status,
+                            int64_t now_ms, Actions* actions);
   void OnShardApplied(ShardId shard, int64_t step, int64_t now_ms, Actions* actions);
   void OnShardFetched(ShardId shard, const Digest& decision, absl::Status status, int64_t now_ms,
                       Actions* actions);
@@ -266,6 +274,7 @@ class Participant {
   bool IsStaged() const;
   void CheckStaged(Shard* shard, Actions* actions);
   void MaybeSendStageReport(Actions* actions);
+  void SendStagingFailure(int64_t now_ms, Actions* actions);
   void DropAttempt(Actions* actions);
   void FailPendingPushes(absl::Status status, Actions* actions);
   void FailWaitingPulls(absl::Status status, Actions* actions);
@@ -306,6 +315,9 @@ class Participant {
   std::vector<PendingPush> pending_pushes_;
   bool stage_report_due_ = false;  // complete, not yet acknowledged
   int64_t stage_report_sent_ms_ = 0;
+
+  absl::Status staging_failure_;  // of the open attempt, told until it ends
+  int64_t failure_sent_ms_ = 0;
 
   DecisionPtr prepared_;
   bool prepared_durable_ = false;

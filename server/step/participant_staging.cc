@@ -134,6 +134,7 @@ void Participant::DropAttempt(Actions* actions) {
   scale_ = 1.0;
   absent_.clear();
   stage_report_due_ = false;
+  staging_failure_ = absl::OkStatus();
 }
 
 // ---- Pushes ----------------------------------------------------------------------------------
@@ -345,6 +346,7 @@ void Participant::Obey(ServerId from, const Absent& message, int64_t now_ms, Act
   AbsentReply reply{epoch_, message.step, message.attempt, message.rank, absl::OkStatus()};
   const bool known = std::any_of(absent_.begin(), absent_.end(),
                                  [&](const auto& entry) { return entry.rank == message.rank; });
+  if (!staging_failure_.ok()) reply.status = staging_failure_;
   for (const Shard& shard : shards_) {
     const TensorId tensor = spec_->shards[shard.id].tensor;
     if (known || !std::binary_search(message.tensors.begin(), message.tensors.end(), tensor)) {
@@ -396,6 +398,7 @@ void Participant::Obey(ServerId from, const Seal& message, int64_t now_ms, Actio
   if (kind_ == Kind::kGradients) {
     reply.status = Unfit("gradients were pushed in an attempt that is a LOAD");
   }
+  if (!staging_failure_.ok()) reply.status = staging_failure_;
   const bool accepted = reply.status.ok() && !sealed_;
   SendToLeader(std::move(reply), actions);
   if (!accepted) return;
@@ -456,6 +459,21 @@ void Participant::OnShardStaged(int64_t step, int64_t attempt, const ShardStaged
   shard.staged.non_finite_count = staged.non_finite_count;
   stage_report_sent_ms_ = now_ms;
   MaybeSendStageReport(actions);
+}
+
+void Participant::OnShardStagingFailed(ShardId id, int64_t step, int64_t attempt,
+                                       absl::Status status, int64_t now_ms, Actions* actions) {
+  const int index = LocalIndex(id);
+  if (index < 0 || step != committed_step_ + 1 || attempt != attempt_) return;
+  if (shards_[index].stage != Stage::kReducing || !staging_failure_.ok()) return;
+  staging_failure_ = std::move(status);
+  SendStagingFailure(now_ms, actions);
+}
+
+void Participant::SendStagingFailure(int64_t now_ms, Actions* actions) {
+  if (staging_failure_.ok() || !opened_) return;
+  failure_sent_ms_ = now_ms;
+  SendToLeader(SealReply{epoch_, committed_step_ + 1, attempt_, staging_failure_}, actions);
 }
 
 bool Participant::IsStaged() const {
