@@ -17,8 +17,8 @@ namespace orlop::server {
 namespace {
 
 // A flush is one head (small value "flush/JOB:SERIAL"; no name holds ':') and bulk values
-// "flush/JOB:SERIAL/...": "index" and those of the shards (server/durability/flush_shard.h). Example:
-// flush/gpt:000000000000002a/00000007/exp_avg.
+// "flush/JOB:SERIAL/...": "index" and those of the shards (server/durability/flush_shard.h).
+// Example: flush/gpt:000000000000002a/00000007/exp_avg.
 //   head   = format job step index_bytes index_xxh3 xxh3-of-all-before
 //   index  = manifest optimizer machine shard_count shard...
 constexpr uint64_t kFormat = 1;

@@ -1,8 +1,8 @@
 // One shard in a flush: its entry in the index and its bulk values.
 //
-// Under the flush's prefix: "SHARD/SLOT", "SHARD/gradient", "SHARD/piece-N", "SHARD/load-SLOT", SHARD
-// being the id in eight hexadecimal digits. Each has its size and its XXH3-64 in the index, 0 and 0
-// if there are no bytes. The entry of a shard:
+// Under the flush's prefix: "SHARD/SLOT", "SHARD/gradient", "SHARD/piece-N", "SHARD/load-SLOT",
+// SHARD being the id in eight hexadecimal digits. Each has its size and its XXH3-64 in the index, 0
+// and 0 if there are no bytes. The entry of a shard:
 //   shard     = id tensor begin end slot{26} gradient load
 //   slot      = dtype bytes
 //   gradient  = 0 | 1 dtype bytes staged piece_count piece...
@@ -32,8 +32,8 @@ class FlushedShard {
   // Writes the bulk values of the shard and adds its entry to the index.
   //   Status  FailedPrecondition (the shard is at another version), ResourceExhausted, DataLoss
   absl::Status Write(int64_t step, storage::Store* store, Encoder* index) const;
-  // Reads the next entry of the index, and replaces the shard by what it names. `with_staged` false:
-  // what was staged is left out.
+  // Reads the next entry of the index, and replaces the shard by what it names. `with_staged`
+  // false: what was staged is left out.
   //   Status  FailedPrecondition (another shard, format or contribution layout), DataLoss,
   //           ResourceExhausted: the shard is a mixture then
   absl::Status Load(int64_t step, bool with_staged, const storage::Store& store, Decoder* index);

@@ -45,7 +45,8 @@ struct GradientImage {
 
 class GradientStage : public std::enable_shared_from_this<GradientStage> {
  public:
-  // `expected`: the shard's pieces, by rank, then region. `room` outlives the calls of Begin and Sum.
+  // `expected`: the shard's pieces, by rank, then region. `room` outlives the calls of Begin and
+  // Sum.
   GradientStage(const ShardInfo& shard, const std::vector<ExpectedPiece>& expected,
                 StagingRoom* room);
 

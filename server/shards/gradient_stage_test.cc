@@ -416,6 +416,10 @@ TEST(Staging, RefusesWhatIsNotExpected) {
   EXPECT_TRUE(absl::IsInvalidArgument(store->BeginGradient(0, 0, 1, v1::DTYPE_F32).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(store->BeginGradient(0, 0, 0, v1::DTYPE_I64).status()));
   EXPECT_TRUE(absl::IsNotFound(store->BeginGradient(9, 0, 0, v1::DTYPE_F32).status()));
+  // A layout that names a piece twice is refused, and the one before stays.
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(store->SetLayout({{0, 3, 1, Flat(0, 2)}, {0, 3, 1, Flat(2, 2)}})));
+  EXPECT_TRUE(store->BeginGradient(0, 0, 0, v1::DTYPE_F32).ok());
 }
 
 TEST(Staging, RefusesALayoutBeyondTheBudget) {

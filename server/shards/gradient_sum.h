@@ -39,8 +39,8 @@ uint64_t StagingBytes(const ShardInfo& shard, const std::vector<ExpectedPiece>& 
 // the shard in `dtype`.
 StagedShard ReducePieces(const ShardInfo& shard, const std::vector<GradientPiece>& pieces,
                          v1::DType dtype, uint8_t* whole);
-// Other pieces: adds those that were sent, in their order, into `sum`, fp32, one for each element of
-// the shard.
+// Other pieces: adds those that were sent, in their order, into `sum`, fp32, one for each element
+// of the shard.
 absl::StatusOr<StagedShard> SumPieces(const ShardInfo& shard,
                                       const std::vector<GradientPiece>& pieces,
                                       absl::Span<float> sum);

@@ -1,6 +1,6 @@
 // Which stored elements of one slot the pieces of a LOAD set, and what the others become: a piece
-// that sets a weight as bf16 makes its remainder zero, unless another one sets that; everything else
-// keeps its bits. Not thread-safe.
+// that sets a weight as bf16 makes its remainder zero, unless another one sets that; everything
+// else keeps its bits. Not thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -64,8 +64,8 @@ class LoadStage : public std::enable_shared_from_this<LoadStage> {
   //           or the slots are held), ResourceExhausted
   absl::StatusOr<std::unique_ptr<PieceWriter>> Begin(const LoadPlan& plan,
                                                      kernels::Rounding rounding);
-  // Fills what pieces did not cover from the present slots, and hashes the planes. Pieces are refused
-  // from then on. Waits for the disk. Again: the same result.
+  // Fills what pieces did not cover from the present slots, and hashes the planes. Pieces are
+  // refused from then on. Waits for the disk. Again: the same result.
   //   Status  Aborted (dropped), FailedPrecondition (LOADING: the first LOAD leaves part of the
   //           weight unset), ResourceExhausted, DataLoss
   absl::StatusOr<StagedShard> Fill(const SlotHold& hold);

@@ -77,15 +77,15 @@ class PieceWriter {
   absl::StatusOr<PieceResult> Finish(const Digest128& digest);
 
   // Makes the piece count (after Finish, when the step machine said keep). A piece that was stored
-  // before stays as it was. Waits neither for the disk nor for another shard: it may be called under
-  // the lock of a job.
+  // before stays as it was. Waits neither for the disk nor for another shard: it may be called
+  // under the lock of a job.
   //   Status  Aborted (what was staged has been dropped meanwhile), AlreadyExists (a SetState piece
   //           was stored before with other bytes)
   absl::Status Keep();
 
-  // After Keep, and outside any lock: moves to disk what belongs there, which waits for the disk, and
-  // gives back the memory of the piece. A piece counts without it, but a LOAD larger than memory
-  // needs it. No effect on a piece that was not kept.
+  // After Keep, and outside any lock: moves to disk what belongs there, which waits for the disk,
+  // and gives back the memory of the piece. A piece counts without it, but a LOAD larger than
+  // memory needs it. No effect on a piece that was not kept.
   void Settle();
 
  private:

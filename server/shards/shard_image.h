@@ -61,8 +61,8 @@ class ShardImage {
   }
   // A buffer for staged bytes. Status ResourceExhausted.
   absl::StatusOr<BufferPtr> NewStaged(uint64_t bytes) { return staging_->Allocate(bytes); }
-  // Replace what is staged. Pieces of a gradient are those of the contribution layout, by rank, then
-  // region; their boxes may be left out.
+  // Replace what is staged. Pieces of a gradient are those of the contribution layout, by rank,
+  // then region; their boxes may be left out.
   //   Status  FailedPrecondition (other pieces than the layout expects)
   absl::Status InstallGradient(GradientImage image);
   // `planes`: by SlotIndex; null: none.

@@ -9,8 +9,8 @@
 namespace orlop::server {
 namespace {
 
-// Takes the averages of rows or columns from a shard: each from the shard that has the first element
-// of the row or column.
+// Takes the averages of rows or columns from a shard: each from the shard that has the first
+// element of the row or column.
 absl::Status ReadAverages(Shard* shard, Slot slot, absl::Span<float> averages) {
   const SlotHold hold(&shard->slots);
   const SlotFormat format = shard->slots.formats()[SlotIndex(slot)];

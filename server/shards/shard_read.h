@@ -23,9 +23,9 @@ struct Shard;
 struct ReadRequest {
   int32_t shard = 0;
   Slot slot = Slot::kWeight;
-  // As stored, or: F32, BF16, F16 of a parameter's weight, F32 of the master or of an 8-bit or 4-bit
-  // slot (decoded), U8 of such a slot. UNSPECIFIED: the manifest's for a weight, F32 for the master,
-  // else as stored.
+  // As stored, or: F32, BF16, F16 of a parameter's weight, F32 of the master or of an 8-bit or
+  // 4-bit slot (decoded), U8 of such a slot. UNSPECIFIED: the manifest's for a weight, F32 for the
+  // master, else as stored.
   v1::DType dtype = v1::DTYPE_UNSPECIFIED;
   Box box;  // "<slot>_absmax": flat, whole blocks; one fp32 per block
   int64_t version = 0;

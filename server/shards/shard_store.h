@@ -8,18 +8,19 @@
 //
 // Life       Create -> Configure -> (SetLayout, pieces, stagers, Apply)*; Configure may be repeated
 //            until slots were stepped.
-// Promises   Create reserves weights, Configure optimizer slots and the room of one apply, SetLayout
-//            staging. Nothing fails for lack of room after that, but a push in another dtype than
-//            the manifest's, or a SetState.
+// Promises   Create reserves weights, Configure optimizer slots and the room of one apply,
+//            SetLayout staging. Nothing fails for lack of room after that, but a push in another
+//            dtype than the manifest's, or a SetState.
 // Threads    All methods are safe from any thread. Pieces of one shard may be written by several
 //            streams at once; different shards apply at once. Reads never wait for an apply, and an
-//            apply never waits for a reader: it writes a fresh buffer where a reader still keeps the
-//            old one. Create, Configure and SetLayout of one job wait for one another.
+//            apply never waits for a reader: it writes a fresh buffer where a reader still keeps
+//            the old one. Configure and SetLayout of one job wait for one another.
 // Disk       Each call below says if it may wait for the disk. Those that say nothing do not, and
 //            may be called under the lock of a job.
-// Locks      Configure and SetLayout, then one shard, then one stage, then Tiers, then the slots of
-//            one shard, then the accountant. No lock is held while a disk is waited for but the
-//            first, that of Tiers, and of a stage the one that finds memory for it.
+// Locks      In this order: Configure and SetLayout; one shard; one stage; Tiers; the slots of one
+//            shard; the accountant. Three of them are held while the disk is waited for: the first,
+//            that of Tiers, and the one under which a gradient stage finds memory (work_mutex_).
+//            None of the calls that do not wait takes one of those.
 // Messages   name tensor, shard, value and limit; details are v1::ErrorDetail (proto/status.h).
 #pragma once
 
@@ -65,8 +66,8 @@ struct ShardStatus {
 
 class ShardStore {
  public:
-  // Reserves room for the weights (remainders too). `tiers` must outlive the store. May wait for the
-  // disk.
+  // Reserves room for the weights (remainders too). `tiers` must outlive the store. May wait for
+  // the disk.
   //   Status  ResourceExhausted (BUDGET: `limit` is the smallest memory budget that would do)
   static absl::StatusOr<std::unique_ptr<ShardStore>> Create(OwnedShards owned, Tiers* tiers);
   ~ShardStore();
@@ -89,26 +90,27 @@ class ShardStore {
   // ---- Staging ----
   // Replaces the contribution layout: drops what is staged and reserves room for the pieces of
   // every shard. A shard without pieces gets no gradient. May wait for the disk.
-  //   Beside  everything. A piece of the layout before is refused: InvalidArgument when it is begun,
-  //           Aborted when it is kept.
+  //   Beside  everything but the applies of a decision whose gradients are staged: what they have
+  //           not read yet would be dropped. A piece of the layout before is refused:
+  //           InvalidArgument when it is begun, Aborted when it is kept.
   //   Status  InvalidArgument (unknown shard, bad box, key twice: the layout before stays),
   //           ResourceExhausted (nothing is expected then)
   absl::Status SetLayout(const std::vector<ExpectedPiece>& pieces);
 
-  // Begins a gradient piece. `dtype` F32, BF16, F16 or int8 with block scales; all pieces of a shard
-  // whose elements come from exactly one contributor each share it. A piece that is already stored is
-  // only hashed: Finish returns its digest, Keep changes nothing. May wait for the disk if memory is
-  // short.
-  //   Status  InvalidArgument (not expected, wrong dtype), NotFound (shard), AlreadyExists (stored in
-  //           another dtype), Unavailable (another stream is sending it), ResourceExhausted (BUDGET:
-  //           no memory for it, or no room on the disk for the apply)
+  // Begins a gradient piece. `dtype` F32, BF16, F16 or int8 with block scales; all pieces of a
+  // shard whose elements come from exactly one contributor each share it. A piece that is already
+  // stored is only hashed: Finish returns its digest, Keep changes nothing. May wait for the disk
+  // if memory is short.
+  //   Status  InvalidArgument (not expected, wrong dtype), NotFound (shard), AlreadyExists (stored
+  //           in another dtype), Unavailable (another stream is sending it), ResourceExhausted
+  //           (BUDGET: no memory for it, or no room on the disk for the apply)
   absl::StatusOr<std::unique_ptr<PieceWriter>> BeginGradient(int32_t shard, uint32_t rank,
                                                              int32_t region, v1::DType dtype);
 
   // Begins a SetState piece of any slot. fp32 contents of a quantised slot must cover whole
-  // 256-blocks or end with the tensor; "<slot>_absmax" is set by flat boxes of whole blocks, one fp32
-  // for each block. A weight may be F32, F16 (with the exact master kept) or BF16 (remainder zero
-  // unless set too). May wait for the disk if memory is short.
+  // 256-blocks or end with the tensor; "<slot>_absmax" is set by flat boxes of whole blocks, one
+  // fp32 for each block. A weight may be F32, F16 (with the exact master kept) or BF16 (remainder
+  // zero unless set too). May wait for the disk if memory is short.
   //   Status  InvalidArgument (box, slot or dtype), NotFound, AlreadyExists (overlaps another
   //           piece), Unavailable (another stream is sending it, or the shard is being applied or
   //           configured), ResourceExhausted
@@ -134,8 +136,8 @@ class ShardStore {
   // (kernels::Scope), update.pass is what RunPass found. Waits for the disk if slots are there.
   //   Status  DataLoss (a spilled slot is damaged: the shard keeps its version), FailedPrecondition
   //           (wrong version, not staged, being configured), ResourceExhausted (a failing disk took
-  //           back nothing of earlier applies: nothing has changed, try again), Aborted (a flush was
-  //           loaded since update.loads)
+  //           back nothing of earlier applies: nothing has changed, try again), Aborted (a flush
+  //           was loaded since update.loads)
   absl::Status Apply(int32_t shard, const ShardUpdate& update);
   // How many times BeginRestore was called.
   int64_t loads() const { return loads_; }
@@ -149,8 +151,8 @@ class ShardStore {
   std::vector<int32_t> NextUseOrder() const { return residency_->NextUse(); }
 
   // ---- Reading ----
-  // Opens a read of one slot at an exact version; see ShardReader. Waits for the disk if the slot is
-  // there.
+  // Opens a read of one slot at an exact version; see ShardReader. Waits for the disk if the slot
+  // is there.
   //   Status  InvalidArgument (box, slot, dtype), NotFound (shard), OutOfRange (VERSION_GONE),
   //           FailedPrecondition (LOADING; not made yet), DataLoss, ResourceExhausted
   absl::StatusOr<std::unique_ptr<ShardReader>> OpenRead(const ReadRequest& request);

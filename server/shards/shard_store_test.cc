@@ -119,8 +119,8 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
   EXPECT_EQ(store->Describe(0).value().stage, "idle");
 }
 
-// Streams, applies, reads and looks from several threads, with and without spilling, end in the
-// bits of one thread.
+// Streams, applies, reads and descriptions from several threads, with and without spilling, end in
+// the bits of one thread.
 TEST(Apply, ThreadsChangeNoBit) {
   const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   std::vector<uint8_t> expected;

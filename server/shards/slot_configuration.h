@@ -19,8 +19,8 @@ SlotFormat ConfiguredFormat(const Shard& shard, const std::vector<TensorOptimize
 uint64_t ConfiguredBytes(const std::vector<std::unique_ptr<Shard>>& shards,
                          const std::vector<TensorOptimizer>& optimizers);
 
-// One change of configuration. Not thread-safe. Waits for whoever holds a slot that changes, and for
-// the disk.
+// One change of configuration. Not thread-safe. Waits for whoever holds a slot that changes, and
+// for the disk.
 class SlotChange {
  public:
   // `shards` and `residency` outlive this.

@@ -28,7 +28,8 @@ struct SlotMapping {
 };
 
 // How values of `dtype` map to the stored bytes of `slot`: weight in its stored dtype, F32 or F16;
-// master in F32; codes in U8 or F32; all else as stored. `verb` is "read" or "set", for the message.
+// master in F32; codes in U8 or F32; all else as stored. `verb` is "read" or "set", for the
+// message.
 //   Status  InvalidArgument: the shard has no such slot, or it cannot be in this dtype
 absl::StatusOr<SlotMapping> MapSlot(const ShardInfo& shard, const SlotFormats& formats, Slot slot,
                                     v1::DType dtype, absl::string_view verb);

@@ -31,12 +31,12 @@ class WorkingSlots {
   absl::Status LeaseWindow();
   // Opens a slot that exists. Status as SlotHome::Bring.
   absl::Status OpenToRead(Slot slot);
-  // As OpenToRead; a reader that keeps the old bytes gets to keep them: the slot is opened as a fresh
-  // buffer, the weight's without contents. If there is no memory for one, waits until the reader is
-  // done; its call ends when nothing is taken (server/lanes/stall_watch.h).
+  // As OpenToRead; a reader that keeps the old bytes gets to keep them: the slot is opened as a
+  // fresh buffer, the weight's without contents. If there is no memory for one, waits until the
+  // reader is done; its call ends when nothing is taken (server/lanes/stall_watch.h).
   absl::Status OpenToWrite(Slot slot);
-  // Makes what was opened to be written the contents of the slots. If the disk refuses, they stay in
-  // memory until it takes them.
+  // Makes what was opened to be written the contents of the slots. If the disk refuses, they stay
+  // in memory until it takes them.
   void Keep(int64_t version);
 
   // A slot that was opened; empty if it was not.

@@ -5,8 +5,8 @@
 // fixed resident set is hit alike; what was used last goes first, which leaves the most time to
 // bring it back. Weights go last, as every pull wants them.
 //   Threads  all methods are safe from any thread.
-//   Locks    methods that may move slots wait for the disk, and take the lock of Tiers, then that of
-//            a shard's slots, one at a time.
+//   Locks    methods that may move slots wait for the disk, and take the lock of Tiers, then that
+//            of a shard's slots, one at a time.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +38,8 @@ class Residency : public Spillable {
 
   // ---- Room ----
   // Gives a slot that does not exist its format and its room: in memory while that lasts, then on
-  // disk, which takes the window to bring one shard back. Of this job's slots it moves some only for
-  // the window; those of other jobs may go to disk for the slot.
+  // disk, which takes the window to bring one shard back. Of this job's slots it moves some only
+  // for the window; those of other jobs may go to disk for the slot.
   //   Status  ResourceExhausted: the slot has no room
   absl::Status Place(SlotHome* home, Slot slot, const SlotFormat& format);
   // An error of Place with the smallest memory budget that would do, in the message and as `limit`
@@ -47,14 +47,14 @@ class Residency : public Spillable {
   // have in memory.
   absl::Status WithSmallestBudget(const absl::Status& status, uint64_t resident_bytes,
                                   uint64_t other_bytes) const;
-  // Whether the disk has room now for one apply; a committed step must not wait for a disk. Asks the
-  // system.
+  // Whether the disk has room now for one apply; a committed step must not wait for a disk. Asks
+  // the system.
   //   Status  ResourceExhausted (BUDGET)
   absl::Status CheckDisk() const;
 
   // ---- Slots for a step ----
-  // The window, for who holds the slots of `home` and needs its spilled ones; an empty lease if none
-  // is spilled. Waits for the lease before it, and may wait for the disk.
+  // The window, for who holds the slots of `home` and needs its spilled ones; an empty lease if
+  // none is spilled. Waits for the lease before it, and may wait for the disk.
   //   Status  ResourceExhausted
   absl::StatusOr<Window::Lease> Lease(const SlotHome& home);
   // As SlotHome::Bring. If the window is full of slots that a failing disk left there, they are

@@ -2,8 +2,8 @@
 // here knows what the bytes mean.
 //
 // Whoever reads or changes slots over several calls holds them (SlotHold): an apply, a pass, a
-// flush, a spill. Others only look at them (Inspect) and keep buffers that they found: a buffer that
-// somebody else keeps is never written again.
+// flush, a spill. Others only look at them (Inspect) and keep buffers that they found: a buffer
+// that somebody else keeps is never written again.
 //   Threads  all methods are safe from any thread. Methods that take a SlotHold are called by its
 //            owner alone.
 //   Locks    the lock of this class is taken last but for the accountant's; no call of it waits for
@@ -26,8 +26,8 @@
 
 namespace orlop::server {
 
-// A slot's bytes: in `data`, or on disk in `spilled`, or (neither) all equal to the format's initial
-// byte. If both are set, `spilled` is an older version.
+// A slot's bytes: in `data`, or on disk in `spilled`, or (neither) all equal to the format's
+// initial byte. If both are set, `spilled` is an older version.
 struct SlotBytes {
   BufferPtr data;
   std::optional<SpilledSlot> spilled;
@@ -134,8 +134,8 @@ class SlotHome {
   // From now on readers do not get the present version, until the hold ends.
   void BeginChange(const SlotHold& hold);
   // Makes `bytes` the contents of a slot. `version` is noted on disk. If the slot lives on disk,
-  // `data` is written there, replacing what was; `spilled` is there already. `room` is of `data`, if
-  // that is not in the slot's own room.
+  // `data` is written there, replacing what was; `spilled` is there already. `room` is of `data`,
+  // if that is not in the slot's own room.
   //   Status  as Spill: the contents are in memory then, and count
   absl::Status Keep(const SlotHold& hold, Slot slot, int64_t version, SlotBytes bytes,
                     Reservation room = {});
