@@ -1,4 +1,4 @@
-"""The documents are true: the README's commands run as printed, and ARCHITECTURE.md names files that exist.
+"""The documents are true: the README's commands run as printed, and the files that ARCHITECTURE.md lists exist and name one another.
 
 A fenced `sh` or `python` block of the README runs here unless the line before it is `<!-- not run: reason -->`. Blocks share one directory
 and run from top to bottom, as a reader would run them from the root of the repository.
@@ -15,8 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.*?) -->\n)?^```(?P<language>sh|python)\n(?P<text>.*?)^```$", re.M | re.S)
-ROUTE_HEADING = "One push, file by file"
-MOST_FILES = 8
+STOP = re.compile(r"^\d+\. (?P<mark>\*\*)?`(?P<path>[^`]+)`", re.M)  # an item of a route; files worth reading are bold
 BLOCK_SECONDS = 300
 WRITTEN = ("state", "readme-state", "readme.log", "demo-out")  # files that an earlier reader's run left behind
 
@@ -88,22 +87,51 @@ def test_make_targets_of_the_readme_exist():
     assert {"demo", "test"} <= named <= targets
 
 
-def route():
-    """Return the paths of the numbered list under ROUTE_HEADING."""
+def route(heading):
+    """Return (path, whether it is marked) for each item of the numbered list under a heading of ARCHITECTURE.md."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    heading = re.search(rf"^#+ {re.escape(ROUTE_HEADING)}$(?P<section>.*?)(?=^#|\Z)", text, re.M | re.S)
-    assert heading, f"ARCHITECTURE.md has no heading '{ROUTE_HEADING}'"
-    return re.findall(r"^\d+\. `([^`]+)`", heading["section"], re.M)
+    found = re.search(rf"^#+ {re.escape(heading)}$(?P<section>.*?)(?=^#|\Z)", text, re.M | re.S)
+    assert found, f"ARCHITECTURE.md has no heading '{heading}'"
+    return [(stop["path"], stop["mark"] is not None) for stop in STOP.finditer(found["section"])]
+
+
+def check_route(what):
+    """Check that all files of a route exist, and that the first line of each marked one has its number and names the next marked one."""
+    stops = route(f"One {what}, file by file")
+    for path, _ in stops:
+        assert (ROOT / path).is_file(), f"ARCHITECTURE.md names {path}, which does not exist"
+    marked = [path for path, is_marked in stops if is_marked]
+    assert len(marked) >= 2
+    for number, here in enumerate(marked, 1):
+        first_line = (ROOT / here).read_text().splitlines()[0]
+        assert f"One {what}, {number} of {len(marked)} (ARCHITECTURE.md)" in first_line, f"{here} begins with: {first_line}"
+        if number < len(marked):
+            assert first_line.endswith(f"next: {marked[number]}"), f"{here} does not name {marked[number]}"
+    return [path for path, _ in stops], marked
 
 
 def test_one_push_is_followed_file_by_file():
-    """There are at most eight files from the Python optimizer to the kernel; each exists and names the next."""
-    files = route()
-    assert 2 <= len(files) <= MOST_FILES
-    assert files[0].startswith("python/orlop/") and files[-1].startswith("kernels/")
-    for here, following in zip(files, files[1:]):
-        assert following in (ROOT / here).read_text(), f"{here} does not name {following}"
-    assert (ROOT / files[-1]).is_file()
+    """The route leads from the Python optimizer to the kernels."""
+    files, marked = check_route("push")
+    assert files[0] == marked[0]
+    for path in (files, marked):
+        assert path[0].startswith("python/orlop/") and path[-1].startswith("kernels/")
+
+
+def test_one_pull_is_followed_file_by_file():
+    """The route leads from Python to the bytes of a shard."""
+    files, marked = check_route("pull")
+    assert files[0] == marked[0] and files[0].startswith("python/orlop/")
+    assert marked[-1].startswith("server/shards/")
+
+
+def test_no_other_file_claims_a_place_on_a_route():
+    """A file that left a route has lost its first line."""
+    claims = re.compile(r"(?://|#) One (push|pull), \d+ of \d+ \(ARCHITECTURE\.md\)")
+    sources = [path for folder in ("python", "client", "proto", "server", "kernels") for ending in ("*.py", "*.h", "*.cc")
+               for path in (ROOT / folder).rglob(ending)]
+    claiming = {(claim[1], path.relative_to(ROOT).as_posix()) for path in sources if (claim := claims.match(path.read_text()))}
+    assert claiming == {(what, path) for what in ("push", "pull") for path, is_marked in route(f"One {what}, file by file") if is_marked}
 
 
 def test_paths_that_the_documents_name_exist():

@@ -1,3 +1,4 @@
+// One pull, 2 of 4 (ARCHITECTURE.md); next: server/lanes/pull_stream.cc
 #include "client/lanes/grpc_pull.h"
 
 #include <grpcpp/support/sync_stream.h>

@@ -1,4 +1,4 @@
-// One push, 3 of 8 (ARCHITECTURE.md); next: server/services/data_service.cc
+// One push, 2 of 8 (ARCHITECTURE.md); next: server/lanes/push_stream.cc
 // One Push or SetState stream. Pieces are sent as chunks of two slices, a header and the payload;
 // the payload is never copied, and every byte is hashed once.
 #include <grpcpp/impl/codegen/client_context.h>

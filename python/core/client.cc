@@ -12,6 +12,7 @@
 
 #include "client/session.h"
 #include "orlop/v1/types.pb.h"
+#include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/status.h"

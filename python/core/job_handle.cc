@@ -1,4 +1,3 @@
-// One push, 2 of 8 (ARCHITECTURE.md); next: client/lanes/grpc_push.cc
 // JobHandle: one worker's place in one job, and the calls that move bytes and steps. In C++ it is
 // client::Session.
 #include <nanobind/stl/optional.h>

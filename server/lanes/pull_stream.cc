@@ -1,3 +1,4 @@
+// One pull, 3 of 4 (ARCHITECTURE.md); next: server/shards/shard_read.cc
 #include "server/lanes/pull_stream.h"
 
 #include <utility>

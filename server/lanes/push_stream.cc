@@ -1,4 +1,4 @@
-// One push, 5 of 8 (ARCHITECTURE.md); next: server/runtime/job_runtime.cc
+// One push, 3 of 8 (ARCHITECTURE.md); next: server/runtime/job_runtime.cc
 #include "server/lanes/push_stream.h"
 
 #include "absl/strings/str_cat.h"

@@ -1,4 +1,4 @@
-// One push, 6 of 8 (ARCHITECTURE.md); next: server/shards/shard_apply.cc
+// One push, 4 of 8 (ARCHITECTURE.md); next: server/shards/piece_writer.cc
 #include "server/runtime/job_runtime.h"
 
 #include <algorithm>

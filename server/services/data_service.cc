@@ -1,4 +1,3 @@
-// One push, 4 of 8 (ARCHITECTURE.md); next: server/lanes/push_stream.cc
 #include "server/services/data_service.h"
 
 #include <grpcpp/support/method_handler.h>

@@ -1,3 +1,4 @@
+// One push, 5 of 8 (ARCHITECTURE.md); next: server/step/leader.cc
 #include "server/shards/piece_writer.h"
 
 #include <algorithm>

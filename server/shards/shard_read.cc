@@ -1,3 +1,4 @@
+// One pull, 4 of 4 (ARCHITECTURE.md)
 #include "server/shards/shard_read.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// One push, 6 of 8 (ARCHITECTURE.md); next: server/shards/shard_apply.cc
 // Steps of a serving leader: generations, commits, decisions. Recovery is in leader_recovery.cc.
 #include "server/step/leader.h"
 

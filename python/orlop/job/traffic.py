@@ -1,3 +1,4 @@
+# One pull, 1 of 4 (ARCHITECTURE.md); next: client/lanes/grpc_pull.cc
 """Gradients from this process to the servers, and weights back into its tensors."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# One push, 1 of 8 (ARCHITECTURE.md); next: python/core/job_handle.cc
+# One push, 1 of 8 (ARCHITECTURE.md); next: client/lanes/grpc_push.cc
 """``torch.optim`` optimizers whose state and arithmetic are on the servers."""
 
 from __future__ import annotations
