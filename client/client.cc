@@ -1,11 +1,28 @@
 #include "client/client.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <iterator>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "client/link/link.h"
+#include "client/link/manifest.h"
+#include "client/link/options.h"
 #include "client/link/pages.h"
+#include "client/link/parts.h"
+#include "client/link/retry.h"
+#include "client/session.h"
 #include "orlop/v1/admin.grpc.pb.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::client {
 namespace {

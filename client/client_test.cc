@@ -2,17 +2,37 @@
 // command.
 #include "client/client.h"
 
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "base/box.h"
 #include "base/checksum.h"
 #include "base/mutex.h"
+#include "client/lanes/pending_push.h"
+#include "client/link/options.h"
+#include "client/link/parts.h"
 #include "orlop/v1/admin.grpc.pb.h"
+#include "orlop/v1/admin.pb.h"
 #include "orlop/v1/data.grpc.pb.h"
+#include "orlop/v1/data.pb.h"
 #include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 

@@ -4,12 +4,29 @@
 #include <grpcpp/support/sync_stream.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "orlop/v1/data.grpc.pb.h"
+#include "base/checksum.h"
+#include "client/lanes/pieces.h"
+#include "client/lanes/rounds.h"
+#include "client/link/link.h"
+#include "client/link/parts.h"
+#include "client/link/retry.h"
+#include "orlop/v1/data.grpc.pb.h"  // IWYU pragma: keep (how gRPC serializes a PullRequest)
+#include "orlop/v1/data.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
 #include "proto/limits.h"
+#include "proto/status.h"
 
 namespace orlop::client {
 namespace {

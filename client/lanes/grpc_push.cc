@@ -5,14 +5,31 @@
 #include <grpcpp/support/sync_stream.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
 #include <tuple>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "base/mutex.h"
+#include "client/lanes/pieces.h"
 #include "client/lanes/push_queue.h"
+#include "client/lanes/rounds.h"
+#include "client/link/link.h"
+#include "client/link/manifest.h"
 #include "orlop/v1/data.grpc.pb.h"
+#include "orlop/v1/data.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
 #include "proto/convert.h"
-#include "proto/limits.h"
+#include "proto/status.h"
 
 namespace orlop::client {
 namespace {

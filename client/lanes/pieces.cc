@@ -2,9 +2,20 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <iterator>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "client/link/manifest.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/convert.h"
 #include "proto/dtype.h"
 #include "proto/status.h"

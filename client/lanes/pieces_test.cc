@@ -2,8 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstring>
+#include <optional>
 #include <random>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/box.h"
+#include "client/link/manifest.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::client {
 namespace {
