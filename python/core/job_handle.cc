@@ -12,7 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "client/session.h"
 #include "orlop/v1/job.pb.h"
+#include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
 #include "python/core/parts.h"

@@ -25,6 +25,7 @@
 #include "kernels/targets.h"
 #include "kernels/tensor_pass.h"
 #include "kernels/types.h"
+#include "python/core/gil.h"
 #include "python/core/module.h"
 #include "python/core/status.h"
 
