@@ -1,4 +1,5 @@
-// Boxes of tensors: plain geometry without protobuf, shared by clients, servers and the step machine.
+// Boxes of tensors: plain geometry without protobuf, shared by clients, servers and the step
+// machine.
 //
 // A tensor of shape [d0, d1, ...] is flattened row-major. A shard is a range of flat indices. The
 // elements of a box inside a shard, in ascending flat order, are one contiguous range of the box's
@@ -73,8 +74,8 @@ absl::Status ValidateBox(const Box& box, const Shape& shape, uint64_t element_co
 
 // The number of elements of a valid box whose flat index is below `end`.
 uint64_t BoxElementsBelow(const Box& box, const Shape& shape, uint64_t end);
-// The part of a valid box inside the flat range `flat`, as a range of the box's row-major buffer. It
-// is empty if they do not meet.
+// The part of a valid box inside the flat range `flat`, as a range of the box's row-major buffer.
+// It is empty if they do not meet.
 Range BoxPart(const Box& box, const Shape& shape, Range flat);
 
 // A contiguous stretch of a box: elements [tensor_begin, tensor_begin + count) of the flattened

@@ -10,8 +10,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_join.h"
 
-#include "absl/strings/str_join.h"
-
 namespace orlop {
 namespace {
 

@@ -38,8 +38,8 @@ class Store {
   //   Status  AlreadyExists (the key is in use), ResourceExhausted, DataLoss.
   virtual absl::Status WriteBulk(const std::string& key, absl::Span<const uint8_t> bytes) = 0;
   // Reads a large value of exactly out.size() bytes.
-  //   Status  NotFound, DataLoss (another size, damaged, or unreadable). After an error the contents of
-  //           `out` are undefined.
+  //   Status  NotFound, DataLoss (another size, damaged, or unreadable). After an error the
+  //           contents of `out` are undefined.
   virtual absl::Status ReadBulk(const std::string& key, absl::Span<uint8_t> out) const = 0;
   // Makes durable every bulk value whose WriteBulk returned before this call.
   //   Status  ResourceExhausted, DataLoss.

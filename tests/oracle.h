@@ -30,7 +30,7 @@ struct Workload {
   bool IsLoad(int64_t step) const;
   bool IsNonFinite(const Try& at) const;  // rank 0 finds an infinity
   bool IsAbsent(const Try& at, Rank rank, TensorId tensor) const;
-  bool IsLoaded(const Try& at, TensorId tensor) const;        // a LOAD sets the tensor
+  bool IsLoaded(const Try& at, TensorId tensor) const;  // a LOAD sets the tensor
   // The first LOAD must be tried again: a worker leaves this shard out.
   bool IsLeftOut(const Try& at, ShardId shard) const;
   int64_t LoadedCount(const Try& at, TensorId tensor) const;  // applied_count; -1: not given
