@@ -34,7 +34,7 @@ constexpr int DecadeSize(bool is_signed, int decade) {
 }
 
 constexpr float Denominator(bool is_signed, int decade) {
-  int64_t denominator = 20 * DecadeSize(is_signed, decade);
+  int64_t denominator = int64_t{20} * DecadeSize(is_signed, decade);
   for (int i = decade; i < 6; ++i) denominator *= 10;
   return static_cast<float>(denominator);
 }

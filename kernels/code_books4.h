@@ -14,7 +14,7 @@
 namespace orlop::kernels {
 
 inline constexpr size_t kFourBitBlock = 128;
-inline constexpr size_t FourBitBlockCount(size_t count) {
+constexpr size_t FourBitBlockCount(size_t count) {
   return count / kFourBitBlock + (count % kFourBitBlock != 0);
 }
 inline constexpr uint8_t kSigned4ZeroCode = 7;

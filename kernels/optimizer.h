@@ -15,7 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "kernels/code_books4.h"
+#include "kernels/code_books4.h"  // IWYU pragma: export
 #include "kernels/quantize.h"
 #include "kernels/random.h"
 #include "kernels/types.h"

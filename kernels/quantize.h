@@ -20,7 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/arithmetic.h"
-#include "kernels/code_books.h"
+#include "kernels/code_books.h"  // IWYU pragma: export
 #include "kernels/types.h"
 
 namespace orlop::kernels {

@@ -27,14 +27,14 @@ inline constexpr uint32_t kArithmeticVersion = 3;
 inline constexpr size_t kQuantBlock = 256;
 
 // Returns the number of blocks that cover `count` elements; the last one may be short.
-inline constexpr size_t BlockCount(size_t count) {
+constexpr size_t BlockCount(size_t count) {
   return count / kQuantBlock + (count % kQuantBlock != 0);
 }
 
 // Element type of gradients, and of weights as workers see them.
 enum class DType : uint8_t { kF32, kBF16, kF16 };
 
-inline constexpr size_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+constexpr size_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 // `count` elements of `dtype`, contiguous, in host byte order. The alignment may be any, so that a
 // payload can be read where it was received. Not owned.
