@@ -167,7 +167,9 @@ class Look {
     }
     return absl::OkStatus();
   }
-  void Finish(kernels::RangeStep* whole) const { pass_->Finish(0, whole); }
+  void Finish(kernels::RangeStep* whole) const {
+    if (pass_) pass_->Finish(0, whole);
+  }
 
  private:
   std::vector<double> memory_;

@@ -42,8 +42,11 @@ class Linter:
 
     def command(self, path: str) -> tuple[str, list[str]]:
         """(directory, words) of the command that compiles a source. A source without a target uses the command of a neighbour."""
-        entry = self.commands.get(path) or next(
-            entry for other, entry in self.commands.items() if pathlib.PurePath(other).parent == pathlib.PurePath(path).parent)
+        folder = pathlib.PurePath(path).parent
+        neighbours = (entry for other, entry in self.commands.items() if pathlib.PurePath(other).parent == folder)
+        entry = self.commands.get(path) or next(neighbours, None)
+        if entry is None:
+            raise SystemExit(f"{path}: no target of {self.build} compiles it or another source of its folder")
         words = shlex.split(entry["command"])
         return entry["directory"], [*words[:words.index("-o")], str(ROOT / path)]
 

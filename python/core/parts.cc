@@ -10,6 +10,7 @@
 
 #include "absl/types/span.h"
 #include "base/box.h"
+#include "client/session.h"
 #include "orlop/v1/types.pb.h"
 
 namespace orlop::python {
@@ -40,7 +41,7 @@ std::optional<Box> BoxOf(nb::handle range) {
 
 // What PushPart and PullPart share. The array's bytes are the part's data.
 template <typename Part, typename Byte>
-void Add(nb::tuple fields, HeldParts<Part>* held) {
+void Add(const nb::tuple& fields, HeldParts<Part>* held) {
   if (fields.size() != 6) throw nb::type_error("a part is a tuple of 6");
   auto array = nb::cast<Array>(fields[4]);
   Part part;
@@ -55,7 +56,7 @@ void Add(nb::tuple fields, HeldParts<Part>* held) {
 
 }  // namespace
 
-HeldParts<client::PushPart> PushPartsOf(nb::list tuples) {
+HeldParts<client::PushPart> PushPartsOf(const nb::list& tuples) {
   HeldParts<client::PushPart> held;
   for (nb::handle item : tuples) {
     auto fields = nb::cast<nb::tuple>(item);
@@ -65,7 +66,7 @@ HeldParts<client::PushPart> PushPartsOf(nb::list tuples) {
   return held;
 }
 
-HeldParts<client::PullPart> PullPartsOf(nb::list tuples) {
+HeldParts<client::PullPart> PullPartsOf(const nb::list& tuples) {
   HeldParts<client::PullPart> held;
   for (nb::handle item : tuples) Add<client::PullPart, std::byte>(nb::cast<nb::tuple>(item), &held);
   return held;

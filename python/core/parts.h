@@ -27,7 +27,7 @@ struct HeldParts {
 
 // Both raise TypeError if an item is no such tuple or array, and ValueError for an unknown dtype.
 // The GIL must be held.
-HeldParts<client::PushPart> PushPartsOf(nanobind::list tuples);
-HeldParts<client::PullPart> PullPartsOf(nanobind::list tuples);
+HeldParts<client::PushPart> PushPartsOf(const nanobind::list& tuples);
+HeldParts<client::PullPart> PullPartsOf(const nanobind::list& tuples);
 
 }  // namespace orlop::python
