@@ -297,12 +297,13 @@ TEST(Load, KeepAndDropWaitForNoDisk) {
   moving.world.disk.Heal();
   moving.settling.join();
   moving.writer.reset();
-  // The plane that was dropped goes from the disk with the next value.
+  // The codes were written and discarded, and their absmax was not written. The next value that is
+  // written erases them.
   EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 1);
   moving.writer = moving.Kept();
   moving.world.disk.Heal();
-  moving.writer->Settle();
-  EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 1);
+  moving.writer->Settle();  // codes and absmax
+  EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 2);
 }
 
 TEST(Load, APlaneIsTheSameBeforeWhileAndAfterItMoves) {
