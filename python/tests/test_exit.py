@@ -44,5 +44,5 @@ print("last line")
 def test_a_script_that_ends_with_a_session_and_a_thread_ends_quietly(thread, daemon):
     """A thread that Python stops in a call aborts the process unless the extension holds it; what its frames have is no leak."""
     script = SCRIPT.replace("THREAD", thread).replace("DAEMON", str(daemon))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=220)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "last line\n", "")
