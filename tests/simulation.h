@@ -22,6 +22,7 @@ namespace orlop::step {
 
 inline constexpr int64_t kFaultsEndMs = 1500;
 inline constexpr int kMaxWorkers = 4;
+inline constexpr char kDamageText[] = "a slot cannot be read";
 
 class Random {
  public:
@@ -84,6 +85,7 @@ struct Host {
   // The decision that this host's leader last sent for preparation, and in which epoch.
   int64_t decided_step = kLoading;
   int64_t decided_epoch = 0;
+  bool is_stopping = false;
   int64_t leader_start = 0;  // of all leaders' starts, which one `leader` is
 };
 
@@ -185,6 +187,10 @@ class Simulation {
   void ApplyTo(Values* values, ShardId shard, const DecisionRecord& decision, const Staged& staged);
   bool AllInSync() const;
   bool MayLose(ServerId server) const;
+  bool MayDamage(ServerId server) const;
+  void Damage(ServerId server, const StartApply& action);
+  void NoteDamage(const absl::Status& status);
+  void HealDamage();
   void OnPrepareSent(ServerId from, ServerId to, const Prepare& prepare);
   void CrashSoon(ServerId server, int64_t delay_ms);
   void MeetRecord(const JobRecord& record);
@@ -248,6 +254,7 @@ class Simulation {
   int64_t target_step_ = 4;
   int64_t loss_percent_ = 0;
   int64_t rollback_retry_ms_ = 0;
+  bool is_damage_told_ = false;  // to a worker or to the operator
   int64_t stuck_since_ms_ = 0;
   struct Held {
     int64_t step, epoch, until_ms;

@@ -232,6 +232,7 @@ void Simulation::Do(ServerId server, StartApply& action) {
     }
   }
   OnHost(server, 1 + random_.Below(10), [this, server, action](Host& host) {
+    if (random_.OneIn(80) && MayDamage(server)) return Damage(server, action);
     const int local = Local(host, action.shard);
     ApplyTo(&host.values[local], action.shard, *action.decision, host.staged[local]);
     host.staged[local] = {};
@@ -250,6 +251,17 @@ void Simulation::Do(ServerId server, StartApply& action) {
     }
     Perform(server, &actions);
   });
+}
+
+// The bytes of the shard are neither the old version nor the new one.
+void Simulation::Damage(ServerId server, const StartApply& action) {
+  Meet(Met::kDamage);
+  Host& host = hosts_[server];
+  for (uint64_t& value : host.values[Local(host, action.shard)]) value = MixBits(value, 99);
+  Actions actions;
+  host.participant->OnShardDamaged(action.shard, action.decision->step,
+                                   absl::DataLossError(kDamageText), now_, &actions);
+  Perform(server, &actions);
 }
 
 void Simulation::Do(ServerId server, ForwardBytes& action) {
@@ -272,6 +284,7 @@ void Simulation::Do(ServerId server, Serve& action) {
   Digest decision;
   host.participant->AppliedOf(action.shard, &step, &decision).IgnoreError();
   Meet(Met::kPull);
+  if (!host.participant->damage().ok()) Meet(Met::kDamageBesideOthers);
   if (step != action.version) Fail("a pull was served another version than it asked for");
   oracle_->CheckShard(action.shard, step, decision, host.values[Local(host, action.shard)], "pull");
   OnHost(server, random_.Below(30), [this, server, request = action.request](Host& served) {
@@ -331,6 +344,7 @@ void Simulation::Do(ServerId server, LoadFlush& action) {
     for (const Disk::Flush& flush : host.disk.flushes) {
       if (flush.id.decision != action.decision) continue;
       host.values = flush.values;
+      host.staged.assign(host.shards.size(), {});
       decision = flush.decision;
       status = absl::OkStatus();
     }

@@ -79,6 +79,7 @@ void Simulation::Start(ServerId server) {
   Host& host = hosts_[server];
   ++host.life;
   host.is_up = true;
+  host.is_stopping = false;
   host.unsynced.clear();
   host.values.clear();
   for (ShardId shard : host.shards) host.values.emplace_back(spec_->shards[shard].range.count(), 0);
@@ -201,6 +202,8 @@ void Simulation::MeetCrash(const Host& host) {
 
 void Simulation::Stop(ServerId server) {
   Host& host = hosts_[server];
+  if (!host.participant->damage().ok()) return;  // a stop would not end
+  host.is_stopping = true;
   Meet(Met::kCleanStop);
   if (host.participant->Image().prepared != nullptr) Meet(Met::kStopInStep);
   Actions actions;

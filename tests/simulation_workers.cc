@@ -217,6 +217,9 @@ void Simulation::OnAnswer(const Call& call, const Answer& answer, int64_t leader
   }
   if (call.asked == Asked::kJoin && status.ok()) CheckHolder(call, leader_start);
   if (call.asked == Asked::kJoin && absl::IsAlreadyExists(status)) Meet(Met::kRankContested);
+  // A LOAD is not committed before its pushes have succeeded: only these can learn of damage.
+  const bool is_load_push = call.asked == Asked::kPush && workload_.IsLoad(call.step);
+  if (call.asked != Asked::kPush || is_load_push) NoteDamage(status);
   if (call.worker < 0) return;
   Worker& worker = workers_[call.worker];
   if (call.life != worker.life) return;
@@ -247,7 +250,8 @@ void Simulation::OnJoined(const Call& call, const Answer& answer, Worker* worker
   } else if (absl::IsFailedPrecondition(status) || absl::IsAlreadyExists(status)) {
     wants_generation_ = true;
     worker->retry_ms = now_ + 50;
-  } else if (absl::IsDataLoss(status) && spec_->level != Level::kMemory) {
+  } else if (absl::IsDataLoss(status) && spec_->level != Level::kMemory &&
+             status.message() != kDamageText) {
     Fail(std::string(status.message()));
   } else {
     worker->retry_ms = now_ + 20;

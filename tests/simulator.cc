@@ -16,7 +16,7 @@ constexpr int64_t kDeadlineMs = 60000;
 bool Simulation::AllInSync() const {
   if (store_.in_sync.size() != spec_->shards.size()) return false;
   for (const Host& host : hosts_) {
-    if (!host.is_up) return false;
+    if (!host.is_up || !host.participant->damage().ok()) return false;
   }
   for (size_t shard = 0; shard < spec_->shards.size(); ++shard) {
     if (store_.in_sync[shard].size() != spec_->shards[shard].copies.size()) return false;
@@ -38,6 +38,32 @@ bool Simulation::MayLose(ServerId server) const {
       return AllInSync();
     default:
       return true;
+  }
+}
+
+// Damage that a new process heals: from its journal, or at MEMORY by a rollback.
+bool Simulation::MayDamage(ServerId server) const {
+  if (!FaultsOn() || hosts_[server].is_stopping || spec_->level == Level::kReplicated) return false;
+  return MayLose(server);
+}
+
+void Simulation::NoteDamage(const absl::Status& status) {
+  is_damage_told_ |= absl::IsDataLoss(status) && status.message() == kDamageText;
+}
+
+// Who learns of damage starts the servers that have it anew.
+void Simulation::HealDamage() {
+  const auto& leader = hosts_[leader_].leader;
+  if (leader != nullptr) {  // the operator looks at a job that does not serve, or has no workers
+    const JobStatusReport status = leader->Status();
+    const bool is_seen = status.waiting_for.find(kDamageText) != std::string::npos;
+    is_damage_told_ |= is_seen && (!status.serving || is_ending_);
+  }
+  if (!std::exchange(is_damage_told_, false)) return;
+  for (ServerId server = 0; server < spec_->server_count; ++server) {
+    if (!hosts_[server].is_up || hosts_[server].participant->damage().ok()) continue;
+    Meet(Met::kDamageTold);
+    Crash(server, false);
   }
 }
 
@@ -122,6 +148,7 @@ void Simulation::Tick() {
   }
   for (Worker& worker : workers_) TickWorker(&worker);
   TickOperator();
+  HealDamage();
   if (FaultsOn() && random_.OneIn(9)) Fault();
   At(kTickMs, [this] { Tick(); });
 }

@@ -59,6 +59,9 @@ enum class Met : uint8_t {
   kStagingFailed,
   kFailureLost,
   kPrepareFailed,
+  kDamage,
+  kDamageTold,
+  kDamageBesideOthers,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

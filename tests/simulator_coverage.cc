@@ -101,6 +101,12 @@ const char* Describe(Met met) {
       return "report of a failed staging lost";
     case Met::kPrepareFailed:
       return "decision that could not be written";
+    case Met::kDamage:
+      return "shard damaged in the middle of a step";
+    case Met::kDamageTold:
+      return "damage told, the server started anew";
+    case Met::kDamageBesideOthers:
+      return "damaged shard on a server that serves others";
     case Met::kCount:
       break;
   }

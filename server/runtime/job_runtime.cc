@@ -187,8 +187,6 @@ absl::StatusOr<step::Answer> JobRuntime::Commit(const step::CommitRequest& commi
     MutexLock lock(&mutex_);
     if (configuring_)
       return absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"));
-    if (!damaged_.empty() && commit.step > participant_->position().committed_step)
-      return damaged_.begin()->second;
   }
   return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) {
     leader_->OnCommitStep(id, commit, now, actions);
@@ -234,7 +232,6 @@ step::KeyVerdict JobRuntime::CheckKey(const step::AttemptKey& key,
   MutexLock lock(&mutex_);
   if (closed_) return {false, JobGone(job_)};
   step::KeyVerdict verdict = participant_->CheckKey(key);
-  if (verdict.is_later && !damaged_.empty()) return {false, damaged_.begin()->second};
   if (verdict.is_later) sleepers_.push_back(wakeup);
   return verdict;
 }
@@ -246,9 +243,6 @@ BegunPiece JobRuntime::BeginPiece(const PieceRequest& request,
     MutexLock lock(&mutex_);
     if (closed_) return {false, JobGone(job_), {}};
     step::KeyVerdict verdict = participant_->CheckKey(request.key);
-    // A damaged version is committed but cannot be made, so no later one can be made either.
-    if (!damaged_.empty() && (verdict.is_later || verdict.status.ok()))
-      verdict = {false, damaged_.begin()->second};
     if (configuring_ && verdict.status.ok())
       verdict = {true,
                  absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"))};
@@ -334,22 +328,15 @@ absl::StatusOr<bool> JobRuntime::EndPiece(PieceTicket ticket, const Digest128& d
 
 absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
                                                                 const Wait& wait) {
-  absl::Status damage;
-  const Wait undamaged{wait.deadline, [&]() NO_THREAD_SAFETY_ANALYSIS {
-                         if (const auto it = damaged_.find(shard); it != damaged_.end())
-                           damage = it->second;
-                         return !damage.ok() || (wait.cancelled && wait.cancelled());
-                       }};
   step::RequestId served = 0;
   const auto answer = Ask(
-      undamaged,
+      wait,
       [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
         served = id;
         participant_->OnPull(id, shard, version, now, actions);
       },
       [&](step::RequestId id, int64_t now, step::Actions* actions)
           NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullCancelled(id, now, actions); });
-  if (!damage.ok()) return damage;
   if (absl::IsUnavailable(answer.status()) && is_leader() && HasLostMemory())
     return MakeError(
         absl::StatusCode::kDataLoss,
@@ -461,8 +448,8 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
   while (!participant_->stopped()) {
     if (closed_) return absl::OkStatus();
     if (!flush_status_.ok()) return flush_status_;
-    if (!damaged_.empty())
-      return damaged_.begin()->second;  // no version is whole: the flushes before stay
+    if (absl::Status damage = participant_->damage(); !damage.ok())
+      return damage;  // no version is whole: the flushes before stay
     if (flushing_) {
       changed_.Wait(&mutex_);
       continue;
@@ -496,18 +483,6 @@ void JobRuntime::Close() {
 void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* more) {
   if (step::ForLeader(message) && leader_ != nullptr)
     leader_->OnMessage(from, message, now_ms(), more);
-  if (!damaged_.empty()) {  // the leader fails its attempt with this
-    const absl::Status& damage = damaged_.begin()->second;
-    if (const auto* seal = std::get_if<step::Seal>(&message)) {
-      return more->push_back(
-          step::Send{from, step::SealReply{seal->epoch, seal->step, seal->attempt, damage}});
-    }
-    if (const auto* absent = std::get_if<step::Absent>(&message)) {
-      return more->push_back(step::Send{
-          from,
-          step::AbsentReply{absent->epoch, absent->step, absent->attempt, absent->rank, damage}});
-    }
-  }
   const bool fenced = std::holds_alternative<step::Fenced>(message);
   if (!step::ForLeader(message) || fenced) {
     if (configuring_) return held_.emplace_back(from, message), void();
@@ -674,7 +649,7 @@ void JobRuntime::EndApply(int32_t shard, const step::DecisionPtr& decision,
   Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
     if (participant_->prepared() != decision) return;  // rolled back meanwhile
     if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
-      damaged_[shard] = status;
+      participant_->OnShardDamaged(shard, decision->step, status, now, actions);
       return spdlog::error("job {}: shard {} cannot apply step {}: {}", job_, shard, decision->step,
                            std::string(status.message()));
     }
@@ -700,7 +675,6 @@ void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
                     std::string(status.message()));
     }
     self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-      self->damaged_.clear();
       self->participant_->OnFlushRestored(action.decision, decision, status, now, actions);
     });
   });

@@ -183,7 +183,6 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*
   std::vector<step::Send> outgoing_ GUARDED_BY(mutex_);  // to other servers, of this event
   step::RequestId next_request_ GUARDED_BY(mutex_) = 1;
-  std::map<int32_t, absl::Status> damaged_ GUARDED_BY(mutex_);  // shards whose apply failed
   // Small values that the disk refused, to be written with the next tick, and why.
   std::vector<step::Action> unsynced_ GUARDED_BY(mutex_);
   absl::Status unsynced_status_ GUARDED_BY(mutex_);

@@ -38,6 +38,7 @@ JobStatusReport Leader::Status() const {
   for (const Commit& commit : commits_) {
     if (commit.present) report.committed_ranks.push_back(commit.request.rank);
   }
+  report.waiting_for = std::string(Damage().message());
   if (deposed_) {
     report.waiting_for = "another server leads the job now";
   } else if (phase_ == Phase::kCollect) {
@@ -46,9 +47,12 @@ JobStatusReport Leader::Status() const {
       if (!reports_[server].has_value()) absl::StrAppend(&report.waiting_for, " ", server);
     }
     report.is_stuck = HaveAllReported();
-    report.has_lost_memory =
-        report.is_stuck && std::any_of(reports_.begin(), reports_.end(),
-                                       [](const auto& told) { return told->has_lost_memory; });
+    // A rollback that was accepted, and then lost, loses what its servers were restored to.
+    const bool is_rollback_lost = record_.rolling_back && !HoldsRollback();
+    const bool is_lost = std::any_of(reports_.begin(), reports_.end(), [](const auto& told) {
+      return told.has_value() && told->has_lost_memory;
+    });
+    report.has_lost_memory = report.is_stuck && (is_lost || is_rollback_lost);
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -331,14 +335,21 @@ void Leader::OnCommitStep(RequestId request, const CommitRequest& commit, int64_
     }
     return same.ok() ? ReplyCommitted(request, actions) : Reply(request, std::move(same), actions);
   }
-  if (absl::Status status = CheckCommit(commit); !status.ok()) {
-    return Reply(request, std::move(status), actions);
-  }
+  absl::Status status = Damage();
+  if (status.ok() || commit.step <= committed_step()) status = CheckCommit(commit);
+  if (!status.ok()) return Reply(request, std::move(status), actions);
   Commit& slot = commits_[commit.rank];
   slot.present = true;
   slot.request = commit;
   slot.waiting.push_back(request);
   Advance(now_ms, actions);
+}
+
+absl::Status Leader::Damage() const {
+  for (const Server& server : servers_) {
+    if (!server.damage.ok()) return server.damage;
+  }
+  return absl::OkStatus();
 }
 
 bool Leader::AllCommitted() const {
@@ -453,7 +464,14 @@ bool Leader::MayApply(int64_t now_ms) const {
 
 void Leader::On(ServerId from, const Applied& message, int64_t now_ms, Actions* actions) {
   if (phase_ != Phase::kFinish && phase_ != Phase::kServing) return;
-  if (committed_ == nullptr || message.decision != committed_->identity || !message.done) return;
+  if (committed_ == nullptr || message.decision != committed_->identity) return;
+  servers_[from].damage = message.status;
+  if (!message.status.ok()) {
+    if (phase_ == Phase::kFinish) recovery_cause_ = std::string(message.status.message());
+    FailCommits(message.status, actions);
+    return Advance(now_ms, actions);
+  }
+  if (!message.done) return;
   servers_[from].applied = true;
   Resend(from);
   Advance(now_ms, actions);

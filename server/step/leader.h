@@ -44,7 +44,9 @@ struct JobStatusReport {
   int64_t applied_step = kLoading;  // lowest version of any shard, as far as servers have told
   int64_t generation_issued = 0;    // the newest, formed or not; 0: none
   bool serving = false;
-  std::string waiting_for;  // when not serving: what, in words ("shard 3: no in-sync copy ...")
+  // When not serving: what for, in words ("shard 3: no in-sync copy ..."). When serving: the damage
+  // of a shard, because of which no further step can be made; else empty.
+  std::string waiting_for;
   bool is_stuck = false;    // every server has told what it holds, and it is not enough
   // True if the job is stuck and at least one server has lost the memory that held committed state.
   bool has_lost_memory = false;
@@ -100,6 +102,7 @@ class Leader {
   //   FailedPrecondition  an older epoch; another step; a generation that has not formed; LOADING
   //                       and not a LOAD
   //   Unavailable         recovering
+  //   any code            a shard of some server is damaged: no later step can be made
   void OnCommitStep(RequestId request, const CommitRequest& commit, int64_t now_ms,
                     Actions* actions);
 
@@ -142,6 +145,7 @@ class Leader {
   struct Server {
     bool prepared = false;  // decision_ (or, recovering, the committed one)
     bool applied = true;    // the committed decision
+    absl::Status damage;    // why it cannot be applied there
     bool discarded = false;
     bool opened = false;  // OpenReply for (generation, committed step, attempt)
     bool restored = false;
@@ -231,6 +235,7 @@ class Leader {
   void MaybeInstallGeneration(int64_t now_ms, Actions* actions);
   absl::Status CheckCommit(const CommitRequest& commit) const;
   bool AllCommitted() const;
+  absl::Status Damage() const;  // of some server, in making the committed step; OK if none
   void MaybeDecide(int64_t now_ms, Actions* actions);
   void MaybeCommit(int64_t now_ms, Actions* actions);
   bool MayApply(int64_t now_ms) const;

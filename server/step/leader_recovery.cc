@@ -359,6 +359,9 @@ void Leader::Advance(int64_t now_ms, Actions* actions) {
     if (AllServers(&Server::opened)) {
       ReplyAll(&opening_, absl::OkStatus(), actions);
       ReplyAll(&aborts_, absl::OkStatus(), actions);
+    } else if (absl::Status damage = Damage(); !damage.ok()) {
+      ReplyAll(&opening_, damage, actions);  // nothing opens where a shard is damaged
+      ReplyAll(&aborts_, damage, actions);
     }
     MaybeInstallGeneration(now_ms, actions);
     MaybeDecide(now_ms, actions);

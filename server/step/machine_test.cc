@@ -175,6 +175,12 @@ class Job : public ::testing::Test {
     return request_;
   }
 
+  void Damage(ShardId shard, int64_t step, const absl::Status& status) {
+    Actions actions;
+    participant_->OnShardDamaged(shard, step, status, kNow, &actions);
+    Run(std::move(actions));
+  }
+
   std::shared_ptr<JobSpec> spec_;
   std::unique_ptr<Participant> participant_;
   std::unique_ptr<Leader> leader_;
@@ -432,6 +438,73 @@ TEST_F(Job, ADecisionThatCannotBeWrittenIsTriedAgainAfterARecovery) {
   const int64_t attempt = leader_->Status().position.attempt;  // what is staged is still there
   Commit(0, 0, attempt, true);
   EXPECT_TRUE(answers_[Commit(1, 0, attempt, true)].status.ok());
+}
+
+TEST_F(Job, ADamagedShardEndsWhatWaitsForItAndEveryLaterStep) {
+  Load();
+  hold_applies_ = true;
+  PushAll(1);
+  const RequestId lost = Pull(0, 1), other = Pull(1, 1);
+  Commit(0, 1);
+  ASSERT_TRUE(answers_[Commit(1, 1)].status.ok());
+  const RequestId early = Commit(0, 2);
+  const absl::Status damage = absl::DataLossError("shard 0 of 'w' cannot be read");
+  Damage(0, 1, damage);
+  EXPECT_EQ(participant_->damage(), damage);
+  EXPECT_EQ(answers_[lost].status, damage);
+  EXPECT_EQ(answers_[early].status, damage);
+  EXPECT_EQ(answers_[Pull(0, 1)].status, damage);
+  EXPECT_TRUE(absl::IsOutOfRange(answers_[Pull(0, 0)].status));
+  EXPECT_FALSE(answers_.contains(other));
+  Actions actions;
+  participant_->OnShardApplied(1, 1, kNow, &actions);  // other shards go on
+  Run(std::move(actions));
+  EXPECT_EQ(served_, 1);
+  EXPECT_EQ(Push(Piece(0, 1, 2)), damage);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Push(Piece(0, 1, 1))));  // the step that is committed
+  EXPECT_EQ(answers_[Commit(1, 2)].status, damage);
+  EXPECT_TRUE(answers_[Commit(1, 1)].status.ok());  // a repeat
+  EXPECT_EQ(leader_->Status().waiting_for, damage.message());
+  EXPECT_EQ(Abort(2, 1), damage);
+  generation_ = answers_[Join(0, 0)].generation_issued;
+  const RequestId first = Join(0, generation_);
+  EXPECT_EQ(answers_[Join(1, generation_)].status, damage);
+  EXPECT_EQ(answers_[first].status, damage);
+}
+
+TEST_F(Job, AStopNeverEndsWhileAShardIsDamaged) {
+  Load();
+  hold_applies_ = true;
+  PushAll(1);
+  Commit(0, 1);
+  Commit(1, 1);
+  Damage(0, 1, absl::DataLossError("lost"));
+  Actions actions;
+  participant_->OnStop(kNow, &actions);
+  participant_->OnShardApplied(1, 1, kNow, &actions);
+  participant_->OnTick(kNow + 5000, &actions);
+  EXPECT_FALSE(participant_->stopped());
+  for (const Action& action : actions) EXPECT_FALSE(std::holds_alternative<WriteFlush>(action));
+}
+
+TEST_F(Job, DamageEndsWithTheFlushThatReplacesTheShards) {
+  Load();
+  const DecisionPtr loaded = participant_->last_applied();
+  hold_applies_ = true;
+  PushAll(1);
+  Commit(0, 1);
+  Commit(1, 1);
+  Damage(0, 1, absl::DataLossError("lost"));
+  Damage(1, 1, absl::DataLossError("lost too"));
+  Actions actions;
+  participant_->OnMessage(0, Restore{participant_->epoch(), 0, loaded->identity}, kNow, &actions);
+  ASSERT_FALSE(actions.empty());
+  EXPECT_TRUE(std::holds_alternative<LoadFlush>(actions.back()));  // what is here is not step 0
+  participant_->OnShardDamaged(1, 1, absl::DataLossError("late"), kNow, &actions);
+  participant_->OnFlushRestored(loaded->identity, loaded, absl::OkStatus(), kNow, &actions);
+  EXPECT_TRUE(participant_->damage().ok());
+  Pull(0, 0);
+  EXPECT_EQ(served_, 0);
 }
 
 TEST_F(Job, AbortOpensTheNextAttemptAndIsRefusedOnceDecided) {

@@ -206,6 +206,7 @@ struct Applied {
   int64_t step = 0;
   Digest decision;
   bool done = false;
+  absl::Status status;  // not OK: a shard of the server is damaged, it will never be done
 };
 
 // Discard message: no decision other than the committed one survives: drop whatever is prepared or

@@ -214,7 +214,7 @@ void Participant::AdoptCommitted(DecisionPtr decision, Actions* actions) {
 void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Actions* actions) {
   if (restoring_) return;  // its completion answers
   const bool live = std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
-    return shard.applied == message.decision && !shard.applying;
+    return shard.applied == message.decision && !shard.applying && !damaged_.contains(shard.id);
   });
   if (live && last_applied_ != nullptr && last_applied_->identity == message.decision) {
     if (attempt_ > 0 || prepared_ != nullptr) {
@@ -229,6 +229,7 @@ void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Ac
   }
   restoring_ = true;
   restore_ = message;
+  damaged_.clear();
   for (Shard& shard : shards_) {  // from here on the bytes are neither the old nor the new
     shard.applied_step = kLoading;
     shard.applied = {};
@@ -274,7 +275,9 @@ void Participant::Obey(ServerId from, const CatchUp& message, int64_t now_ms, Ac
   for (Shard& shard : shards_) {
     const ServerId source = catch_up_sources_[shard.id];
     if (source < 0) continue;
-    if (message.decision != nullptr && shard.applied == message.decision->identity) continue;
+    const bool is_damaged = damaged_.erase(shard.id) > 0;
+    const bool is_here = message.decision != nullptr && shard.applied == message.decision->identity;
+    if (is_here && !is_damaged) continue;
     shard.applied_step = kLoading;  // from here on the bytes are neither the old nor the new
     shard.applied = {};
     if (message.decision == nullptr) continue;
@@ -406,7 +409,7 @@ void Participant::StartApplies(int64_t now_ms, Actions* actions) {
     if (shard.applied_step == prepared_->step) continue;
     all_applied = false;
     std::erase_if(shard.pins, [&](const Pin& pin) { return pin.until_ms <= now_ms; });
-    if (shard.applying || !shard.pins.empty()) continue;
+    if (shard.applying || !shard.pins.empty() || damaged_.contains(shard.id)) continue;
     shard.applying = true;
     actions->push_back(StartApply{shard.id, prepared_});
   }
@@ -420,7 +423,8 @@ void Participant::StartApplies(int64_t now_ms, Actions* actions) {
 
 void Participant::ReplyApplied(Actions* actions) {
   const DecisionRecord& decision = prepared_ != nullptr ? *prepared_ : *last_applied_;
-  SendToLeader(Applied{epoch_, decision.step, decision.identity, prepared_ == nullptr}, actions);
+  SendToLeader(Applied{epoch_, decision.step, decision.identity, prepared_ == nullptr, damage()},
+               actions);
 }
 
 void Participant::OnShardApplied(ShardId id, int64_t step, int64_t now_ms, Actions* actions) {
@@ -435,6 +439,20 @@ void Participant::OnShardApplied(ShardId id, int64_t step, int64_t now_ms, Actio
   StartApplies(now_ms, actions);
   if (prepared_ == nullptr && Joined()) ReplyApplied(actions);
   MaybeFlush(actions);
+}
+
+void Participant::OnShardDamaged(ShardId id, int64_t step, absl::Status status, int64_t now_ms,
+                                 Actions* actions) {
+  const int index = LocalIndex(id);
+  if (index < 0 || prepared_ == nullptr || prepared_->step != step || restoring_) return;
+  Shard& shard = shards_[index];
+  if (!shard.applying) return;
+  shard.applying = false;
+  for (const WaitingPull& pull : std::exchange(shard.pulls, {})) {
+    Reply(pull.request, status, actions);
+  }
+  damaged_[id] = std::move(status);
+  if (Joined()) ReplyApplied(actions);
 }
 
 void Participant::Obey(ServerId from, const Discard& message, int64_t now_ms, Actions* actions) {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -124,6 +125,7 @@ class Participant {
   //   Aborted             kStaleGeneration: an older generation; kStaleAttempt: an older attempt,
   //                       or, later, one that is not open yet
   //   Unavailable         recovering or stopping; later: the step before is still being applied
+  //   damage()            a key that is open or later, while a shard of this server is damaged
   KeyVerdict CheckKey(const AttemptKey& key) const;
 
   // What a push would be answered now, without its bytes. OK: send them, or, with `*stored`, the
@@ -170,6 +172,11 @@ class Participant {
   void OnShardStagingFailed(ShardId shard, int64_t step, int64_t attempt, absl::Status status,
                             int64_t now_ms, Actions* actions);
   void OnShardApplied(ShardId shard, int64_t step, int64_t now_ms, Actions* actions);
+  // StartApply failed for good: the version is committed, but this server can make neither it nor a
+  // later one. The shard is lost until a flush or another copy replaces it; others go on. Whoever
+  // waits for the shard learns `status`, and so does the leader.
+  void OnShardDamaged(ShardId shard, int64_t step, absl::Status status, int64_t now_ms,
+                      Actions* actions);
   void OnShardFetched(ShardId shard, const Digest& decision, absl::Status status, int64_t now_ms,
                       Actions* actions);
   // `decision`: what LoadFlush named; `restored`: the flush's last_applied record, if status is OK.
@@ -192,6 +199,11 @@ class Participant {
   Position position() const;
   // NotFound: no copy of this shard here.
   absl::Status AppliedOf(ShardId shard, int64_t* step, Digest* decision) const;
+  // Why this server cannot make the committed version of some shard; OK if it can make all. A clean
+  // stop never ends while a shard is damaged: no version is whole.
+  absl::Status damage() const {
+    return damaged_.empty() ? absl::OkStatus() : damaged_.begin()->second;
+  }
   DecisionPtr prepared() const { return prepared_; }
   DecisionPtr last_applied() const { return last_applied_; }
   // The staged pieces of a shard by ascending rank, then region; for StageShard and QueryPush.
@@ -260,6 +272,7 @@ class Participant {
   // participant_staging.cc: what workers push and pull, until it is staged.
   int LocalIndex(ShardId shard) const;
   bool IsInSync(ShardId shard) const;
+  KeyVerdict CompareKey(const AttemptKey& key) const;
   absl::Status CheckOpen(const PushPiece& piece) const;
   absl::Status Unfit(const std::string& text) const;  // FailedPrecondition, by the step being made
   absl::Status CheckPiece(const PushPiece& piece, const Shard& shard, bool* stored) const;
@@ -275,6 +288,7 @@ class Participant {
   void CheckStaged(Shard* shard, Actions* actions);
   void MaybeSendStageReport(Actions* actions);
   void SendStagingFailure(int64_t now_ms, Actions* actions);
+  absl::Status AttemptFailure() const;  // why the open attempt cannot be decided; OK if it can
   void DropAttempt(Actions* actions);
   void FailPendingPushes(absl::Status status, Actions* actions);
   void FailWaitingPulls(absl::Status status, Actions* actions);
@@ -321,7 +335,8 @@ class Participant {
 
   DecisionPtr prepared_;
   bool prepared_durable_ = false;
-  bool committed_ = false;  // Apply has come for prepared_
+  bool committed_ = false;                   // Apply has come for prepared_
+  std::map<ShardId, absl::Status> damaged_;  // cannot apply prepared_
   DecisionPtr last_applied_;
   int64_t discarded_step_ = kLoading;
   int64_t discarded_attempt_ = 0;

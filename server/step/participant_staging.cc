@@ -140,6 +140,13 @@ void Participant::DropAttempt(Actions* actions) {
 // ---- Pushes ----------------------------------------------------------------------------------
 
 KeyVerdict Participant::CheckKey(const AttemptKey& key) const {
+  KeyVerdict verdict = CompareKey(key);
+  // A damaged version is committed but cannot be made, so no later one can be made either.
+  const bool is_refused = !verdict.is_later && !verdict.status.ok();
+  return is_refused || damaged_.empty() ? verdict : KeyVerdict{false, damage()};
+}
+
+KeyVerdict Participant::CompareKey(const AttemptKey& key) const {
   if (key.epoch != 0 && key.epoch < epoch_) return {false, StaleEpoch(key.epoch, epoch_)};
   if (key.generation != 0 && key.generation < generation_) {
     return {false, StaleGeneration(key.generation, generation_)};
@@ -346,7 +353,7 @@ void Participant::Obey(ServerId from, const Absent& message, int64_t now_ms, Act
   AbsentReply reply{epoch_, message.step, message.attempt, message.rank, absl::OkStatus()};
   const bool known = std::any_of(absent_.begin(), absent_.end(),
                                  [&](const auto& entry) { return entry.rank == message.rank; });
-  if (!staging_failure_.ok()) reply.status = staging_failure_;
+  if (absl::Status failure = AttemptFailure(); !failure.ok()) reply.status = std::move(failure);
   for (const Shard& shard : shards_) {
     const TensorId tensor = spec_->shards[shard.id].tensor;
     if (known || !std::binary_search(message.tensors.begin(), message.tensors.end(), tensor)) {
@@ -398,7 +405,7 @@ void Participant::Obey(ServerId from, const Seal& message, int64_t now_ms, Actio
   if (kind_ == Kind::kGradients) {
     reply.status = Unfit("gradients were pushed in an attempt that is a LOAD");
   }
-  if (!staging_failure_.ok()) reply.status = staging_failure_;
+  if (absl::Status failure = AttemptFailure(); !failure.ok()) reply.status = std::move(failure);
   const bool accepted = reply.status.ok() && !sealed_;
   SendToLeader(std::move(reply), actions);
   if (!accepted) return;
@@ -468,6 +475,10 @@ void Participant::OnShardStagingFailed(ShardId id, int64_t step, int64_t attempt
   if (shards_[index].stage != Stage::kReducing || !staging_failure_.ok()) return;
   staging_failure_ = std::move(status);
   SendStagingFailure(now_ms, actions);
+}
+
+absl::Status Participant::AttemptFailure() const {
+  return damaged_.empty() ? staging_failure_ : damage();
 }
 
 void Participant::SendStagingFailure(int64_t now_ms, Actions* actions) {
@@ -554,6 +565,8 @@ void Participant::OnPull(RequestId request, ShardId id, int64_t version, int64_t
   absl::Status status = CheckServing(shard, version);
   if (!status.ok()) return Reply(request, std::move(status), actions);
   if (shard.applied_step != version) {
+    const auto damage = damaged_.find(id);
+    if (damage != damaged_.end()) return Reply(request, damage->second, actions);
     shard.pulls.push_back({request, version});
     return;
   }
