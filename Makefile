@@ -12,7 +12,7 @@ FORMATTED  = $(if $(FILES),$(filter %.h %.cc,$(FILES)),$(shell git ls-files '*.h
 
 .DEFAULT_GOAL := build
 .PHONY: build configure packages test test-long test-begin test-cpp test-python test-aarch64 demo bench-peers bench-quality install \
-        uninstall format lint cuda-report clean help
+        uninstall format style lint cuda-report clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -116,12 +116,14 @@ format: ## clang-format every C++ file
 	@tools/setup.sh tools/packages-lint.txt
 	clang-format -i $$(git ls-files '*.h' '*.cc')
 
-lint: packages $(VENV)/.ready ## the house, lines, formats, ruff, clang-tidy and thread safety (FILES=... for some C++ files)
+style: packages $(VENV)/.ready ## the house, line lengths, formats and ruff: the part of lint that takes seconds
 	@tools/setup.sh tools/packages-lint.txt
 	@$(PYTHON) tools/house.py
 	@$(PYTHON) tools/lines.py
 	@$(VENV)/bin/ruff check .
 	@$(if $(FORMATTED),clang-format --dry-run -Werror $(FORMATTED))
+
+lint: style ## style, clang-tidy and thread safety (FILES=... for some C++ files)
 	@cmake --preset lint -DORLOP_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python > /dev/null
 	@ninja -C build/lint orlop_generated > /dev/null
 	@$(PYTHON) tools/tidy.py build/lint $(JOBS) $(TIDIED)

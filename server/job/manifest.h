@@ -25,8 +25,8 @@ absl::Status ValidateName(absl::string_view what, absl::string_view name);
 absl::Status ValidateTensorSpec(const v1::TensorSpec& tensor);
 Shape ShapeOf(const v1::TensorSpec& tensor);
 
-// Checks a manifest whose pages were joined, and sets shard_elements and durability where the client
-// left them to the server.
+// Checks a manifest whose pages were joined, and sets shard_elements and durability where the
+// client left them to the server.
 //   Status  InvalidArgument; Unimplemented: a durability level that this build does not offer, by
 //           name.
 absl::Status CompleteManifest(v1::CreateJobRequest* manifest);

@@ -41,8 +41,8 @@ absl::Status CheckWord(int group, absl::string_view field, absl::string_view wor
                     absl::StrCat("group ", group, ": ", field, " '", word, "' is not ", words));
 }
 
-// Checks that `optimizer` can train tensor `t` in group `g`; `group_of` has the groups of tensors that
-// were checked before.
+// Checks that `optimizer` can train tensor `t` in group `g`; `group_of` has the groups of tensors
+// that were checked before.
 absl::Status CheckTensor(const JobModel& model, const kernels::Optimizer& optimizer, int g,
                          uint32_t t, const std::vector<int>& group_of) {
   const std::string what = absl::StrCat("group ", g, ": ");

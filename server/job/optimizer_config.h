@@ -1,5 +1,5 @@
-// What a client says about a job's optimizers: checks, and the words of a group as formats. Pure; any
-// thread.
+// What a client says about a job's optimizers: checks, and the words of a group as formats. Pure;
+// any thread.
 #pragma once
 
 #include "absl/functional/function_ref.h"
@@ -13,8 +13,8 @@ namespace orlop::server {
 
 // The state format's word in a group: "8bit", "fp32" or "4bit".
 const char* StateName(kernels::StateFormat format);
-// The optimizer and formats of a group that ValidateOptimizer accepted. The state format is what the
-// group asks for, before small tensors get fp32 state (StateFormatOf).
+// The optimizer and formats of a group that ValidateOptimizer accepted. The state format is what
+// the group asks for, before small tensors get fp32 state (StateFormatOf).
 TensorOptimizer OptimizerOf(const v1::OptimizerGroup& group);
 
 // Checks a configuration against the manifest.

@@ -39,8 +39,8 @@ struct Region {
 enum class RegionOf : uint8_t { kGradient, kState };
 
 // Parses a region of a tensor of this job.
-//   Status  NotFound (UNKNOWN_TENSOR); InvalidArgument: the tensor has no such shard, the box is not
-//           inside it, or the slot is unknown or not one of `of`.
+//   Status  NotFound (UNKNOWN_TENSOR); InvalidArgument: the tensor has no such shard, the box is
+//           not inside it, or the slot is unknown or not one of `of`.
 absl::StatusOr<Region> ParseRegion(const JobModel& model, const v1::Region& wire, RegionOf of);
 
 // Checks that a region names exactly one shard, and that the server `self` owns it.

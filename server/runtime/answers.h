@@ -24,9 +24,10 @@ absl::Status CheckLossScale(double loss_scale);
 // transport lets more through, for the sake of theirs.
 absl::Status CheckControlSize(const google::protobuf::Message& request);
 
-// The one map of errors: completes an error of the machines or of the shell with its reason and with
-// the job's position, so that callers branch on fields. Where the error names no reason, its code
-// decides. STALE_GENERATION is FailedPrecondition on the wire, whichever code a machine gave it.
+// The one map of errors: completes an error of the machines or of the shell with its reason and
+// with the job's position, so that callers branch on fields. Where the error names no reason, its
+// code decides. STALE_GENERATION is FailedPrecondition on the wire, whichever code a machine gave
+// it.
 absl::Status WithPosition(absl::Status status, const step::Position& position,
                           const std::string& job);
 

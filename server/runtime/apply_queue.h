@@ -3,9 +3,10 @@
 // of them are committed; matrices take their passes one after another, because memory for one is
 // reserved. Whatever finds no room waits for Retry.
 //
-// Threads  all methods are safe from any thread. `done` is called from a pool thread without a lock.
-// Life     a task that is under way holds the `owner` it was submitted with; the owner owns the queue
-//          and the shards.
+// Threads  all methods are safe from any thread. `done` is called from a pool thread without a
+//          lock.
+// Life     a task that is under way holds the `owner` it was submitted with; the owner owns the
+//          queue and the shards.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +43,8 @@ class ApplyQueue {
   absl::Status Begin(std::vector<step::StartApply> applies, const JobModel& model, Owner owner);
   // Tries again what waits for room.
   void Retry(const Owner& owner);
-  // Forgets everything that has not finished: a flush is being loaded over the shards. What is under
-  // way ends without a call of `done`.
+  // Forgets everything that has not finished: a flush is being loaded over the shards. What is
+  // under way ends without a call of `done`.
   void Clear();
   // Why applies wait for room; OK if none does.
   absl::Status room_status() const;

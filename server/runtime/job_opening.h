@@ -1,9 +1,9 @@
-// Opens a job from disk: its shards, what the last clean stop wrote of them, and the records that the
-// step machines begin with.
+// Opens a job from disk: its shards, what the last clean stop wrote of them, and the records that
+// the step machines begin with.
 //
 // Format on disk (values of storage::DataDirectory, one each per job):
-//   clean/JOB        empty; present while the job's newest flush is all of its state: from the end of
-//                    a clean stop until the job starts again
+//   clean/JOB        empty; present while the newest flush is all of the job's state: from the end
+//                    of a clean stop until the job starts again
 //   record/JOB       the leader's record, as server/job/step_codec.h serialises it
 //   incarnation/JOB  decimal number of the last process that opened the job on this server
 #pragma once
@@ -32,8 +32,8 @@ struct OpenedJob {
   int64_t incarnation = 0;
 };
 
-// Opens the job that `model` describes. `is_new`: it was just created and has nothing on disk. If the
-// state of the last clean stop is damaged, the job opens without memory and the log says why.
+// Opens the job that `model` describes. `is_new`: it was just created and has nothing on disk. If
+// the state of the last clean stop is damaged, the job opens without memory and the log says why.
 //   Status  ResourceExhausted (BUDGET), DataLoss, or the disk's own error.
 absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel& model,
                                   bool is_new);

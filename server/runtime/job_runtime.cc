@@ -39,7 +39,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& 
 }
 
 absl::Status JobRuntime::Restore(bool is_new) {
-  absl::StatusOr<OpenedJob> opened = OpenJob(environment_, *model_, is_new);
+  absl::StatusOr<OpenedJob> opened = OpenJob(environment_, *model(), is_new);
   if (!opened.ok()) return opened.status();
   absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment_, job_);
   if (!record.ok()) return record.status();
@@ -68,7 +68,7 @@ absl::Status JobRuntime::Restore(bool is_new) {
 void JobRuntime::StartLeader(step::JobRecord record) {
   // The leader's events call this, so it runs under mutex_.
   auto scalars = [this](const step::ScalarInputs& inputs)
-                     NO_THREAD_SAFETY_ANALYSIS -> absl::StatusOr<std::string> {
+                     REQUIRES(mutex_) -> absl::StatusOr<std::string> {
     const bool mean = model_->definition().optimizer().reduce() != "sum";
     if (mean && !contributions_.ok()) return contributions_.status();
     return BuildScalars(*model_, mean ? *contributions_ : 1, inputs);
@@ -104,7 +104,7 @@ absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
     configuring_ = true;  // no step begins here, and no piece
   }
   const absl::Status configured = shards_->Configure((*model)->Optimizers());
-  Complete([&](int64_t, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  Complete([&](int64_t, step::Actions* actions) REQUIRES(mutex_) {
     configuring_ = false;
     if (configured.ok()) model_ = *std::move(model);
     for (const auto& [from, message] : std::exchange(held_, {})) Deliver(from, message, actions);
@@ -313,8 +313,8 @@ absl::StatusOr<bool> JobRuntime::EndPiece(PieceTicket ticket, const Digest128& d
   ticket.piece.payload = result->digest;
   bool is_kept = false;
   absl::Status kept;
-  const auto answer = Ask(
-      wait, [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  const auto answer =
+      Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
         participant_->OnPush(id, ticket.piece, /*has_room=*/true, now, &is_kept, actions);
         if (!is_kept) return;
         kept = ticket.writer->Keep();
@@ -331,12 +331,12 @@ absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, i
   step::RequestId served = 0;
   const auto answer = Ask(
       wait,
-      [&](step::RequestId id, int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+      [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
         served = id;
         participant_->OnPull(id, shard, version, now, actions);
       },
       [&](step::RequestId id, int64_t now, step::Actions* actions)
-          NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullCancelled(id, now, actions); });
+          REQUIRES(mutex_) { participant_->OnPullCancelled(id, now, actions); });
   if (absl::IsUnavailable(answer.status()) && is_leader() && HasLostMemory())
     return MakeError(
         absl::StatusCode::kDataLoss,
@@ -348,7 +348,7 @@ absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, i
 
 void JobRuntime::Unpin(step::RequestId pull) {
   Complete([&](int64_t now, step::Actions* actions)
-               NO_THREAD_SAFETY_ANALYSIS { participant_->OnPullDone(pull, now, actions); });
+               REQUIRES(mutex_) { participant_->OnPullDone(pull, now, actions); });
 }
 
 std::vector<step::StagedPiece> JobRuntime::PiecesFrom(uint32_t rank, size_t* expected_count) const {
@@ -399,11 +399,11 @@ int64_t JobRuntime::AppliedCount(uint32_t tensor) const {
 
 void JobRuntime::OnPeer(int from, const step::Message& message) {
   Complete([&](int64_t, step::Actions* actions)
-               NO_THREAD_SAFETY_ANALYSIS { Deliver(from, message, actions); });
+               REQUIRES(mutex_) { Deliver(from, message, actions); });
 }
 
 void JobRuntime::Tick() {
-  Complete([this](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  Complete([this](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     applies_->Retry(shared_from_this());
     *actions = std::exchange(unsynced_, {});
     participant_->OnTick(now, actions);
@@ -439,7 +439,7 @@ void JobRuntime::SendToPeers(const std::vector<step::Send>& messages) {
 
 void JobRuntime::BeginStop() {
   Complete([this](int64_t now, step::Actions* actions)
-               NO_THREAD_SAFETY_ANALYSIS { participant_->OnStop(now, actions); });
+               REQUIRES(mutex_) { participant_->OnStop(now, actions); });
 }
 
 absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
@@ -517,7 +517,7 @@ void JobRuntime::Perform(step::Actions actions) {
     if (const auto* apply = std::get_if<step::StartApply>(&action)) {
       applies.push_back(*apply);
     } else {
-      std::visit([&](const auto& a) NO_THREAD_SAFETY_ANALYSIS { Do(a, &more); }, action);
+      std::visit([&](const auto& a) REQUIRES(mutex_) { Do(a, &more); }, action);
     }
     line.insert(line.end(), std::make_move_iterator(more.begin()),
                 std::make_move_iterator(more.end()));
@@ -579,7 +579,7 @@ void JobRuntime::PersistInPool(const step::PersistEpoch& action) {
     if (!may_write_) return;
     status = environment_.data->PersistEpoch(job_, static_cast<uint64_t>(action.epoch));
   }
-  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     if (action.epoch < participant_->epoch()) return;  // a higher one is on its way
     if (!IsSynced(status, action)) return;
     environment_.tiers->set_epoch(static_cast<uint64_t>(action.epoch));
@@ -601,7 +601,7 @@ void JobRuntime::PersistInPool(const step::PersistRecord& action) {
     if (follows) status = environment_.data->PutValue(RecordKey(job_), Serialize(action.record));
     if (follows && status.ok()) record_version_ = action.record.version;
   }
-  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     if (!follows || IsSynced(status, action))
       leader_->OnRecordPersisted(action.record.version, follows, now, actions);
   });
@@ -625,7 +625,7 @@ void JobRuntime::Do(const step::StageShard& action, step::Actions*) {
 void JobRuntime::StageInPool(const step::StageShard& action,
                              const absl::StatusOr<StagedShard>& staged) {
   if (absl::IsAborted(staged.status())) return;  // dropped meanwhile: later attempts have their own
-  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     if (!staged.ok()) {
       spdlog::warn("job {}: shard {} cannot be staged: {}", job_, action.shard,
                    std::string(staged.status().message()));
@@ -646,7 +646,7 @@ void JobRuntime::StageInPool(const step::StageShard& action,
 
 void JobRuntime::EndApply(int32_t shard, const step::DecisionPtr& decision,
                           const absl::Status& status) {
-  Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     if (participant_->prepared() != decision) return;  // rolled back meanwhile
     if (!status.ok()) {  // committed all the same: this shard is lost until healed, others go on
       participant_->OnShardDamaged(shard, decision->step, status, now, actions);
@@ -663,43 +663,44 @@ void JobRuntime::EndApply(int32_t shard, const step::DecisionPtr& decision,
 
 void JobRuntime::Do(const step::LoadFlush& action, step::Actions*) {
   applies_->Clear();
-  environment_.pool->Submit([self = shared_from_this(), action] {
-    absl::Status status = LoadFlush(self->environment_.data->store(), self->job_, action.step,
-                                    /*with_staged=*/false, self->shards_.get());
-    const step::DecisionPtr decision =
-        status.ok() ? FlushedDecision(self->environment_, self->job_, action.step) : nullptr;
-    if (status.ok() && decision == nullptr)
-      status = absl::DataLossError("the flush has no decision");
-    if (!status.ok()) {
-      spdlog::error("job {}: the flush of step {} cannot be loaded: {}", self->job_, action.step,
-                    std::string(status.message()));
-    }
-    self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-      self->participant_->OnFlushRestored(action.decision, decision, status, now, actions);
-    });
+  environment_.pool->Submit([self = shared_from_this(), action] { self->LoadFlushInPool(action); });
+}
+
+void JobRuntime::LoadFlushInPool(const step::LoadFlush& action) {
+  absl::Status status = LoadFlush(environment_.data->store(), job_, action.step,
+                                  /*with_staged=*/false, shards_.get());
+  const step::DecisionPtr decision =
+      status.ok() ? FlushedDecision(environment_, job_, action.step) : nullptr;
+  if (status.ok() && decision == nullptr) status = absl::DataLossError("the flush has no decision");
+  if (!status.ok())
+    spdlog::error("job {}: the flush of step {} cannot be loaded: {}", job_, action.step,
+                  std::string(status.message()));
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    participant_->OnFlushRestored(action.decision, decision, status, now, actions);
   });
 }
 
 void JobRuntime::Do(const step::WriteFlush&, step::Actions*) {
   flushing_ = true;
-  environment_.pool->Submit([self = shared_from_this()] {
-    FlushHeader header;
-    {
-      MutexLock lock(&self->mutex_);
-      const step::ParticipantImage image = self->participant_->Image();
-      header.job = self->job_;
-      header.step = image.last_applied == nullptr ? step::kLoading : image.last_applied->step;
-      header.manifest = self->model_->definition().manifest().SerializeAsString();
-      header.optimizer = self->model_->definition().optimizer().SerializeAsString();
-      header.machine = Serialize(image, self->layout_.get());
-    }
-    absl::Status status =
-        WriteFlush(&self->environment_.data->store(), header, self->shards_.get());
-    if (status.ok()) status = self->environment_.data->PutValue(CleanKey(self->job_), "");
-    self->Complete([&](int64_t now, step::Actions* actions) NO_THREAD_SAFETY_ANALYSIS {
-      self->flush_status_ = status;
-      if (status.ok()) self->participant_->OnFlushed(now, actions);
-    });
+  environment_.pool->Submit([self = shared_from_this()] { self->WriteFlushInPool(); });
+}
+
+void JobRuntime::WriteFlushInPool() {
+  FlushHeader header;
+  {
+    MutexLock lock(&mutex_);
+    const step::ParticipantImage image = participant_->Image();
+    header.job = job_;
+    header.step = image.last_applied == nullptr ? step::kLoading : image.last_applied->step;
+    header.manifest = model_->definition().manifest().SerializeAsString();
+    header.optimizer = model_->definition().optimizer().SerializeAsString();
+    header.machine = Serialize(image, layout_.get());
+  }
+  absl::Status status = WriteFlush(&environment_.data->store(), header, shards_.get());
+  if (status.ok()) status = environment_.data->PutValue(CleanKey(job_), "");
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    flush_status_ = status;
+    if (status.ok()) participant_->OnFlushed(now, actions);
   });
 }
 

@@ -2,9 +2,9 @@
 // out the machines' actions, and keeps callers waiting until they are answered. The first server by
 // name runs the Leader too.
 //
-// Every event runs under one mutex, and so do its actions, in order. Staging, applying, flushing and
-// every write to the disk go to the thread pool and come back as events; messages to other servers
-// leave after the mutex. Neither bytes nor disks are waited for under it.
+// Every event runs under one mutex, and so do its actions, in order. Staging, applying, flushing
+// and every write to the disk go to the thread pool and come back as events; messages to other
+// servers leave after the mutex. Neither bytes nor disks are waited for under it.
 //   Threads  all methods are safe from any thread.
 //   Next     a push goes on in server/shards/shard_store.h, a decision in server/step/leader.h.
 #pragma once
@@ -160,6 +160,8 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void Do(const Other& action, step::Actions* more) REQUIRES(mutex_);
   void PersistInPool(const step::PersistEpoch& action);
   void PersistInPool(const step::PersistRecord& action);
+  void LoadFlushInPool(const step::LoadFlush& action);
+  void WriteFlushInPool();
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
   absl::Status CheckRequest(const PieceRequest& request, step::PushPiece* piece) const

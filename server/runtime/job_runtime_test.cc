@@ -464,7 +464,8 @@ TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
   stop.join();
   EXPECT_TRUE(stopped.ok()) << stopped;
 }
-// While a write hangs, calls that need nothing of it are answered: these tests end only if they are.
+// While a write hangs, calls that need nothing of it are answered: these tests end only if they
+// are.
 TEST_F(JobOnAFaultyDisk, AnswersWhileTheWriteOfAnApplyHangs) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const std::vector<int32_t> order = job_->shards().NextUseOrder();

@@ -30,8 +30,8 @@ struct PieceRequest {
   int64_t applied_count = -1;  // updates that the tensor has seen; -1: not said
 };
 
-// A piece whose bytes may be sent. Not thread-safe: one stream owns it. Destroying it before EndPiece
-// leaves nothing of the piece behind.
+// A piece whose bytes may be sent. Not thread-safe: one stream owns it. Destroying it before
+// EndPiece leaves nothing of the piece behind.
 struct PieceTicket {
   step::PushPiece piece;
   std::unique_ptr<PieceWriter> writer;
@@ -39,8 +39,8 @@ struct PieceTicket {
 
 // The answer to BeginPiece: a ticket, a refusal, or *later*.
 struct BegunPiece {
-  // The request is ahead of this server. The job wakes the caller when to ask again; `status` is the
-  // answer to give when waiting ends.
+  // The request is ahead of this server. The job wakes the caller when to ask again; `status` is
+  // the answer to give when waiting ends.
   bool is_later = false;
   absl::Status status;  // OK if and only if there is a ticket
   std::optional<PieceTicket> ticket;

@@ -46,8 +46,8 @@ class Wakeup {
 };
 
 // Asks until the answer is not *later* any more, or the wait is over: then returns the last answer.
-// `ask(wakeup)` never blocks. Its result has `is_later`; if that is set, the job has kept the wake-up
-// and wakes it when its state has changed.
+// `ask(wakeup)` never blocks. Its result has `is_later`; if that is set, the job has kept the
+// wake-up and wakes it when its state has changed.
 template <typename Ask>
 auto AskUntilAnswered(const Wait& wait, Ask ask) {
   const auto wakeup = std::make_shared<Wakeup>();

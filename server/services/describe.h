@@ -14,8 +14,8 @@ namespace orlop::server {
 v1::TensorSummary Summary(JobRuntime* job, const JobModel& model,
                           const std::vector<TensorOptimizer>& optimizers, uint32_t tensor);
 
-// The shards of a tensor that are on this server, at most kMaxShardsPerPage from request.first_shard
-// on.
+// The shards of a tensor that are on this server, at most kMaxShardsPerPage from
+// request.first_shard on.
 //   Status  NotFound (UNKNOWN_JOB, UNKNOWN_TENSOR).
 absl::StatusOr<v1::DescribeTensorResponse> DescribeHere(const JobTable& jobs,
                                                         const v1::DescribeTensorRequest& request);

@@ -1,5 +1,5 @@
-// What several services say about a job: its status, whether its memory is lost, and where its shards
-// are.
+// What several services say about a job: its status, whether its memory is lost, and where its
+// shards are.
 #pragma once
 
 #include <cstdint>

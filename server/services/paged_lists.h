@@ -1,5 +1,5 @@
-// Lists that arrive in several messages, because one message has a limit: manifests and contribution
-// layouts.
+// Lists that arrive in several messages, because one message has a limit: manifests and
+// contribution layouts.
 #pragma once
 
 #include <chrono>
@@ -18,8 +18,8 @@
 namespace orlop::server {
 
 // Joins the pages of lists, by key. A page has `first`, the place of its first tensor in the list;
-// `more`, whether others follow; and `tensors`. Pages may be repeated. A list is kept after its last
-// page, for repeats, until it is kMaxManifestPageAgeSeconds old.
+// `more`, whether others follow; and `tensors`. Pages may be repeated. A list is kept after its
+// last page, for repeats, until it is kMaxManifestPageAgeSeconds old.
 //   Memory   pages that wait for others are counted in the server's budget ("lists").
 //   Threads  all methods are safe from any thread.
 template <typename Key, typename Page>

@@ -37,8 +37,8 @@ absl::StatusOr<DecisionPtr> BuildDecision(const DecisionInputs& inputs,
 // InvalidArgument naming the first hyper-parameter in which `commit` differs from `before`.
 absl::Status CompareGroups(const CommitRequest& commit, const CommitRequest& before);
 
-// Whether `commit` agrees with the CommitSteps of its attempt that have arrived: `by_rank` holds one
-// entry for each rank, null if the rank has not committed.
+// Whether `commit` agrees with the CommitSteps of its attempt that have arrived: `by_rank` holds
+// one entry for each rank, null if the rank has not committed.
 //   Status  InvalidArgument: the rank or an absent tensor is unknown; the kind, the loss scale or a
 //           hyper-parameter differs from another rank's. AlreadyExists: the same rank has committed
 //           this attempt with other values.

@@ -1,6 +1,6 @@
 // How the ranks of a new generation come together: each joins with its part of the contribution
-// layout, and the layout is whole when every rank has. Also which client holds which rank: the first
-// one to ask for it. A part of the leader's state, pure as it is.
+// layout, and the layout is whole when every rank has. Also which client holds which rank: the
+// first one to ask for it. A part of the leader's state, pure as it is.
 #pragma once
 
 #include <cstdint>

@@ -47,7 +47,7 @@ struct JobStatusReport {
   // When not serving: what for, in words ("shard 3: no in-sync copy ..."). When serving: the damage
   // of a shard, because of which no further step can be made; else empty.
   std::string waiting_for;
-  bool is_stuck = false;    // every server has told what it holds, and it is not enough
+  bool is_stuck = false;  // every server has told what it holds, and it is not enough
   // True if the job is stuck and at least one server has lost the memory that held committed state.
   bool has_lost_memory = false;
   // Flushes common to all shards, newest first: what AcceptRollback may take.
@@ -94,8 +94,8 @@ class Leader {
   // Waits for all contributors and all shards; OK when committed. A repeated one of the last
   // committed step returns its decision; one of the open attempt replaces the caller's earlier
   // wait.
-  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs from
-  //                       another contributor's (named)
+  //   InvalidArgument     unknown rank or tensor; a hyper-parameter, scale or kind that differs
+  //                       from another contributor's (named)
   //   AlreadyExists       the rank's own earlier CommitStep of this attempt differs, or it pushed a
   //                       tensor it calls absent
   //   Aborted             an older generation, or another attempt; position names the open one

@@ -27,7 +27,8 @@ inline constexpr int64_t kLoading = -1;
 
 // ---- Participant to leader -------------------------------------------------------------------
 
-// Register message: "I have (re)started and know no leader." Sent until a Recover or OpenJob arrives.
+// Register message: "I have (re)started and know no leader." Sent until a Recover or OpenJob
+// arrives.
 struct Register {
   int64_t incarnation = 0;
   int64_t epoch = 0;  // highest the participant has synced
@@ -92,8 +93,8 @@ struct Recover {
   Digest manifest_digest;
 };
 
-// Restore message, of an accepted rollback: load the flush (or keep the state) that this decision made;
-// drop everything later. Answered by RestoreReply.
+// Restore message, of an accepted rollback: load the flush (or keep the state) that this decision
+// made; drop everything later. Answered by RestoreReply.
 struct Restore {
   int64_t epoch = 0;
   int64_t step = 0;
@@ -106,8 +107,9 @@ struct RestoreReply {
   absl::Status status;  // DataLoss: this server has no such flush, or it is damaged
 };
 
-// CatchUp message: copy the shards at exactly `decision`'s step from in-sync copies. Sent only while no
-// step is under way. Repeated as a keep-alive: answered at once, `done` false while it runs.
+// CatchUp message: copy the shards at exactly `decision`'s step from in-sync copies. Sent only
+// while no step is under way. Repeated as a keep-alive: answered at once, `done` false while it
+// runs.
 struct CatchUp {
   int64_t epoch = 0;
   DecisionPtr decision;           // the committed one; null while LOADING (nothing to copy)
@@ -120,8 +122,8 @@ struct CatchUpReply {
   absl::Status status;  // not OK: gave up; the copy stays out of sync
 };
 
-// OpenJob message: opens (generation, step, attempt) for pushes. Drops what is staged for lower ones.
-// An overtaken one is ignored. Answered by OpenReply.
+// OpenJob message: opens (generation, step, attempt) for pushes. Drops what is staged for lower
+// ones. An overtaken one is ignored. Answered by OpenReply.
 struct OpenJob {
   int64_t epoch = 0;
   int64_t generation = 0;
@@ -194,8 +196,8 @@ struct Prepared {
   absl::Status status;           // not OK: cannot prepare this (names shard and reason)
 };
 
-// Apply message: the decision is committed. Answered when every shard of the server has applied it; a
-// repeated one is answered at once, `done` false while shards are still being applied.
+// Apply message: the decision is committed. Answered when every shard of the server has applied it;
+// a repeated one is answered at once, `done` false while shards are still being applied.
 struct Apply {
   int64_t epoch = 0;
   int64_t step = 0;

@@ -40,8 +40,8 @@ absl::Status Because(Reason reason, absl::Status status);
 // The reason of an error; kUnspecified if it has none.
 Reason ReasonOf(const absl::Status& status);
 
-// The reason of a FailedPrecondition for a call that does not fit the step being made: a job that has
-// committed nothing is LOADING, any other is at another step.
+// The reason of a FailedPrecondition for a call that does not fit the step being made: a job that
+// has committed nothing is LOADING, any other is at another step.
 inline Reason UnfitStep(int64_t committed_step) {
   return committed_step < 0 ? Reason::kLoading : Reason::kWrongStep;
 }
@@ -50,7 +50,8 @@ inline Reason UnfitStep(int64_t committed_step) {
 absl::Status StaleEpoch(int64_t epoch, int64_t current);
 absl::Status StaleGeneration(int64_t generation, int64_t current);
 
-// Which shard an error is about: the tensor's name, and the shard's place among its tensor's shards.
+// Which shard an error is about: the tensor's name, and the shard's place among its tensor's
+// shards.
 struct ShardName {
   std::string tensor;
   uint64_t index = 0;
