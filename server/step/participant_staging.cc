@@ -16,7 +16,7 @@ bool Before(const StagedPiece& piece, const PieceKey& key) {
 // Refused for good, or worth sending again.
 bool IsFinal(const absl::Status& status) {
   return absl::IsResourceExhausted(status) || absl::IsAlreadyExists(status) ||
-         absl::IsInvalidArgument(status);
+         absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
 }
 
 absl::Status NotOpen(const char* what, int64_t got, int64_t open) {
