@@ -4,7 +4,8 @@
 //
 // Every event runs under one mutex, and so do its actions, in order. Staging, applying, flushing
 // and every write to the disk go to the thread pool and come back as events; messages to other
-// servers leave after the mutex. Neither bytes nor disks are waited for under it.
+// servers leave after the mutex. Neither bytes nor disks are waited for under it, except that a new
+// layout may spill to find room (TakeLayout).
 //   Threads  all methods are safe from any thread.
 //   Next     a push goes on in server/shards/shard_store.h, a decision in server/step/leader.h.
 #pragma once
