@@ -361,7 +361,9 @@ void Simulation::TickRollback() {
   const bool is_offered = status.has_lost_memory && !status.rollback_offers.empty();
   if (is_offered) return accept(status.rollback_offers.front().step);
   if (now_ - stuck_since_ms_ <= 3000 || FaultsOn()) return;
-  if (!status.has_lost_memory) return Fail("the job stands still, and no server lost its memory");
+  if (!status.has_lost_memory)
+    return Fail(absl::StrCat("the job stands still, and no server lost its memory: ",
+                             status.waiting_for));
   FindLost();
 }
 
