@@ -362,8 +362,8 @@ void Simulation::TickRollback() {
   if (is_offered) return accept(status.rollback_offers.front().step);
   if (now_ - stuck_since_ms_ <= 3000 || FaultsOn()) return;
   if (!status.has_lost_memory)
-    return Fail(absl::StrCat("the job stands still, and no server lost its memory: ",
-                             status.waiting_for));
+    return Fail(
+        absl::StrCat("the job stands still, and no server lost its memory: ", status.waiting_for));
   FindLost();
 }
 
