@@ -52,8 +52,7 @@ JobStatusReport Leader::Status() const {
     const bool is_lost = std::any_of(reports_.begin(), reports_.end(), [](const auto& told) {
       return told.has_value() && told->has_lost_memory;
     });
-    report.has_lost_memory =
-        report.is_stuck && (is_lost || is_rollback_lost || HasShardWithoutCopy());
+    report.has_lost_memory = report.is_stuck && (is_lost || is_rollback_lost);
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -219,16 +218,6 @@ void Leader::MaybeInstallGeneration(int64_t now_ms, Actions* actions) {
   }
 }
 
-bool Leader::HasShardWithoutCopy() const {
-  const auto is_gone = [this](const Copy& copy) {
-    const auto& report = reports_[copy.server];
-    return report.has_value() && report->incarnation != copy.incarnation;
-  };
-  return std::any_of(record_.in_sync.begin(), record_.in_sync.end(), [&](const auto& copies) {
-    return !copies.empty() && std::all_of(copies.begin(), copies.end(), is_gone);
-  });
-}
-
 void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms,
                               Actions* actions) {
   const bool all_reported = phase_ == Phase::kCollect && HaveAllReported();
@@ -250,8 +239,13 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     }
     if (record_.accepted_at == to_step) return Reply(request, absl::OkStatus(), actions);
   }
-  const bool is_lost =
-      is_rollback_lost || verdict_.outcome == Verdict::Outcome::kDamaged || HasShardWithoutCopy();
+  bool is_lost = is_rollback_lost || verdict_.outcome == Verdict::Outcome::kDamaged;
+  for (const std::vector<Copy>& copies : record_.in_sync) {
+    is_lost |= !copies.empty() && std::all_of(copies.begin(), copies.end(), [&](const Copy& copy) {
+      const auto& report = reports_[copy.server];
+      return report.has_value() && report->incarnation != copy.incarnation;
+    });
+  }
   std::vector<RecoverReport::Flush> offers;
   if (phase_ == Phase::kCollect && is_lost) {
     offers = RollbackOffers(*spec_, record_.in_sync, reports_);

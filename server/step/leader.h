@@ -186,8 +186,6 @@ class Leader {
   bool IsSettled(const Copy& copy, int64_t now_ms) const;
   bool HaveAllReported() const;
   void AdoptPresentCopies();
-  // Every in-sync copy of some shard was in a process that has ended, as its server reports.
-  bool HasShardWithoutCopy() const;
   bool HoldsRollback() const;
   void StartRollBack(int64_t now_ms, Actions* actions);
   void CheckRollBack(int64_t now_ms, Actions* actions);
