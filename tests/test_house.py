@@ -9,6 +9,9 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import house  # noqa: E402 -- tools/ is no package
+
 PATCHES = ROOT / "tests" / "planted_house"
 
 FOUND = {
@@ -58,7 +61,7 @@ def test_the_build_compiles_every_source():
     if not commands.exists():
         pytest.skip(f"{commands} does not exist: run `make` first")
     compiled = {pathlib.Path(command["file"]) for command in json.loads(commands.read_text())}
-    sources = {path for path in ROOT.rglob("*.cc") if ROOT / "build" not in path.parents}
+    sources = {ROOT / path for path in house.tree(ROOT) if path.endswith(".cc")}
     if not any("python/core" in str(path) for path in compiled):   # configured without the extension
         sources -= set(ROOT.glob("python/core/*.cc"))
     left_out = {path.relative_to(ROOT).as_posix() for path in sources - compiled}
