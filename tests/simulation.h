@@ -86,6 +86,8 @@ struct Host {
   int64_t decided_step = kLoading;
   int64_t decided_epoch = 0;
   bool is_stopping = false;
+  Digest room;               // the layout that it has room for
+  Digest refused;            // the one it last had no room for
   int64_t leader_start = 0;  // of all leaders' starts, which one `leader` is
 };
 
@@ -120,6 +122,7 @@ struct Worker {
   std::vector<WorkPiece> pieces;
   bool commit_sent = false;
   int64_t retry_ms = 0;  // the pending Join or CommitStep is given up then
+  int refusals = 0;      // for lack of room, of this attempt
   bool wants_abort = false;
 };
 
@@ -169,6 +172,7 @@ class Simulation {
   void Do(ServerId server, PersistEpoch& action);
   void Do(ServerId server, PersistDecision& action);
   void Do(ServerId server, PersistDiscard& action);
+  void Do(ServerId server, TakeLayout& action);
   void Do(ServerId server, StageShard& action);
   void Do(ServerId server, DropStaged& action);
   void Do(ServerId server, StartApply& action);
@@ -180,6 +184,7 @@ class Simulation {
   void Do(ServerId server, PersistRecord& action);
   void Sync(ServerId server, std::function<void(Disk*)> write, std::function<void(Host&)> done);
   void Deliver(ServerId from, ServerId to, const Message& message);
+  void CheckRoom(const Host& host, const PushPiece& piece);
   void CheckReason(const Message& message, const Actions& actions);
   void DeliverForward(ServerId from, ServerId to, Forward forward);
   int Local(const Host& host, ShardId shard) const;
@@ -259,7 +264,8 @@ class Simulation {
   struct Held {
     int64_t step, epoch, until_ms;
   };
-  std::vector<Held> holds_;  // that were granted
+  std::vector<Held> holds_;            // that were granted
+  std::map<int64_t, Digest> layouts_;  // by generation
   int64_t leader_starts_ = 0;
   // Who was told that it has joined, by leader, generation and rank.
   std::map<std::tuple<int64_t, int64_t, Rank>, std::string> holders_;

@@ -147,6 +147,33 @@ void Simulation::Do(ServerId server, PersistDiscard& action) {
       });
 }
 
+void Simulation::Do(ServerId server, TakeLayout& action) {
+  const bool is_refused = FaultsOn() && random_.OneIn(12);
+  const Digest layout = action.layout->digest;
+  // Making room spills what is there to the disk now and then.
+  const int64_t delay_ms = 1 + random_.Below(FaultsOn() && random_.OneIn(6) ? 400 : 6);
+  OnHost(server, delay_ms, [this, server, layout, is_refused](Host& host) {
+    for (Staged& staged : host.staged) staged = {};
+    host.room = is_refused ? Digest{} : layout;
+    if (is_refused) Meet(Met::kLayoutRefused);
+    if (!is_refused && host.refused == layout) Meet(Met::kLayoutTakenLater);
+    if (is_refused) host.refused = layout;
+    Actions actions;
+    host.participant->OnLayoutTaken(
+        layout,
+        is_refused ? absl::ResourceExhaustedError("no room for the layout") : absl::OkStatus(),
+        now_, &actions);
+    Perform(server, &actions);
+  });
+}
+
+// No piece is kept before there is room for its layout.
+void Simulation::CheckRoom(const Host& host, const PushPiece& piece) {
+  if (host.room != layouts_[piece.key.generation]) {
+    Fail("a piece was kept where there is no room for its layout");
+  }
+}
+
 // Sums what the participant says is staged: the bytes follow from the keys of the pieces.
 Staged Simulation::Reduce(const Host& host, const StageShard& action, ShardStaged* result) const {
   const ShardSpec& shard = spec_->shards[action.shard];
@@ -275,6 +302,7 @@ void Simulation::DeliverForward(ServerId from, ServerId to, Forward forward) {
   Actions actions;
   bool keep = false;
   hosts_[to].participant->OnForward(from, forward, !random_.OneIn(50), now_, &keep, &actions);
+  if (keep) CheckRoom(hosts_[to], forward.piece);
   Perform(to, &actions);
 }
 
@@ -404,6 +432,7 @@ void Simulation::Do(ServerId server, PersistRecord& action) {
       }
       if (record.formed != store_.formed) {
         oracle_->AddGeneration(record.formed, record.layout->world_size());
+        layouts_[record.formed] = record.layout->digest;
       }
       MeetRecord(record);
       store_ = record;

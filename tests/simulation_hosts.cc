@@ -94,6 +94,8 @@ void Simulation::Start(ServerId server) {
   } else if (IsJournaled(spec_->level) && disk.incarnation != 0) {
     ReadJournal(&host, &image);
   }
+  host.room = image.layout;
+  host.refused = {};
   image.epoch = disk.epoch;
   image.incarnation = disk.incarnation;
   image.flushes.clear();

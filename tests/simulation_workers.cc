@@ -47,6 +47,7 @@ void Simulation::StartStep(Worker* worker, const Position& position) {
   worker->position = position;
   worker->commit_sent = false;
   worker->retry_ms = 0;
+  worker->refusals = 0;
   worker->pieces.clear();
   const Workload::Try at{position.generation, position.committed_step + 1, position.attempt};
   for (size_t id = 0; id < spec_->shards.size(); ++id) {
@@ -140,6 +141,7 @@ void Simulation::SendPieces(Worker* worker) {
           const bool has_room = !FaultsOn() || !random_.OneIn(50);
           if (!has_room) Meet(Met::kNoRoom);
           host.participant->OnPush(request, push, has_room, now_, &keep, actions);
+          if (keep) CheckRoom(host, push);
         });
   }
 }
@@ -268,6 +270,8 @@ void Simulation::OnPushed(const Call& call, const Answer& answer, Worker* worker
     Rejoin(worker);
   } else {
     worker->pieces[call.piece].retry_ms = now_ + 10;
+    // A recovery opens a job without room: a new attempt asks for it again.
+    if (absl::IsResourceExhausted(status)) worker->wants_abort |= ++worker->refusals > 5;
   }
 }
 

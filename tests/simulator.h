@@ -62,6 +62,8 @@ enum class Met : uint8_t {
   kDamage,
   kDamageTold,
   kDamageBesideOthers,
+  kLayoutRefused,
+  kLayoutTakenLater,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

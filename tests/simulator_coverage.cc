@@ -107,6 +107,10 @@ const char* Describe(Met met) {
       return "damage told, the server started anew";
     case Met::kDamageBesideOthers:
       return "damaged shard on a server that serves others";
+    case Met::kLayoutRefused:
+      return "layout that a server has no room for";
+    case Met::kLayoutTakenLater:
+      return "refused layout taken later";
     case Met::kCount:
       break;
   }

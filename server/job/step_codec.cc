@@ -530,7 +530,10 @@ absl::StatusOr<StoredImage> ParseImage(const std::string& bytes) {
   for (const auto& body : in.absent()) {
     image.absent.push_back({body.rank(), {body.tensors().begin(), body.tensors().end()}});
   }
-  if (in.has_layout()) stored.layout = ToStep(in.layout());
+  if (in.has_layout()) {
+    stored.layout = ToStep(in.layout());
+    image.layout = stored.layout->digest;
+  }
   return stored;
 }
 

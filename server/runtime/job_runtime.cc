@@ -275,7 +275,6 @@ absl::Status JobRuntime::CheckRequest(const PieceRequest& request, step::PushPie
     if (!region.ok()) return region.status();
     piece->key.region = static_cast<uint64_t>(*region);
   }
-  if (!layout_status_.ok()) return layout_status_;
   bool is_stored = false;
   const absl::Status status = participant_->CheckPush(*piece, &is_stored);
   // Contents are compared when they are known.
@@ -487,22 +486,7 @@ void JobRuntime::Deliver(int from, const step::Message& message, step::Actions* 
   if (!step::ForLeader(message) || fenced) {
     if (configuring_) return held_.emplace_back(from, message), void();
     participant_->OnMessage(from, message, now_ms(), more);
-    if (const auto* open = std::get_if<step::OpenJob>(&message)) TakeLayout(*open);
   }
-}
-
-// The machine has obeyed an OpenJob, or not: with a new layout the store needs room for it.
-void JobRuntime::TakeLayout(const step::OpenJob& open) {
-  if (open.layout == nullptr || participant_->position().generation != open.generation) return;
-  if (layout_ != nullptr && layout_->digest == open.layout->digest && layout_status_.ok()) return;
-  if (participant_->prepared() != nullptr)
-    return;  // its bytes are needed still; the leader repeats itself
-  layout_ = open.layout;
-  layout_status_ = shards_->SetLayout(PiecesFor(*model_, shards_->layout(), *layout_));
-  if (!layout_status_.ok())
-    spdlog::error("job {}: no room for the layout: {}", job_,
-                  std::string(layout_status_.message()));
-  contributions_ = ContributionsPerElement(*model_, *layout_);
 }
 
 // Carries actions out in order; events that they cause here at once add to the end of the line.
@@ -533,12 +517,6 @@ void JobRuntime::Perform(step::Actions actions) {
 }
 
 void JobRuntime::Do(const step::Send& action, step::Actions* more) {
-  if (const auto* opened = std::get_if<step::OpenReply>(&action.message);
-      opened != nullptr && opened->status != layout_status_) {
-    step::OpenReply told = *opened;
-    told.status = layout_status_;
-    return Do(step::Send{action.to, std::move(told)}, more);
-  }
   if (action.to == environment_.self) return Deliver(environment_.self, action.message, more);
   outgoing_.push_back(action);
 }
@@ -613,6 +591,25 @@ void JobRuntime::Do(const step::DropStaged& action, step::Actions*) {
     return;  // what is staged belongs to the decision before
   shards_->DropStaged();
   first_byte_ms_ = staged_ms_ = 0;
+}
+
+void JobRuntime::Do(const step::TakeLayout& action, step::Actions*) {
+  environment_.pool->Submit([self = shared_from_this(), layout = action.layout, model = model_] {
+    self->TakeInPool(layout, *model);
+  });
+}
+
+void JobRuntime::TakeInPool(const std::shared_ptr<const step::Layout>& layout,
+                            const JobModel& model) {
+  const absl::Status taken = shards_->SetLayout(PiecesFor(model, shards_->layout(), *layout));
+  if (!taken.ok())
+    spdlog::error("job {}: no room for the layout: {}", job_, std::string(taken.message()));
+  const absl::StatusOr<int64_t> contributions = ContributionsPerElement(model, *layout);
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    layout_ = layout;
+    contributions_ = contributions;
+    participant_->OnLayoutTaken(layout->digest, taken, now, actions);
+  });
 }
 
 void JobRuntime::Do(const step::StageShard& action, step::Actions*) {
@@ -694,7 +691,8 @@ void JobRuntime::WriteFlushInPool() {
     header.step = image.last_applied == nullptr ? step::kLoading : image.last_applied->step;
     header.manifest = model_->definition().manifest().SerializeAsString();
     header.optimizer = model_->definition().optimizer().SerializeAsString();
-    header.machine = Serialize(image, layout_.get());
+    const bool has_room = !image.layout.empty();  // for layout_
+    header.machine = Serialize(image, has_room ? layout_.get() : nullptr);
   }
   absl::Status status = WriteFlush(&environment_.data->store(), header, shards_.get());
   if (status.ok()) status = environment_.data->PutValue(CleanKey(job_), "");

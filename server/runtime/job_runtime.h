@@ -4,8 +4,7 @@
 //
 // Every event runs under one mutex, and so do its actions, in order. Staging, applying, flushing
 // and every write to the disk go to the thread pool and come back as events; messages to other
-// servers leave after the mutex. Neither bytes nor disks are waited for under it, except that a new
-// layout may spill to find room (TakeLayout).
+// servers leave after the mutex. Neither bytes nor disks are waited for under it.
 //   Threads  all methods are safe from any thread.
 //   Next     a push goes on in server/shards/shard_store.h, a decision in server/step/leader.h.
 #pragma once
@@ -146,10 +145,11 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   void SendToPeers(const std::vector<step::Send>& messages);
   void Perform(step::Actions actions) REQUIRES(mutex_);
   void Deliver(int from, const step::Message& message, step::Actions* more) REQUIRES(mutex_);
-  void TakeLayout(const step::OpenJob& open) REQUIRES(mutex_);
   void Do(const step::Send& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::Answer& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::PersistEpoch& action, step::Actions* more) REQUIRES(mutex_);
+  void Do(const step::TakeLayout& action, step::Actions* more) REQUIRES(mutex_);
+  void TakeInPool(const std::shared_ptr<const step::Layout>& layout, const JobModel& model);
   void Do(const step::StageShard& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::DropStaged& action, step::Actions* more) REQUIRES(mutex_);
   void Do(const step::Serve& action, step::Actions* more) REQUIRES(mutex_);
@@ -180,7 +180,6 @@ class JobRuntime : public std::enable_shared_from_this<JobRuntime> {
   std::unique_ptr<step::Participant> participant_ GUARDED_BY(mutex_);
   std::unique_ptr<step::Leader> leader_;  // set once before Start
   std::shared_ptr<const step::Layout> layout_ GUARDED_BY(mutex_);
-  absl::Status layout_status_ GUARDED_BY(mutex_);
   absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};
   std::map<step::RequestId, std::shared_ptr<Waiter>> waiters_ GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*

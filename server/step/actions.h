@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "server/step/job.h"
+#include "server/step/layout.h"
 #include "server/step/messages.h"
 
 namespace orlop::step {
@@ -48,6 +50,11 @@ struct PersistDecision {
 struct PersistDiscard {
   int64_t step = 0;
   int64_t attempt = 0;
+};
+// Make room to stage the pieces of `layout`, and drop what is staged of the layout before. It is
+// given only while nothing staged is needed. Event: OnLayoutTaken.
+struct TakeLayout {
+  std::shared_ptr<const Layout> layout;
 };
 // All pieces of a shard are here (or absent): sum them by ascending rank, hash, take the norm.
 // Rank order and pieces: Participant::PiecesOf. Event: OnShardStaged.
@@ -105,9 +112,9 @@ struct PersistRecord {
   JobRecord record;
 };
 
-using Action = std::variant<Send, Answer, PersistEpoch, PersistDecision, PersistDiscard, StageShard,
-                            DropStaged, StartApply, ForwardBytes, Serve, FetchShard, LoadFlush,
-                            WriteFlush, PersistRecord>;
+using Action = std::variant<Send, Answer, PersistEpoch, PersistDecision, PersistDiscard, TakeLayout,
+                            StageShard, DropStaged, StartApply, ForwardBytes, Serve, FetchShard,
+                            LoadFlush, WriteFlush, PersistRecord>;
 using Actions = std::vector<Action>;
 
 }  // namespace orlop::step

@@ -62,6 +62,11 @@ class Job : public ::testing::Test {
         leader_->OnRecordPersisted(record->record.version, true, kNow, &next);
       } else if (auto* epoch = std::get_if<PersistEpoch>(&action)) {
         participant_->OnEpochDurable(epoch->epoch, kNow, &next);
+      } else if (auto* take = std::get_if<TakeLayout>(&action)) {
+        ++layouts_asked_;
+        if (!hold_layouts_) {
+          participant_->OnLayoutTaken(take->layout->digest, layout_status_, kNow, &next);
+        }
       } else if (auto* stage = std::get_if<StageShard>(&action)) {
         ShardStaged staged{stage->shard, {9, 9}, 2.0, non_finite_};
         if (staging_status_.ok()) {
@@ -89,14 +94,15 @@ class Job : public ::testing::Test {
     }
   }
 
+  static std::vector<Contribution> Contributions(Rank rank, bool with_gap = false) {
+    const auto begin = static_cast<uint64_t>(rank * 2);
+    return {{0, Mode::kExactlyOnce, {FlatBox(begin, with_gap ? 1 : 2)}},
+            {1, Mode::kSum, {FlatBox(0, 2)}}};
+  }
+
   RequestId Join(Rank rank, int64_t generation, int64_t min_committed_step = kLoading,
                  bool with_gap = false) {
-    const JoinRequest join{rank,
-                           2,
-                           generation,
-                           {{0, Mode::kExactlyOnce, {FlatBox(rank * 2, with_gap ? 1 : 2)}},
-                            {1, Mode::kSum, {FlatBox(0, 2)}}},
-                           min_committed_step};
+    const JoinRequest join{rank, 2, generation, Contributions(rank, with_gap), min_committed_step};
     Actions actions;
     leader_->OnJoin(++request_, join, kNow, &actions);
     Run(std::move(actions));
@@ -193,6 +199,9 @@ class Job : public ::testing::Test {
   bool hold_applies_ = false;
   bool hold_prepares_ = false;
   bool lose_seal_replies_ = false;
+  bool hold_layouts_ = false;
+  int layouts_asked_ = 0;
+  absl::Status layout_status_;
   absl::Status staging_status_;
   absl::Status prepare_status_;
   std::vector<int64_t> counts_;
@@ -507,6 +516,99 @@ TEST_F(Job, DamageEndsWithTheFlushThatReplacesTheShards) {
   EXPECT_EQ(served_, 0);
 }
 
+TEST_F(Job, ALayoutWithoutRoomIsAJoinsAnswerAndIsAskedForAgain) {
+  layout_status_ = absl::ResourceExhaustedError("4 GiB are needed");
+  generation_ = answers_[Join(0, 0)].generation_issued;
+  const RequestId first = Join(0, generation_);
+  const RequestId second = Join(1, generation_);
+  EXPECT_EQ(answers_[first].status, layout_status_);
+  EXPECT_EQ(answers_[second].status, layout_status_);
+  EXPECT_EQ(Push(Piece(0, 0, 0, 2)), layout_status_);
+  const RequestId again = Join(0, generation_);
+  EXPECT_FALSE(answers_.contains(again));  // until the leader has asked again
+  layout_status_ = absl::OkStatus();
+  Actions actions;
+  leader_->OnTick(kNow + 1000, &actions);
+  Run(std::move(actions));
+  ASSERT_TRUE(answers_[again].status.ok()) << answers_[again].status;
+  PushPiece piece = Piece(0, 0, 0, answers_[again].position.attempt);
+  piece.is_load = true;
+  EXPECT_TRUE(Push(piece).ok());
+}
+
+TEST_F(Job, WhileRoomIsMadePushesAreEarlyAndOpenIsAnsweredOnce) {
+  hold_layouts_ = true;
+  generation_ = answers_[Join(0, 0)].generation_issued;
+  Join(0, generation_);
+  const RequestId join = Join(1, generation_);
+  EXPECT_EQ(layouts_asked_, 1);
+  Actions actions;
+  leader_->OnTick(kNow + 1000, &actions);  // repeats OpenJob
+  Run(std::move(actions));
+  EXPECT_EQ(layouts_asked_, 1);
+  EXPECT_FALSE(answers_.contains(join));
+  const KeyVerdict verdict = participant_->CheckKey({0, generation_, 0, 2});
+  EXPECT_TRUE(verdict.is_later);
+  EXPECT_TRUE(absl::IsUnavailable(verdict.status)) << verdict.status;
+  Actions taken;
+  participant_->OnLayoutTaken({77, 77}, absl::OkStatus(), kNow, &taken);  // nobody asked
+  Run(std::move(taken));
+  EXPECT_FALSE(answers_.contains(join));
+  const auto layout = std::make_shared<Layout>();
+  layout->by_rank = {Contributions(0), Contributions(1)};
+  participant_->OnLayoutTaken(DigestLayout(layout->by_rank), absl::OkStatus(), kNow, &taken);
+  Run(std::move(taken));
+  EXPECT_TRUE(answers_[join].status.ok());
+}
+
+TEST_F(Job, TheRoomOfALayoutIsGoneWhileRoomForAnotherIsMade) {
+  Load();
+  const auto open = [&](int64_t generation, std::vector<std::vector<Contribution>> by_rank) {
+    auto layout = std::make_shared<Layout>();
+    layout->digest = DigestLayout(by_rank);
+    layout->by_rank = std::move(by_rank);
+    auto placement = std::make_shared<Placement>(Placement{{{0, 7}}, {{0, 7}}});
+    Actions actions;
+    participant_->OnMessage(
+        0,
+        OpenJob{participant_->epoch(), generation, 0, 1, spec_->manifest_digest, layout, placement},
+        kNow, &actions);
+    Run(std::move(actions));
+  };
+  hold_layouts_ = true;
+  const std::vector<Contribution> alone = {{0, Mode::kExactlyOnce, {FlatBox(0, 4)}},
+                                           {1, Mode::kSum, {FlatBox(0, 2)}}};
+  open(8, {alone});
+  open(9, {Contributions(0), Contributions(1)});  // as before generation 8
+  EXPECT_TRUE(participant_->CheckKey({0, 9, 1, 1}).is_later);
+  hold_layouts_ = false;
+  Actions actions;
+  participant_->OnLayoutTaken(DigestLayout({alone}), absl::OkStatus(), kNow, &actions);
+  Run(std::move(actions));
+  EXPECT_EQ(layouts_asked_, 3);
+  EXPECT_TRUE(participant_->CheckKey({0, 9, 1, 1}).status.ok());
+}
+
+TEST_F(Job, ARecoveryOpensWithoutRoomAndANewAttemptAsksForItAgain) {
+  Load();
+  layout_status_ = absl::ResourceExhaustedError("4 GiB are needed");
+  ParticipantImage image = participant_->Image();
+  image.layout = {};  // as after a crash that kept the state
+  participant_ = std::make_unique<Participant>(spec_, 0, 0, image, 7, ParticipantOptions{});
+  Actions actions;
+  participant_->OnTick(kNow, &actions);
+  Run(std::move(actions));
+  ASSERT_TRUE(leader_->Status().serving) << leader_->Status().waiting_for;
+  Pull(0, 0);
+  EXPECT_EQ(served_, 0);
+  const int64_t attempt = leader_->Status().position.attempt;
+  EXPECT_EQ(Push(Piece(0, 0, 1, attempt)), layout_status_);
+  EXPECT_EQ(Abort(1, attempt), layout_status_);
+  layout_status_ = absl::OkStatus();
+  EXPECT_TRUE(Abort(1, attempt + 1).ok());
+  EXPECT_TRUE(Push(Piece(0, 0, 1, attempt + 2)).ok());
+}
+
 TEST_F(Job, AbortOpensTheNextAttemptAndIsRefusedOnceDecided) {
   Load();
   const RequestId waiting = Commit(0, 1);
@@ -798,6 +900,8 @@ class TwoCopies : public ::testing::Test {
         participants_[at]->OnEpochDurable(epoch->epoch, now_ms_, &next);
       } else if (auto* apply = std::get_if<StartApply>(&action)) {
         participants_[at]->OnShardApplied(apply->shard, apply->decision->step, now_ms_, &next);
+      } else if (auto* take = std::get_if<TakeLayout>(&action)) {
+        participants_[at]->OnLayoutTaken(take->layout->digest, absl::OkStatus(), now_ms_, &next);
       } else if (auto* stage = std::get_if<StageShard>(&action)) {
         participants_[at]->OnShardStaged(stage->step, stage->attempt, {stage->shard, {9, 9}},
                                          now_ms_, &next);

@@ -123,7 +123,8 @@ struct CatchUpReply {
 };
 
 // OpenJob message: opens (generation, step, attempt) for pushes. Drops what is staged for lower
-// ones. An overtaken one is ignored. Answered by OpenReply.
+// ones. An overtaken one is ignored. Answered by OpenReply, once the server has room for the
+// layout.
 struct OpenJob {
   int64_t epoch = 0;
   int64_t generation = 0;

@@ -95,6 +95,7 @@ Participant::Participant(std::shared_ptr<const JobSpec> spec, ServerId self, Ser
   discarded_attempt_ = image.discarded_attempt;
   generation_ = image.generation;
   attempt_ = image.attempt;
+  taken_layout_ = image.layout;
   absent_ = image.absent;
   has_scale_ = image.has_scale;
   scale_ = image.scale;
@@ -522,7 +523,7 @@ void Participant::OnStop(int64_t now_ms, Actions* actions) {
 
 void Participant::MaybeFlush(Actions* actions) {
   if (life_ != Life::kDraining || committed_ || restoring_) return;
-  if (durable_epoch_ != epoch_ || !discard_durable_) return;
+  if (durable_epoch_ != epoch_ || !discard_durable_ || !taking_layout_.empty()) return;
   if (prepared_ != nullptr && !prepared_durable_) return;
   for (Shard& shard : shards_) {
     if (!shard.fetching.empty()) return;
@@ -550,6 +551,7 @@ ParticipantImage Participant::Image() const {
   image.prepared = prepared_;
   image.discarded_step = discarded_step_;
   image.discarded_attempt = discarded_attempt_;
+  image.layout = taken_layout_;
   image.generation = generation_;
   image.attempt = attempt_;
   image.is_load = kind_ == Kind::kLoad;

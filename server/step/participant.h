@@ -54,6 +54,7 @@ struct ParticipantImage {
   bool is_load = false;
   bool has_scale = false;
   double scale = 1.0;
+  Digest layout;  // that the shell has room for; empty: none
   std::vector<StagedPiece> pieces;
   struct AbsentTensors {
     Rank rank = 0;
@@ -126,6 +127,8 @@ class Participant {
   //                       or, later, one that is not open yet
   //   Unavailable         recovering or stopping; later: the step before is still being applied
   //   damage()            a key that is open or later, while a shard of this server is damaged
+  //   of OnLayoutTaken    a key that is open, but the shell has no room for the layout; later,
+  //                       Unavailable: the shell is making room
   KeyVerdict CheckKey(const AttemptKey& key) const;
 
   // What a push would be answered now, without its bytes. OK: send them, or, with `*stored`, the
@@ -164,6 +167,9 @@ class Participant {
   void OnPrepareFailed(const Digest& decision, absl::Status status, int64_t now_ms,
                        Actions* actions);
   void OnDiscardDurable(int64_t step, int64_t attempt, int64_t now_ms, Actions* actions);
+  // The shell has made room for the layout with this digest, or has none: an error is the answer to
+  // OpenJob and to pushes, until another OpenJob asks again.
+  void OnLayoutTaken(const Digest& layout, absl::Status status, int64_t now_ms, Actions* actions);
   // Ignored if the attempt is no longer the open one. `absent`, `loaded_applied_count`: not read.
   void OnShardStaged(int64_t step, int64_t attempt, const ShardStaged& staged, int64_t now_ms,
                      Actions* actions);
@@ -273,6 +279,8 @@ class Participant {
   int LocalIndex(ShardId shard) const;
   bool IsInSync(ShardId shard) const;
   KeyVerdict CompareKey(const AttemptKey& key) const;
+  bool HasRoom() const { return layout_ == nullptr || layout_->digest == taken_layout_; }
+  void AnswerOpen(Actions* actions);
   absl::Status CheckOpen(const PushPiece& piece) const;
   absl::Status Unfit(const std::string& text) const;  // FailedPrecondition, by the step being made
   absl::Status CheckPiece(const PushPiece& piece, const Shard& shard, bool* stored) const;
@@ -319,6 +327,9 @@ class Participant {
   int64_t generation_ = 0;
   int64_t attempt_ = 0;  // 0: nothing has been opened, or it was dropped
   std::shared_ptr<const Layout> layout_;
+  Digest taken_layout_;         // that the shell has room for; empty: none
+  Digest taking_layout_;        // TakeLayout given, not completed; empty: none
+  absl::Status layout_status_;  // of the last completion
   std::shared_ptr<const Placement> placement_;
   Kind kind_ = Kind::kUndecided;
   bool has_pieces_ = false;

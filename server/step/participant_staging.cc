@@ -115,7 +115,33 @@ void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Ac
     }
     MaybeSendStageReport(actions);
   }
-  SendToLeader(OpenReply{epoch_, generation_, message.committed_step, attempt_}, actions);
+  AnswerOpen(actions);
+}
+
+// Once the shell has room for the layout.
+void Participant::AnswerOpen(Actions* actions) {
+  if (HasRoom()) {
+    return SendToLeader(OpenReply{epoch_, generation_, committed_step_, attempt_, absl::OkStatus()},
+                        actions);
+  }
+  if (!taking_layout_.empty()) return;  // its completion answers
+  if (prepared_ != nullptr) return;     // its staged bytes are needed; the leader repeats itself
+  taking_layout_ = layout_->digest;
+  taken_layout_ = {};  // its room is given away
+  actions->push_back(TakeLayout{layout_});
+}
+
+void Participant::OnLayoutTaken(const Digest& layout, absl::Status status, int64_t now_ms,
+                                Actions* actions) {
+  if (layout != taking_layout_) return;
+  taking_layout_ = {};
+  taken_layout_ = status.ok() ? layout : Digest{};
+  layout_status_ = std::move(status);
+  if (life_ != Life::kRunning) return MaybeFlush(actions);
+  if (!opened_ || layout_ == nullptr) return;  // the OpenJob of a new epoch asks again
+  const bool is_refused = layout_->digest == layout && !layout_status_.ok();
+  if (!is_refused) return AnswerOpen(actions);
+  SendToLeader(OpenReply{epoch_, generation_, committed_step_, attempt_, layout_status_}, actions);
 }
 
 void Participant::DropAttempt(Actions* actions) {
@@ -143,7 +169,11 @@ KeyVerdict Participant::CheckKey(const AttemptKey& key) const {
   KeyVerdict verdict = CompareKey(key);
   // A damaged version is committed but cannot be made, so no later one can be made either.
   const bool is_refused = !verdict.is_later && !verdict.status.ok();
-  return is_refused || damaged_.empty() ? verdict : KeyVerdict{false, damage()};
+  if (!is_refused && !damaged_.empty()) return {false, damage()};
+  if (is_refused || verdict.is_later || HasRoom()) return verdict;
+  if (taking_layout_.empty() && !layout_status_.ok()) return {false, layout_status_};
+  return Later(absl::UnavailableError(absl::StrCat(
+      "server ", self_, " is making room for the layout of generation ", generation_)));
 }
 
 KeyVerdict Participant::CompareKey(const AttemptKey& key) const {
