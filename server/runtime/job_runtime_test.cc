@@ -69,7 +69,7 @@ class JobOnAFaultyDisk : public testing::Test {
   }
   void Use(const std::string& job) {
     job_ = table_->Find(job).value();
-    job_->AwaitRecovery(Soon());
+    job_->leader()->AwaitRecovery(Soon());
   }
   // What the next process finds.
   void Restart() {
@@ -120,9 +120,9 @@ class JobOnAFaultyDisk : public testing::Test {
 
   void Join() {
     step::JoinRequest join;
-    join.generation = job_->Join(join, Soon()).value().generation_issued;
+    join.generation = job_->leader()->Join(join, Soon()).value().generation_issued;
     join.contributions = {{0, step::Mode::kExactlyOnce, {Whole()}}};
-    const auto joined = job_->Join(join, Soon());
+    const auto joined = job_->leader()->Join(join, Soon());
     ASSERT_TRUE(joined.ok()) << joined.status();
     generation_ = join.generation;
   }
@@ -166,7 +166,7 @@ class JobOnAFaultyDisk : public testing::Test {
 
   // Commits the next step, or again the one that is given.
   absl::Status Commit(bool is_load = false, int64_t step = -1) {
-    const step::JobStatusReport status = job_->Status();
+    const step::JobStatusReport status = job_->leader()->Status();
     step::CommitRequest commit;
     commit.generation = generation_;
     commit.step = step >= 0 ? step : status.position.committed_step + 1;
@@ -180,7 +180,7 @@ class JobOnAFaultyDisk : public testing::Test {
         group.values.push_back({name, std::bit_cast<uint64_t>(value)});
       commit.groups = {group};
     }
-    return job_->Commit(commit, Soon()).status();
+    return job_->leader()->Commit(commit, Soon()).status();
   }
 
   // Keeps every thread of the pool busy while it lives.
@@ -245,8 +245,6 @@ class JobOnAFaultyDisk : public testing::Test {
   int64_t generation_ = 0;
 };
 
-// A committed step whose apply cannot read a spilled slot: the shard is lost by name, the others
-// serve the step, and nothing hangs.
 TEST_F(JobOnAFaultyDisk, APieceTakesTheJobsLockTwice) {
   ASSERT_NO_FATAL_FAILURE(Load());
   const OwnedShard& shard = job_->shards().layout().shards.front();
@@ -294,6 +292,8 @@ TEST_F(JobOnAFaultyDisk, APieceAheadOfTheServerIsAnsweredLaterAndWoken) {
   EXPECT_TRUE(again.ticket.has_value()) << again.status;
 }
 
+// A committed step whose apply cannot read a spilled slot: the shard is lost by name, the others
+// serve the step, and nothing hangs.
 TEST_F(JobOnAFaultyDisk, UnreadableSlotIsDataLossOfItsShardByName) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const std::vector<OwnedShard>& shards = job_->shards().layout().shards;
@@ -372,8 +372,8 @@ TEST_F(JobOnAFaultyDisk, DamagedFlushIsLostMemory) {
   ASSERT_TRUE(data_->store().Commit({{{key, head.substr(1)}}}).ok());
   ASSERT_NO_FATAL_FAILURE(Restart());
   Use("job");
-  EXPECT_TRUE(job_->HasLostMemory());
-  EXPECT_FALSE(job_->Status().serving);
+  EXPECT_TRUE(job_->leader()->HasLostMemory());
+  EXPECT_FALSE(job_->leader()->Status().serving);
   EXPECT_TRUE(absl::IsDataLoss(job_->AwaitVersion(0, 1, Soon()).status()));
 }
 
@@ -384,7 +384,7 @@ TEST_F(JobOnAFaultyDisk, FlushMayTakeLongerThanTheDeadline) {
   ASSERT_TRUE(stopped.ok()) << stopped;
   ASSERT_NO_FATAL_FAILURE(Restart());
   Use("job");
-  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_FALSE(job_->leader()->HasLostMemory());
   EXPECT_TRUE(job_->AwaitVersion(0, 1, Soon()).ok());
 }
 
@@ -394,10 +394,10 @@ TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
   ASSERT_TRUE(table_->Stop(Soon().deadline).ok());
   ASSERT_NO_FATAL_FAILURE(Restart());
   Use("job");
-  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_FALSE(job_->leader()->HasLostMemory());
   ASSERT_NO_FATAL_FAILURE(Restart());  // without a stop: as killed
   Use("job");
-  EXPECT_TRUE(job_->HasLostMemory());
+  EXPECT_TRUE(job_->leader()->HasLostMemory());
 }
 
 // A job that has lost its memory holds nothing to flush: its clean stop is not taken for memory.
@@ -407,14 +407,14 @@ TEST_F(JobOnAFaultyDisk, StopOfAJobThatLostItsMemoryLosesNothingMore) {
   ASSERT_NO_FATAL_FAILURE(Restart());
   ASSERT_NO_FATAL_FAILURE(Restart());  // without a stop: as killed
   Use("job");
-  ASSERT_TRUE(job_->HasLostMemory());
+  ASSERT_TRUE(job_->leader()->HasLostMemory());
   const absl::Status stopped = table_->Stop(Soon().deadline);
   ASSERT_TRUE(stopped.ok()) << stopped;
   ASSERT_NO_FATAL_FAILURE(Restart());
   Use("job");
-  EXPECT_TRUE(job_->HasLostMemory());
-  ASSERT_FALSE(job_->Status().rollback_offers.empty());
-  EXPECT_EQ(job_->Status().rollback_offers.front().step, 1);
+  EXPECT_TRUE(job_->leader()->HasLostMemory());
+  ASSERT_FALSE(job_->leader()->Status().rollback_offers.empty());
+  EXPECT_EQ(job_->leader()->Status().rollback_offers.front().step, 1);
 }
 
 // One job whose state is damaged: the stop fails, the other jobs have lost nothing.
@@ -429,10 +429,10 @@ TEST_F(JobOnAFaultyDisk, JobThatCannotBeFlushedCostsNoOtherItsState) {
   world_.disk.FailReadsOf("");
   ASSERT_NO_FATAL_FAILURE(Restart());
   Use("other");
-  EXPECT_FALSE(job_->HasLostMemory());
+  EXPECT_FALSE(job_->leader()->HasLostMemory());
   EXPECT_TRUE(job_->AwaitVersion(0, 0, Soon()).ok());
   Use("job");
-  EXPECT_TRUE(job_->HasLostMemory());
+  EXPECT_TRUE(job_->leader()->HasLostMemory());
 }
 
 // A job that waits keeps no other from its flush.
@@ -472,7 +472,7 @@ TEST_F(JobOnAFaultyDisk, AnswersWhileTheWriteOfAnApplyHangs) {
   world_.disk.HangWrites();
   ASSERT_NO_FATAL_FAILURE(Step(3));
   world_.disk.AwaitHangingWrite();
-  EXPECT_EQ(job_->Status().position.committed_step, 2);
+  EXPECT_EQ(job_->leader()->Status().position.committed_step, 2);
   const absl::Status repeated = Commit(/*is_load=*/false, /*step=*/2);
   EXPECT_TRUE(repeated.ok()) << repeated;
   EXPECT_TRUE(job_->shards().Describe(order.back()).ok());
@@ -490,7 +490,7 @@ TEST_F(JobOnAFaultyDisk, AnswersWhileTheWriteOfALoadHangs) {
       pushed.Update(Push(shard, /*is_load=*/true, Normal(kRows * kColumns, 4)));
   });
   world_.disk.AwaitHangingWrite();
-  EXPECT_EQ(job_->Status().position.committed_step, 1);
+  EXPECT_EQ(job_->leader()->Status().position.committed_step, 1);
   for (const OwnedShard& shard : job_->shards().layout().shards)
     EXPECT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok()) << shard.id;
   world_.disk.Heal();
@@ -503,9 +503,9 @@ TEST_F(JobOnAFaultyDisk, AnswersWhileTheLeadersRecordHangs) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   data_disk_->HangWrites();
   absl::StatusOr<step::Answer> joined = absl::UnknownError("not answered");
-  std::thread join([&] { joined = job_->Join(step::JoinRequest(), Soon()); });
+  std::thread join([&] { joined = job_->leader()->Join(step::JoinRequest(), Soon()); });
   data_disk_->AwaitHangingWrite();
-  EXPECT_EQ(job_->Status().position.committed_step, 1);
+  EXPECT_EQ(job_->leader()->Status().position.committed_step, 1);
   for (const OwnedShard& shard : job_->shards().layout().shards) {
     EXPECT_TRUE(Push(shard, false, Normal(kRows * kColumns, 3)).ok()) << shard.id;
     EXPECT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok()) << shard.id;
@@ -523,7 +523,8 @@ TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
   for (const auto end = Soon().deadline;
        !absl::StrContains(late.message(), "no space left on device") &&
        std::chrono::steady_clock::now() < end;)
-    late = job_->Join(step::JoinRequest(),
+    late = job_->leader()
+               ->Join(step::JoinRequest(),
                       {std::chrono::steady_clock::now() + std::chrono::milliseconds(50), nullptr})
                .status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(late)) << late;
@@ -546,8 +547,9 @@ TEST_F(JobOnAFaultyDisk, RecoveryOutlastsAFailedWrite) {
     job->Tick();
     data_disk_->Heal();
     job->Tick();
-    job->AwaitRecovery({std::chrono::steady_clock::now() + std::chrono::seconds(5), nullptr});
-    EXPECT_TRUE(job->Status().serving);
+    job->leader()->AwaitRecovery(
+        {std::chrono::steady_clock::now() + std::chrono::seconds(5), nullptr});
+    EXPECT_TRUE(job->leader()->Status().serving);
     job->Close();
   }
 }

@@ -46,4 +46,10 @@ struct BegunPiece {
   std::optional<PieceTicket> ticket;
 };
 
+// The piece that a request is about, as the step machine knows it. `layout`: of the generation that
+// has formed here; null if none has.
+//   Status  Unavailable: no layout yet. InvalidArgument: its rank does not contribute that box.
+absl::StatusOr<step::PushPiece> PieceOf(const PieceRequest& request, const JobModel& model,
+                                        const step::Layout* layout);
+
 }  // namespace orlop::server

@@ -38,7 +38,7 @@ grpc::Status AdminService::ListServers(grpc::ServerContext* context,
     if (!job.ok()) return ToGrpc(job.status());
     model = (*job)->model();
     response->mutable_placement()->set_epoch(
-        static_cast<uint64_t>((*job)->Status().position.epoch));
+        static_cast<uint64_t>((*job)->leader()->Status().position.epoch));
   }
   uint64_t next = 0;
   FillPlacement(*jobs_, model.get(), 0, response->mutable_placement(), &next);
@@ -180,9 +180,10 @@ grpc::Status AdminService::AcceptRollback(grpc::ServerContext* context,
   }
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
-  absl::StatusOr<step::Answer> answer = (*job)->AcceptRollback(request->to_step(), WaitOf(context));
+  LeaderShell& leader = *(*job)->leader();
+  absl::StatusOr<step::Answer> answer = leader.AcceptRollback(request->to_step(), WaitOf(context));
   if (!answer.ok()) {
-    absl::Status status = WithPosition(answer.status(), (*job)->Status().position, request->job());
+    absl::Status status = WithPosition(answer.status(), leader.Status().position, request->job());
     v1::ErrorDetail detail = DetailOf(status);
     const v1::JobStatusResponse now = StatusOf(job->get());
     if (now.has_rollback_step()) {

@@ -91,8 +91,8 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
                   absl::StrCat("job '", name, "' exists with another manifest"),
                   v1::ErrorDetail::CONFLICT);
   }
-  if (response->existed()) (*found)->AwaitRecovery(wait);
-  const step::JobStatusReport report = (*found)->Status();
+  if (response->existed()) (*found)->leader()->AwaitRecovery(wait);
+  const step::JobStatusReport report = (*found)->leader()->Status();
   const step::Position& position = report.position;
   if (response->existed() && !report.serving && !report.has_lost_memory) {
     return WithPosition(
@@ -154,7 +154,8 @@ grpc::Status JobService::GetPlacement(grpc::ServerContext*, const v1::GetPlaceme
   uint64_t next = 0;
   FillPlacement(*jobs_, (*job)->model().get(), request->first(), response->mutable_placement(),
                 &next);
-  response->mutable_placement()->set_epoch(static_cast<uint64_t>((*job)->Status().position.epoch));
+  response->mutable_placement()->set_epoch(
+      static_cast<uint64_t>((*job)->leader()->Status().position.epoch));
   response->set_next(next);
   return grpc::Status::OK;
 }
@@ -169,7 +170,7 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
   *changed = !model->definition().has_optimizer() ||
              !SameOptimizer(model->definition().optimizer(), request);
   if (!*changed) return absl::OkStatus();
-  const int64_t committed = job->Status().position.committed_step;
+  const int64_t committed = job->leader()->Status().position.committed_step;
   if (committed > 0) {
     return Refuse(absl::StatusCode::kFailedPrecondition,
                   absl::StrCat("job '", request.job(), "' has stepped to ", committed,
@@ -183,11 +184,12 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
     const absl::Status status = jobs_->PutEverywhere(definition);
     if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
     // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
-    const step::Position open = job->Status().position;
-    job->Abort({.generation = open.generation,
-                .step = open.committed_step + 1,
-                .attempt = open.attempt},
-               wait)
+    const step::Position open = job->leader()->Status().position;
+    job->leader()
+        ->Abort({.generation = open.generation,
+                 .step = open.committed_step + 1,
+                 .attempt = open.attempt},
+                wait)
         .status()
         .IgnoreError();
     absl::SleepFor(absl::Milliseconds(50));
@@ -233,6 +235,7 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
                               v1::JoinResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
+  LeaderShell& leader = *(*job)->leader();
   if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
   if (absl::Status status = CheckClient(*request); !status.ok()) return ToGrpc(status);
   step::JoinRequest join;
@@ -242,8 +245,8 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
   join.client = request->client_id();
   if (request->has_min_committed_step()) join.min_committed_step = request->min_committed_step();
   // A page of a layout claims the rank too: pages of two clients do not mix.
-  if (absl::Status status = (*job)->ClaimRank(join); !status.ok())
-    return ToGrpc(WithPosition(status, (*job)->Status().position, request->job()));
+  if (absl::Status status = leader.ClaimRank(join); !status.ok())
+    return ToGrpc(WithPosition(status, leader.Status().position, request->job()));
   if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
     return ToGrpc(status);
   const std::shared_ptr<const JobModel> model = (*job)->model();
@@ -256,9 +259,9 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
     if (!contributions.ok()) return ToGrpc(contributions.status());
     join.contributions = *std::move(contributions);
   }
-  absl::StatusOr<step::Answer> answer = (*job)->Join(join, WaitOf(context));
+  absl::StatusOr<step::Answer> answer = leader.Join(join, WaitOf(context));
   if (!answer.ok()) {
-    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
+    return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
   }
   response->set_generation(
       static_cast<uint64_t>(join.generation > 0 ? join.generation : answer->generation_issued));
@@ -280,8 +283,9 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
                                     v1::CommitStepResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
+  LeaderShell& leader = *(*job)->leader();
   const auto explain = [&](const absl::Status& status) {
-    return ToGrpc(WithPosition(status, (*job)->Status().position, request->job()));
+    return ToGrpc(WithPosition(status, leader.Status().position, request->job()));
   };
   for (const absl::Status& status :
        {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
@@ -300,7 +304,7 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
     const std::shared_ptr<const JobModel> model = (*job)->model();
     if (!model->definition().has_optimizer()) {
       return explain(step::Because(
-          step::UnfitStep((*job)->Status().position.committed_step),
+          step::UnfitStep(leader.Status().position.committed_step),
           absl::FailedPreconditionError(absl::StrCat(
               "job '", request->job(), "' has no optimizer: call ConfigureOptimizer"))));
     }
@@ -314,7 +318,7 @@ grpc::Status JobService::CommitStep(grpc::ServerContext* context,
     commit.absent.erase(std::unique(commit.absent.begin(), commit.absent.end()),
                         commit.absent.end());
   }
-  absl::StatusOr<step::Answer> answer = (*job)->Commit(commit, WaitOf(context));
+  absl::StatusOr<step::Answer> answer = leader.Commit(commit, WaitOf(context));
   if (!answer.ok()) return explain(answer.status());
   if (answer->decision != nullptr) FillCommitted(*answer->decision, response);
   response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
@@ -328,6 +332,7 @@ grpc::Status JobService::AbortStep(grpc::ServerContext* context,
                                    v1::AbortStepResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
+  LeaderShell& leader = *(*job)->leader();
   if (request->reason().size() > kMaxReasonBytes) {
     return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument,
                          absl::StrCat("reason has ", request->reason().size(),
@@ -338,9 +343,9 @@ grpc::Status JobService::AbortStep(grpc::ServerContext* context,
   abort.generation = static_cast<int64_t>(request->generation());
   abort.step = request->step();
   abort.attempt = static_cast<int64_t>(request->attempt());
-  absl::StatusOr<step::Answer> answer = (*job)->Abort(abort, WaitOf(context));
+  absl::StatusOr<step::Answer> answer = leader.Abort(abort, WaitOf(context));
   if (!answer.ok()) {
-    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
+    return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
   }
   {
     MutexLock lock(&mutex_);
@@ -354,6 +359,7 @@ grpc::Status JobService::Hold(grpc::ServerContext* context, const v1::HoldReques
                               v1::HoldResponse* response) {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
+  LeaderShell& leader = *(*job)->leader();
   if (request->duration_ms() > kMaxHoldMs || request->holder().empty() ||
       request->holder().size() > kMaxClientIdBytes) {
     return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument,
@@ -363,9 +369,9 @@ grpc::Status JobService::Hold(grpc::ServerContext* context, const v1::HoldReques
                          v1::ErrorDetail::BAD_REQUEST));
   }
   absl::StatusOr<step::Answer> answer =
-      (*job)->Hold(request->holder(), request->step(), request->duration_ms(), WaitOf(context));
+      leader.Hold(request->holder(), request->step(), request->duration_ms(), WaitOf(context));
   if (!answer.ok())
-    return ToGrpc(WithPosition(answer.status(), (*job)->Status().position, request->job()));
+    return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
   response->set_step(request->step());
   return grpc::Status::OK;
 }
@@ -375,7 +381,7 @@ grpc::Status JobService::JobStatus(grpc::ServerContext*, const v1::JobStatusRequ
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
   *response = StatusOf(job->get());
-  for (step::Rank rank : (*job)->Status().joined_ranks)
+  for (step::Rank rank : (*job)->leader()->Status().joined_ranks)
     response->add_joined_ranks(static_cast<uint32_t>(rank));
   MutexLock lock(&mutex_);
   const auto it = abort_reasons_.find(request->job());

@@ -36,7 +36,7 @@ void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
 v1::JobStatusResponse StatusOf(JobRuntime* job) {
   v1::JobStatusResponse out;
   const std::shared_ptr<const JobModel> model = job->model();
-  const step::JobStatusReport report = job->Status();
+  const step::JobStatusReport report = job->leader()->Status();
   out.set_job(model->job());
   out.set_committed_step(report.position.committed_step);
   out.set_applied_step(report.applied_step);
@@ -74,8 +74,8 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
 // A job whose memory is gone answers DataLoss until an operator decides; one that recovers is worth
 // waiting for.
 absl::Status CheckMemory(JobRuntime* job, const Wait& wait) {
-  job->AwaitRecovery(wait);
-  if (!job->HasLostMemory()) return absl::OkStatus();
+  job->leader()->AwaitRecovery(wait);
+  if (!job->leader()->HasLostMemory()) return absl::OkStatus();
   const v1::JobStatusResponse status = StatusOf(job);
   v1::ErrorDetail detail;
   detail.set_job(status.job());

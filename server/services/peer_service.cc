@@ -29,7 +29,7 @@ grpc::Status PeerService::Step(grpc::ServerContext*, const v1::StepMessage* requ
   }
   absl::StatusOr<step::Message> message = ToStep(*request);
   if (!message.ok()) return ToGrpc(message.status());
-  (*job)->OnPeer(static_cast<int>(request->from()), *message);
+  (*job)->OnMessage(static_cast<int>(request->from()), *message);
   return grpc::Status::OK;
 }
 

@@ -126,6 +126,8 @@ class Leader {
 
   JobStatusReport Status() const;
   bool deposed() const { return deposed_; }
+  // Of the newest generation that has formed; null: none has.
+  const std::shared_ptr<const Layout>& layout() const { return record_.layout; }
 
  private:
   enum class Phase : uint8_t {

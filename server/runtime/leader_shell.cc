@@ -1,0 +1,129 @@
+#include "server/runtime/leader_shell.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "absl/strings/str_cat.h"
+#include "server/job/contributions.h"
+#include "server/runtime/step_scalars.h"
+#include "spdlog/spdlog.h"
+
+namespace orlop::server {
+
+LeaderShell::LeaderShell(const Environment& environment, std::shared_ptr<const JobModel> model,
+                         step::JobRecord record, std::weak_ptr<void> owner,
+                         std::shared_ptr<JobDisk> disk, std::shared_ptr<LocalMessages> local)
+    : MachineShell(environment, model->job(), std::move(disk), std::move(local)),
+      owner_(std::move(owner)),
+      leader_(
+          model->spec(), environment.self, std::move(record),
+          [this](const step::ScalarInputs& inputs) REQUIRES(mutex_) { return ScalarsOf(inputs); },
+          step::LeaderOptions()),
+      model_(std::move(model)) {}
+
+// ---- Calls -------------------------------------------------------------------------------------
+
+absl::Status LeaderShell::ClaimRank(const step::JoinRequest& join) {
+  MutexLock lock(&mutex_);
+  return closed_ ? JobGone() : leader_.ClaimRank(join);
+}
+
+absl::StatusOr<step::Answer> LeaderShell::Join(const step::JoinRequest& join, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions)
+                       REQUIRES(mutex_) { leader_.OnJoin(id, join, now, actions); });
+}
+absl::StatusOr<step::Answer> LeaderShell::Commit(const step::CommitRequest& commit,
+                                                 const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    if (!is_configuring_) return leader_.OnCommitStep(id, commit, now, actions);
+    AnswerCaller(
+        {.request = id,
+         .status = absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"))});
+  });
+}
+absl::StatusOr<step::Answer> LeaderShell::Abort(const step::AbortRequest& abort, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions)
+                       REQUIRES(mutex_) { leader_.OnAbortStep(id, abort, now, actions); });
+}
+absl::StatusOr<step::Answer> LeaderShell::Hold(const std::string& holder, int64_t step,
+                                               int64_t duration_ms, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    leader_.OnHold(id, holder, step, now + duration_ms, now, actions);
+  });
+}
+absl::StatusOr<step::Answer> LeaderShell::AcceptRollback(int64_t to_step, const Wait& wait) {
+  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions)
+                       REQUIRES(mutex_) { leader_.OnAcceptRollback(id, to_step, now, actions); });
+}
+
+step::JobStatusReport LeaderShell::Status() const {
+  MutexLock lock(&mutex_);
+  return leader_.Status();
+}
+
+void LeaderShell::AwaitRecovery(const Wait& wait) const {
+  MutexLock lock(&mutex_);
+  while (!closed_) {
+    const step::JobStatusReport report = leader_.Status();
+    if (report.serving || report.has_lost_memory || wait.is_over()) return;
+    changed_.WaitUntil(&mutex_,
+                       std::min(wait.deadline, std::chrono::steady_clock::now() + kCancelPoll));
+  }
+}
+
+// ---- Events ------------------------------------------------------------------------------------
+
+void LeaderShell::OnMessage(int from, const step::Message& message) {
+  Complete([&](int64_t now, step::Actions* actions)
+               REQUIRES(mutex_) { leader_.OnMessage(from, message, now, actions); });
+}
+
+void LeaderShell::Tick() {
+  Complete([this](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    *actions = TakeUnsynced();
+    leader_.OnTick(now, actions);
+  });
+}
+
+void LeaderShell::Close() {
+  MutexLock lock(&mutex_);
+  CloseCallers();
+}
+
+void LeaderShell::BeginConfigure() {
+  MutexLock lock(&mutex_);
+  is_configuring_ = true;
+}
+
+void LeaderShell::EndConfigure(std::shared_ptr<const JobModel> model) {
+  MutexLock lock(&mutex_);
+  is_configuring_ = false;
+  if (model != nullptr) model_ = std::move(model);
+}
+
+absl::StatusOr<std::string> LeaderShell::ScalarsOf(const step::ScalarInputs& inputs) {
+  if (model_->definition().optimizer().reduce() == "sum") return BuildScalars(*model_, 1, inputs);
+  if (counted_layout_ != leader_.layout()) {
+    counted_layout_ = leader_.layout();
+    contributions_ = ContributionsPerElement(*model_, *counted_layout_);
+  }
+  if (!contributions_.ok()) return contributions_.status();
+  return BuildScalars(*model_, *contributions_, inputs);
+}
+
+void LeaderShell::Do(const step::Action& action) {
+  const auto* persist = std::get_if<step::PersistRecord>(&action);
+  if (persist == nullptr) return spdlog::critical("job {}: an action that no leader has", job_);
+  environment_.pool->Submit(
+      [this, owner = owner_.lock(), action = *persist] { PersistInPool(action); });
+}
+
+void LeaderShell::PersistInPool(const step::PersistRecord& action) {
+  const absl::StatusOr<bool> follows = disk_->WriteRecord(action.record);
+  Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    if (!follows.ok()) return WriteAgain(action);
+    leader_.OnRecordPersisted(action.record.version, *follows, now, actions);
+  });
+}
+
+}  // namespace orlop::server

@@ -1,0 +1,60 @@
+// The shell of a job's Leader, on the first server by name: workers' calls that decide, and the
+// record that outlives the leader's process.
+//   Threads  all methods are safe from any thread.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "server/job/job_model.h"
+#include "server/runtime/machine_shell.h"
+#include "server/step/leader.h"
+
+namespace orlop::server {
+
+class LeaderShell final : public MachineShell {
+ public:
+  // `owner` owns this shell, and lives while work of it is under way. `model`: as at start.
+  LeaderShell(const Environment& environment, std::shared_ptr<const JobModel> model,
+              step::JobRecord record, std::weak_ptr<void> owner, std::shared_ptr<JobDisk> disk,
+              std::shared_ptr<LocalMessages> local);
+
+  // ---- Workers and operators; each waits in the caller's thread ----
+  absl::Status ClaimRank(const step::JoinRequest& join);  // see Leader::ClaimRank; does not wait
+  absl::StatusOr<step::Answer> Join(const step::JoinRequest& join, const Wait& wait);
+  absl::StatusOr<step::Answer> Commit(const step::CommitRequest& commit, const Wait& wait);
+  absl::StatusOr<step::Answer> Abort(const step::AbortRequest& abort, const Wait& wait);
+  absl::StatusOr<step::Answer> Hold(const std::string& holder, int64_t step, int64_t duration_ms,
+                                    const Wait& wait);
+  absl::StatusOr<step::Answer> AcceptRollback(int64_t to_step, const Wait& wait);
+
+  step::JobStatusReport Status() const;
+  bool HasLostMemory() const { return Status().has_lost_memory; }
+  // Waits until the job serves, or its memory is known to be lost.
+  void AwaitRecovery(const Wait& wait) const;
+
+  // ---- Life ----
+  void OnMessage(int from, const step::Message& message);  // that is ForLeader
+  void Tick();
+  void Close();
+  // Between the two, commits are answered Unavailable. `model`: what steps are decided by from now
+  // on; null: as before.
+  void BeginConfigure();
+  void EndConfigure(std::shared_ptr<const JobModel> model);
+
+ private:
+  void Do(const step::Action& action) override REQUIRES(mutex_);
+  absl::StatusOr<std::string> ScalarsOf(const step::ScalarInputs& inputs) REQUIRES(mutex_);
+  void PersistInPool(const step::PersistRecord& action);
+
+  const std::weak_ptr<void> owner_;
+  step::Leader leader_ GUARDED_BY(mutex_);
+  std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
+  bool is_configuring_ GUARDED_BY(mutex_) = false;
+  // ContributionsPerElement of `counted_layout_`, which takes long to count.
+  std::shared_ptr<const step::Layout> counted_layout_ GUARDED_BY(mutex_);
+  absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};
+};
+
+}  // namespace orlop::server
