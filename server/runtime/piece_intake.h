@@ -7,8 +7,10 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/box.h"
 #include "orlop/v1/types.pb.h"
+#include "server/job/job_model.h"
 #include "server/job/slots.h"
 #include "server/shards/piece_writer.h"
 #include "server/step/messages.h"
