@@ -385,6 +385,10 @@ void Simulation::Do(ServerId server, LoadFlush& action) {
 void Simulation::Do(ServerId server, WriteFlush& action) {
   Disk::CleanStop stop{hosts_[server].participant->Image(), hosts_[server].values,
                        hosts_[server].staged};
+  // A server keeps two flushes.
+  const bool is_empty = stop.image.last_applied == nullptr && stop.image.prepared == nullptr;
+  if (is_empty && !hosts_[server].disk.flushes.empty())
+    return Fail("a flush of nothing takes the place of one that can be rolled back to");
   Sync(
       server,
       [stop](Disk* disk) {

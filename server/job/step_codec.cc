@@ -107,7 +107,6 @@ v1::RecoverReportBody ReportToWire(const step::RecoverReport& m) {
   v1::RecoverReportBody out;
   out.set_epoch(m.epoch);
   out.set_incarnation(m.incarnation);
-  out.set_has_lost_memory(m.has_lost_memory);
   ReportsToWire(m.shards, out.mutable_shards());
   if (m.last_applied != nullptr) ToWire(*m.last_applied, out.mutable_last_applied());
   if (m.prepared != nullptr) ToWire(*m.prepared, out.mutable_prepared());
@@ -129,7 +128,6 @@ step::RecoverReport ReportToStep(const v1::RecoverReportBody& in) {
   step::RecoverReport m;
   m.epoch = in.epoch();
   m.incarnation = in.incarnation();
-  m.has_lost_memory = in.has_lost_memory();
   m.shards = ReportsToStep(in.shards());
   if (in.has_last_applied()) m.last_applied = ToStep(in.last_applied());
   if (in.has_prepared()) m.prepared = ToStep(in.prepared());

@@ -47,12 +47,7 @@ JobStatusReport Leader::Status() const {
       if (!reports_[server].has_value()) absl::StrAppend(&report.waiting_for, " ", server);
     }
     report.is_stuck = HaveAllReported();
-    // A rollback that was accepted, and then lost, loses what its servers were restored to.
-    const bool is_rollback_lost = record_.rolling_back && !HoldsRollback();
-    const bool is_lost = std::any_of(reports_.begin(), reports_.end(), [](const auto& told) {
-      return told.has_value() && told->has_lost_memory;
-    });
-    report.has_lost_memory = report.is_stuck && (is_lost || is_rollback_lost);
+    report.has_lost_memory = IsLost();
     report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -218,17 +213,26 @@ void Leader::MaybeInstallGeneration(int64_t now_ms, Actions* actions) {
   }
 }
 
+bool Leader::IsLost() const {
+  if (phase_ != Phase::kCollect || !HaveAllReported()) return false;
+  if (record_.rolling_back) return !HoldsRollback();
+  if (verdict_.outcome == Verdict::Outcome::kDamaged) return true;
+  const auto is_gone = [this](const Copy& copy) {
+    return reports_[copy.server]->incarnation != copy.incarnation;
+  };
+  return std::any_of(record_.in_sync.begin(), record_.in_sync.end(), [&](const auto& copies) {
+    return !copies.empty() && std::all_of(copies.begin(), copies.end(), is_gone);
+  });
+}
+
 void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms,
                               Actions* actions) {
-  const bool all_reported = phase_ == Phase::kCollect && HaveAllReported();
-  // A state that was accepted may be lost before every server is back at it.
-  const bool is_rollback_lost = record_.rolling_back && all_reported && !HoldsRollback();
-  if (record_.rolling_back && record_.rollback_step == to_step && !is_rollback_lost && !deposed_) {
+  const bool is_lost = IsLost();
+  const bool is_rolling_back = record_.rolling_back && !is_lost;
+  if (is_rolling_back && record_.rollback_step == to_step && !deposed_) {
     return rollbacks_.push_back(request);  // a repeat of the one under way
   }
-  if (deposed_ || persisting_ || (record_.rolling_back && !is_rollback_lost)) {
-    return Reply(request, Recovering(), actions);
-  }
+  if (deposed_ || persisting_ || is_rolling_back) return Reply(request, Recovering(), actions);
   if (phase_ == Phase::kServing && to_step == committed_step()) {
     if (claimed_loss_ > committed_step() &&
         (record_.accepted_at != committed_step() || record_.accepted_loss < claimed_loss_)) {
@@ -239,17 +243,8 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     }
     if (record_.accepted_at == to_step) return Reply(request, absl::OkStatus(), actions);
   }
-  bool is_lost = is_rollback_lost || verdict_.outcome == Verdict::Outcome::kDamaged;
-  for (const std::vector<Copy>& copies : record_.in_sync) {
-    is_lost |= !copies.empty() && std::all_of(copies.begin(), copies.end(), [&](const Copy& copy) {
-      const auto& report = reports_[copy.server];
-      return report.has_value() && report->incarnation != copy.incarnation;
-    });
-  }
   std::vector<RecoverReport::Flush> offers;
-  if (phase_ == Phase::kCollect && is_lost) {
-    offers = RollbackOffers(*spec_, record_.in_sync, reports_);
-  }
+  if (is_lost) offers = RollbackOffers(*spec_, record_.in_sync, reports_);
   for (const auto& offer : offers) {
     if (offer.step != to_step) continue;
     ReplyAll(&rollbacks_,
@@ -261,7 +256,7 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     rollbacks_.push_back(request);
     return BeginEpoch(now_ms, actions);
   }
-  if (phase_ != Phase::kServing && !(all_reported && is_lost)) {
+  if (phase_ != Phase::kServing && !is_lost) {
     return Reply(request, absl::UnavailableError("not every server has told what it holds yet"),
                  actions);
   }

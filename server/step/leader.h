@@ -48,7 +48,7 @@ struct JobStatusReport {
   // of a shard, because of which no further step can be made; else empty.
   std::string waiting_for;
   bool is_stuck = false;  // every server has told what it holds, and it is not enough
-  // True if the job is stuck and at least one server has lost the memory that held committed state.
+  // True if the job is stuck because what was committed is gone, and an operator has to accept it.
   bool has_lost_memory = false;
   // Flushes common to all shards, newest first: what AcceptRollback may take.
   std::vector<RecoverReport::Flush> rollback_offers;
@@ -189,6 +189,10 @@ class Leader {
   bool HaveAllReported() const;
   void AdoptPresentCopies();
   bool HoldsRollback() const;
+  // Every server has reported, and what was committed is gone: all in-sync copies of some shard
+  // were in processes that have ended, or copies contradict one another, or no server holds the
+  // state of the rollback under way any more.
+  bool IsLost() const;
   void StartRollBack(int64_t now_ms, Actions* actions);
   void CheckRollBack(int64_t now_ms, Actions* actions);
   void EnterPrepare(int64_t now_ms, Actions* actions);

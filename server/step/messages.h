@@ -45,7 +45,6 @@ struct ShardReport {
 struct RecoverReport {
   int64_t epoch = 0;  // echo
   int64_t incarnation = 0;
-  bool has_lost_memory = false;     // this incarnation started without the state of the one before
   std::vector<ShardReport> shards;  // the ones this server has a copy of
   DecisionPtr last_applied;         // null: nothing applied. The newest over its shards
   DecisionPtr prepared;             // null: none

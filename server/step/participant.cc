@@ -167,7 +167,6 @@ RecoverReport Participant::BuildReport() const {
   RecoverReport report;
   report.epoch = epoch_;
   report.incarnation = incarnation_;
-  report.has_lost_memory = has_lost_memory_;
   report.shards.reserve(shards_.size());
   for (const Shard& shard : shards_) {
     report.shards.push_back({shard.id, shard.applied_step, shard.applied});
@@ -528,7 +527,7 @@ void Participant::MaybeFlush(Actions* actions) {
   for (Shard& shard : shards_) {
     if (!shard.fetching.empty()) return;
   }
-  // A flush of nothing would pass for memory in the next life.
+  // A server keeps two flushes: one of nothing would take the place of one to roll back to.
   const bool is_empty = last_applied_ == nullptr && prepared_ == nullptr;
   life_ = has_lost_memory_ && is_empty ? Life::kStopped : Life::kFlushing;
   if (life_ == Life::kFlushing) actions->push_back(WriteFlush{});
