@@ -25,7 +25,7 @@ std::string_view DTypeName(v1::DType dtype) {
     case v1::DTYPE_BOOL:
       return "bool";
     case v1::DTYPE_I8_BLOCK:
-      return "int8 with block scales";
+      return "int8 with block scales";  // torch has no such dtype
     default:
       return "unspecified";
   }

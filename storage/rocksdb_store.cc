@@ -1,7 +1,8 @@
-// A Store in RocksDB. Small values are in the default column family (write-ahead log, synced). Bulk
-// values are in a second one as blob files, in parts of 1 MiB, so that a write buffer never holds
-// more than a few. Bulk writes skip the log: Sync flushes them to synced files before a Commit
-// references them.
+// This file implements Store with RocksDB. Small values are in the default column family; each
+// Commit writes and syncs the write-ahead log. Bulk values are in a second column family, as blob
+// files. A bulk value is cut into parts of 1 MiB, so that no write buffer has to hold a whole
+// value. Bulk writes skip the log: Sync flushes the write buffers to synced files before a Commit
+// references the values.
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
@@ -33,11 +34,12 @@ namespace orlop::storage {
 namespace {
 
 constexpr size_t kPartBytes = 1 << 20;
+// A write buffer is an eighth of the memory (BoundMemory): one part at least.
 constexpr uint64_t kLeastMemoryBytes = 8 << 20;
 constexpr char kBulkFamily[] = "bulk";
 
-// Errors are printed to stderr, not to RocksDB's log file, whose writer ends the process if the
-// disk is full.
+// Prints RocksDB's errors to the standard error. RocksDB would write them to a log file, but the
+// writer of that file ends the process if the disk is full.
 class ErrorLog : public rocksdb::Logger {
  public:
   ErrorLog() : rocksdb::Logger(rocksdb::InfoLogLevel::ERROR_LEVEL) {}
@@ -49,6 +51,8 @@ class ErrorLog : public rocksdb::Logger {
   }
 };
 
+// Translates a status. `what` is put before the message. Every error that has no code of its own
+// here, an I/O error too, is DataLoss.
 absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what) {
   if (status.ok()) return absl::OkStatus();
   const std::string message = absl::StrCat(what, ": ", status.ToString());
@@ -58,7 +62,8 @@ absl::Status FromRocksDb(const rocksdb::Status& status, const std::string& what)
   return absl::DataLossError(message);
 }
 
-// Parts sort after their key and before any longer key, because keys contain no byte 0.
+// Returns the key of one part of a bulk value. Keys contain no byte 0, so the parts of a key sort
+// before every other key that begins with it. They are the range [PartKey(key, 0), key + "\1").
 std::string PartKey(const std::string& key, size_t part) {
   return key + std::string(1, '\0') + absl::StrFormat("%08x", part);
 }
@@ -80,6 +85,7 @@ class RocksDbStore : public Store {
     if (seen.ok()) return absl::AlreadyExistsError(absl::StrCat("bulk value '", key, "' exists"));
     rocksdb::WriteOptions options;
     options.disableWAL = true;
+    // An empty value has one part, which is empty.
     for (size_t part = 0; part == 0 || part * kPartBytes < bytes.size(); ++part) {
       const absl::Span<const uint8_t> piece = bytes.subspan(part * kPartBytes, kPartBytes);
       const rocksdb::Slice value(reinterpret_cast<const char*>(piece.data()), piece.size());
@@ -103,6 +109,7 @@ class RocksDbStore : public Store {
         return WrongSize(key, part * kPartBytes + value.size(), out.size());
       std::memcpy(piece.data(), value.data(), piece.size());
     }
+    // If there is one more part, the stored value is longer than `out`.
     const size_t parts = std::max<size_t>(1, (out.size() + kPartBytes - 1) / kPartBytes);
     if (db_->Get(Verified(), bulk_, PartKey(key, parts), &value).ok())
       return WrongSize(key, out.size() + value.size(), out.size());
@@ -149,7 +156,7 @@ class RocksDbStore : public Store {
     for (i->Seek(prefix); i->Valid() && i->key().starts_with(prefix);) {
       const std::string_view key(i->key().data(), i->key().size());
       found.emplace_back(key.substr(0, key.find('\0')));
-      i->Seek(found.back() + "\1");
+      i->Seek(found.back() + "\1");  // past the other parts of this key
     }
     absl::Status status = FromRocksDb(i->status(), absl::StrCat("scan '", prefix, "'"));
     if (!status.ok()) return status;
@@ -170,7 +177,7 @@ class RocksDbStore : public Store {
   static rocksdb::ReadOptions Verified() {
     rocksdb::ReadOptions options;
     options.verify_checksums = true;
-    // Bulk values are read in cycles, so a cache of them would never hit.
+    // Bulk values are read in a cycle that is longer than the cache, which would never hit.
     options.fill_cache = false;
     return options;
   }
@@ -185,8 +192,9 @@ class RocksDbStore : public Store {
   const std::shared_ptr<rocksdb::Cache> cache_;
 };
 
-// Gives half of the memory to write buffers (a full one is written out while another fills), and
-// the other half to the block cache, which it returns.
+// Sets the limits of RocksDB's memory in both options, and returns the block cache. Half of the
+// memory is for the block cache. The other half is for write buffers: two for each of the two
+// column families, so that one fills while the other is written to disk.
 std::shared_ptr<rocksdb::Cache> BoundMemory(uint64_t memory_bytes, rocksdb::DBOptions* options,
                                             rocksdb::ColumnFamilyOptions* family) {
   const auto cache = rocksdb::NewLRUCache(memory_bytes / 2);
@@ -210,8 +218,8 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
     return absl::InvalidArgumentError(absl::StrCat("RocksDB memory of ", memory_bytes,
                                                    " bytes; the least is ", kLeastMemoryBytes));
   std::error_code unused;
-  // Without the directory RocksDB logs an error. If this call fails, RocksDB's message is the
-  // better one.
+  // RocksDB logs an error if the directory does not exist. An error of this call is ignored: the
+  // open then fails with RocksDB's message, which is the better one.
   std::filesystem::create_directories(directory, unused);
   rocksdb::DBOptions options;
   rocksdb::ColumnFamilyOptions values_options;
@@ -229,8 +237,8 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
   bulk_options.enable_blob_files = true;
   bulk_options.min_blob_size = 4 << 10;
   bulk_options.blob_file_size = 64 << 20;
-  // RocksDB's blob garbage collection is off: it moved values that were still in use and so wrote
-  // twenty times what the caller did. It is not needed, because every Sync begins a new file and
+  // RocksDB's blob garbage collection is off. It copied values that were still in use, and so wrote
+  // twenty times as many bytes as the caller. It is not needed: every Sync begins a new file, and
   // the values of one file are erased together, so whole files become free.
   bulk_options.enable_blob_garbage_collection = false;
   bulk_options.compression = rocksdb::kNoCompression;
@@ -241,6 +249,7 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
       options, directory,
       {{rocksdb::kDefaultColumnFamilyName, values_options}, {kBulkFamily, bulk_options}}, &handles,
       &db);
+  // RocksDB reports an I/O error of the file LOCK if another process has the store open.
   if (status.IsIOError() && status.ToString().find("LOCK") != std::string::npos)
     return absl::UnavailableError(absl::StrCat("store in ", directory, ": ", status.ToString()));
   if (!status.ok()) return FromRocksDb(status, absl::StrCat("open store in ", directory));

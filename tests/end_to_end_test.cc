@@ -1,5 +1,5 @@
-// Tests one push, commit and pull through real orlopd processes, by plain generated stubs, against
-// a direct call of the kernels.
+// Makes one step on real orlopd processes: a LOAD, then a push, a commit and a pull, by calls of
+// the generated gRPC stubs alone. The weights must equal those of a direct call of the kernels.
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -35,9 +35,11 @@
 namespace orlop {
 namespace {
 
+// The job has one tensor, "w", of ten shards; the last shard is short.
 constexpr uint64_t kElements = 10'000, kShardElements = 1024;
 
-// orlopd processes on Unix sockets in a temporary directory. The destructor stops them cleanly.
+// A Cluster runs orlopd processes that listen on Unix sockets in a temporary directory. The
+// destructor stops them cleanly and removes the directory.
 class Cluster {
  public:
   explicit Cluster(int server_count) {
@@ -62,7 +64,8 @@ class Cluster {
   std::string Address(int i) const { return "unix:" + directory_ + "/s" + std::to_string(i); }
 
  private:
-  // Returns when the server reports that it is ready.
+  // Starts server `i` and waits until it prints "ready". A server whose data directory is empty
+  // does not wait for the other servers, so they are started one after another.
   void Start(int i) {
     std::vector<std::string> words = {ORLOP_BIN_DIR "/orlopd",
                                       "--listen",
@@ -105,6 +108,8 @@ class Cluster {
   std::vector<pid_t> pids_;
 };
 
+// Returns the only chunk of the piece that covers a whole shard. `values` are those of the whole
+// tensor. A shard is smaller than one leaf (1 MiB), so the chunk has one checksum.
 v1::Chunk ChunkOf(uint64_t shard, const std::vector<float>& values, const std::string& slot) {
   const Range range = ShardRange(shard, kElements, kShardElements);
   v1::Chunk chunk;
@@ -122,6 +127,8 @@ v1::Chunk ChunkOf(uint64_t shard, const std::vector<float>& values, const std::s
   return chunk;
 }
 
+// A Worker is the only contributor of the job. It calls the generated stubs itself and uses
+// no code of client/.
 class Worker {
  public:
   explicit Worker(const Cluster& cluster, int server_count) {
@@ -129,9 +136,10 @@ class Worker {
       channels_.push_back(
           grpc::CreateChannel(cluster.Address(i), grpc::InsecureChannelCredentials()));
     }
-    job_ = v1::Job::NewStub(channels_[0]);
+    job_ = v1::Job::NewStub(channels_[0]);  // the step leader: its name sorts first
   }
 
+  // Creates the job with AdamW in fp32 and clipping to norm 1, and joins it as rank 0 of 1.
   void CreateAndJoin() {
     v1::CreateJobRequest create;
     create.set_job("job");
@@ -154,6 +162,7 @@ class Worker {
     join.set_job("job");
     join.set_world_size(1);
     join.set_client_id("test");
+    // Rank 0 joins twice: the first call asks for a new generation, the second joins it.
     Check([&](auto* context) { return job_->Join(context, join, &joined_); });
     join.set_generation(joined_.generation());
     join.mutable_layout()->set_preset(v1::ContributionLayout::WHOLE);
@@ -161,6 +170,8 @@ class Worker {
     attempt_ = joined_.attempt();
   }
 
+  // Sends each server the pieces of its shards in one stream: gradients of `step` by Push, or fp32
+  // master weights by SetState if `is_load`.
   void Send(int64_t step, const std::vector<float>& values, bool is_load) {
     for (int server = 0; server < static_cast<int>(channels_.size()); ++server) {
       auto data = v1::Data::NewStub(channels_[server]);
@@ -183,6 +194,7 @@ class Worker {
     }
   }
 
+  // Commits `step` and waits for the outcome. Later calls use the attempt that the answer names.
   v1::CommitStepResponse Commit(int64_t step, bool is_load) {
     v1::CommitStepRequest commit;
     commit.set_job("job");
@@ -203,6 +215,8 @@ class Worker {
     return response;
   }
 
+  // Returns the fp32 master weights of one version. An element that no server sends is NaN, which
+  // equals nothing.
   std::vector<float> Pull(int64_t version) {
     std::vector<float> values(kElements, NAN);
     for (int server = 0; server < static_cast<int>(channels_.size()); ++server) {
@@ -227,6 +241,7 @@ class Worker {
   }
 
  private:
+  // Makes a call and expects OK within 30 s.
   template <typename Call>
   void Check(const Call& call) {
     grpc::ClientContext context;
@@ -235,6 +250,7 @@ class Worker {
     ASSERT_TRUE(status.ok()) << status.error_message();
   }
 
+  // Returns the indexes of the shards that a server owns.
   std::vector<uint64_t> ShardsOf(int server) const {
     std::vector<uint64_t> shards;
     for (const v1::PlacementRun& run : joined_.placement().runs()) {
@@ -251,6 +267,7 @@ class Worker {
   uint32_t attempt_ = 0;
 };
 
+// Returns kElements normally distributed values.
 std::vector<float> Normal(uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
@@ -259,8 +276,9 @@ std::vector<float> Normal(uint64_t seed) {
   return values;
 }
 
-// Makes the same step on the whole tensor with the kernels alone. The norm is computed shard by
-// shard, in manifest order.
+// Returns the fp32 master weights after the step that the servers make, computed by the kernels
+// alone on the whole tensor. The squared norm is summed up as the servers do it: shard by shard, in
+// ascending order.
 std::vector<float> StepByKernels(const std::vector<float>& weights,
                                  const std::vector<float>& gradient) {
   double sum_squares = 0;
@@ -305,7 +323,7 @@ TEST_P(EndToEnd, PushedStepEqualsTheKernelsBitForBit) {
   worker.Send(1, gradient, /*is_load=*/false);
   const v1::CommitStepResponse committed = worker.Commit(1, /*is_load=*/false);
   EXPECT_EQ(committed.outcome(), v1::CommitStepResponse::APPLY);
-  EXPECT_GT(committed.gradient_norm(), 1);
+  EXPECT_GT(committed.gradient_norm(), 1);  // so the gradient is clipped
   EXPECT_EQ(worker.Pull(1), StepByKernels(weights, gradient));
 }
 

@@ -1,5 +1,5 @@
-// Output for programs (--json): protobuf messages as JSON, with the field names of the .proto files
-// and 64-bit integers as numbers (protobuf's own JSON writes them as strings).
+// This header formats output for programs (--json). Protobuf messages become JSON with the field
+// names of the .proto files. 64-bit integers are numbers, where protobuf's own JSON writes strings.
 #pragma once
 
 #include <google/protobuf/message.h>
@@ -10,10 +10,13 @@
 
 namespace orlop::cli {
 
-// Converts all fields except unset optional ones. Enums are names; numbers that are not finite are
-// null.
+// Returns one message as a JSON object. Fields are in the order of the .proto file. A field that is
+// absent (an unset `optional` field, message or member of a oneof) is left out. Every other field
+// is there, even at its default. An enum is its name, a map is an object, and a map must have
+// string keys. A number that is not finite is printed as null.
 nlohmann::ordered_json ToJson(const google::protobuf::Message& message);
 
+// Returns an array of the messages.
 template <typename Message>
 nlohmann::ordered_json ToJsonList(const std::vector<Message>& messages) {
   auto list = nlohmann::ordered_json::array();
@@ -21,7 +24,8 @@ nlohmann::ordered_json ToJsonList(const std::vector<Message>& messages) {
   return list;
 }
 
-// Prints one document with an indent of two.
+// Prints one document to the standard output, with an indent of two and a newline at the end. Bytes
+// that are not UTF-8 are replaced.
 void PrintJson(const nlohmann::ordered_json& json);
 
 }  // namespace orlop::cli

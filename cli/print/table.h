@@ -1,5 +1,6 @@
-// Output for people: aligned tables, human units, bars. Plain ASCII if the output is not a
-// terminal.
+// This header formats output for people: aligned tables, numbers with units, and bars. Nothing here
+// prints.
+//   Threads  any; a Table belongs to one thread
 #pragma once
 
 #include <cstdint>
@@ -15,14 +16,18 @@ struct Column {
   Align align = Align::kLeft;
 };
 
-// Rows of cells under titled columns, two spaces apart, without trailing blanks. A column without
-// any text in its cells is left out. Widths count UTF-8 characters.
+// A Table has rows of cells under titled columns. The width of a cell is its number of code points
+// in UTF-8.
 class Table {
  public:
   explicit Table(std::vector<Column> columns) : columns_(std::move(columns)) {}
-  // Missing cells are empty; more cells than columns are dropped.
+  // Adds a row. If it has fewer cells than there are columns, the others are empty; cells beyond
+  // the last column are dropped.
   void AddRow(std::vector<std::string> cells);
   bool empty() const { return rows_.empty(); }
+  // Returns the line of titles, then one line for each row. Every line ends with a newline and has
+  // no trailing blanks. Columns are two spaces apart. A column whose cells are all empty is left
+  // out, with its title.
   std::string Render() const;
 
  private:
@@ -30,12 +35,15 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
+// Returns a count with its noun, to which an "s" is added unless the count is 1.
 std::string Plural(uint64_t count, const std::string& noun);  // "1 shard", "2 shards"
+// Return a number with the unit that fits its size.
 std::string HumanBytes(uint64_t bytes);    // "0 B", "1023 B", "1.5 KiB", "12.0 GiB"
 std::string HumanCount(uint64_t count);    // "999", "1.2 k", "10.7 M"
 std::string HumanSeconds(double seconds);  // "0.8 ms", "12.3 s", "4 m 05 s", "2 h 03 m"
-// Returns a bar of `width` characters of which `part` / `whole` is filled: Unicode blocks if
-// `unicode`, else # and dots. 0 of 0 is empty.
+// Returns a bar of `width` characters, of which the share `part` / `whole` is filled: Unicode
+// blocks if `unicode`, else # and dots. The bar is empty if `whole` is 0, and full if `part` is
+// larger than `whole`.
 std::string Bar(uint64_t part, uint64_t whole, int width, bool unicode);
 
 }  // namespace orlop::cli

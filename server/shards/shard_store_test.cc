@@ -1,4 +1,5 @@
-// The apply, reads, budgets and spilling.
+// Tests of ShardStore: applies and reads, memory budgets, and spilling of slots to disk. The
+// helpers (World, Layout, LoadTensor, AdamWStep and others) are in testing/shard_fixture.h.
 #include "server/shards/shard_store.h"
 
 #include <thread>
@@ -12,7 +13,9 @@ using testing::HasSubstr;
 
 // ---- Apply and reads ----
 
-// The same gradients through the kernels called directly on the whole tensor.
+// Returns the bytes of a tensor's fp32 master after `steps` AdamW steps with 8-bit states from the
+// values `start`. The kernels are called on the whole tensor, with no ShardStore. The gradient of
+// step s is Normal(count, seed * s).
 std::vector<uint8_t> ReferenceMaster(const std::vector<float>& start, uint64_t columns, int steps,
                                      uint32_t seed) {
   const size_t count = start.size();
@@ -40,7 +43,9 @@ std::vector<uint8_t> ReferenceMaster(const std::vector<float>& start, uint64_t c
   return AsBytes(master);
 }
 
-// One tensor over 1, 2 and 3 servers; `dram_bytes` decides whether slots spill.
+// Makes four steps of one tensor, whose shards are dealt out to 1, 2 and 3 stores as to so many
+// servers, and compares the weights with ReferenceMaster. Slots spill if they do not fit into
+// `dram_bytes` and `nvme_bytes` is not 0.
 void CheckApplyEqualsKernels(uint64_t dram_bytes, uint64_t nvme_bytes) {
   constexpr uint64_t kRows = 300, kColumns = 1000, kCount = kRows * kColumns;
   const auto start = Normal(kCount, 1, 0.02f);
@@ -93,6 +98,7 @@ TEST(Apply, ReaderOfTheOldVersionIsUndisturbed) {
   EXPECT_EQ(std::vector<uint8_t>(chunk.bytes.begin(), chunk.bytes.end()), before);
   const ReadChunk late = master->Next().value();
   EXPECT_EQ(std::vector<uint8_t>(late.bytes.begin(), late.bytes.end()), exact);
+  // Version 0 can no longer be opened, and version 2 does not exist yet.
   const absl::Status gone = store->OpenRead(request).status();
   EXPECT_TRUE(absl::IsOutOfRange(gone));
   EXPECT_EQ(DetailOf(gone).version(), 1);
@@ -112,6 +118,7 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
   const auto before = AllBytes(store.get(), 1);
   PushTensor(store.get(), 0, 0, Normal(6400, 4));
   ASSERT_TRUE(StageGradient(store, 0).ok());
+  // The shard is at version 1, so the next step is 2.
   EXPECT_TRUE(absl::IsFailedPrecondition(store->Apply(0, {ShardUpdate::Kind::kSkip, 3})));
   ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kSkip, 2}).ok());
   ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kApply, 3, true}).ok());
@@ -119,8 +126,8 @@ TEST(Apply, SkipAndUntouchedChangeTheVersionAlone) {
   EXPECT_EQ(store->Describe(0).value().stage, "idle");
 }
 
-// Streams, applies, reads and descriptions from several threads, with and without spilling, end in
-// the bits of one thread.
+// Several threads push, apply, read and describe shards at once, with and without spilling. Every
+// stored byte must equal that of the same two steps on one thread.
 TEST(Apply, ThreadsChangeNoBit) {
   const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   std::vector<uint8_t> expected;
@@ -149,7 +156,7 @@ TEST(Apply, ThreadsChangeNoBit) {
           EXPECT_TRUE(store->Describe(shard.id).ok());
           auto reader = store->OpenRead({shard.id, Slot::kWeight, v1::DTYPE_BF16,
                                          WholeTensor(300'000), store->version(shard.id).value()});
-          if (!reader.ok()) continue;  // applied over meanwhile
+          if (!reader.ok()) continue;  // an apply has replaced the version
           EXPECT_TRUE((*reader)->Next().ok());
         }
     });
@@ -192,6 +199,7 @@ TEST(Reading, ServesBoxesDTypesAndNamesOverflow) {
     expected.insert(expected.end(), values.begin() + run.begin, values.begin() + run.end);
   });
   EXPECT_EQ(Read(store.get(), {0, Slot::kWeight, v1::DTYPE_F32, box, 0}), AsBytes(expected));
+  // The manifest's dtype, in chunks of up to 4 MiB.
   EXPECT_EQ(Read(store.get(), {0, Slot::kWeight, v1::DTYPE_UNSPECIFIED, box, 0, 4 * kMiB}),
             AsBytes(expected));
   std::vector<uint16_t> half(expected.size());
@@ -224,6 +232,8 @@ TEST(Reading, StoredWeightsAreNotCopied) {
 
 // ---- Budgets and spilling ----
 
+// Between two steps, an element takes 2 bytes of weight, 2 of remainder, 1 each of exp_avg and
+// exp_avg_sq, and 0.03 of absmax.
 TEST(Budget, RestIsSixBytesForEachParameter) {
   World world;
   auto store = NewStore(&world, Layout({Parameter("w", {4096, 1024}, v1::DTYPE_BF16)}, 1 << 22));
@@ -250,6 +260,7 @@ TEST(Budget, TooSmallNamesTheSmallestThatWouldDo) {
 
 TEST(Spill, ChangesNoBit) { CheckApplyEqualsKernels(7 * kMiB / 4, 64 * kMiB); }
 
+// The slots take 6.03 MiB and the staging of fp32 gradients 4 MiB, which is just over the budget.
 TEST(Spill, MakesRoomForStagingAndComesBack) {
   World world(10 * kMiB, 64 * kMiB);
   auto store = NewStore(&world, Layout({Parameter("w", {1024, 1024})}, 1 << 18));
@@ -270,10 +281,12 @@ TEST(Spill, RefusesWhenTheDiskIsFullToo) {
   World world(10 * kMiB, 1 * kMiB);
   auto store = NewStore(&world, Layout({Parameter("w", {1024, 1024})}, 1 << 18));
   ASSERT_TRUE(store->Configure(AllAdamW(store->layout())).ok());
+  // Two contributors push every shard whole.
   EXPECT_TRUE(absl::IsResourceExhausted(store->SetLayout(WholeLayout(store->layout(), 2))));
 }
 
-// A LOAD has no gradients, so what goes to disk passes through the room that they have reserved.
+// A LOAD does not use the room that is reserved for the staging of gradients, so the new contents
+// of a spilled slot are assembled there before they are written to disk.
 TEST(Spill, LoadsOverItsBudgetThroughTheStagingOfGradients) {
   World world(7 * kMiB, 64 * kMiB), easy;
   const OwnedShards layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
@@ -299,7 +312,7 @@ TEST(Spill, RefusesAPushWhileTheDiskHasNoRoomForItsApply) {
   ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout())).ok());
   LoadTensor(store.get(), 0, Normal(1 << 20, 1));
   CommitLoad(store.get(), 0);
-  world.free_disk_bytes = 16 * kMiB;
+  world.free_disk_bytes = 16 * kMiB;  // the margin that Tiers leaves free on the disk
   const absl::Status refused = store->BeginGradient(0, 0, 0, v1::DTYPE_F32).status();
   EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
   EXPECT_EQ(DetailOf(refused).reason(), v1::ErrorDetail::BUDGET);
@@ -332,7 +345,8 @@ TEST(Spill, FlippedByteIsDataLossByName) {
   EXPECT_GT(lost, 0);
 }
 
-// Another job's need moves slots out, and the disk fails before there is room for the window.
+// A reservation of another job spills slots of this one, but the disk fails before the spills have
+// freed enough memory for the window. The next apply must reserve the window itself.
 TEST(Spill, ApplyReservesTheWindowThatASpillOwes) {
   World world(7 * kMiB / 2, 64 * kMiB), easy;
   const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
@@ -373,6 +387,7 @@ TEST(Spill, FullDiskInAnApplyLosesNothing) {
     for (const OwnedShard& shard : layout.shards) ASSERT_TRUE(StageGradient(each, shard.id).ok());
   }
   world.disk.FailWritesAfter(3, absl::ResourceExhaustedError("no space left on device"));
+  // In the second round the disk works again.
   for (const bool healed : {false, true})
     for (const OwnedShard& shard : layout.shards) {
       if (store->version(shard.id).value() == 2) continue;

@@ -33,7 +33,8 @@ Residency::~Residency() { tiers_->Unregister(this); }
 absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& format) {
   SlotState state{format};
   if (format.exists()) {
-    // Other jobs may spill for this one, but a slot just placed here is not moved for the next.
+    // A job without a window makes other jobs spill for the slot. Its own slots stay (`keeps`), or
+    // this call would move out a slot that the last call has placed.
     const uint64_t bytes = format.Bytes(home->element_count());
     const Use use = home->RoomOf(Tier::kDram, slot);
     auto room = window_.memory_bytes() > 0
@@ -41,7 +42,8 @@ absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& forma
                     : tiers_->Reserve(use, Buffer::Footprint(bytes), /*keeps=*/this);
     if (!room.ok()) {
       if (!tiers_->can_spill()) return room.status();
-      (void)home->Exchange(SlotHold(home), slot, {format});  // the window must have room for it
+      // WindowBytes adds up the formats of the slots, so the slot gets its format first.
+      (void)home->Exchange(SlotHold(home), slot, {format});
       if (absl::Status window = OpenWindow(); !window.ok()) return window;
       state.tier = Tier::kNvme;
       room = tiers_->accountant().Reserve(home->RoomOf(Tier::kNvme, slot), bytes);
@@ -53,7 +55,8 @@ absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& forma
   return absl::OkStatus();
 }
 
-// Without a disk all slots have to fit; with one, those of the largest shard at least.
+// The budget has to hold what everybody else has reserved, `other_bytes`, and slots of this job:
+// all of them if nothing can spill, otherwise the window.
 absl::Status Residency::WithSmallestBudget(const absl::Status& status, uint64_t resident_bytes,
                                            uint64_t other_bytes) const {
   uint64_t own = 0;
@@ -76,14 +79,15 @@ absl::Status Residency::CheckDisk() const {
 
 // ---- The window ----
 
-// Bytes of the largest shard's slots: what one apply of spilled state needs in memory.
+// Returns the memory that the slots of the largest shard take: an apply of that shard needs this
+// much if all of its slots are spilled.
 uint64_t Residency::WindowBytes() const {
   uint64_t largest = 0;
   for (const SlotHome* home : homes_) largest = std::max(largest, home->FootprintBytes());
   return largest;
 }
 
-// Moves own cold slots out if the window does not fit beside them.
+// Reserves the window. If there is too little free memory, it first spills slots of this job.
 absl::Status Residency::OpenWindow() {
   const uint64_t bytes = WindowBytes();
   if (window_.Grow(bytes).ok()) return absl::OkStatus();
@@ -91,10 +95,12 @@ absl::Status Residency::OpenWindow() {
   return window_.Grow(bytes);
 }
 
-// A spill that could not be finished owes the window to the next apply.
+// Reserves the window unless it has `bytes` already. SpillCold may have spilled slots and then
+// found no memory for the window.
 absl::Status Residency::EnsureWindow(uint64_t bytes) {
   if (window_.memory_bytes() >= bytes || OpenWindow().ok()) return absl::OkStatus();
-  // Other jobs' cold slots make room. If somebody else takes it first, the next try asks again.
+  // The reservation is dropped at once: it only makes other jobs spill. If somebody else takes that
+  // memory first, this call fails and a later one tries again.
   (void)tiers_->Reserve(window_.memory_use(), WindowBytes());
   return OpenWindow();
 }
@@ -125,14 +131,14 @@ uint64_t Residency::SpillCold(uint64_t wanted_bytes) {
   const uint64_t missing = window - std::min(window, window_.memory_bytes());
   if (missing == 0) return SpillSome(wanted_bytes);
   if (!SpillPays(missing) || !window_.GrowOnDisk(window).ok()) return 0;
-  // The first spill of a job pays for its window too. If that room is not free yet, the next spill
-  // or apply asks for it again.
+  // The first spill of a job also frees memory for its window, which does not count as freed. If
+  // the window cannot be reserved yet, the next spill or apply reserves it.
   const uint64_t freed = SpillSome(wanted_bytes + missing);
   return window_.Grow(window).ok() ? freed - std::min(freed, missing) : freed;
 }
 
-// A spill is worth its window if more than that is in memory, or if one was made already: then the
-// window is owed.
+// Returns whether a spill is worth `window_bytes` of window that are not reserved yet: more than
+// that is in memory, or slots are spilled already and need the window anyway.
 bool Residency::SpillPays(uint64_t window_bytes) const {
   uint64_t resident_bytes = 0;
   for (const SlotHome* home : homes_) {
@@ -148,7 +154,7 @@ uint64_t Residency::SpillSome(uint64_t wanted_bytes) {
     if (freed >= wanted_bytes) return false;
     const auto bytes = home->Spill(slot);
     freed += bytes.value_or(0);
-    return bytes.ok();  // a disk that is full or fails takes nothing more
+    return bytes.ok();  // after an error of the disk, nothing more is spilled
   });
   return freed;
 }
