@@ -10,12 +10,13 @@ namespace orlop::server {
 namespace {
 
 constexpr auto kMessageTimeout = std::chrono::seconds(5);
-constexpr auto kCallTimeout = std::chrono::seconds(30);  // reserving room may spill
+constexpr auto kCallTimeout = std::chrono::seconds(30);  // the server may have to spill slots
 
 void SetDeadline(grpc::ClientContext* context, std::chrono::system_clock::duration timeout) {
   context->set_deadline(std::chrono::system_clock::now() + timeout);
 }
 
+// A Flight has the memory of one call of Send. It lives until the call has ended.
 struct Flight {
   grpc::ClientContext context;
   v1::StepMessage message;
@@ -31,7 +32,7 @@ PeerLinks::PeerLinks(std::vector<PeerAddress> peers,
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(static_cast<int>(kMaxPeerMessageBytes));
     arguments.SetMaxSendMessageSize(static_cast<int>(kMaxPeerMessageBytes));
-    // A restarted server is found again within a second.
+    // A channel reconnects at least once a second, so that it soon finds a restarted server.
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
     auto channel = grpc::CreateCustomChannel(peer.address, credentials, arguments);

@@ -14,7 +14,7 @@
 namespace orlop::server {
 namespace {
 
-// What goes to one server as one: a shard, or all of a whole tensor.
+// A Unit is placed as one: a shard, or all shards of a whole tensor.
 struct Unit {
   uint32_t tensor;
   uint64_t first_shard;
@@ -48,14 +48,15 @@ std::string Reason(bool whole, const std::string& server, double share, size_t s
       server, share * 100);
 }
 
-// Bytes at rest and in flight with the default 8-bit state, which placement balances.
+// Returns the bytes of one element that placement balances: its slots, for a parameter those of
+// 8-bit AdamW, and the staged gradient of a parameter as fp32.
 double BytesPerElement(const Tensor& tensor) {
   if (!tensor.is_parameter)
     return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight, {0, 256}).Bytes(256)) / 256;
   TensorOptimizer optimizer;
   optimizer.optimizer = kernels::FindOptimizer("adamw");
   optimizer.state = StateFormatOf(tensor, kernels::StateFormat::k8Bit, false);
-  double bytes = 4;  // gradient
+  double bytes = 4;  // the staged gradient
   for (size_t slot = 0; slot < kStoredSlotCount; ++slot) {
     const SlotFormat format =
         FormatOf(tensor, optimizer, static_cast<Slot>(slot), {0, tensor.element_count});

@@ -25,8 +25,8 @@ std::vector<std::string> ServerNames(size_t count) {
   return names;
 }
 
-// Owner of each tensor's shards, by brute force: of all that is not placed the largest, to the
-// least loaded server.
+// Returns the server of each shard of each tensor, by brute force: again and again, the largest
+// shard or whole tensor that has no server yet is placed on the server that has the least bytes.
 std::vector<std::vector<uint32_t>> OwnersByBruteForce(const std::vector<TensorLoad>& tensors,
                                                       uint64_t shard_elements, size_t servers) {
   std::vector<std::vector<uint32_t>> owners;
@@ -112,7 +112,7 @@ TEST(Placement, IsThatOfBruteForceAndNeverSplitsAWholeTensor) {
   std::mt19937_64 random(4);
   for (int round = 0; round < 120; ++round) {
     std::vector<TensorLoad> tensors = RandomTensors(random);
-    const uint64_t whole_of_four = random() % 5;  // 0: as without whole tensors
+    const uint64_t whole_of_four = random() % 5;  // so many of four tensors are whole
     for (TensorLoad& tensor : tensors) tensor.whole = random() % 4 < whole_of_four;
     const uint64_t shard_elements = uint64_t{256} << random() % 6;
     const std::vector<std::string> servers = ServerNames(1 + random() % 5);

@@ -21,8 +21,8 @@ constexpr size_t kTierCount = 2;
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Huge pages where a buffer is a few of them: a push then waits for one page fault where it waited
-// for 512.
+// Maps memory. A buffer of two huge pages (4 MiB) or more is aligned to them, so that the kernel
+// may use them: 2 MiB then cost one page fault and not 512. Returns null if the system refuses.
 uint8_t* MapPages(uint64_t bytes) {
   const uint64_t slack = bytes >= 2 * kHugePageBytes ? kHugePageBytes : 0;
   void* mapped =
@@ -47,8 +47,8 @@ namespace internal {
 
 struct Counts {
   uint64_t reserved = 0, used = 0, peak = 0;
-  int64_t pools = 0;       // that count here
-  bool forgotten = false;  // the last pool erases the use
+  int64_t pools = 0;       // pools of this use
+  bool forgotten = false;  // the destructor of the last pool erases the use
 
   void AddUsed(uint64_t bytes) {
     used += bytes;
@@ -63,7 +63,7 @@ struct Account {
   std::map<Use, Counts> uses GUARDED_BY(mutex);
 };
 
-// The bytes of one reservation. Lives as long as the reservation or one of its buffers.
+// A Pool has the bytes of one reservation. The reservation and each of its buffers keep it alive.
 struct Pool {
   Pool(std::shared_ptr<Account> account, const Use& use, Counts* counts)
       : account(std::move(account)), use(use), counts(counts) {
@@ -101,6 +101,8 @@ struct Pool {
     total().used -= bytes;
     if (released) GiveBack(bytes);
   }
+  // Gives back the unused bytes. After `for_ever`, used bytes are given back too when they are
+  // returned.
   void Release(bool for_ever) {
     MutexLock lock(&account->mutex);
     released = released || for_ever;
@@ -112,8 +114,8 @@ struct Pool {
   Counts* const counts;  // in account->uses
   uint64_t reserved = 0;
   uint64_t used = 0;
-  uint64_t set_used = 0;  // by SetUsed
-  bool released = false;  // the Reservation is gone: what comes back goes to the tier
+  uint64_t set_used = 0;  // the part of `used` that SetUsed has set
+  bool released = false;  // the Reservation was destroyed: returned bytes are given back
 };
 
 }  // namespace internal

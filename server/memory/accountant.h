@@ -1,10 +1,12 @@
-// One accountant for all large memory of the process, and the buffers it counts.
+// The accountant counts all large memory of the process, and the disk space of spilled slots. The
+// buffers here are that memory.
 //
-// Bytes are first reserved (promised against the hard limit of their tier), then used by allocating
-// buffers from the reservation. Always: used <= reserved <= limit, per tier. What is reserved but
-// not yet used costs no memory.
-//   Threads  everything here is safe from any thread, but a Reservation or Buffer object itself,
-//   which has one owner.
+// Bytes are first reserved, which counts them against the limit of their tier. They are used once a
+// buffer is allocated from the reservation. For each tier, used <= reserved <= limit at any time.
+// Bytes that are reserved but not used take no memory of the system.
+//   Threads  An Accountant is safe from any thread. A Reservation has one owner. A Buffer has one
+//            writer, its owner; any thread may read and free it.
+//   Locks    One lock, which is taken last. Nothing here waits.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +25,8 @@ namespace orlop::server {
 enum class Tier : uint8_t { kDram, kNvme };
 const char* TierName(Tier tier);  // "DRAM", "NVME"
 
-// What bytes are for. `slot`: a slot's name, or "staging", "apply", "lanes", "lists", "rocksdb",
-// "messages".
+// A Use is what bytes are reserved for. `slot` is the name of a slot, or "staging", "apply",
+// "lanes", "lists", "rocksdb" or "messages".
 struct Use {
   Tier tier = Tier::kDram;
   std::string job;  // empty: the server itself
@@ -32,6 +34,7 @@ struct Use {
   friend auto operator<=>(const Use&, const Use&) = default;
 };
 
+// UsedBytes has the bytes of one use, as Accountant::Snapshot returns them.
 struct UsedBytes {
   Use use;
   uint64_t reserved_bytes = 0;
@@ -45,9 +48,9 @@ struct Account;
 struct Pool;
 }  // namespace internal
 
-// Bytes of memory: whole pages of their own (mmap) above 16 KiB, so that freed memory goes back to
-// the system at once. Smaller ones come from malloc. Written by their owner, shared read-only as
-// BufferPtr.
+// A Buffer is a block of memory. Above 16 KiB it is a mapping of its own (mmap), so that its memory
+// is given back to the system as soon as it is freed. A smaller one comes from malloc. The owner
+// writes a buffer; others that share it as a BufferPtr only read it.
 class Buffer {
  public:
   ~Buffer();
@@ -67,7 +70,8 @@ class Buffer {
     return {reinterpret_cast<const T*>(data_), size_ / sizeof(T)};
   }
 
-  // What a buffer of this size counts as: rounded up to pages, or to 64 bytes below 16 KiB.
+  // Returns the bytes that a buffer of this size counts as: a multiple of 4 KiB, or of 64 bytes up
+  // to 16 KiB.
   static uint64_t Footprint(uint64_t size_bytes);
 
  private:
@@ -79,8 +83,9 @@ class Buffer {
 };
 using BufferPtr = std::shared_ptr<Buffer>;
 
-// Promised bytes; given back when destroyed, those of living buffers when each of them dies.
-// Default: no bytes.
+// A Reservation owns bytes of one use. Its destructor gives back the bytes that no buffer uses;
+// each of its buffers gives back its own bytes when it is freed, which may be later. A default
+// reservation has no bytes.
 class Reservation {
  public:
   Reservation() = default;
@@ -88,15 +93,18 @@ class Reservation {
   Reservation& operator=(Reservation&& other);
   ~Reservation();
 
-  uint64_t reserved_bytes() const;
+  uint64_t reserved_bytes() const;  // the used ones included
   uint64_t used_bytes() const;
-  // A buffer from these bytes, contents zero. ResourceExhausted if the reservation is used up,
-  // naming it.
+  // Returns a buffer of these bytes, zero-filled and aligned to 64 bytes at least. It uses
+  // Buffer::Footprint(size_bytes).
+  //   Status  ResourceExhausted (BUDGET): too few bytes are left, or the system has no memory; the
+  //           message names the use
   absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
-  // Counts bytes that live elsewhere (a file, a library's memory) as used until the next call or
-  // the end. Not more than reserved.
+  // Sets how many bytes are used by something other than buffers (a file, a library's memory). This
+  // replaces the number of the last call.
+  //   Status  ResourceExhausted: more than is reserved and free; the number stays
   absl::Status SetUsed(uint64_t bytes);
-  // Gives back all that is not used.
+  // Gives back the bytes that are not used.
   void Trim();
 
  private:
@@ -113,24 +121,25 @@ class Accountant {
   explicit Accountant(Limits limits);
   ~Accountant();
 
-  // Promises bytes (Buffer::Footprint is the caller's to apply). ResourceExhausted (ErrorDetail
-  // BUDGET, `limit` the tier's bytes) names the use, the bytes asked, those free, and the limit;
-  // nothing is promised then.
+  // Reserves exactly `bytes`. For a buffer, the caller passes its Buffer::Footprint.
+  //   Status  ResourceExhausted (ErrorDetail BUDGET, `limit` is that of the tier): nothing is
+  //           reserved; the message names the use, the bytes asked for, the free ones and the limit
   absl::StatusOr<Reservation> Reserve(const Use& use, uint64_t bytes);
 
-  // Promises what is missing of `bytes` to a reservation, which keeps what it has if that is
-  // refused; an empty one is made as by Reserve. Enough already: no effect.
+  // Grows a reservation to `bytes`. It has no effect if the reservation has as many already. `use`
+  // is that of the reservation; a default reservation gets it.
+  //   Status  as Reserve; the reservation keeps what it has
   absl::Status Grow(Reservation* reservation, const Use& use, uint64_t bytes);
 
   uint64_t limit_bytes(Tier tier) const;
-  uint64_t free_bytes(Tier tier) const;  // not reserved
+  uint64_t free_bytes(Tier tier) const;  // the bytes of the limit that are not reserved
   uint64_t reserved_bytes(Tier tier) const;
   uint64_t used_bytes(Tier tier) const;
   uint64_t peak_bytes(Tier tier) const;  // highest used_bytes since start
-  // Every use that has or had bytes, in order of (tier, job, slot), without forgotten ones.
+  // Returns every use that has or had bytes and was not forgotten, by (tier, job, slot).
   std::vector<UsedBytes> Snapshot() const;
-  // Forgets the uses of a deleted job: one that still has a reservation or a buffer is forgotten
-  // with the last of them, unless a new reservation is made for it before.
+  // Removes the uses of a deleted job from later snapshots. A use that still has a reservation or a
+  // buffer is removed with the last of them, unless bytes are reserved for it again before that.
   void Forget(const std::string& job);
 
  private:

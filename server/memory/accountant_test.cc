@@ -104,7 +104,7 @@ TEST(Accountant, ForgetsTheUsesOfADeletedJobWithTheirLastBytes) {
   sent.reset();
   EXPECT_THAT(uses(), ::testing::ElementsAre("gone/staging", "other/weight"));
   ASSERT_TRUE(accountant.Grow(&again, {Tier::kDram, "gone", "staging"}, 2 * kMiB).ok());
-  again = Reservation();  // of a new job of that name
+  again = Reservation();  // it had grown after Forget, as for a new job of that name
   EXPECT_THAT(uses(), ::testing::ElementsAre("gone/staging", "other/weight"));
 }
 

@@ -1,8 +1,8 @@
-// The room for messages that calls have in hand: read from the network, not yet copied to where
-// they belong.
+// The MessageRoom bounds the memory of messages that calls have received and not yet copied to
+// their destination.
 //
-// A call that finds the room full waits with its one message; gRPC's flow control meanwhile stops
-// its sender.
+// A call that finds the room full waits, with its one message. Meanwhile gRPC's flow control stops
+// the sender.
 //   Threads  all methods are safe from any thread.
 #pragma once
 
@@ -18,8 +18,8 @@ namespace orlop::server {
 
 class MessageRoom {
  public:
-  // What a server with this memory budget sets aside: a message at least, and no more than a few
-  // hundred calls can use.
+  // Returns the bytes of the room for a server with this memory budget: a 64th of the budget, at
+  // least one message of the largest size, at most 64 MiB.
   static uint64_t BytesFor(uint64_t budget_bytes) {
     return std::clamp<uint64_t>(budget_bytes / 64, kMaxMessageBytes, uint64_t{64} << 20);
   }
@@ -27,9 +27,10 @@ class MessageRoom {
   explicit MessageRoom(Reservation room)
       : room_(std::move(room)), limit_bytes_(room_.reserved_bytes()) {}
 
-  // A message in hand. Must not outlive the room.
+  // A Held counts one message. It must not outlive the room.
   class Held {
    public:
+    // Waits until the room has `bytes` left. A message larger than the room takes all of it.
     Held(MessageRoom* room, uint64_t bytes)
         : room_(room), bytes_(std::min(bytes, room->limit_bytes_)) {
       room_->Take(bytes_);
@@ -43,7 +44,7 @@ class MessageRoom {
     const uint64_t bytes_;
   };
 
-  // How many messages have come so far.
+  // Returns the number of messages that were counted so far.
   uint64_t message_count() const {
     MutexLock lock(&mutex_);
     return message_count_;

@@ -9,14 +9,14 @@
 namespace orlop::server {
 namespace {
 
-// gRPC reads into fresh slices of up to megabytes. By default malloc gives the top of each of its
-// many arenas back as soon as 128 KiB of it are free, so that most pages of a push were faulted in
-// and cleared again: a third of the server's time (bench/RESULTS.md). One arena keeps what one
-// burst needs, until TrimHeap.
+// gRPC reads into new slices of up to megabytes. By default malloc gives the top of each of its
+// many arenas back to the system as soon as 128 KiB of it are free. Most pages of a push were
+// therefore faulted in and cleared again, which took a third of the server's time
+// (bench/RESULTS.md). One arena keeps the memory that one burst of messages needs, until TrimHeap.
 constexpr int kArenas = 1;
-constexpr int kKeptBytes = 64 << 20;   // free at the top before it is given back
-constexpr int kGrowthBytes = 1 << 20;  // beyond what is asked
-constexpr int kMappedBytes = 8 << 20;  // larger blocks get a mapping of their own, freed at once
+constexpr int kKeptBytes = 64 << 20;   // more free bytes than this at the top are given back
+constexpr int kGrowthBytes = 1 << 20;  // the heap grows by this much more than is needed
+constexpr int kMappedBytes = 8 << 20;  // a block of this size or more has a mapping of its own
 
 }  // namespace
 

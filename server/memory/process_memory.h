@@ -1,19 +1,21 @@
-// What the kernel says this process holds, and what malloc keeps of it.
+// This header reads how much memory the process has, and limits what malloc keeps of it.
+//   Threads  any, but for BoundHeap
 #pragma once
 
 #include <cstdint>
 
 namespace orlop::server {
 
-// Bytes of anonymous and shared (memfd, tmpfs) resident memory; 0 where the kernel does not tell.
+// Returns the bytes of resident memory that no file backs: anonymous memory, and this process's
+// share of memfd and tmpfs. 0 if the kernel has no /proc/self/smaps_rollup.
 uint64_t ResidentBytes();
 
-// Call before the first thread. Small things and gRPC's read buffers come from malloc, which would
-// keep what they free in as many arenas as there are threads, out of reach of TrimHeap; large
-// buffers never come from it (server/memory/accountant.h).
+// Restricts malloc to one arena. Call it before the first thread is created. Small objects and
+// gRPC's read buffers come from malloc, which by default keeps freed memory in many arenas (up to
+// eight for each processor). Large buffers do not come from malloc (server/memory/accountant.h).
 void BoundHeap();
-// Gives free pages of malloc back to the system. Costs a walk through its free lists, and page
-// faults of those that come next.
+// Gives the free pages of malloc back to the system. This walks malloc's free lists, and later
+// allocations cause page faults again.
 void TrimHeap();
 
 }  // namespace orlop::server

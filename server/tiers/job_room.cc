@@ -9,7 +9,7 @@ absl::Status JobRoom::Resize(uint64_t bytes) {
     if (reserved_.reserved_bytes() == bytes) return absl::OkStatus();
     before = std::exchange(reserved_, Reservation());
   }
-  before = Reservation();  // gives its room back first
+  before = Reservation();  // gives the old bytes back, so that they can be reserved again
   if (bytes == 0) return absl::OkStatus();
   auto reserved = tiers_->Reserve(use_, bytes);
   if (!reserved.ok()) return reserved.status();

@@ -1,6 +1,7 @@
-// The memory that a job has reserved for one purpose (staging, passes). Threads take buffers from
-// it; the reservation is replaced as a whole, and buffers outlive it.
-//   Threads  any
+// A JobRoom is the memory that a job has reserved for one purpose: the staging of gradients, or
+// passes over whole tensors. Buffers are allocated from it. Resize replaces the reservation;
+// buffers of the old one stay valid.
+//   Threads  All methods are safe from any thread.
 #pragma once
 
 #include <cstdint>
@@ -20,13 +21,13 @@ class JobRoom {
 
   const Use& use() const { return use_; }
 
-  // Gives back what is reserved, then reserves `bytes`; no effect if that many are reserved. Cold
-  // slots may move to disk for it, so it waits for the disk.
-  //   Status  ResourceExhausted: nothing is reserved then
+  // Gives back what is reserved, then reserves `bytes`. It has no effect if exactly `bytes` are
+  // reserved. Cold slots may be spilled to free memory, so it may wait for the disk.
+  //   Status  ResourceExhausted: nothing is reserved
   absl::Status Resize(uint64_t bytes);
 
-  // A buffer, contents zero. Does not wait.
-  //   Status  ResourceExhausted: too little is left
+  // Returns a zero-filled buffer. Does not wait.
+  //   Status  ResourceExhausted: too few of the reserved bytes are left
   absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
 
  private:

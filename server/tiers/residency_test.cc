@@ -1,4 +1,5 @@
-// One shard's slots, and which of several go to disk.
+// Tests of SlotHome (the slots of one shard), of Tiers, and of Residency, which chooses the slots
+// to spill.
 #include "server/tiers/residency.h"
 
 #include <gmock/gmock.h>
@@ -36,7 +37,7 @@ struct World {
       EXPECT_TRUE(residency->Place(home, Slot::kExpAvg, kCodes).ok());
     }
   }
-  // Writes a slot.
+  // Sets every byte of a slot, as version 0.
   void Fill(SlotHome* home, Slot slot, uint8_t byte) {
     const SlotHold hold(home);
     auto buffer = home->Replace(hold, slot);
@@ -44,13 +45,14 @@ struct World {
     std::memset((*buffer)->data(), byte, (*buffer)->size());
     ASSERT_TRUE(home->Keep(hold, slot, 0, {*std::move(buffer), std::nullopt}).ok());
   }
-  // The first byte of a slot, wherever it is; -1: it was never written.
+  // Returns the first byte of a slot, in memory or on disk; -1 if the slot was never written.
   int FirstByte(SlotHome* home, Slot slot) {
     const SlotHold hold(home);
     const auto bytes = home->Read(hold, slot);
     EXPECT_TRUE(bytes.ok()) << bytes.status();
     return *bytes ? (*bytes)->bytes()[0] : -1;
   }
+  // Returns whether the slot is on disk, for each shard.
   std::vector<bool> Spilled(Slot slot) {
     std::vector<bool> spilled;
     for (const auto& home : homes) spilled.push_back(home->tier(slot) == Tier::kNvme);
@@ -111,7 +113,8 @@ TEST(SlotHome, BringsInitialBytesAndSpilledOnes) {
   EXPECT_EQ((*brought)->bytes()[kCount - 1], 9);
 }
 
-// What a failing disk refuses counts all the same, and goes to disk when that works again.
+// If a write fails, the slot has its new bytes in memory. They are written once the disk works
+// again.
 TEST(SlotHome, KeepsInMemoryWhatTheDiskRefuses) {
   World world(1);
   SlotHome* home = world.homes[0].get();
@@ -154,7 +157,7 @@ TEST(Residency, SpillsWhatWasUsedLastAndWeightsAtTheEnd) {
   }
   for (int32_t shard : {2, 0, 3, 1}) world.residency->Used(shard, 5);
   const uint64_t window = Buffer::Footprint(2 * kCount) + Buffer::Footprint(kCount);
-  // The window is paid for by spilling as much again.
+  // The first spill also frees memory for the window, so all states of all shards are spilled.
   EXPECT_GE(world.residency->SpillCold(kCount / 2), kCount / 2);
   EXPECT_EQ(world.Spilled(Slot::kExpAvg), std::vector<bool>({true, true, true, true}));
   EXPECT_EQ(world.Spilled(Slot::kWeight), std::vector<bool>({false, false, false, false}));
@@ -167,7 +170,8 @@ TEST(Residency, SpillsWhatWasUsedLastAndWeightsAtTheEnd) {
   }
 }
 
-// Another job's slots make room for a new one; those of the job itself stay where they are.
+// A new slot that does not fit into memory is placed on disk. Slots of its own job are spilled for
+// the window only.
 TEST(Residency, PlacesASlotWithoutMovingItsOwn) {
   World world(3, 640 << 10);  // 576 KiB are placed
   for (const auto& home : world.homes) world.Fill(home.get(), Slot::kExpAvg, 2);

@@ -9,7 +9,7 @@
 namespace orlop::server {
 namespace {
 
-// A fresh buffer of a slot, every byte the initial one.
+// Fills a zero-filled buffer with the initial byte of a format. An error is passed on.
 absl::StatusOr<BufferPtr> Initial(const SlotFormat& format, absl::StatusOr<BufferPtr> buffer) {
   if (buffer.ok() && format.initial_byte != 0)
     std::memset((*buffer)->data(), format.initial_byte, (*buffer)->size());
@@ -45,7 +45,7 @@ void SlotHome::Release() {
   released_.SignalAll();
 }
 
-// ---- Seen without a hold ----
+// ---- Without a hold ----
 
 SlotHome::SlotHome(Tiers* tiers, SlotKey key, std::string name, uint64_t element_count)
     : tiers_(tiers), key_(std::move(key)), name_(std::move(name)), element_count_(element_count) {}
@@ -129,7 +129,7 @@ absl::StatusOr<BufferPtr> SlotHome::FirstBuffer(Slot slot) {
   return Initial(first.format, first.room.Allocate(Bytes(first))).value_or(nullptr);
 }
 
-// ---- Where slots are ----
+// ---- Tiers of slots ----
 
 SlotState SlotHome::Exchange(const SlotHold&, Slot slot, SlotState fresh) {
   MutexLock lock(&mutex_);
@@ -137,7 +137,8 @@ SlotState SlotHome::Exchange(const SlotHold&, Slot slot, SlotState fresh) {
   return fresh;
 }
 
-// What a LOAD is filling, or a reader keeps, would give nothing back.
+// Returns whether a spill of the slot frees memory. It would not if a reader keeps the buffer, or
+// if a LOAD has a buffer in the slot's room.
 bool SlotHome::MaySpill(const SlotState& state) const {
   if (!state.format.exists() || state.tier == Tier::kNvme) return false;
   return state.bytes.data ? state.bytes.data.use_count() == 1 : state.room.used_bytes() == 0;
@@ -184,7 +185,7 @@ void SlotHome::WriteBack() {
   }
 }
 
-// ---- Bytes, for who holds the slots ----
+// ---- Bytes, for the owner of a hold ----
 
 BufferPtr SlotHome::data(const SlotHold&, Slot slot) const {
   MutexLock lock(&mutex_);
@@ -236,7 +237,7 @@ void SlotHome::Clear(const SlotHold&, Slot slot) {
     MutexLock lock(&mutex_);
     std::swap(old, state(slot).bytes);
   }
-  if (old.spilled)  // a failed erase leaves bytes that the next start removes
+  if (old.spilled)  // after an error, the next start erases the value
     (void)tiers_->Erase(Key(slot), *old.spilled);
 }
 
@@ -244,7 +245,7 @@ absl::StatusOr<BufferPtr> SlotHome::Replace(const SlotHold& hold, Slot slot) {
   Clear(hold, slot);
   uint64_t bytes;
   Tier tier;
-  bool is_read;  // a reader keeps what was here
+  bool is_read;  // a reader keeps the old buffer, which is in the slot's room
   {
     MutexLock lock(&mutex_);
     const SlotState& old = state(slot);
@@ -283,7 +284,7 @@ absl::Status SlotHome::Keep(const SlotHold&, Slot slot, int64_t version, SlotByt
     auto written = tiers_->Spill(Key(slot), version, bytes.data->bytes(), old ? &*old : nullptr);
     status = written.status();
     if (written.ok()) bytes = {nullptr, *written};
-    if (written.ok()) old.reset();  // erased as the new value was entered
+    if (written.ok()) old.reset();  // Tiers::Spill has erased it
   }
   const bool is_on_disk = bytes.spilled.has_value();
   {
@@ -297,7 +298,7 @@ absl::Status SlotHome::Keep(const SlotHold&, Slot slot, int64_t version, SlotByt
       if (tier == Tier::kDram && room.reserved_bytes() > 0) kept.room = std::move(room);
     }
   }
-  if (is_on_disk && old)  // a failed erase leaves bytes that the next start removes
+  if (is_on_disk && old)  // after an error, the next start erases the value
     (void)tiers_->Erase(Key(slot), *old);
   return status;
 }

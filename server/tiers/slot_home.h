@@ -1,13 +1,13 @@
-// Where the slots of one shard are: the room of each, in memory or on disk, and its bytes. Nothing
-// here knows what the bytes mean.
+// A SlotHome has the slots of one shard: for each slot its format, its tier (in memory or on disk),
+// its room (the reservation of its bytes) and its bytes. It does not interpret the bytes.
 //
-// Whoever reads or changes slots over several calls holds them (SlotHold): an apply, a pass, a
-// flush, a spill. Others only look at them (Inspect) and keep buffers that they found: a buffer
-// that somebody else keeps is never written again.
-//   Threads  all methods are safe from any thread. Methods that take a SlotHold are called by its
-//            owner alone.
-//   Locks    the lock of this class is taken last but for the accountant's; no call of it waits for
-//            the disk with the lock held.
+// An apply, a pass, a flush or a spill needs the slots over several calls, so it holds them
+// (SlotHold). A reader only looks at them (Inspect) and keeps the buffers that it finds. A buffer
+// that a reader keeps is not written in place: the apply writes another one.
+//   Threads  All methods are safe from any thread. Only the owner of a SlotHold may call the
+//            methods that take one.
+//   Locks    Under the lock of this class, only the accountant's and that of a Window are taken. No
+//            method waits for the disk with the lock held.
 #pragma once
 
 #include <array>
@@ -26,28 +26,29 @@
 
 namespace orlop::server {
 
-// A slot's bytes: in `data`, or on disk in `spilled`, or (neither) all equal to the format's
-// initial byte. If both are set, `spilled` is an older version.
+// The bytes of a slot are in `data`, or on disk as `spilled`. If neither is set, every byte is the
+// initial byte of the format. If both are set, `spilled` is an older version.
 struct SlotBytes {
   BufferPtr data;
   std::optional<SpilledSlot> spilled;
 };
 
+// A SlotState is all that a SlotHome knows of one slot.
 struct SlotState {
   SlotFormat format;
-  Tier tier = Tier::kDram;  // where its room is
+  Tier tier = Tier::kDram;  // the tier of `room`
   Reservation room;
-  SlotBytes bytes;  // `data` of an NVME slot: only while the disk refuses to take it back
+  SlotBytes bytes;  // at tier NVME, `data` is set only if its write to the disk has failed
 };
 
 class SlotHome;
 
-// Exclusive work on the slots of one shard, until destroyed.
+// A SlotHold is the exclusive right to work on the slots of one shard, until it is destroyed.
 class SlotHold {
  public:
-  // Waits until nobody else holds the slots.
+  // Waits until nobody else holds the slots. `home` outlives the hold.
   explicit SlotHold(SlotHome* home);
-  // Does not wait: nullopt if somebody holds them.
+  // Does not wait. Returns nullopt if somebody holds the slots.
   static std::optional<SlotHold> Try(SlotHome* home);
   SlotHold(SlotHold&& other) noexcept;
   SlotHold& operator=(SlotHold&&) = delete;
@@ -61,82 +62,95 @@ class SlotHold {
 
 class SlotHome {
  public:
-  // `key` names the shard; its slot is not read. `name` is the shard in messages. `tiers` outlives
-  // this.
+  // `key` names the shard; its `slot` is ignored. `name` names the shard in messages. The shard has
+  // `element_count` elements. `tiers` outlives the object.
   SlotHome(Tiers* tiers, SlotKey key, std::string name, uint64_t element_count);
-  ~SlotHome();  // erases what is on disk
+  ~SlotHome();  // waits until nobody holds the slots, and erases the spilled ones on disk
 
   int32_t shard() const { return key_.shard; }  // its id
   const std::string& name() const { return name_; }
   uint64_t element_count() const { return element_count_; }
   Tiers* tiers() const { return tiers_; }
   SlotKey Key(Slot slot) const;
+  // Returns the use that the room of a slot is reserved for.
   Use RoomOf(Tier tier, Slot slot) const { return {tier, key_.job, SlotName(slot)}; }
 
-  // ---- Seen without a hold ----
+  // ---- Without a hold ----
   struct View {
-    int64_t version;  // of the bytes; -1: none are committed
-    bool changing;    // the version is being replaced: it can no longer be read
+    int64_t version;  // of the bytes; -1: no step was applied yet
+    bool changing;    // an apply is replacing the version, which can no longer be read
     const std::array<SlotState, kStoredSlotCount>& slots;
   };
-  // Calls `look` once, with the lock held: it must not call this object, and should keep of a slot
-  // only what it needs, as a buffer that is kept is not written in place.
+  // Calls `look` once with the lock held, so `look` must not call this object. It should copy only
+  // the BufferPtr that it needs: an apply needs more memory for every buffer that a reader keeps.
   void Inspect(absl::FunctionRef<void(const View&)> look) const;
   int64_t version() const;
-  bool held() const;
+  bool held() const;  // somebody holds the slots now
   SlotFormats formats() const;
   Tier tier(Slot slot) const;
-  // What all slots take in memory: what a step of the shard needs; and those that are on disk.
+  // Return the memory that slots take if they are in memory: all slots, which is what a step of the
+  // shard needs, and those that are on disk.
   uint64_t FootprintBytes() const;
   uint64_t SpilledFootprintBytes() const;
-  // What is reserved in memory for the slots that are there.
+  // Returns the memory that is reserved for the slots that are in memory.
   uint64_t ResidentBytes() const;
-  // The bytes of a slot as somebody saw them: restored from disk into memory of "messages" if they
-  // are there. Null: all equal to the initial byte. Reads the disk.
-  //   Status  DataLoss (damaged, or replaced since), ResourceExhausted
+  // Returns a buffer with `bytes`, which Inspect has shown for a slot; null if every byte is the
+  // initial byte. If the bytes are on disk, they are read into a new buffer, which is counted as
+  // "messages". May wait for the disk.
+  //   Status  DataLoss (the value on disk is damaged, or was replaced since), ResourceExhausted
   absl::StatusOr<BufferPtr> Read(Slot slot, const SlotBytes& bytes) const;
-  // A buffer for bytes on their way, in memory of "messages". May wait for the disk.
+  // Returns a zero-filled buffer that is counted as "messages": for bytes that are copied elsewhere
+  // soon. May wait for the disk.
   //   Status  ResourceExhausted
   absl::StatusOr<BufferPtr> NewMessage(uint64_t bytes) const;
-  // For the first contents of a slot: a buffer in the slot's own room, every byte the initial one.
-  // Null: the slot has contents, is on disk, or its room is in use. Does not wait.
-  //   Status  Unavailable (somebody holds the slots)
+  // Returns a buffer in the slot's own room for its first contents, with every byte the initial
+  // one. Returns null if the slot has bytes in memory, is on disk, or has too little room left.
+  // Does not wait.
+  //   Status  Unavailable: somebody holds the slots
   absl::StatusOr<BufferPtr> FirstBuffer(Slot slot);
 
-  // ---- Where slots are ----
-  // Replaces all there is of a slot and returns what was there.
+  // ---- Tiers of slots ----
+  // Replaces the whole state of a slot and returns the old one.
   SlotState Exchange(const SlotHold& hold, Slot slot, SlotState state);
-  // Moves a slot to disk and returns the bytes of memory that this gave back: 0 if the slots are
-  // held, or a reader or a LOAD uses the slot. Writes the disk.
+  // Moves a slot to disk and returns the bytes of memory that this gave back. Does nothing and
+  // returns 0 if somebody holds the slots, if a reader or a LOAD uses the slot, or if the slot is
+  // not in memory. Waits for the disk, but never for a hold.
   //   Status  ResourceExhausted, DataLoss: the slot stays in memory
   absl::StatusOr<uint64_t> Spill(Slot slot);
-  // Writes slots to disk that a failing disk left in memory, unless the slots are held.
+  // Tries again to write those slots of tier NVME whose write has failed, until one fails. Does
+  // nothing if somebody holds the slots. Waits for the disk.
   void WriteBack();
 
-  // ---- Bytes, for who holds the slots ----
+  // ---- Bytes, for the owner of a hold ----
+  // Returns the buffer of a slot in memory; null if there is none.
   BufferPtr data(const SlotHold& hold, Slot slot) const;
-  // Whether a slot was ever written.
+  // Returns whether a slot has bytes, in memory or on disk. If not, every byte is the initial byte.
   bool has_contents(const SlotHold& hold, Slot slot) const;
-  // Whether somebody else keeps the buffer of a slot.
+  // Returns whether anybody but this object keeps the buffer of a slot.
   bool is_shared(const SlotHold& hold, Slot slot) const;
-  // As Read, of what is there.
+  // As Read above, for the bytes that the slot has now.
   absl::StatusOr<BufferPtr> Read(const SlotHold& hold, Slot slot) const;
-  // A slot that has no bytes in memory: initial bytes in its own room, or those of the disk in the
-  // window, which the caller has leased. Changes nothing. Reads the disk.
+  // Returns a new buffer with the bytes of a slot that has none in memory. They are
+  // read from the disk if they are there, and are initial bytes otherwise. The buffer is in the
+  // slot's own room at tier DRAM, and in `window`, which the caller has leased, at tier NVME. The
+  // slot itself stays as it is. May wait for the disk.
   //   Status  DataLoss, ResourceExhausted
   absl::StatusOr<BufferPtr> Bring(const SlotHold& hold, Slot slot, Window* window);
-  // Drops the bytes of a slot. Erases them on disk.
+  // Drops the bytes of a slot, in memory and on disk, so that it has initial bytes. Its format and
+  // its room stay. May wait for the disk.
   void Clear(const SlotHold& hold, Slot slot);
-  // Drops the bytes of a slot and returns a buffer for new ones, for Keep: in the slot's own room,
-  // or in memory of "messages" if that is on disk.
-  //   Status  ResourceExhausted
+  // Drops the bytes of a slot and returns a zero-filled buffer for new ones, which the caller
+  // passes to Keep. The buffer is in the slot's own room; at tier NVME it is counted as "messages".
+  // May wait for the disk.
+  //   Status  ResourceExhausted: the old bytes are dropped all the same
   absl::StatusOr<BufferPtr> Replace(const SlotHold& hold, Slot slot);
-  // From now on readers do not get the present version, until the hold ends.
+  // Sets View::changing until the hold ends: readers no longer get the present version.
   void BeginChange(const SlotHold& hold);
-  // Makes `bytes` the contents of a slot. `version` is noted on disk. If the slot lives on disk,
-  // `data` is written there, replacing what was; `spilled` is there already. `room` is of `data`,
-  // if that is not in the slot's own room.
-  //   Status  as Spill: the contents are in memory then, and count
+  // Makes `bytes` the bytes of a slot. At tier NVME, bytes.data is written to disk under `version`
+  // and the old value is erased; bytes.spilled was written already. If bytes.data is not in the
+  // slot's own room, `room` is its reservation, which a slot of tier DRAM takes over. May wait for
+  // the disk.
+  //   Status  ResourceExhausted, DataLoss: the slot has the new bytes, but in memory
   absl::Status Keep(const SlotHold& hold, Slot slot, int64_t version, SlotBytes bytes,
                     Reservation room = {});
   void set_version(const SlotHold& hold, int64_t version);

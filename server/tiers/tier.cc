@@ -11,8 +11,8 @@ namespace orlop::server {
 namespace {
 
 constexpr char kPrefix[] = "spill/";
-// What the store's log and its housekeeping need beside the values: it should never meet a full
-// disk in the middle of something.
+// The bytes that CheckDisk leaves free for the store's log and its compactions, which should never
+// find the disk full.
 constexpr uint64_t kDiskMarginBytes = 16 << 20;
 
 std::string ValueKey(const SlotKey& key, uint64_t serial) {
@@ -35,7 +35,7 @@ absl::Status Named(const absl::Status& status, const SlotKey& key) {
                                                       : v1::ErrorDetail::LOST);
   const std::string context = absl::StrCat("spilled ", SlotName(key.slot), " of tensor '",
                                            key.tensor, "', shard id ", key.shard);
-  // Whatever the disk calls it: a value that must be there and is not, is lost.
+  // The value was written by this process. If the store does not find it, it is lost.
   if (absl::IsNotFound(status))
     return Annotated(absl::DataLossError(status.message()), context, detail);
   return Annotated(status, context, detail);
@@ -98,11 +98,11 @@ absl::Status Tiers::CheckDisk(const std::string& job, uint64_t bytes) {
   absl::StatusOr<uint64_t> free = FreeDiskBytes();
   if (free.ok() && *free < kDiskMarginBytes + bytes)
     if (const std::vector<std::string> keys = TakeDiscarded(); !keys.empty()) {
-      (void)store_->Commit({{}, keys, keys});  // what stays is erased by the next start
+      (void)store_->Commit({{}, keys, keys});  // after an error, the next start erases the values
       free = FreeDiskBytes();
     }
   if (!free.ok() || *free >= kDiskMarginBytes + bytes)
-    return absl::OkStatus();  // a disk that cannot tell refuses by itself
+    return absl::OkStatus();  // if the free bytes are not known, a full disk fails the write itself
   v1::ErrorDetail detail;
   detail.set_reason(v1::ErrorDetail::BUDGET);
   detail.set_job(job);
@@ -134,8 +134,9 @@ absl::StatusOr<SpilledSlot> Tiers::Spill(const SlotKey& key, int64_t version,
     MutexLock lock(&discarded_mutex_);
     discarded_.insert(discarded_.end(), discarded.begin(), discarded.end());
   }
-  (void)store_->Commit(
-      {{}, {}, {fresh_key}});  // parts of the new value; the error to tell is the first
+  // Erases parts of the new value that were written. An error of this is ignored: the caller learns
+  // the first error.
+  (void)store_->Commit({{}, {}, {fresh_key}});
   return Named(status, key);
 }
 

@@ -1,12 +1,13 @@
-// Where bytes go when memory is full: spilled slots on disk, and the order in which memory is found
-// for new promises.
+// A slot is in one of two tiers, memory (DRAM) or disk (NVME). Tiers writes spilled slots to disk
+// and reads them back. It reserves memory, and has slots spilled if too little memory is free.
 //
-// Format on disk (bulk keys "spill/...", index keys "index/..."; storage/store.h):
-//   index  spill/JOB/SHARD/SLOT/SERIAL = version:i64 epoch:u64 bytes:u64 xxh3:u64 serial:u64,
-//   little endian (40 bytes) bulk   spill/JOB/SHARD/SLOT/SERIAL = the slot's bytes as in memory
-// A value is written under a new serial, synced, then entered in the index and the old one erased
-// in one batch: what is read is always a whole version. Example:
-// spill/gpt/00000007/exp_avg/000000000000002a.
+// Format on disk: a spilled slot is two values of a storage::Store under one key,
+// spill/JOB/SHARD/SLOT/SERIAL, for example spill/gpt/00000007/exp_avg/000000000000002a. SHARD (the
+// id) and SERIAL are hexadecimal.
+//   small value ("index")  version:i64 epoch:u64 bytes:u64 xxh3:u64 serial:u64, little endian
+//   bulk value             the slot's bytes, as in memory
+// A slot is written under a new serial and synced. Then one batch enters it in the index and erases
+// the old value, so that a read always returns the bytes of one version.
 #pragma once
 
 #include <atomic>
@@ -28,73 +29,88 @@
 
 namespace orlop::server {
 
-// Names one slot of one shard in messages and on disk.
+// A SlotKey names one slot of one shard, in messages and on disk.
 struct SlotKey {
   std::string job;
   int32_t shard = 0;  // id
   Slot slot = Slot::kWeight;
-  std::string tensor;  // for messages
+  std::string tensor;  // the name, which only messages use
 };
 
-// What the index says about a spilled slot.
+// A SpilledSlot describes one spilled value, as the index does. Whoever has it can read the value.
 struct SpilledSlot {
   int64_t version = 0;
   uint64_t epoch = 0;
   uint64_t bytes = 0;
-  uint64_t checksum = 0;  // XXH3-64
+  uint64_t checksum = 0;  // XXH3-64 of the bytes
   uint64_t serial = 0;
 };
 
-// Somebody who can turn memory into disk.
+// A Spillable can free memory by moving slots to disk. The Residency of each job is one.
 class Spillable {
  public:
   virtual ~Spillable() = default;
-  // Moves its coldest slots to disk until `wanted_bytes` of memory reservations were given back or
-  // nothing cold is left. Returns the bytes given back. Writes the disk.
+  // Spills slots, the coldest first, until `wanted_bytes` of reserved memory were given back or
+  // nothing more can be spilled. Returns the bytes given back. Waits for the disk. Tiers::Reserve
+  // calls it with the lock of Tiers held.
   virtual uint64_t SpillCold(uint64_t wanted_bytes) = 0;
 };
 
-// Threads: all methods are safe from any thread. No lock of a caller that SpillCold takes may be
-// held in Reserve.
+// A Tiers has the spilled slots of all jobs of this server, and makes reservations that may spill.
+//   Threads  All methods are safe from any thread.
+//   Locks    Reserve and NewBuffer call SpillCold, so their caller must not hold a lock that
+//            SpillCold takes.
 class Tiers {
  public:
-  // `store` null: nothing can spill. Both must outlive this. Values of an earlier process are
-  // erased (they belong to no version). `free_disk_bytes` tells what is free on the store's disk
-  // now; null: not known, the store's own refusals must do.
+  // Erases the spilled values of earlier processes. If `store` is null, nothing can spill.
+  // `accountant` and `store` outlive the object. `free_disk_bytes` returns the bytes that are free
+  // on the store's disk now. If it is null, the only limits are that of the accountant and the
+  // store's own errors.
+  //   Status  of the store
   static absl::StatusOr<std::unique_ptr<Tiers>> Create(
       Accountant* accountant, storage::Store* store,
       std::function<absl::StatusOr<uint64_t>()> free_disk_bytes = nullptr);
 
-  // Promises memory. If it is short, cold slots are spilled, but not those of `keeps`; that waits
-  // for the disk. ResourceExhausted as Accountant::Reserve.
+  // Reserves bytes as Accountant::Reserve does. If too little memory is free, it spills slots
+  // first, but none of `keeps`, and may wait for the disk. A reservation of tier NVME spills
+  // nothing.
+  //   Status  ResourceExhausted, as Accountant::Reserve
   absl::StatusOr<Reservation> Reserve(const Use& use, uint64_t bytes,
                                       const Spillable* keeps = nullptr);
-  // A buffer of its own reservation, spilling as above.
+  // Returns a zero-filled buffer with a reservation of its own, made as by Reserve.
+  //   Status  ResourceExhausted
   absl::StatusOr<BufferPtr> NewBuffer(const Use& use, uint64_t bytes);
   bool can_spill() const { return store_ != nullptr; }
   Accountant& accountant() { return *accountant_; }
 
+  // Registers a Spillable, which Reserve may then call until Unregister has returned. Unregister
+  // waits until no SpillCold is running.
   void Register(Spillable* spillable);
-  void Unregister(Spillable* spillable);  // returns when no SpillCold of it is running
+  void Unregister(Spillable* spillable);
 
-  // Whether the disk has room now for `bytes` more, whatever was promised: others write there too.
-  // If it has not, discarded values are erased first.
-  //   Status  ResourceExhausted (BUDGET).
+  // Checks that the disk has `bytes` free and 16 MiB to spare. The accountant does not know this,
+  // because others write to the same disk. If too little is free, discarded values are erased
+  // first. `job` is for the message. May wait for the disk. OK if the free bytes are not known.
+  //   Status  ResourceExhausted (BUDGET)
   absl::Status CheckDisk(const std::string& job, uint64_t bytes);
 
-  // Writes a slot. `old`: the value it replaces, null if none. Room on disk is the caller's
-  // reservation.
-  //   Status  ResourceExhausted, DataLoss (naming tensor, shard, slot); the old value stays.
+  // Writes a slot to disk, synced, and erases `old`, the value that it replaces (null: none). The
+  // caller has reserved the bytes on disk. Waits for the disk. Requires can_spill().
+  //   Status  ResourceExhausted, DataLoss; the message names tensor, shard and slot; `old` stays
   absl::StatusOr<SpilledSlot> Spill(const SlotKey& key, int64_t version,
                                     absl::Span<const uint8_t> bytes, const SpilledSlot* old);
-  // Reads a slot back; `out` has spilled.bytes bytes. DataLoss naming tensor, shard and slot if it
-  // is not what was written.
+  // Reads a spilled value. `out` has spilled.bytes bytes. Waits for the disk.
+  //   Status  DataLoss: the value is gone, or is not as it was written; the message names tensor,
+  //           shard and slot
   absl::Status Restore(const SlotKey& key, const SpilledSlot& spilled,
                        absl::Span<uint8_t> out) const;
+  // Erases a spilled value. Waits for the disk.
+  //   Status  of the store; the value may stay until the next start of a server
   absl::Status Erase(const SlotKey& key, const SpilledSlot& spilled);
-  // As Erase, without waiting for the disk: the value is erased with the next Spill.
+  // As Erase, but does not wait: the next Spill of any slot erases the value.
   void Discard(const SlotKey& key, const SpilledSlot& spilled);
 
+  // Sets the epoch that later spilled values record.
   void set_epoch(uint64_t epoch) { epoch_ = epoch; }
 
  private:

@@ -1,5 +1,6 @@
-// The order in which the shards of a job are used, learned from the pulls of their weights: a
-// training job walks its model in the same order in every step. Pure but for its lock; any thread.
+// A UseOrder predicts the order in which the shards of a job are used next. It records the pulls of
+// weights: a training job pulls its model in the same order in every step.
+//   Threads  All methods are safe from any thread. Nothing waits.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +17,21 @@ class UseOrder {
   // `shards`: all ids, in manifest order.
   explicit UseOrder(std::vector<int32_t> shards) : shards_(std::move(shards)) {}
 
-  // The weight of a shard was opened at this version. Uses of older versions than the newest one
-  // count nothing.
+  // Records that a pull has opened the weight of a shard at `version`. A version older than the
+  // newest recorded one is ignored.
   void Used(int32_t shard, int64_t version);
 
-  // All shards in order of their next use: as used at the newest version, then as at the version
-  // used before it, then in manifest order.
+  // Returns all shards by predicted next use. The shards used at the newest version are first, then
+  // those used at the version before it, then the others in manifest order.
   std::vector<int32_t> Next() const;
 
  private:
   const std::vector<int32_t> shards_;
   mutable Mutex mutex_;
-  int64_t version_ GUARDED_BY(mutex_) = -1;         // the newest
-  std::vector<int32_t> used_ GUARDED_BY(mutex_);    // first uses at it, in order
-  std::set<int32_t> seen_ GUARDED_BY(mutex_);       // the same
-  std::vector<int32_t> before_ GUARDED_BY(mutex_);  // `used_` of the version before
+  int64_t version_ GUARDED_BY(mutex_) = -1;         // the newest recorded version
+  std::vector<int32_t> used_ GUARDED_BY(mutex_);    // the shards used at it, by first use
+  std::set<int32_t> seen_ GUARDED_BY(mutex_);       // the shards of `used_`
+  std::vector<int32_t> before_ GUARDED_BY(mutex_);  // `used_` of the version recorded before
 };
 
 }  // namespace orlop::server

@@ -1,7 +1,8 @@
-// The window of one job: the room in memory that one apply needs to bring the spilled slots of a
-// shard back, and the same on disk, where a new value is written before the old one goes. A job
-// whose slots are all in memory has none.
-//   Threads  any. Nothing here waits for the disk; a Lease waits for the lease before it.
+// A Window belongs to one job. It is the memory that one apply needs to bring the spilled slots of
+// a shard back, and as many bytes on disk, since a new value is written before the old one is
+// erased. A job whose slots are all in memory has an empty window.
+//   Threads  All methods are safe from any thread. Nothing waits for the disk. The constructor of a
+//            Lease waits until nobody else has the lease.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +18,12 @@ namespace orlop::server {
 
 class Window {
  public:
-  // The use of the window's memory, until destroyed. An empty one leases nothing.
+  // A Lease is the exclusive right to use the window's memory, until it is destroyed. A default
+  // Lease has no window.
   class Lease {
    public:
     Lease() = default;
-    // Waits until nobody else has the window.
+    // Waits until nobody else has the lease. `window` outlives it.
     explicit Lease(Window* window) : window_(window) { window_->Take(); }
     Lease(Lease&& other) noexcept : window_(std::exchange(other.window_, nullptr)) {}
     Lease& operator=(Lease&& other) noexcept {
@@ -42,16 +44,17 @@ class Window {
         accountant_(accountant) {}
 
   const Use& memory_use() const { return memory_use_; }
-  uint64_t memory_bytes() const;
-  uint64_t disk_bytes() const;
+  uint64_t memory_bytes() const;  // reserved
+  uint64_t disk_bytes() const;    // reserved
 
-  // Reserves what is missing of `bytes`, beside an apply that uses what is there. Both only grow.
-  //   Status  ResourceExhausted: what is reserved stays
+  // Reserve more until the window has `bytes`: Grow on disk and in memory, GrowOnDisk on disk
+  // alone. No lease is needed. The window never shrinks.
+  //   Status  ResourceExhausted: the bytes that are reserved stay so
   absl::Status Grow(uint64_t bytes);
   absl::Status GrowOnDisk(uint64_t bytes);
 
-  // A buffer in the window's memory, contents zero; for who has the lease.
-  //   Status  ResourceExhausted
+  // Returns a zero-filled buffer in the window's memory. Only the owner of the lease may call it.
+  //   Status  ResourceExhausted: too few of the reserved bytes are left
   absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
 
  private:
