@@ -1,4 +1,4 @@
-// Tests that chunks, checksums and statuses survive the wire.
+// Tests the parts of the wire format: chunks, checksums (base/checksum.h), statuses and dtypes.
 #include <gtest/gtest.h>
 #include <xxhash.h>
 
@@ -21,6 +21,7 @@
 namespace orlop {
 namespace {
 
+// Returns a chunk without a payload.
 v1::Chunk Header() {
   v1::Chunk header;
   header.mutable_key()->set_job("job");
@@ -94,6 +95,7 @@ TEST(Chunk, DecodesFieldsInAnyOrderAndNoPayload) {
 TEST(Chunk, RefusesGarbageWithoutCrashing) {
   std::mt19937 random(1);
   for (int trial = 0; trial < 20'000; ++trial) {
+    // 0x7A is the tag of the payload, field 15; 5 is its size.
     std::string bytes = Header().SerializeAsString() + std::string("\x7a\x05hello", 7);
     for (int flips = 0; flips < 3; ++flips) bytes[random() % bytes.size()] ^= 1 << random() % 8;
     bytes.resize(1 + random() % bytes.size());
@@ -107,6 +109,7 @@ TEST(Chunk, RefusesGarbageWithoutCrashing) {
       absl::StatusCode::kInvalidArgument);
 }
 
+// A leaf is the unit of hashing: kLeafBytes (1 MiB) of a chunk.
 TEST(Checksum, StreamedLeavesEqualWholeLeavesAtAnyCut) {
   std::mt19937_64 random(2);
   std::string bytes(3 * kLeafBytes + 12'345, '\0');
@@ -122,7 +125,7 @@ TEST(Checksum, StreamedLeavesEqualWholeLeavesAtAnyCut) {
       offset += part;
     }
     EXPECT_EQ(hasher.Finish(), leaves);
-    EXPECT_TRUE(hasher.Finish().empty());
+    EXPECT_TRUE(hasher.Finish().empty());  // the first Finish has reset the hasher
   }
 }
 
@@ -143,7 +146,7 @@ TEST(Checksum, PieceDigestDoesNotDependOnChunkSize) {
 }
 
 TEST(Status, EveryCodeAndItsDetailSurviveTheRoundTrip) {
-  for (int code = 1; code <= 16; ++code) {
+  for (int code = 1; code <= 16; ++code) {  // every code of gRPC and absl but OK
     v1::ErrorDetail detail;
     detail.set_reason(v1::ErrorDetail::CONFLICT);
     detail.set_tensor("wte.weight");
@@ -175,6 +178,7 @@ TEST(DType, EveryValueHasASizeAndAName) {
   }
   EXPECT_EQ(ElementBytes(v1::DTYPE_UNSPECIFIED), 0u);
   EXPECT_EQ(PieceBytes(v1::DTYPE_BF16, 300), 600u);
+  // One byte per element, and an fp32 scale for each block of 256 elements.
   EXPECT_EQ(PieceBytes(v1::DTYPE_I8_BLOCK, 256), 260u);
   EXPECT_EQ(PieceBytes(v1::DTYPE_I8_BLOCK, 257), 265u);
 }

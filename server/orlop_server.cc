@@ -25,16 +25,21 @@
 namespace orlop::server {
 namespace {
 
+// The period of TickLoop.
 constexpr auto kTick = std::chrono::milliseconds(250);
-constexpr int kRestTicks =
-    8;  // without a message of the data plane: longer than most steps of training
-constexpr auto kStopTimeout =
-    std::chrono::seconds(60);  // for other servers; a flush may take longer
+// The heap is trimmed after this many ticks in which no pushed message arrived. That is longer than
+// most training steps, so the heap is not trimmed while a job trains.
+constexpr int kRestTicks = 8;
+// Stop waits this long for other servers and for disk space. The flush itself has no limit.
+constexpr auto kStopTimeout = std::chrono::seconds(60);
+// How often BecomeReady asks whether every job is ready, and how often it logs the one that is not.
 constexpr auto kReadinessPoll = std::chrono::milliseconds(50);
 constexpr auto kReadinessReport = std::chrono::seconds(10);
+// The limit that RocksDB is given for its own memory, and what is reserved beyond it. RocksDB can
+// exceed its limit: it completes a write before it stalls the next one, and a block that is being
+// read cannot be evicted.
 constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
-constexpr uint64_t kStoreSlackBytes =
-    uint64_t{2} << 20;  // RocksDB ends a write before it stalls the next, and pins what it reads
+constexpr uint64_t kStoreSlackBytes = uint64_t{2} << 20;
 
 absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -66,6 +71,7 @@ absl::StatusOr<Credentials> MakeCredentials(const Options& options) {
   return Credentials{grpc::SslServerCredentials(server), grpc::SslCredentials({*ca, *key, *cert})};
 }
 
+// The implementation of OrlopServer.
 class Running : public OrlopServer {
  public:
   explicit Running(const Options& options) : options_(options), accountant_(Limits(options)) {}
@@ -110,11 +116,13 @@ class Running : public OrlopServer {
   }
 
  private:
-  // The accountant needs the disk's free bytes, which the data directory tells.
+  // Creates the accountant late: its NVMe limit depends on the free bytes of the disk, which are
+  // known once the data directory is open.
   struct Budget {
     explicit Budget(uint64_t dram) : dram_bytes(dram) {}
     void emplace_nvme(const storage::DataDirectory& data) {
-      // A tenth stays free: flushes write while spilled values still exist.
+      // Spilled values may take nine tenths of the free bytes. A flush needs the rest, because it
+      // writes new values while the spilled ones still exist.
       accountant = std::make_unique<Accountant>(
           Accountant::Limits{dram_bytes, data.FreeBytes().value_or(0) / 10 * 9});
     }
@@ -162,7 +170,8 @@ class Running : public OrlopServer {
     }
     if (absl::Status status = BuildServer(credentials); !status.ok()) return status;
     {
-      MutexLock lock(&mutex_);  // calls are answered from BuildServer on
+      // Calls are being answered since BuildServer, and ServerStatus reads facts_.
+      MutexLock lock(&mutex_);
       facts_.baseline_bytes = ResidentBytes();
     }
     if (absl::Status status = jobs_->OpenAll(); !status.ok()) {
@@ -170,6 +179,8 @@ class Running : public OrlopServer {
       stopped_ = true;
       return status;
     }
+    // A server that does not know a job says so when it receives a message about it. The leader
+    // then sends it the job's definition.
     if (environment.is_leader()) {
       peers_->OnUnknownJob([this](int server, const std::string& job) {
         pool_->Submit([this, server, job] { jobs_->PutAgain(server, job); });
@@ -182,7 +193,9 @@ class Running : public OrlopServer {
     return absl::OkStatus();
   }
 
-  // Waits, as long as it takes, and says for what.
+  // The body of the readiness_ thread. Sets the health to SERVING once every job that was found on
+  // disk has a state (server/services/readiness.h). There is no time limit; the log says which job
+  // is awaited.
   void BecomeReady() {
     auto next_report = std::chrono::steady_clock::now() + std::chrono::seconds(1);
     for (std::string awaited; !(awaited = AwaitedBy(*jobs_)).empty();) {
@@ -212,7 +225,8 @@ class Running : public OrlopServer {
     if (readiness_.joinable()) readiness_.join();
   }
 
-  // What RocksDB says it holds goes to the accountant.
+  // Reports the memory that RocksDB uses to the accountant. If the reservation becomes too small,
+  // logs one warning.
   void CountStore() {
     const uint64_t bytes = data_->store().MemoryBytes();
     MutexLock lock(&store_mutex_);
@@ -229,16 +243,17 @@ class Running : public OrlopServer {
     grpc::ServerBuilder builder;
     int port = 0;
     const bool is_unix = absl::StartsWith(options_.listen, "unix:");
-    if (is_unix)
-      unlink(options_.listen.c_str() +
-             5);  // left by a killed process; the data directory's lock says nobody else lives
+    // Removes the socket file of a killed process, because bind would refuse the path. No process
+    // uses this data directory but this one, which holds its lock.
+    if (is_unix) unlink(options_.listen.c_str() + 5);
     builder.AddListeningPort(options_.listen, credentials.server, &port);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
-    // Peers send up to 64 MiB; the data plane checks its own smaller limit before it decodes.
+    // A message of another server may have kMaxPeerMessageBytes. The data plane checks its own,
+    // smaller limit before it decodes a message.
     builder.SetMaxReceiveMessageSize(
         static_cast<int>(options_.peers.size() > 1 ? kMaxPeerMessageBytes : kMaxMessageBytes));
     builder.SetMaxSendMessageSize(static_cast<int>(kMaxPeerMessageBytes));
@@ -256,7 +271,8 @@ class Running : public OrlopServer {
           absl::StrCat("--listen ", options_.listen, " cannot be bound: in use?"));
     health_ = server_->GetHealthCheckService();
     health_->SetServingStatus(false);
-    MutexLock lock(&mutex_);  // calls are answered already
+    // Calls are already being answered, and Identity reads address_.
+    MutexLock lock(&mutex_);
     address_ = is_unix
                    ? options_.listen
                    : absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port);
@@ -280,6 +296,7 @@ class Running : public OrlopServer {
     return info;
   }
 
+  // The body of the ticker_ thread: runs the periodic tasks of all parts.
   void TickLoop() {
     MutexLock lock(&mutex_);
     auto next = std::chrono::steady_clock::now();
@@ -294,8 +311,8 @@ class Running : public OrlopServer {
       job_service_->Tick();
       data_service_->Tick();
       CountStore();
-      // What gRPC and RocksDB had is kept between the steps of a job that is busy, and given back
-      // while it rests.
+      // While a job is busy, pages that gRPC and RocksDB have freed stay in the heap, because its
+      // next step uses them again. They are returned to the system once no job is busy.
       const uint64_t before = std::exchange(message_count, messages_->message_count());
       quiet_ticks = message_count == before ? quiet_ticks + 1 : 0;
       if (quiet_ticks > 0 && quiet_ticks % kRestTicks == 0) TrimHeap();
@@ -303,7 +320,8 @@ class Running : public OrlopServer {
     }
   }
 
-  // Ends calls and threads, in the order of who calls whom.
+  // Ends the calls and the threads, users before what they use: a call uses jobs, a tick submits
+  // tasks to the pool, and a task sends messages through peers_.
   void Halt() {
     EndReadiness();
     if (server_ != nullptr)
@@ -334,14 +352,16 @@ class Running : public OrlopServer {
   std::unique_ptr<PeerService> peer_service_;
   std::unique_ptr<AdminService> admin_service_;
   std::unique_ptr<grpc::Server> server_;
-  grpc::HealthCheckServiceInterface* health_ = nullptr;
+  grpc::HealthCheckServiceInterface* health_ = nullptr;  // owned by server_
   std::atomic<bool> ready_ = false;
   std::atomic<bool> stopped_ = false;
   mutable Mutex mutex_;
-  std::string address_;  // written under mutex_ while calls are answered, never after Open
+  // BuildServer writes it under mutex_, because calls are already being answered. It does not
+  // change after Open, so address() takes no lock.
+  std::string address_;
   ServerFacts facts_ GUARDED_BY(mutex_);
-  CondVar tick_;
-  std::string awaited_ GUARDED_BY(mutex_);  // what readiness waits for
+  CondVar tick_;                            // readiness_ends_ or halting_ was set
+  std::string awaited_ GUARDED_BY(mutex_);  // the last answer of AwaitedBy; empty: none yet
   bool readiness_ends_ GUARDED_BY(mutex_) = false;
   std::thread readiness_;
   bool halting_ GUARDED_BY(mutex_) = false;

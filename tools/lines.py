@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Checks the length of lines, and that a comment gives the reason wherever clang's thread-safety analysis is switched off.
+"""Checks the length of lines, and that a comment names the lock wherever NO_THREAD_SAFETY_ANALYSIS switches clang's analysis off.
+
+Files that git tracks are checked, and untracked ones that it does not ignore.
 
     python3 tools/lines.py [ROOT]     prints each fault as `FILE:LINE: fault` and exits with 1 if there is one
 """
@@ -10,15 +12,18 @@ import re
 import subprocess
 import sys
 
+# The limit in characters, and the names' endings to which it applies. Other files have no limit.
 LENGTHS = {100: (".h", ".cc", ".cc.in", ".cu.in"),
            140: (".py", ".pyi", ".md", ".cmake", "CMakeLists.txt", ".proto", ".toml", ".json", "Makefile", ".sh", ".yaml")}
-# Rows of a table and addresses cannot be broken. The excepted files hold shell code for users, and records of measurements.
+# Lines that cannot be broken: a row of a Markdown table, and a line that ends with a URL.
 UNBREAKABLE = re.compile(r"^\s*\||https?://\S+$")
+# Paths, and beginnings of paths, that are not checked: shell code for users, and records of measurements.
 EXCEPT = ("cli/completion.cc", "bench/RESULTS.md", "python/tests/data/")
 
 OFF = "NO_THREAD_SAFETY_ANALYSIS"
+# The check is only that a comment has one of these words; whether it is a reason is for the reviewer.
 REASON = re.compile(r"//.*\b(lock|locks|locked|mutex|held|holds)\b")
-LINES_ABOVE = 6  # a statement may have several lines between its comment and the macro
+LINES_ABOVE = 6  # the comment is above its statement, whose macro may be some lines further down
 
 
 def tree(root: pathlib.Path) -> list[str]:

@@ -23,7 +23,7 @@ absl::Status JobModel::Build() {
   const v1::CreateJobRequest& manifest = definition_.manifest();
   auto spec = std::make_shared<step::JobSpec>();
   spec->manifest_digest = FromWire(definition_.manifest_digest());
-  spec->level = step::Level::kMemory;
+  spec->level = step::Level::kMemory;  // CompleteManifest refuses every other level
   spec->arithmetic_version = kernels::kArithmeticVersion;
   spec->server_count = static_cast<int>(definition_.server_count());
   for (const v1::TensorSpec& tensor : manifest.tensors())
@@ -84,6 +84,7 @@ absl::Status JobModel::AddPlacement(step::JobSpec* spec) {
       run_of_shard_[shard] = r;
     }
   }
+  // A definition without runs is one that server/cluster/placement.h has yet to place.
   return definition_.runs_size() > 0 ? step::ValidateJobSpec(*spec) : absl::OkStatus();
 }
 

@@ -1,6 +1,8 @@
-// The optimizer's arithmetic that the leader does once per step, and its way into every shard's
-// kernel. Pure; any thread. Order: average, unscale, veto, norm, clip (kernels/optimizer.h does
-// each in double).
+// The optimizer arithmetic that the step leader does once per step, in fp64, and its result as each
+// shard's kernel needs it. The leader computes the norm of the averaged, unscaled gradient and the
+// clip factor (kernels::PrepareGradientScale), then the scalars of each optimizer group
+// (kernels::Optimizer::Prepare).
+//   Threads  The functions are pure and safe from any thread.
 #pragma once
 
 #include <string>
@@ -14,32 +16,45 @@
 
 namespace orlop::server {
 
-// How many contributions an element of this layout sums: 1 for exactly-once.
-//   InvalidArgument  tensors differ, so that one mean over the job has no meaning (both named)
+// Returns how many contributions are summed into each element under a validated `layout`. It is 1
+// in mode kExactlyOnce, and if there are no contributions. reduce = "mean" divides by it.
+//   Status  InvalidArgument: two tensors, which the message names, have different numbers, so there
+//           is no one mean.
 absl::StatusOr<int64_t> ContributionsPerElement(const JobModel& model, const step::Layout& layout);
 
-// Values of every group, in one fixed order. InvalidArgument (HYPER_PARAMETERS, `field`): a name
-// missing or unknown, a value out of range, or another number of groups than configured.
+// Converts the hyper-parameters of a CommitStep. `groups` has one entry for each configured group,
+// in order. Each returned group has the values of all hyper-parameters of its optimizer, in the
+// order of kernels::Optimizer::hyper_parameters.
+//   Status  InvalidArgument (HYPER_PARAMETERS, `field`): a name is missing or unknown, a value is
+//           out of range, or the number of groups is not the configured one.
 absl::StatusOr<std::vector<step::ParameterGroup>> ParseGroups(
     const JobModel& model, const google::protobuf::RepeatedPtrField<v1::GroupValues>& groups);
 
-// The scalars of a decision (v1::StepScalars, serialized).
+// Computes the scalars of an APPLY. Returns a serialized v1::StepScalars, for
+// step::DecisionRecord::scalars. `contributions_per_element` is from ContributionsPerElement.
+//   Status  FailedPrecondition: the number of groups has changed since the CommitStep.
+//           InvalidArgument (HYPER_PARAMETERS, `field`): fp32 cannot hold a scalar.
 absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contributions_per_element,
                                          const step::ScalarInputs& inputs);
 
-// What a committed decision means for the shards of each tensor. One per decision, shared by its
-// shards.
+// The updates that a committed decision asks of each tensor's shards. It is parsed once per
+// decision and shared by all shards.
 class DecisionScalars {
  public:
+  // `model` must have the configuration that the decision was built with.
+  //   Status  DataLoss: the scalars cannot be read, or a tensor has none.
   static absl::StatusOr<DecisionScalars> Parse(const JobModel& model,
                                                const step::DecisionRecord& decision);
+  // Returns the update for each shard of a tensor (its index in the manifest), without `pass` and
+  // `loads`.
   ShardUpdate UpdateFor(uint32_t tensor) const { return updates_[tensor]; }
 
  private:
   std::vector<ShardUpdate> updates_;
 };
 
-// Fills outcome, norm, clip factor and identity.
+// Sets the response's step, outcome, decision (its identity), gradient_norm, clip_factor and
+// nonfinite_count. After a SKIP the norm is NaN, after a LOAD 0; the clip factor is 1 after both.
 void FillCommitted(const step::DecisionRecord& decision, v1::CommitStepResponse* response);
 
 }  // namespace orlop::server
