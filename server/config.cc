@@ -33,7 +33,8 @@ constexpr uint64_t kMaxMemoryBytes = uint64_t{1} << 60;
 
 using Setter = std::function<absl::Status(const std::string& value, Options* options)>;
 
-// One setting: a flag, and where the file may say the same (section empty: a flag only).
+// A flag, and the key of the TOML file that has the same meaning. If `section` is empty, there is
+// no such key.
 struct Setting {
   const char* flag;
   const char* section;
@@ -63,7 +64,7 @@ absl::Status SetPeers(const std::string& value, Options* options) {
   return absl::OkStatus();
 }
 
-// A number from `least` up.
+// Parses a whole number from `least` to `most`.
 absl::StatusOr<int> Whole(const std::string& value, int least, int most) {
   int number = 0;
   if (absl::SimpleAtoi(value, &number) && number >= least && number <= most) return number;
@@ -150,7 +151,7 @@ absl::Status Bad(const std::string& file, const toml::source_region& where,
   return absl::InvalidArgumentError(absl::StrCat(file, ":", where.begin.line, ": ", what));
 }
 
-// Text of a string, a whole number, or a list of strings.
+// Returns the value of a key as the text that its flag would have. A list is joined by commas.
 absl::StatusOr<std::string> TomlText(const toml::node& node) {
   if (auto text = node.value_exact<std::string>()) return *text;
   if (auto number = node.value_exact<int64_t>()) return absl::StrCat(*number);
@@ -204,6 +205,7 @@ absl::Status CheckPort(absl::string_view address) {
   return absl::OkStatus();
 }
 
+// Sets `name` and `peers` if they are empty, and checks that `name` is in `peers`.
 absl::Status FindSelf(Options* options) {
   if (options->peers.empty()) {
     if (options->name.empty()) options->name = "orlop-0";

@@ -1,13 +1,15 @@
-// Configuration of orlopd: one struct, filled from a TOML file and then from flags, validated once.
+// The configuration of orlopd: a struct that is filled from a TOML file, then from flags, and then
+// validated.
 //
 //   [server]   listen, name, peers, failure_domain, log_level, threads, cpus, numa_node
 //   [storage]  data_dir, memory
 //   [tls]      cert, key, ca
 //
-// Every key is a flag of the same meaning (`data_dir` is --data-dir, `cert` is --tls-cert); a flag
-// wins over the file. An unknown section or key, a value out of range, an empty file or one that
-// does not parse is refused, naming file, line, key, value and limit: a torn file never starts a
-// server with half of its settings.
+// Every key has a flag with the same meaning (`data_dir` has --data-dir, `cert` has --tls-cert). A
+// flag overrides the file. An unknown section or key, a value out of range, and a file that is
+// empty or does not parse are errors, which name file, line, key, value and limit. So a server does
+// not start with half of its settings because its file was cut off.
+//   Threads  The functions are safe from any thread.
 #pragma once
 
 #include <sys/types.h>
@@ -25,45 +27,57 @@ namespace orlop::server {
 
 struct Options {
   std::string listen = "127.0.0.1:7070";  // host:port (port 0: the system chooses) or unix:/path
-  std::string name;  // this server's entry in `peers`; found by `listen` where unambiguous
-  std::vector<PeerAddress>
-      peers;  // sorted by name; never empty after validation, alone: this server only
-  std::string failure_domain;                 // host or rack label; empty: not given
+  // The name of this server's entry in `peers`. If it is empty, Validate takes the entry with the
+  // address `listen`, or the only entry.
+  std::string name;
+  // All servers of the cluster, sorted by name. If it is empty, Validate enters this server.
+  std::vector<PeerAddress> peers;
+  std::string failure_domain;                 // label of the host or rack; empty: not given
   std::string log_level = "info";             // trace, debug, info, warning, error
-  std::string data_dir = "orlop-data";        // created when missing; one server at a time
-  uint64_t memory_bytes = uint64_t{4} << 30;  // hard budget of all large memory; at least 64 MiB
-  ThreadPlacement workers;                    // threads that stage, apply and flush shards
-  std::string tls_cert, tls_key, tls_ca;      // PEM files; all three or none
-  std::string ready_file;  // written with the address once the server can serve; empty: none
-  pid_t parent_pid = 0;    // stop gracefully when this process ends; 0: never
+  std::string data_dir = "orlop-data";        // created if missing; used by one process at a time
+  uint64_t memory_bytes = uint64_t{4} << 30;  // hard limit of all large memory; at least 64 MiB
+  ThreadPlacement workers;                    // of the threads that stage, apply and flush shards
+  std::string tls_cert, tls_key, tls_ca;      // PEM files; all three, or none: no TLS
+  // The program orlopd writes the address to this file once the server is ready; empty: no file.
+  std::string ready_file;
+  // The program orlopd stops gracefully when this process ends; 0: no process is watched.
+  pid_t parent_pid = 0;
 
   bool tls() const { return !tls_cert.empty(); }
-  const PeerAddress& self() const;  // the entry of `peers` called `name`
+  // Returns the entry of `peers` that has `name`. The options must have passed Validate.
+  const PeerAddress& self() const;
 };
 
-// A number of bytes as Kubernetes writes it: digits, optionally with a fraction, and Ki, Mi, Gi,
-// Ti, k, M, G or T, optionally followed by B ("4GiB", "1.5G", "1048576"). InvalidArgument on
-// anything else, or above 2^60.
+// Parses a number of bytes, written as in Kubernetes: digits, optionally with a fraction, then
+// optionally Ki, Mi, Gi, Ti, k, M, G or T, then optionally B ("4GiB", "1.5G", "1048576"). A
+// fraction of a byte is cut off.
+//   Status  InvalidArgument: the text has another form, or the number is above 2^60.
 absl::StatusOr<uint64_t> ParseBytes(absl::string_view text);
 
-// "a=host:1,b=host:2" or "host:1,host:2" (name = address), sorted by name. InvalidArgument on a
-// repeated name or bad address.
+// Parses "a=host:1,b=host:2", or "host:1,host:2", where each address is also the name. The result
+// is sorted by name.
+//   Status  InvalidArgument: a name is repeated or too long, an address is malformed, or there are
+//           more than kMaxServers.
 absl::StatusOr<std::vector<PeerAddress>> ParsePeers(absl::string_view text);
 
-// Sets what the TOML text says in `options`. `file` is for messages only.
+// Sets the members of `options` that the TOML text has keys for. Messages name `file`.
+//   Status  InvalidArgument; `options` may then be half set.
 absl::Status ApplyToml(absl::string_view text, const std::string& file, Options* options);
 
-// Completes (name, peers) and checks the whole. Call once, after file and flags.
-//   InvalidArgument     a value outside its limit, or settings that contradict one another
-//   FailedPrecondition  plaintext on an address that is neither loopback nor a Unix socket
+// Checks the options and completes them: sets `name` and `peers` if they are empty, and resolves
+// workers.numa_node to workers.cpus. Call it once, after the file and the flags.
+//   Status  InvalidArgument: a value is out of range, or settings contradict one another.
+//           FailedPrecondition: there is no TLS, but an address is neither loopback nor a Unix
+//           socket.
 absl::Status Validate(Options* options);
 
-// Options from the command line and the file it names with --config. `*exit_code` is set (and the
-// options are to be ignored) when the command line asked for help or the version, or was wrong and
-// has been explained on stderr.
+// Returns the validated options of the command line and of the file that it names with --config. If
+// the command line asks for help or the version, or cannot be parsed, the answer was printed. Then
+// `*exit_code` is set, and the returned options have no meaning.
+//   Status  InvalidArgument and FailedPrecondition of ApplyToml and Validate, naming the flag.
 absl::StatusOr<Options> ParseCommandLine(int argc, char** argv, int* exit_code);
 
-// Whether an address is a Unix socket or names this host only (127.0.0.0/8, ::1, localhost).
+// Returns whether an address is a Unix socket or loopback (127.0.0.0/8, [::1], localhost).
 bool IsLocalAddress(absl::string_view address);
 
 }  // namespace orlop::server

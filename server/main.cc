@@ -1,6 +1,8 @@
-// orlopd: starts the server, waits for SIGTERM, SIGINT or the parent's end, stops gracefully.
-//   Exit 0: stopped with everything on disk. 1: could not start, or not all could be flushed. Else:
-//   the command line was wrong.
+// The program orlopd: starts a state server, waits for SIGTERM, SIGINT or the end of --parent-pid,
+// and stops the server gracefully.
+//   Exit status  0: everything was flushed to disk, or help or the version was printed. 1: a
+//                setting is invalid, the server could not start, or a job could not be flushed.
+//                Another one (of CLI11): the command line could not be parsed.
 #include <poll.h>
 #include <signal.h>
 #include <sys/signalfd.h>
@@ -31,13 +33,16 @@ void StartLog(const std::string& level) {
 
 constexpr int kReadyPollMs = 20;
 
-// Waits until it is time to stop, at most `timeout_ms` (-1: as long as it takes). A process file
-// descriptor tells of the parent's end whichever of its threads started us.
+// Waits for a signal or for the end of the parent, for at most `timeout_ms`; -1: without a limit.
+// Returns whether one of them happened. `parent_fd` is a pidfd (-1: none), because it reports the
+// end of the process. PR_SET_PDEATHSIG would report the end of the thread that started this
+// process.
 bool IsEnd(int signal_fd, int parent_fd, int timeout_ms) {
   pollfd fds[] = {{signal_fd, POLLIN, 0}, {parent_fd, POLLIN, 0}};
   return poll(fds, parent_fd >= 0 ? 2 : 1, timeout_ms) > 0;
 }
 
+// Prints the address on stdout and writes it to --ready-file.
 absl::Status TellReady(const Options& options, const std::string& address) {
   std::cout << "ready " << address << std::endl;
   if (options.ready_file.empty()) return absl::OkStatus();
@@ -66,7 +71,7 @@ int main(int argc, char** argv) {
   sigemptyset(&ends);
   sigaddset(&ends, SIGTERM);
   sigaddset(&ends, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &ends, nullptr);  // before any thread starts
+  pthread_sigmask(SIG_BLOCK, &ends, nullptr);  // threads started later inherit the mask
   const int signal_fd = signalfd(-1, &ends, SFD_CLOEXEC);
   int parent_fd = -1;
   if (options->parent_pid > 0) {

@@ -1,4 +1,4 @@
-// The whole server: data directory, memory, jobs and gRPC services, started and stopped in order.
+// A state server: its data directory, memory, jobs and gRPC services.
 #pragma once
 
 #include <memory>
@@ -11,21 +11,28 @@ namespace orlop::server {
 
 class OrlopServer {
  public:
-  // Starts and returns once calls are answered and jobs are back in memory.
-  //   Status  Unavailable (address or data directory in use), FailedPrecondition (data directory of
-  //   another server), DataLoss,
-  //           ResourceExhausted (--memory is too small for the jobs here), InvalidArgument
-  //           (certificates).
+  // Starts a server. Returns once it answers calls and has opened every job that is on disk.
+  // `options` must have passed Validate.
+  //   Status  Unavailable (the address or the data directory is in use), FailedPrecondition (the
+  //           data directory belongs to another server, or a job to another list of peers),
+  //           DataLoss, ResourceExhausted (--memory is too small for the jobs), InvalidArgument (a
+  //           certificate or key cannot be read).
   static absl::StatusOr<std::unique_ptr<OrlopServer>> Start(const Options& options);
+  // Ends the server without a flush if Stop was not called. State in memory is then lost.
   virtual ~OrlopServer() = default;
 
-  // Where it listens: host:port with the port that was chosen, or unix:/path.
+  // Returns the address that it listens on: host:port with the actual port, or unix:/path.
+  //   Threads  any; likewise ready().
   virtual const std::string& address() const = 0;
-  // Whether health is SERVING: every job that was on disk has come to an answer
-  // (server/services/readiness.h). It stays so until the stop.
+  // Returns whether every job that was on disk has reached a state other than RECOVERING and
+  // WAITING (server/services/readiness.h). The health is SERVING from then on until Stop. Does not
+  // become false again.
   virtual bool ready() const = 0;
-  // Graceful stop: refuses new calls, finishes what is decided, flushes everything, marks the
-  // directory clean. OK only then.
+  // Refuses new calls, completes decided steps, flushes every job and marks each flush as complete.
+  // May take as long as the disk needs. A second call returns OK at once.
+  //   Status  The first error of a job that could not be flushed: DeadlineExceeded (a decided step
+  //           did not complete within a minute), ResourceExhausted or DataLoss. The other jobs are
+  //           flushed all the same.
   virtual absl::Status Stop() = 0;
 };
 

@@ -59,7 +59,7 @@ Head DecodeHead(const std::string& job, uint64_t serial, const std::string& valu
   return head;
 }
 
-// Newest first.
+// Returns the heads of a job's flushes, newest first, damaged ones included.
 absl::StatusOr<std::vector<Head>> Heads(const storage::Store& store, const std::string& job) {
   auto values = store.Scan(JobKey(job));
   if (!values.ok()) return values.status();
@@ -97,6 +97,7 @@ absl::StatusOr<std::string> ReadIndex(const storage::Store& store, const std::st
   return index;
 }
 
+// Adds the bulk values of a flush to those that `batch` erases.
 absl::Status EraseBulk(storage::Store* store, const std::string& job, uint64_t serial,
                        storage::Batch* batch) {
   auto keys = store->ScanBulk(HeadKey(job, serial) + "/");
@@ -105,6 +106,7 @@ absl::Status EraseBulk(storage::Store* store, const std::string& job, uint64_t s
   return absl::OkStatus();
 }
 
+// Writes and syncs the bulk values of a flush. Sets the size and checksum of the index in `head`.
 absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, ShardStore* shards,
                              Head* head) {
   const std::string prefix = HeadKey(header.job, head->info.serial) + "/";
@@ -137,7 +139,7 @@ absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, ShardS
   head.info = {header.step, all->empty() ? 1 : all->front().info.serial + 1};
   const std::string key = HeadKey(header.job, head.info.serial);
   storage::Batch batch;
-  // What a flush that was cut off left under this serial.
+  // A flush that did not reach its head may have left values under this serial.
   if (absl::Status swept = EraseBulk(store, header.job, head.info.serial, &batch); !swept.ok())
     return swept;
   if (!batch.erase_bulk.empty())
@@ -146,7 +148,7 @@ absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, ShardS
   if (!written.ok()) {
     storage::Batch undo;
     if (EraseBulk(store, header.job, head.info.serial, &undo).ok())
-      (void)store->Commit(undo);  // the error to tell is the first
+      (void)store->Commit(undo);  // the first error is the one to return
     return Annotated(written,
                      absl::StrCat("flush of job '", header.job, "' at step ", header.step));
   }
@@ -192,7 +194,7 @@ absl::Status LoadFlush(const storage::Store& store, const std::string& job, int6
   auto index = ReadIndex(store, job, *head);
   if (!index.ok()) return index.status();
   Decoder in(*index);
-  for (int i = 0; i < 3; ++i) in.String();  // the caller's
+  for (int i = 0; i < 3; ++i) in.String();  // manifest, optimizer and machine
   const std::string prefix = HeadKey(job, head->info.serial) + "/";
   const std::vector<OwnedShard>& owned = shards->layout().shards;
   shards->BeginRestore();

@@ -1,8 +1,13 @@
-// The step-consistent write of a job's state on a clean stop, and its way back.
+// Flushes: on a clean stop, each server writes the state of its shards of a job, all at one step.
+// The next start, or a rollback, loads it.
 //
-// Two flushes of a job are kept. A small value, the head, names bulk values, each with its size and
-// XXH3-64; the head is written last, in one synced batch that also erases the oldest flush, so that
-// a flush is whole or does not exist. A damaged one is its job's alone.
+// The two newest flushes of a job are kept. A flush has a small value, the head, and bulk values.
+// The head names the index, and the index names the others, each with its size and XXH3-64. The
+// head is written last, in one synced batch that also erases the oldest flush. A flush is therefore
+// whole or does not exist. A damaged flush does not affect other jobs.
+//   Threads  Calls for different jobs may run at once. The caller makes one call at a time for a
+//            job.
+//   Disk     Every function waits for the disk.
 #pragma once
 
 #include <cstdint>
@@ -16,46 +21,53 @@
 
 namespace orlop::server {
 
-// What the caller wants back with the shards: its own bytes, each at most 64 MiB.
+// What a flush is of, and strings that it keeps for its caller without reading them. Each string
+// has at most 64 MiB.
 struct FlushHeader {
   std::string job;
-  int64_t step = 0;       // version of every shard
-  std::string manifest;   // the job as created
-  std::string optimizer;  // its configuration; empty: none yet
-  std::string machine;    // the step machine's image: decisions, applied counts, attempt
+  int64_t step = 0;       // the version of every shard
+  std::string manifest;   // v1::CreateJobRequest
+  std::string optimizer;  // v1::ConfigureOptimizerRequest; empty: not configured
+  std::string machine;    // step::ParticipantImage, serialized by server/job/step_codec.h
 };
 
 struct FlushInfo {
-  int64_t step = 0;      // not known if damaged
-  uint64_t serial = 0;   // ascending in time
-  bool damaged = false;  // its head cannot be read
+  int64_t step = 0;      // without meaning if damaged
+  uint64_t serial = 0;   // a later flush of the job has a higher one
+  bool damaged = false;  // the head is damaged; the index and the other values were not checked
 };
 
 inline constexpr int kKeptFlushes = 2;
 
-// Writes all state of `shards`, staged pieces included. No apply and no stream may be running.
-//   Status  FailedPrecondition (a shard is at another version), ResourceExhausted, DataLoss: the
-//   flushes before stay.
+// Writes all state of `shards` at header.step, staged pieces included. No apply and no push may be
+// running. Then erases the flush of the same step, damaged flushes, and the oldest beyond
+// kKeptFlushes.
+//   Status  FailedPrecondition (a shard is at another version), ResourceExhausted, DataLoss. After
+//           an error the earlier flushes are as they were.
 absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, ShardStore* shards);
 
-// The flushes of a job, newest first. Status DataLoss (the store cannot be read).
+// Returns the flushes of a job, newest first, damaged ones included.
+//   Status  DataLoss: the store cannot be read, or has a key that no flush writes.
 absl::StatusOr<std::vector<FlushInfo>> ListFlushes(const storage::Store& store,
                                                    const std::string& job);
 
-// Status NotFound (no flush of that step), DataLoss.
+// Returns the header that WriteFlush was given.
+//   Status  NotFound: there is no flush of that step. DataLoss: its index is damaged, or there is
+//           no flush of that step but a damaged one, which may be it.
 absl::StatusOr<FlushHeader> ReadFlushHeader(const storage::Store& store, const std::string& job,
                                             int64_t step);
 
-// Loads slots, versions and staged pieces into a store that was created, configured and given the
-// same contribution layout; what it held is dropped. Every value's checksum is verified.
-// `with_staged` false: what was staged is left out (a rollback).
-//   Status  NotFound, DataLoss (names tensor, shard, slot), FailedPrecondition (other shards or
-//   formats), ResourceExhausted. After
-//           an error the store holds a mixture: discard it.
+// Replaces the state of `shards` by a flush: slots, versions and, if `with_staged`, staged pieces.
+// A rollback does not want the staged pieces. `shards` must have been created and configured as
+// when the flush was written; for staged pieces it must also have the same contribution layout.
+// Every checksum is verified.
+//   Status  NotFound and DataLoss as ReadFlushHeader; DataLoss also names tensor, shard and slot of
+//           a damaged value. FailedPrecondition (other shards or formats), ResourceExhausted. After
+//           an error `shards` has old and new state mixed and must be discarded.
 absl::Status LoadFlush(const storage::Store& store, const std::string& job, int64_t step,
                        bool with_staged, ShardStore* shards);
 
-// Erases every flush of a job.
+// Erases every flush of a job. Status: ResourceExhausted, DataLoss.
 absl::Status EraseFlushes(storage::Store* store, const std::string& job);
 
 }  // namespace orlop::server

@@ -1,5 +1,6 @@
-// The words of a flush's index: numbers are u64, little endian; strings are their size and their
-// bytes.
+// The encoding of the head and the index of a flush. A number is a u64, little endian. A double is
+// a u64 with its bits, and a digest is its high and its low u64. A string is its size and its
+// bytes; a list of numbers is its size and the numbers.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 
 namespace orlop::server {
 
+// Returns DataLoss (LOST) for `what`, the part of a flush that is damaged.
 inline absl::Status DamagedFlush(const std::string& what, const std::string& why) {
   return MakeError(absl::StatusCode::kDataLoss, absl::StrCat("flush: ", what, ": ", why),
                    v1::ErrorDetail::LOST);
@@ -48,8 +50,9 @@ class Encoder {
   std::string bytes_;
 };
 
-// Reads what Encoder wrote. The bytes were checked by their checksum; if they run out all the same,
-// they are of another format, and ok() is false.
+// Reads what Encoder wrote, in the same order. The caller has verified the checksum of `bytes`,
+// which must outlive the decoder. If the bytes end too early all the same, they have another
+// format. ok() is then false, and whatever is read is 0 or empty.
 class Decoder {
  public:
   explicit Decoder(const std::string& bytes) : bytes_(bytes) {}

@@ -174,7 +174,7 @@ absl::Status FlushedShard::LoadSlot(const storage::Store& store, Slot slot, Deco
   return image_->KeepSlot(slot, *std::move(buffer));
 }
 
-// A buffer of what is staged; null if there are no bytes, or they are not to be kept.
+// Reads a staged value into a new buffer. Returns null if there is no such value, or if not `keep`.
 absl::StatusOr<BufferPtr> FlushedShard::ReadStaged(const storage::Store& store,
                                                    const std::string& name, bool keep,
                                                    Decoder* index) {

@@ -1,8 +1,10 @@
-// One shard in a flush: its entry in the index and its bulk values.
+// One shard in a flush: its entry in the index, and its bulk values.
 //
-// Under the flush's prefix: "SHARD/SLOT", "SHARD/gradient", "SHARD/piece-N", "SHARD/load-SLOT",
-// SHARD being the id in eight hexadecimal digits. Each has its size and its XXH3-64 in the index, 0
-// and 0 if there are no bytes. The entry of a shard:
+// The key of a bulk value is the flush's prefix and SHARD/SLOT (a slot), SHARD/gradient (a staged
+// gradient), SHARD/piece-N (a staged piece with bytes of its own) or SHARD/load-SLOT (a plane of a
+// staged LOAD). SHARD is the id in eight hexadecimal digits. `bytes` in the entry are the size and
+// the XXH3-64 of such a value, or 0 and 0 if there is no value. {26} repeats a word for each stored
+// slot. A line with | is 0, or 1 and all that follows it. The entry of a shard:
 //   shard     = id tensor begin end slot{26} gradient load
 //   slot      = dtype bytes
 //   gradient  = 0 | 1 dtype bytes staged piece_count piece...
@@ -26,21 +28,21 @@ namespace orlop::server {
 
 class FlushedShard {
  public:
-  // `prefix`: of the flush, with its slash. `image` outlives this.
+  // `prefix` begins the flush's keys and ends with a slash. `image` must outlive this object.
   FlushedShard(std::string prefix, ShardImage* image) : prefix_(std::move(prefix)), image_(image) {}
 
   // Writes the bulk values of the shard and adds its entry to the index.
-  //   Status  FailedPrecondition (the shard is at another version), ResourceExhausted, DataLoss
+  //   Status  FailedPrecondition (the shard is not at version `step`), ResourceExhausted, DataLoss.
   absl::Status Write(int64_t step, storage::Store* store, Encoder* index) const;
-  // Reads the next entry of the index, and replaces the shard by what it names. `with_staged`
-  // false: what was staged is left out.
+  // Reads the next entry of the index and replaces the shard's state by its values. The version
+  // becomes `step`. Staged pieces are loaded if `with_staged`.
   //   Status  FailedPrecondition (another shard, format or contribution layout), DataLoss,
-  //           ResourceExhausted: the shard is a mixture then
+  //           ResourceExhausted. After an error the shard has old and new state mixed.
   absl::Status Load(int64_t step, bool with_staged, const storage::Store& store, Decoder* index);
 
  private:
-  std::string Key(const std::string& name) const;
-  std::string What(const std::string& name) const;
+  std::string Key(const std::string& name) const;   // of a bulk value
+  std::string What(const std::string& name) const;  // names the value in messages
 
   absl::Status WriteBytes(const std::string& name, const BufferPtr& bytes, storage::Store* store,
                           Encoder* index) const;
@@ -53,6 +55,7 @@ class FlushedShard {
   absl::StatusOr<BufferPtr> ReadStaged(const storage::Store& store, const std::string& name,
                                        bool keep, Decoder* index);
   absl::Status LoadSlot(const storage::Store& store, Slot slot, Decoder* index);
+  // Without `keep`, these two read their part of the index and load nothing.
   absl::Status LoadGradient(const storage::Store& store, bool keep, Decoder* index);
   absl::Status LoadLoad(const storage::Store& store, bool keep, Decoder* index);
 

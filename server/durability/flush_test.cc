@@ -16,7 +16,7 @@ OwnedShards TestLayout() {
                 5120);
 }
 
-// A job after two steps, in a world of its own.
+// A job with memory and a disk of its own. Start() takes it to step 2.
 struct Running {
   explicit Running(uint64_t dram_bytes = 64 * kMiB, uint64_t nvme_bytes = 0)
       : world(dram_bytes, nvme_bytes) {
@@ -36,7 +36,7 @@ struct Running {
   }
   void Join() {
     std::vector<ExpectedPiece> pieces = WholeLayout(store->layout());
-    pieces.pop_back();  // the buffer
+    pieces.pop_back();  // the buffer has no gradient
     ASSERT_TRUE(store->SetLayout(pieces).ok());
   }
   void Push(int64_t step) {
@@ -80,7 +80,8 @@ TEST(Flush, RestoredCopyStepsAsOneThatNeverStopped) {
   EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
 }
 
-// Stopped between the push and the apply: what was staged, prepared too, goes on.
+// A job that was stopped between the push and the apply continues with its staged pieces, also with
+// a shard whose gradient is already summed.
 TEST(Flush, KeepsWhatWasStaged) {
   auto disk = storage::NewMemoryStore();
   Running original;
@@ -138,8 +139,8 @@ TEST(Flush, KeepsTheTwoNewest) {
   job.Start();
   for (int64_t step = 2; step < 6; ++step) {
     ASSERT_TRUE(WriteFlush(disk.get(), Header(step), job.store.get()).ok());
-    ASSERT_TRUE(
-        WriteFlush(disk.get(), Header(step), job.store.get()).ok());  // of the same step: replaced
+    // A flush of the same step replaces the first one.
+    ASSERT_TRUE(WriteFlush(disk.get(), Header(step), job.store.get()).ok());
     const auto flushes = ListFlushes(*disk, "job").value();
     ASSERT_EQ(flushes.size(), step == 2 ? 1u : 2u);
     EXPECT_EQ(flushes[0].step, step);
@@ -166,8 +167,8 @@ TEST(Flush, FlippedByteIsDataLossByName) {
   EXPECT_TRUE(absl::IsDataLoss(ReadFlushHeader(disk, "job", 2).status()));
 }
 
-// Whatever byte of a head is damaged or missing: its job says so, another one (of a name that
-// begins alike) does not notice.
+// If any byte of a head is damaged or missing, its job reports it. Another job is not affected,
+// even one whose name has the same beginning.
 TEST(Flush, DamagedHeadIsItsJobsAlone) {
   auto disk = storage::NewMemoryStore();
   Running job;
@@ -193,7 +194,7 @@ TEST(Flush, DamagedHeadIsItsJobsAlone) {
     EXPECT_FALSE(ListFlushes(*disk, "job/other").value()[0].damaged);
   }
   job.Step(4);
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(4), job.store.get()).ok());  // takes its place
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(4), job.store.get()).ok());  // replaces the damaged one
   const auto flushes = ListFlushes(*disk, "job").value();
   ASSERT_EQ(flushes.size(), 2u);
   EXPECT_EQ(flushes[0].step, 4);
@@ -202,7 +203,7 @@ TEST(Flush, DamagedHeadIsItsJobsAlone) {
   EXPECT_TRUE(ReadFlushHeader(*disk, "job/other", 2).ok());
 }
 
-// A rollback of a living job: what it held goes, even where a reader still holds it.
+// A rollback of a running job drops its state, also a slot that a reader has open.
 TEST(Flush, ReplacesWhatTheStoreHeld) {
   for (const uint64_t nvme_bytes : {uint64_t{0}, 16 * kMiB}) {
     auto disk = storage::NewMemoryStore();
@@ -248,7 +249,8 @@ TEST(Flush, FullDiskKeepsTheOneBefore) {
   EXPECT_EQ(AllBytes(restored.store.get(), 2), before);
 }
 
-// Every byte of the format: key and contents of each value that a flush writes, in order of keys.
+// A store that records the key and the contents of each value that a flush writes. Digest() covers
+// all of them, in order of keys.
 class WrittenBytes : public storage::MemoryStore {
  public:
   absl::Status WriteBulk(const std::string& key, absl::Span<const uint8_t> bytes) override {
@@ -270,7 +272,7 @@ class WrittenBytes : public storage::MemoryStore {
   std::map<std::string, std::string> written_;
 };
 
-// Values that no library's random numbers change.
+// Returns values that do not depend on the random numbers of a library.
 std::vector<float> Ramp(size_t count, uint32_t seed) {
   std::vector<float> values(count);
   for (size_t i = 0; i < count; ++i)
@@ -278,8 +280,8 @@ std::vector<float> Ramp(size_t count, uint32_t seed) {
   return values;
 }
 
-// The numbers are those of the first release of this format: a change of them is a change of the
-// format, which needs another kFormat.
+// The expected digests are those of the first release of this format. If one changes, the format
+// has changed and needs another kFormat.
 TEST(Flush, WritesTheBytesOfFormatOne) {
   WrittenBytes disk;
   Running job;
@@ -292,7 +294,7 @@ TEST(Flush, WritesTheBytesOfFormatOne) {
                   .ok());
   CommitLoad(job.store.get(), 0);
   std::vector<ExpectedPiece> pieces = WholeLayout(job.store->layout(), 2);
-  pieces.resize(pieces.size() - 2);  // the buffer
+  pieces.resize(pieces.size() - 2);  // the buffer, for each of two ranks, has no gradient
   ASSERT_TRUE(job.store->SetLayout(pieces).ok());
   for (uint32_t rank : {0u, 1u}) {
     PushTensor(job.store.get(), 0, rank, Ramp(12'800, 10 + rank));

@@ -82,8 +82,8 @@ absl::StatusOr<std::vector<step::Contribution>> Contributions(const JobModel& mo
       if (begin < end) add(t, Box{{begin}, {end - begin}, true});
     }
   }
-  for (uint32_t t = 0; t < model.tensors().size();
-       ++t) {  // frozen parameters are mentioned as such
+  // A layout must mention every parameter, so the frozen ones are added with mode kNone.
+  for (uint32_t t = 0; t < model.tensors().size(); ++t) {
     if (!model.tensors()[t].is_parameter || model.Trains(t)) continue;
     by_tensor[t].tensor = static_cast<step::TensorId>(t);
     by_tensor[t].mode = step::Mode::kNone;
@@ -95,7 +95,7 @@ absl::StatusOr<std::vector<step::Contribution>> Contributions(const JobModel& mo
 
 std::vector<ExpectedPiece> PiecesFor(const JobModel& model, const OwnedShards& owned,
                                      const step::Layout& layout) {
-  // Shards of a tensor lie together, so each contribution meets a run of them.
+  // The shards of `owned` by tensor: a contribution is compared only with the shards of its tensor.
   std::map<uint32_t, std::vector<const OwnedShard*>> shards_of;
   for (const OwnedShard& shard : owned.shards) shards_of[shard.tensor].push_back(&shard);
   std::vector<ExpectedPiece> pieces;

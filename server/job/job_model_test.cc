@@ -8,7 +8,8 @@
 namespace orlop::server {
 namespace {
 
-// Tensors "whole" and "split" of two shards each, on one server and on two.
+// Returns a job with two tensors of two shards each. One server owns both shards of "whole"; two
+// servers own those of "split".
 std::shared_ptr<const JobModel> TwoTensors() {
   v1::JobDefinition definition;
   v1::CreateJobRequest& manifest = *definition.mutable_manifest();

@@ -1,4 +1,5 @@
-// Checks of what a client says about a job before the job exists. Pure; any thread.
+// Checks of the manifest with which a client creates a job.
+//   Threads  The functions are pure and safe from any thread.
 #pragma once
 
 #include <string>
@@ -11,26 +12,29 @@
 
 namespace orlop::server {
 
-// InvalidArgument (BAD_REQUEST) whose detail has the field, its value and its limit.
+// Returns InvalidArgument with `message` and an ErrorDetail (BAD_REQUEST) that has the field, its
+// actual value and its limit.
 absl::Status BadRequest(absl::string_view field, absl::string_view actual, absl::string_view limit,
                         const std::string& message);
 
-// A name has 1 to kMaxNameBytes characters of [A-Za-z0-9._/-] and no "..". `what` names the kind of
-// name in the message.
-//   Status  InvalidArgument.
+// Checks a name: it has 1 to kMaxNameBytes characters of [A-Za-z0-9._/-] and no "..". `what` is the
+// kind of name ("tensor name"), for the error.
+//   Status  InvalidArgument (BAD_REQUEST).
 absl::Status ValidateName(absl::string_view what, absl::string_view name);
 
-// Checks one tensor by itself; JobModel::Make compares names with one another.
-//   Status  InvalidArgument naming tensor, field, value and limit.
+// Checks one tensor by itself. JobModel::Make finds a name that two tensors have.
+//   Status  InvalidArgument (BAD_REQUEST), naming tensor, field, value and limit.
 absl::Status ValidateTensorSpec(const v1::TensorSpec& tensor);
+// Returns the shape; empty: a scalar.
 Shape ShapeOf(const v1::TensorSpec& tensor);
 
-// Checks a manifest whose pages were joined, and sets shard_elements and durability where the
-// client left them to the server.
-//   Status  InvalidArgument; Unimplemented: a durability level that this build does not offer, by
-//           name.
+// Checks the options of a manifest whose pages were joined; JobModel::Make checks its tensors. Sets
+// shard_elements and durability if the client has not, and clears the fields of paging.
+//   Status  InvalidArgument (BAD_REQUEST): there is no tensor, or shard_elements is out of range.
+//           Unimplemented: this build does not offer the durability level, which the message names.
 absl::Status CompleteManifest(v1::CreateJobRequest* manifest);
-// The identity of a complete manifest, the same on every server.
+// Returns the digest of a manifest that CompleteManifest has completed. It is the manifest's
+// identity, the same on every server.
 Digest128 ManifestDigest(const v1::CreateJobRequest& manifest);
 
 }  // namespace orlop::server

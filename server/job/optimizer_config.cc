@@ -15,7 +15,7 @@
 namespace orlop::server {
 namespace {
 
-// Words of a group's configuration, the default first.
+// The words that a group may have, and the enum value of each. The first is the default.
 constexpr absl::string_view kStateNames[] = {"8bit", "fp32", "4bit"};
 constexpr kernels::StateFormat kStateFormats[] = {
     kernels::StateFormat::k8Bit, kernels::StateFormat::kFp32, kernels::StateFormat::k4Bit};
@@ -26,13 +26,14 @@ constexpr absl::string_view kRoundingNames[] = {"no_zero", "nearest", "stochasti
 constexpr kernels::Rounding kRoundings[] = {kernels::Rounding::kNoZero, kernels::Rounding::kNearest,
                                             kernels::Rounding::kStochastic};
 
-// The place of a word among `known`; empty means the first; known.size() if it is none of them.
+// Returns the index of a word in `known`; 0 if the word is empty, known.size() if it is unknown.
 size_t IndexOf(absl::Span<const absl::string_view> known, absl::string_view word) {
   if (word.empty()) return 0;
   return static_cast<size_t>(std::find(known.begin(), known.end(), word) - known.begin());
 }
 
-// InvalidArgument naming the field, its value and the words it may have.
+// Checks that a word is one of `known`. Status: InvalidArgument, naming the field, its value and
+// the known words.
 absl::Status CheckWord(int group, absl::string_view field, absl::string_view word,
                        absl::Span<const absl::string_view> known) {
   if (IndexOf(known, word) < known.size()) return absl::OkStatus();
@@ -41,8 +42,8 @@ absl::Status CheckWord(int group, absl::string_view field, absl::string_view wor
                     absl::StrCat("group ", group, ": ", field, " '", word, "' is not ", words));
 }
 
-// Checks that `optimizer` can train tensor `t` in group `g`; `group_of` has the groups of tensors
-// that were checked before.
+// Checks that `optimizer` can train tensor `t` in group `g`. `group_of` has, by tensor, the group
+// that an earlier call found; -1: none.
 absl::Status CheckTensor(const JobModel& model, const kernels::Optimizer& optimizer, int g,
                          uint32_t t, const std::vector<int>& group_of) {
   const std::string what = absl::StrCat("group ", g, ": ");

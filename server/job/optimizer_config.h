@@ -1,5 +1,6 @@
-// What a client says about a job's optimizers: checks, and the words of a group as formats. Pure;
-// any thread.
+// The optimizer configuration of a job (v1::ConfigureOptimizerRequest): its checks, and the words
+// in its groups ("8bit", "exact", ...) as enums of the kernels.
+//   Threads  The functions are pure and safe from any thread.
 #pragma once
 
 #include "absl/functional/function_ref.h"
@@ -11,26 +12,29 @@
 
 namespace orlop::server {
 
-// The state format's word in a group: "8bit", "fp32" or "4bit".
+// Returns the word for a state format in a group: "8bit", "fp32" or "4bit".
 const char* StateName(kernels::StateFormat format);
-// The optimizer and formats of a group that ValidateOptimizer accepted. The state format is what
-// the group asks for, before small tensors get fp32 state (StateFormatOf).
+// Returns the optimizer and the formats of a group that ValidateOptimizer has accepted. The state
+// format is the one that the group asks for; StateFormatOf gives small tensors fp32 instead.
 TensorOptimizer OptimizerOf(const v1::OptimizerGroup& group);
 
 // Checks a configuration against the manifest.
-//   Status  InvalidArgument naming group, tensor and value; or as CheckWholeTensors.
+//   Status  InvalidArgument (BAD_REQUEST), naming group, tensor and value; or the error of
+//           CheckWholeTensors.
 absl::Status ValidateOptimizer(const JobModel& model,
                                const v1::ConfigureOptimizerRequest& optimizer);
 
-// The index of the first group whose optimizer takes weights (kernels::Optimizer::takes_weights):
-// weights are neither clipped nor scaled. -1 if there is none. Optimizers are known by name.
+// Returns the index of the first group whose optimizer takes new weights instead of gradients
+// (kernels::Optimizer::takes_weights); -1 if there is none. Weights are neither clipped nor scaled.
+// The optimizer of every group must be a known name.
 int GroupThatTakesWeights(const v1::ConfigureOptimizerRequest& optimizer);
 
-// Whether a step of this optimizer takes a pass over a whole tensor before it updates any element.
+// Returns whether a step of this optimizer takes a pass over the whole tensor before it updates any
+// element. One server must then own all shards of the tensor.
 bool NeedsWholeTensor(const kernels::Optimizer& optimizer);
-// Checks that every tensor which such an optimizer trains is on one server. `needs_whole` is
-// NeedsWholeTensor except in tests.
-//   Status  FailedPrecondition (CONFLICT) naming group, tensor, optimizer and what to do.
+// Checks that one server owns all shards of every tensor whose optimizer needs it whole. The
+// optimizer of every group must be a known name. Tests replace `needs_whole`.
+//   Status  FailedPrecondition (CONFLICT), naming group, tensor, optimizer and what to do.
 absl::Status CheckWholeTensors(
     const JobModel& model, const v1::ConfigureOptimizerRequest& optimizer,
     absl::FunctionRef<bool(const kernels::Optimizer&)> needs_whole = NeedsWholeTensor);

@@ -19,7 +19,8 @@ struct State {
   kernels::CodeBook code_book;
 };
 
-// Names of states, the common ones first, each once.
+// Returns the states of all optimizers by name, each name once. The common ones are first, in the
+// order of the enumerators of Slot.
 const std::vector<State>& States() {
   static const auto* const states = [] {
     auto* list = new std::vector<State>;
@@ -44,7 +45,7 @@ size_t StateIndex(Slot slot) { return (SlotIndex(slot) - SlotIndex(kFirstState))
 bool IsAbsmax(Slot slot) { return SlotIndex(slot) % 2 == 1; }
 static_assert(SlotIndex(kFirstState) % 2 == 0);
 
-// What `slot` is of this optimizer; null if it has no such state.
+// Returns the optimizer's state whose values or absmax are in `slot`; null if it has no such state.
 const kernels::StateSpec* StateOf(const TensorOptimizer& optimizer, Slot slot) {
   if (optimizer.frozen() || StateIndex(slot) >= States().size()) return nullptr;
   for (const kernels::StateSpec& state : optimizer.optimizer->states)
@@ -91,7 +92,8 @@ SlotFormat RemainderOf(const Tensor& tensor, const TensorOptimizer& optimizer) {
   return {};
 }
 
-// Averages of the rows or columns that `range` touches.
+// Returns the format of the averages over the rows (or columns) that `range` touches. A range
+// within one row touches some columns; any other is taken to touch all columns of its matrices.
 SlotFormat AveragesOf(const kernels::MatrixShape& shape, bool rows, Range range) {
   SlotFormat format{v1::DTYPE_F32};
   format.axis = rows ? SlotFormat::Axis::kRows : SlotFormat::Axis::kColumns;
@@ -102,7 +104,7 @@ SlotFormat AveragesOf(const kernels::MatrixShape& shape, bool rows, Range range)
     format.axis_count = (range.end - 1) / shape.columns + 1 - format.axis_begin;
   } else {
     const uint64_t matrix = shape.rows * shape.columns;
-    if (range.begin / shape.columns == (range.end - 1) / shape.columns) {  // within one row
+    if (range.begin / shape.columns == (range.end - 1) / shape.columns) {
       format.axis_begin = range.begin / matrix * shape.columns + range.begin % shape.columns;
       format.axis_count = range.count();
       return format;

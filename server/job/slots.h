@@ -1,5 +1,6 @@
-// What a job's shards are made of: plain structs, slots and their stored formats (ARCHITECTURE.md,
-// arithmetic). Pure; any thread.
+// What a job's shards are made of: tensors, ranges of their elements, and the slots that hold each
+// kind of state, with the stored format of each (ARCHITECTURE.md, "Arithmetic").
+//   Threads  The functions are pure and safe from any thread.
 #pragma once
 
 #include <array>
@@ -16,9 +17,9 @@
 
 namespace orlop::server {
 
-// Kinds of state of a shard that are stored, in the order in which they stay in memory: the last is
-// spilled first. Every state of every optimizer (kernels/optimizers.cmake) has two: its values, and
-// the absmax of its blocks. These are the common ones; StateSlot names the others.
+// The kinds of state of a shard. If memory is short, the last slot is spilled first. Every state of
+// an optimizer (kernels/optimizers.cmake) has two slots: its values, and the absmax (the scale) of
+// each block of quantised values. The enumerators are the common slots; StateSlot returns others.
 enum class Slot : uint8_t {
   kWeight,
   kRemainder,
@@ -28,25 +29,31 @@ enum class Slot : uint8_t {
   kExpAvgSqAbsmax,
   kMomentumBuffer,
   kMomentumBufferAbsmax,
-  kMaster = 255,  // a view: weight and remainder joined, fp32; never stored
+  kMaster = 255,  // weight and remainder joined to fp32 when it is read; not stored
 };
 inline constexpr Slot kFirstState = Slot::kExpAvg;
-inline constexpr size_t kStoredSlotCount = 26;  // room for twelve names of states
-const char* SlotName(Slot slot);                // "weight", "exp_avg_absmax", ...
-// Empty means "weight". InvalidArgument naming an unknown slot.
+// Weight, remainder, and two slots for each of at most twelve names of states. A flush has an entry
+// for each of them.
+inline constexpr size_t kStoredSlotCount = 26;
+// Returns "weight", "exp_avg_absmax", ...; "unused" if no state has the slot.
+const char* SlotName(Slot slot);
+// Returns the slot of that name; kWeight if the name is empty.
+//   Status  InvalidArgument, naming an unknown slot.
 absl::StatusOr<Slot> ParseSlot(absl::string_view name);
 constexpr size_t SlotIndex(Slot stored) { return static_cast<size_t>(stored); }
-// The values of an optimizer's state. `name` is one of kernels::StateSpec.
+// Returns the slot of the values of the optimizer state that has this name
+// (kernels::StateSpec::name); kMaster if none has.
 Slot StateSlot(absl::string_view name);
-// The absmax of the blocks of a state's values.
+// Returns the slot of the absmax that belongs to the slot of a state's values.
 constexpr Slot AbsmaxSlot(Slot values) { return static_cast<Slot>(SlotIndex(values) + 1); }
-// Adafactor's averages over rows ("row_var") and columns ("col_var").
+// Return the slots of Adafactor's averages over rows ("row_var") and columns ("col_var").
 Slot RowSlot();
 Slot ColumnSlot();
-// Of a state's values.
+// Returns the code book of a state, given either of its slots.
 kernels::CodeBook CodeBookOf(Slot state);
 
-// Of one tensor, as configured. Buffers and parameters in no group are frozen: no optimizer.
+// The optimizer and the formats of one tensor. Buffers, and parameters in no group, are frozen:
+// they have no optimizer.
 struct TensorOptimizer {
   const kernels::Optimizer* optimizer = nullptr;
   kernels::StateFormat state = kernels::StateFormat::kFp32;
@@ -56,65 +63,78 @@ struct TensorOptimizer {
   friend bool operator==(const TensorOptimizer&, const TensorOptimizer&) = default;
 };
 
+// A tensor of the manifest.
 struct Tensor {
   std::string name;
   bool is_parameter = true;
-  std::vector<uint64_t> shape;
+  std::vector<uint64_t> shape;  // of the whole tensor; empty: a scalar
   v1::DType dtype = v1::DTYPE_F32;
   uint64_t element_count = 0;
 };
 
-// The state format of a tensor that asks for `wanted`: fp32 if it is small, has one dimension, or
-// is listed. Decided per global tensor, so that sharding changes no number.
+// Returns the state format of a tensor whose group asks for `wanted`. It is fp32 if the tensor has
+// fewer than 4,096 elements, has fewer than two dimensions, or is listed as fp32 in its group. Only
+// the whole tensor counts, so that sharding does not change any number.
 kernels::StateFormat StateFormatOf(const Tensor& tensor, kernels::StateFormat wanted,
                                    bool listed_as_fp32);
 
-// A shard of which this server holds a copy. `id` is its place in manifest order among all shards
-// of the job.
+// A shard that this server owns.
 struct OwnedShard {
-  int32_t id = 0;
-  uint32_t tensor = 0;
-  uint64_t index = 0;  // in the tensor
-  Range range;         // of the flattened tensor
+  int32_t id = 0;       // index in manifest order among all shards of the job
+  uint32_t tensor = 0;  // index in the manifest
+  uint64_t index = 0;   // among the tensor's shards
+  Range range;          // elements of the flattened tensor
 };
 
-// The shards of a job that this server holds.
+// The shards of a job that this server owns.
 struct OwnedShards {
   std::string job;
   std::vector<Tensor> tensors;     // of the whole job
   std::vector<OwnedShard> shards;  // ascending id
 };
 
-// How one slot of a tensor is stored.
+// How one slot of one shard is stored.
 struct SlotFormat {
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // UNSPECIFIED: the tensor has no such slot
-  // Elements of the tensor to one stored element: 1, 2 (4-bit codes), or a block (absmax).
+  // Of a stored element. UNSPECIFIED: the shard has no such slot.
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  // How many elements of the tensor a stored element covers: 1; 2 if it is a byte of 4-bit codes;
+  // the elements of a block if it is an absmax.
   uint32_t elements_per = 1;
-  uint8_t initial_byte = 0;  // every byte of a fresh slot (127: the signed code of zero)
+  // The value of every byte of a new slot. It makes each element zero; 127 is the signed 8-bit code
+  // of zero.
+  uint8_t initial_byte = 0;
 
-  // Averages over rows or columns (Adafactor): one stored element for each row of the tensor that
-  // the shard touches, or for each column of each matrix. They are read and set by boxes of the
-  // first column or row. Shards that share one hold it each; the one that has the first element of
-  // the row or column is believed.
+  // What a stored element belongs to: elements of the tensor, or a row or column of a matrix. Only
+  // Adafactor's averages have rows and columns. They have one fp32 for each row of the tensor that
+  // the shard touches, or for each column of each matrix that it touches. Clients read and set them
+  // by boxes of the first column or the first row (CheckBox). If several shards touch a row or
+  // column, each stores its average; a read takes it from the shard with its first element.
   enum class Axis : uint8_t { kElements, kRows, kColumns };
   Axis axis = Axis::kElements;
-  uint64_t rows = 1, columns = 1;           // of a matrix
-  uint64_t axis_begin = 0, axis_count = 0;  // of those of the tensor, the shard's
+  // kRows and kColumns: the shape of a matrix (kernels::MatrixShape).
+  uint64_t rows = 1, columns = 1;
+  // kRows and kColumns: the shard's rows or columns, as a range of all those of the tensor.
+  uint64_t axis_begin = 0, axis_count = 0;
 
   bool exists() const { return dtype != v1::DTYPE_UNSPECIFIED; }
-  // A byte holds two 4-bit codes.
+  // Returns whether a stored byte has two 4-bit codes.
   bool is_four_bit() const { return elements_per == 2; }
-  // Of an element of the flattened tensor, the place of its row or column among those of the
-  // tensor.
+  // Returns the row or column of an element of the flattened tensor, as an index among all those of
+  // the tensor. Only for kRows and kColumns.
   uint64_t AxisIndex(uint64_t element) const;
-  // InvalidArgument unless the box lies in the first column or row.
+  // Checks that a box addresses this slot of a tensor of `shape`: for kRows it must be inside the
+  // first column, for kColumns inside the first row. `slot` is for the message.
+  //   Status  InvalidArgument.
   absl::Status CheckBox(const std::vector<uint64_t>& shape, const Box& box, Slot slot) const;
+  // Return the stored elements, and the bytes, of a shard of `shard_elements` elements. The bytes
+  // are 0 if there is no such slot.
   uint64_t ElementCount(uint64_t shard_elements) const;
   uint64_t Bytes(uint64_t shard_elements) const;
   friend bool operator==(const SlotFormat&, const SlotFormat&) = default;
 };
-// A parameter that trains, or whose dtype bf16 cannot hold, keeps a remainder, unless its optimizer
-// has another master. `range`: the shard's.
+// Returns the format of a slot of the shard that has the elements `range` of the tensor. A trained
+// parameter has the remainder of its master format. A frozen one has an int16 remainder, unless its
+// dtype is bf16, which the weight holds exactly.
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot, Range range);
 // The formats of all stored slots of one shard, by SlotIndex.
 using SlotFormats = std::array<SlotFormat, kStoredSlotCount>;

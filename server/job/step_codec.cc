@@ -26,7 +26,7 @@ absl::Status StatusToStep(const v1::PeerStatus& status) {
   return MakeError(static_cast<absl::StatusCode>(status.code()), status.message(), status.detail());
 }
 
-// ---- short messages: every field that the struct has ----
+// ---- short messages: KeyBody has a field for every field that one of them has ----
 
 template <typename M>
 void KeyToWire(const M& m, v1::KeyBody* out) {
@@ -230,7 +230,7 @@ M AbsentToStep(const v1::AbsentBody& in) {
   return m;
 }
 
-// Fills the body of a StepMessage; false for the kinds that do not travel.
+// Fills the body of a StepMessage. Returns false for a message that has no form on the wire.
 struct BodyWriter {
   v1::StepMessage* out;
 

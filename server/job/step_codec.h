@@ -1,5 +1,6 @@
-// The step machine's plain structs on the wire and on disk (proto/orlop/v1/peer.proto), and back.
-// Pure; any thread.
+// Converts the structs of the step machine (server/step) to the messages of
+// proto/orlop/v1/peer.proto, for the wire and for the disk, and back.
+//   Threads  The functions are pure and safe from any thread.
 #pragma once
 
 #include "absl/status/statusor.h"
@@ -14,31 +15,36 @@ namespace orlop::server {
 
 inline Digest128 ToStep(const v1::Digest& digest) { return FromWire(digest); }
 
-// The detail of an error of the machines: the detail that the shell gave it, if any, completed with
-// the machine's reason and shard. The only map from step::Reason to the wire.
+// Returns the detail of an error of the step machine: the ErrorDetail that the error carries, with
+// the machine's reason if it has none, and with the shard that the machine named. No other function
+// converts step::Reason to the wire.
 v1::ErrorDetail DetailOfStep(const absl::Status& status);
 
+// No ToStep returns null. A number that no enumerator has becomes the largest enumerator.
 void ToWire(const step::DecisionRecord& decision, v1::DecisionBody* out);
 step::DecisionPtr ToStep(const v1::DecisionBody& decision);
 
 void ToWire(const step::Layout& layout, v1::LayoutBody* out);
 std::shared_ptr<const step::Layout> ToStep(const v1::LayoutBody& layout);
 
-// A message of the peer plane. Unimplemented for CatchUp and Forward, which no job of one copy
-// sends.
+// Status: Unimplemented for CatchUp, Forward and their replies, which only a job of several copies
+// would send.
 absl::StatusOr<v1::StepMessage> ToWire(const step::Message& message);
-// InvalidArgument if the body is missing or its lists disagree.
+// Status: InvalidArgument if the body is missing.
 absl::StatusOr<step::Message> ToStep(const v1::StepMessage& message);
 
 std::string Serialize(const step::JobRecord& record);
-absl::StatusOr<step::JobRecord> ParseJobRecord(const std::string& bytes);  // DataLoss
+// Status: DataLoss.
+absl::StatusOr<step::JobRecord> ParseJobRecord(const std::string& bytes);
 
-// `layout` is the one that the image's pieces belong to; null: none.
+// `layout` is the contribution layout of the image's pieces; null: none. The fields has_memory and
+// flushes are not stored: the reader fills them in.
 std::string Serialize(const step::ParticipantImage& image, const step::Layout* layout);
 struct StoredImage {
   step::ParticipantImage image;
   std::shared_ptr<const step::Layout> layout;
 };
-absl::StatusOr<StoredImage> ParseImage(const std::string& bytes);  // DataLoss
+// Status: DataLoss.
+absl::StatusOr<StoredImage> ParseImage(const std::string& bytes);
 
 }  // namespace orlop::server
