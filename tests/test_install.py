@@ -1,4 +1,4 @@
-"""cmake --install, a separate C++ project that finds the client by find_package(orlop), and pip install."""
+"""Both ways to install: cmake --install, with a C++ project that finds the client by find_package(orlop), and pip install."""
 import os
 import pathlib
 import subprocess
@@ -12,12 +12,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "cpp"
 
 
+# Runs a command and returns its standard output. Fails with all of its output unless it exits with 0 within `timeout` seconds.
 def run(*command, timeout=600, **options):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=timeout, **options)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
+# The CMake build directory that the tests use: the parent of ORLOP_BIN_DIR, by default build/release.
 @pytest.fixture(scope="module")
 def build_dir(request):
     directory = pathlib.Path(os.environ.get("ORLOP_BIN_DIR", ROOT / "build" / "release" / "bin")).resolve().parent
@@ -32,6 +34,7 @@ def files_under(directory):
 
 def test_installed_client_builds_another_project_and_uninstall_leaves_nothing(build_dir, make_cluster, tmp_path):
     prefix = tmp_path / "prefix"
+    # CMake overwrites the build directory's list of installed files. An earlier installation of the developer needs its own list back.
     manifest = build_dir / "install_manifest.txt"
     before = manifest.read_bytes() if manifest.exists() else None
     run("cmake", "--install", build_dir, "--prefix", prefix)
@@ -58,6 +61,7 @@ def test_installed_client_builds_another_project_and_uninstall_leaves_nothing(bu
     assert files_under(prefix) == []
 
 
+# Runs in the installed package's environment. It checks that module, extension and programs are the installed ones, and trains 3 steps.
 TRAINING = """
 import pathlib, sys, torch, orlop
 from orlop.local import find_binary
@@ -79,7 +83,10 @@ with orlop.local(servers=2, memory="64MiB") as session:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_pip_installs_a_package_that_trains_outside_the_repository(tmp_path):
-    """Torch is taken from this environment, because downloading it again would test nothing."""
+    """A new virtual environment with the package trains in an empty directory. The package is built from the sources, as a user would.
+
+    Torch and the other dependencies come from the running environment through torch.pth, because a download of them would test nothing.
+    """
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     site = run(python, "-c", "import site; print(site.getsitepackages()[0])").strip()

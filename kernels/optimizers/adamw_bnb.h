@@ -1,9 +1,12 @@
-// AdamW in the order of bitsandbytes' CUDA kernel (csrc/kernels.cu, kOptimizerStatic8bit2State-
-// Blockwise). Together with rounding "nearest" it gives parity: decay after the update, eps scaled
-// by the bias correction, and the sums that nvcc contracts. Its __fdividef is an IEEE division
-// here.
+// AdamW with the operations of bitsandbytes' CUDA kernel (csrc/kernels.cu,
+// kOptimizerStatic8bit2StateBlockwise), in their order.
 //   m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g * g
-//   p = (p - lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))) * (1 - lr * weight_decay)
+//   p = (p - lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2))) * (1 - lr * weight_decay),
+//   c = 1 - beta^t
+// It differs from Adamw: the weight decay follows the update, eps is scaled by sqrt(c2), and each
+// a * b + c that nvcc fuses in that kernel is one MulAdd. With Rounding::kNearest its bits are
+// those of the kernel's written rule (python/tests/bnb_cuda_rule.py). A GPU may give other last
+// bits of p: that kernel divides by __fdividef, which is approximate; this rule divides by IEEE.
 struct AdamwBnb {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-3), Beta("beta1", 0.9), Beta("beta2", 0.999), Eps(1e-8), WeightDecay(1e-2)};

@@ -1,5 +1,11 @@
-// JobHandle: one worker's place in one job, and the calls that move bytes and steps. In C++ it is
-// client::Session.
+// The classes JobHandle and Push of the Python extension. JobHandle is client::Session, one
+// worker's connection to one job. The comments of client/session.h are the contracts of its
+// methods; python/orlop/_core.pyi has their Python types. Every call that may block releases the
+// GIL. Errors are raised as python/core/status.h says.
+//   Parts      lists of tuples, see python/core/parts.h. Their arrays are not copied.
+//   Messages   dictionaries, see python/core/message.h
+//   Transfers  push and set_state return payload bytes, pull returns (version, payload bytes)
+//   Times      seconds
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -27,13 +33,14 @@ using JobHandle = client::Session;
 
 namespace {
 
-// A push that has begun, with the arrays that it reads.
+// A push that was started by push_async. It holds the arrays that the push reads. The destructor
+// waits for the push.
 class Push {
  public:
   Push(std::unique_ptr<client::PendingPush> pending, HeldParts<client::PushPart> held)
       : held_(std::move(held)), pending_(std::move(pending)) {}
   ~Push() {
-    WithoutGil([&] { pending_.reset(); });  // returns when nothing refers to the arrays any more
+    WithoutGil([&] { pending_.reset(); });  // waits until the push no longer reads the arrays
   }
 
   uint64_t Wait() {
@@ -49,6 +56,7 @@ class Push {
   std::unique_ptr<client::PendingPush> pending_;
 };
 
+// The fields of client::StepState under their own names.
 nb::dict StateOf(const client::StepState& state) {
   nb::dict fields;
   fields["epoch"] = state.epoch;
@@ -93,6 +101,7 @@ nb::dict Join(JobHandle& self, uint64_t generation, uint32_t rank, uint32_t worl
   return StateOf(ValueOrThrow(WithoutGil([&] { return self.Join(options); })));
 }
 
+// `groups`: for each group of the optimizer its hyper-parameters by name.
 nb::dict Commit(JobHandle& self, bool load, nb::list groups, std::vector<uint32_t> absent_tensors,
                 double loss_scale) {
   client::CommitOptions options;

@@ -38,7 +38,7 @@ std::string AwaitedBy(const JobTable& jobs) {
     const auto status = std::find_if(known.jobs().begin(), known.jobs().end(),
                                      [&](const auto& each) { return each.job() == name; });
     if (status == known.jobs().end()) continue;  // deleted while this server was away
-    // An answer of an earlier epoch was given to an earlier life of this server.
+    // A state of an earlier epoch is about what an earlier process of this server held.
     const bool is_mine =
         job->HasReported() && static_cast<int64_t>(status->epoch()) == job->position().epoch;
     if (is_mine && IsAnswered(*status)) continue;

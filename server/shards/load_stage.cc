@@ -20,7 +20,7 @@ Digest128 DigestOf(absl::Span<const uint8_t> bytes) {
 
 bool HasContents(const LoadPlane& plane) { return plane.bytes.data || plane.bytes.spilled; }
 
-// Compares a piece with the one that was stored before.
+// The claim of a piece that is stored already: Keep only compares the digests.
 class RepeatedClaim : public PieceClaim {
  public:
   RepeatedClaim(const ShardInfo& shard, const Digest128& digest) : shard_(shard), digest_(digest) {}
@@ -46,7 +46,8 @@ class LoadStage::Sink : public PieceSink {
  public:
   Sink(std::shared_ptr<LoadStage> stage, LoadConverter converter)
       : stage_(std::move(stage)), converter_(std::move(converter)) {}
-  // A stream that its client gave up may still write, but what is filled for a commit is final.
+  // A stream that its client has given up may still write. It must not change planes that Fill has
+  // hashed.
   absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) override {
     MutexLock lock(&stage_->mutex_);
     if (stage_->dropped_ || stage_->filling_ || stage_->result_)
@@ -68,7 +69,8 @@ class LoadStage::Claim : public PieceClaim {
     stage_->pieces_[index_].claimed = false;
   }
   absl::Status Keep(const PieceResult& result) override { return stage_->Keep(index_, result); }
-  // Whole contents of slots that are on disk go there now: a job larger than memory can be loaded.
+  // If the piece has set all of its slots, and these are spilled, their planes move to disk now:
+  // so a job larger than memory can be loaded.
   void Settle() override {
     if (!is_whole_) return;
     stage_->Settle(mapping_.first);
@@ -114,7 +116,8 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> LoadStage::Begin(const LoadPlan& pl
       std::make_unique<Claim>(shared_from_this(), *index, plan));
 }
 
-// Where the piece is or will be in pieces_.
+// Returns the index in pieces_ that the piece has or is to get. Refuses a piece that overlaps
+// another one, and one that another stream is sending.
 absl::StatusOr<size_t> LoadStage::FindPlace(const SlotFormats& formats, const LoadPlan& plan) {
   size_t index = pieces_.size();
   for (size_t i = 0; i < pieces_.size(); ++i) {
@@ -139,8 +142,9 @@ absl::StatusOr<size_t> LoadStage::FindPlace(const SlotFormats& formats, const Lo
   return index;
 }
 
-// The first contents of an empty slot are made in the slot's own room. What goes to disk passes
-// through the staging of gradients, which a LOAD has none of.
+// Allocates the plane of `slot` unless it exists. The plane of a slot in memory that was never
+// written takes the slot's own room. The plane of a slot on disk takes the room that is reserved
+// for gradients, of which a LOAD has none. All others take memory beside both.
 absl::Status LoadStage::MakePlane(const SlotFormats& formats, Slot slot) {
   LoadPlane& made = plane(slot);
   if (HasContents(made)) return absl::OkStatus();
@@ -170,7 +174,7 @@ absl::Status LoadStage::Keep(size_t piece, const PieceResult& result) {
   return absl::OkStatus();
 }
 
-// Moves a plane that a kept piece has written whole to disk, if its slot is there.
+// Moves the plane of `slot`, which one kept piece has written whole, to disk if the slot is there.
 void LoadStage::Settle(Slot slot) {
   BufferPtr data;
   {
@@ -188,7 +192,7 @@ void LoadStage::Settle(Slot slot) {
   LoadPlane& moved = plane(slot);
   moved.moving = false;
   moved_.SignalAll();
-  if (!spilled.ok()) return;  // it stays in memory
+  if (!spilled.ok()) return;  // the plane stays in memory
   if (dropped_) return tiers->Discard(key, *spilled);
   moved.bytes = {nullptr, *spilled};
   moved.digest = digest;
@@ -216,7 +220,7 @@ absl::StatusOr<StagedShard> LoadStage::Fill(const SlotHold& hold) {
 
 absl::StatusOr<StagedShard> LoadStage::FillPlanes(const SlotHold& hold,
                                                   const std::vector<LoadPiece>& pieces) {
-  std::vector<uint64_t> identity;  // of each plane: slot, digest
+  std::vector<uint64_t> identity;  // of each plane: SlotIndex, digest.high, digest.low
   for (size_t i = 0; i < kStoredSlotCount; ++i) {
     absl::Status filled = FillPlane(hold, pieces, static_cast<Slot>(i), &identity);
     if (!filled.ok()) return filled;
@@ -236,7 +240,7 @@ absl::Status LoadStage::FillPlane(const SlotHold& hold, const std::vector<LoadPi
   if (cover.is_untouched(slots_->has_contents(hold, slot))) return absl::OkStatus();
   {
     MutexLock lock(&mutex_);
-    if (plane(slot).bytes.spilled) {  // whole, and hashed as it went to disk
+    if (plane(slot).bytes.spilled) {  // Settle has hashed it; only whole planes go to disk
       const Digest128& digest = plane(slot).digest;
       identity->insert(identity->end(), {SlotIndex(slot), digest.high, digest.low});
       return absl::OkStatus();
@@ -254,7 +258,7 @@ absl::Status LoadStage::FillPlane(const SlotHold& hold, const std::vector<LoadPi
   return absl::OkStatus();
 }
 
-// A plane that pieces wrote, or a new one.
+// Returns the plane that pieces have written, or a new one of `bytes` bytes.
 absl::StatusOr<BufferPtr> LoadStage::PlaneToFill(Slot slot, uint64_t bytes) {
   {
     MutexLock lock(&mutex_);

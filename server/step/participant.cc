@@ -1,4 +1,5 @@
-// Epochs, decisions and life of a participant. Staging is in participant_staging.cc.
+// The part of Participant that handles epochs, decisions, start and stop. Pushes and pulls are in
+// participant_staging.cc.
 #include "server/step/participant.h"
 
 #include <algorithm>
@@ -17,7 +18,7 @@ JournalReplay ReplayJournal(const std::vector<JournalRecord>& journal, int64_t b
   for (const JournalRecord& record : journal) {
     switch (record.type) {
       case JournalRecord::Type::kPrepared:
-        // A later step is prepared only once the one before is applied.
+        // A server prepares a step only after the step before was committed and applied.
         if (replay.prepared != nullptr && record.decision->step > replay.prepared->step) {
           commit(replay.prepared);
         }
@@ -113,7 +114,7 @@ void Participant::SendToLeader(Message message, Actions* actions) const {
 
 void Participant::OnMessage(ServerId from, const Message& message, int64_t now_ms,
                             Actions* actions) {
-  if (life_ != Life::kRunning) return;  // a drained state must not change; peers ask again
+  if (life_ != Life::kRunning) return;  // the state that is flushed must not change
   std::visit(
       [&](const auto& content) {
         using T = std::decay_t<decltype(content)>;
@@ -133,7 +134,8 @@ void Participant::OnMessage(ServerId from, const Message& message, int64_t now_m
 // ---- Epochs ----------------------------------------------------------------------------------
 
 void Participant::Obey(ServerId from, const Recover& message, int64_t now_ms, Actions* actions) {
-  if (message.manifest_digest != spec_->manifest_digest) return;  // another job of this name
+  // The leader has another job of the same name.
+  if (message.manifest_digest != spec_->manifest_digest) return;
   if (message.epoch > epoch_) {
     epoch_ = message.epoch;
     leader_ = from;
@@ -145,7 +147,8 @@ void Participant::Obey(ServerId from, const Recover& message, int64_t now_ms, Ac
     actions->push_back(PersistEpoch{epoch_});
     return;
   }
-  // The leader of the epoch this life began in has talked to the life before: it must start anew.
+  // In start_epoch_ the leader may have the report of an earlier life of this server, which this
+  // one cannot replace: only a new epoch makes the leader ask again.
   if (epoch_ > start_epoch_) MaybeReport(actions);
 }
 
@@ -157,7 +160,8 @@ void Participant::OnEpochDurable(int64_t epoch, int64_t now_ms, Actions* actions
 
 void Participant::MaybeReport(Actions* actions) {
   if (durable_epoch_ != epoch_ || life_ != Life::kRunning) return;
-  // A record or discard that is being synced may or may not survive: report once that is known.
+  // While a decision or discard is being synced, nobody knows whether a crash would keep it. The
+  // report waits until that is known.
   if (!discard_durable_ || (prepared_ != nullptr && !prepared_durable_)) return;
   reported_epoch_ = epoch_;
   SendToLeader(BuildReport(), actions);
@@ -212,14 +216,15 @@ void Participant::AdoptCommitted(DecisionPtr decision, Actions* actions) {
 }
 
 void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Actions* actions) {
-  if (restoring_) return;  // its completion answers
+  if (restoring_) return;  // OnFlushRestored answers
   const bool live = std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
     return shard.applied == message.decision && !shard.applying && !damaged_.contains(shard.id);
   });
   if (live && last_applied_ != nullptr && last_applied_->identity == message.decision) {
     if (attempt_ > 0 || prepared_ != nullptr) {
       AdoptCommitted(last_applied_, actions);
-      // What was prepared beyond must not come back with the journal.
+      // After a crash the journal must not bring back a decision that was prepared for a later
+      // step.
       if (IsJournaled(spec_->level)) {
         actions->push_back(PersistDiscard{committed_step_ + 1, INT64_MAX});
       }
@@ -230,7 +235,7 @@ void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Ac
   restoring_ = true;
   restore_ = message;
   damaged_.clear();
-  for (Shard& shard : shards_) {  // from here on the bytes are neither the old nor the new
+  for (Shard& shard : shards_) {  // while the flush is loaded, the bytes are of no version
     shard.applied_step = kLoading;
     shard.applied = {};
   }
@@ -278,7 +283,7 @@ void Participant::Obey(ServerId from, const CatchUp& message, int64_t now_ms, Ac
     const bool is_damaged = damaged_.erase(shard.id) > 0;
     const bool is_here = message.decision != nullptr && shard.applied == message.decision->identity;
     if (is_here && !is_damaged) continue;
-    shard.applied_step = kLoading;  // from here on the bytes are neither the old nor the new
+    shard.applied_step = kLoading;  // while the shard is copied, its bytes are of no version
     shard.applied = {};
     if (message.decision == nullptr) continue;
     shard.fetching = message.decision->identity;
@@ -349,7 +354,8 @@ void Participant::Obey(ServerId from, const Prepare& message, int64_t now_ms, Ac
   if (is_applied || (is_prepared && prepared_durable_)) {
     return ReplyPrepared(absl::OkStatus(), decision, actions);
   }
-  if (is_prepared || decision.step <= committed_step_) return;  // being synced; or long over
+  // If it is being synced, OnDecisionDurable answers. If its step was committed, nobody waits.
+  if (is_prepared || decision.step <= committed_step_) return;
   absl::Status status = CanPrepare(decision);
   if (!status.ok()) return ReplyPrepared(std::move(status), decision, actions);
   prepared_ = message.decision;
@@ -393,10 +399,11 @@ void Participant::Obey(ServerId from, const Apply& message, int64_t now_ms, Acti
   if (!committed_) {
     committed_ = true;
     committed_step_ = prepared_->step;
-    for (Shard& shard : shards_) shard.pieces.clear();  // the bytes wait for StartApply
-    FailPendingPushes(absl::OkStatus(), actions);  // staged everywhere, or it had not committed
+    for (Shard& shard : shards_) shard.pieces.clear();  // the shell keeps the bytes for StartApply
+    // The step is committed, so every in-sync copy has staged all of its pieces.
+    FailPendingPushes(absl::OkStatus(), actions);
     DropAttempt(nullptr);
-    attempt_ = 1;
+    attempt_ = 1;  // the next step's first attempt is open at once, without an OpenJob
   }
   StartApplies(now_ms, actions);
   ReplyApplied(actions);
@@ -527,7 +534,8 @@ void Participant::MaybeFlush(Actions* actions) {
   for (Shard& shard : shards_) {
     if (!shard.fetching.empty()) return;
   }
-  // A server keeps two flushes: one of nothing would take the place of one to roll back to.
+  // A server keeps two flushes, and a flush without any decision would take the place of one that
+  // can be rolled back to.
   const bool is_empty = last_applied_ == nullptr && prepared_ == nullptr;
   life_ = has_lost_memory_ && is_empty ? Life::kStopped : Life::kFlushing;
   if (life_ == Life::kFlushing) actions->push_back(WriteFlush{});

@@ -1,14 +1,21 @@
-// The part of a training step that every server plays: it holds copies of shards, stages what
-// workers push, prepares, applies and discards as the leader says, and serves exact versions.
+// The step machine of a participant. Every server has one for each job. It knows which version of
+// every shard this server holds and which pieces are staged, follows the leader's messages
+// (Prepare, Apply, Discard and others of messages.h), and says which version a pull may read.
+// ARCHITECTURE.md has the terms ("Words") and the five states of a step ("A step").
 //
-// A pure machine: each event changes the state and appends actions; no socket, disk, clock or
-// thread inside. One per (job, server). Not thread-safe: the shell serialises events.
+// The machine is pure: it has no socket, disk, clock or thread. Its caller, the *shell* (JobRuntime
+// in orlopd, the simulator in tests), holds the bytes. It calls an On... method for each event, and
+// then carries out the actions (actions.h) that the method has appended to `*actions`. A *life* is
+// the time from this object's construction to a clean stop or a crash. Times (`now_ms`) are in ms
+// of one monotonic clock.
+//   Threads  not thread-safe: the shell makes one call at a time.
 //
 // Invariants
-//   - nothing of a lower epoch than `epoch()` is obeyed, and no report leaves before its epoch is
-//   synced
-//   - at most one decision is prepared, of step applied + 1; while it is, nothing new is staged
-//   - a shard's applied step and the decision that made it change together, by one step
+//   - The machine obeys no message of a lower epoch than epoch(), and sends no RecoverReport before
+//     its epoch is synced to disk.
+//   - At most one decision is prepared. Its step is the last applied one + 1. While it is prepared,
+//     no new piece is staged.
+//   - A shard's applied step and the identity of the decision that made it change together.
 #pragma once
 
 #include <cstdint>
@@ -27,194 +34,244 @@
 
 namespace orlop::step {
 
-// The `region` of a LOAD piece's key: tells (slot, box) apart from every other.
+// Returns PieceKey::region of a LOAD piece: a 64-bit hash of its slot's name and its box.
 uint64_t LoadRegion(std::string_view slot, const Box& box);
 
-// A piece that is staged, in memory or in a flush.
+// A piece that is staged; its bytes are in memory or in a flush. The fields are those of PushPiece.
 struct StagedPiece {
   PieceKey key;
   Digest payload;
   int64_t applied_count = -1;
 };
 
-// Everything a participant must find again after a clean stop; the shell writes it with the state
-// bytes. After a crash the shell fills in what is true: see each field.
+// The state with which a participant begins. On a clean stop the shell writes Image() to disk
+// together with the bytes of all shards, and the next process begins with it. After a crash the
+// shell makes one from what is on disk: `epoch`, `incarnation` and `flushes` are set as below; all
+// else is default unless the job's journal was replayed.
 struct ParticipantImage {
-  int64_t epoch = 0;        // highest synced, always
-  int64_t incarnation = 0;  // of the process that had this state; 0: none
-  bool has_memory = false;  // state as of the end: after a clean stop, or a replayed journal
-  std::vector<ShardReport> shards;  // has_memory: what each shard of this server holds
-  DecisionPtr last_applied;
-  DecisionPtr prepared;               // with its staged bytes
-  int64_t discarded_step = kLoading;  // highest discarded, by step, then attempt
+  int64_t epoch = 0;        // the highest one that this server has synced
+  int64_t incarnation = 0;  // of the last process that opened the job on this server; 0: none did
+  // True: the fields below are the state at the end of the life before. False: this server has no
+  // copy of that state (it crashed, or the job is new).
+  bool has_memory = false;
+  std::vector<ShardReport> shards;    // what this server holds of each of its shards
+  DecisionPtr last_applied;           // null: none
+  DecisionPtr prepared;               // null: none. The shell has its staged bytes
+  int64_t discarded_step = kLoading;  // the highest (step, attempt) discarded; kLoading: none
   int64_t discarded_attempt = 0;
-  // Clean stop only: the open attempt with all of its bytes; attempt 0 otherwise.
+  // After a clean stop: the open attempt, of which the shell has all staged bytes. Else attempt 0.
   int64_t generation = 0;
   int64_t attempt = 0;
-  bool is_load = false;
-  bool has_scale = false;
-  double scale = 1.0;
-  Digest layout;  // that the shell has room for; empty: none
-  std::vector<StagedPiece> pieces;
+  bool is_load = false;             // its pieces are of SetState
+  bool has_scale = false;           // false: no gradient piece has arrived
+  double scale = 1.0;               // the loss scale of its gradient pieces
+  Digest layout;                    // the layout that the shell has room for; empty: none
+  std::vector<StagedPiece> pieces;  // of all shards
+  // The tensors for which a rank has declared that it has no gradient.
   struct AbsentTensors {
     Rank rank = 0;
-    std::vector<TensorId> tensors;
+    std::vector<TensorId> tensors;  // ascending
   };
   std::vector<AbsentTensors> absent;
-  std::vector<RecoverReport::Flush> flushes;  // whole ones on disk, always
+  std::vector<RecoverReport::Flush> flushes;  // the whole, undamaged ones on this server's disk
 };
 
-// One journal record, as the shell reads them back in the order written.
+// One record of a job's journal (levels kJournaled and kReplicatedJournaled).
 struct JournalRecord {
   enum class Type : uint8_t { kPrepared, kDiscarded, kApplied } type = Type::kPrepared;
-  DecisionPtr decision;  // kPrepared, kApplied (all shards of the server have applied it)
-  int64_t step = 0;      // kDiscarded
-  int64_t attempt = 0;
+  DecisionPtr decision;  // kPrepared; kApplied: all shards of the server have applied it
+  int64_t step = 0;      // kDiscarded: this attempt and all lower ones of this step
+  int64_t attempt = 0;   // kDiscarded
 };
-// What a journal says: which decisions to apply again, in order, on the state at `base_step`, and
-// the one that is prepared only. A decision is known to be committed if it was applied or a later
-// step was prepared after it.
+// What a restarted server does with its journal: it applies the decisions `applied` to the state at
+// `base_step`, in order, and then holds `prepared`, whose outcome it does not know.
 struct JournalReplay {
-  std::vector<DecisionPtr> applied;  // ascending steps from base_step + 1
-  DecisionPtr prepared;              // null: none
-  int64_t discarded_step = kLoading;
+  std::vector<DecisionPtr> applied;   // of steps base_step + 1, base_step + 2, ...
+  DecisionPtr prepared;               // null: none
+  int64_t discarded_step = kLoading;  // of the last kDiscarded record; kLoading: none
   int64_t discarded_attempt = 0;
 };
+// Reads a journal, whose records are in the order in which they were written. A decision was
+// committed if it has a kApplied record or if a decision of a later step follows it. Committed
+// decisions that do not continue base_step + 1, base_step + 2, ... are left out.
 JournalReplay ReplayJournal(const std::vector<JournalRecord>& journal, int64_t base_step);
 
-// The flush that an image written by a clean stop makes: false if its shards are not all of one
-// step.
+// Sets `*flush` to the step and decision of the flush that a clean stop with `image` writes.
+// Returns false if no flush of one step exists: the server has no shard, a shard was never loaded,
+// or two shards were made by different decisions.
 bool FlushOf(const ParticipantImage& image, RecoverReport::Flush* flush);
 
-// What a push or a query of pushes names, beside the piece.
+// The attempt that a Push, a SetState or a QueryPush names.
 struct AttemptKey {
-  int64_t epoch = 0;       // the worker's; 0: not said
+  int64_t epoch = 0;       // the worker's; 0: the caller names none
   int64_t generation = 0;  // 0: any
   int64_t step = 0;
   int64_t attempt = 0;  // 0: any
 };
 
-// How a key compares with what is open on a server.
+// The result of comparing an AttemptKey with the attempt that is open on this server.
 struct KeyVerdict {
-  // The key is ahead of this server: the leader's word, or the end of an apply, may still come.
+  // True: the key names what this server may still come to, once a message of the leader arrives or
+  // an apply ends. The caller should wait and compare again.
   bool is_later = false;
-  // OK: the key names the open attempt. If `is_later`, the answer to give when waiting ends.
+  // OK: the key names the open attempt. If `is_later`: the error for a caller that stops waiting.
   absl::Status status;
 };
 
 struct ParticipantOptions {
-  int64_t resend_ms = 1000;  // repeat an unanswered message
-  int64_t pin_ms = 1000;     // longest a running pull delays the apply of its shard
+  int64_t resend_ms = 1000;  // the machine repeats an unanswered message after this time
+  int64_t pin_ms = 1000;     // the longest time that one pull delays the apply of its shard
 };
 
 class Participant {
  public:
-  // `fresh_incarnation` is one never used before (by any server): taken when the image has no
-  // memory. The shell must have synced it with the image's epoch before the first event. `leader`:
-  // whom to register with until a higher epoch's leader speaks.
+  // `fresh_incarnation`: a number that no server has used before. The machine takes it as its own
+  // if !image.has_memory, and image.incarnation otherwise. The shell must have synced it and
+  // image.epoch to disk before the first event. `leader`: the server to which the machine sends
+  // Register until the Recover of a higher epoch arrives.
   Participant(std::shared_ptr<const JobSpec> spec, ServerId self, ServerId leader,
               const ParticipantImage& image, int64_t fresh_incarnation, ParticipantOptions options);
 
   // ---- Peers ----
-  // Any message that is not ForLeader. `from` is the sender's server.
+  // A message has arrived from server `from`. Forward, which goes to OnForward, and messages for
+  // the Leader (ForLeader) are ignored here, and so is every message after OnStop. A leader's
+  // message of a lower epoch is answered with Fenced.
   void OnMessage(ServerId from, const Message& message, int64_t now_ms, Actions* actions);
 
   // ---- Workers ----
-  // Compares a key with the open attempt, in one place for pushes, SetState and queries of both.
-  //   FailedPrecondition  kStaleEpoch; kWrongStep or kLoading: another step; later,
-  //                       kStaleGeneration: the generation has not formed
-  //   Aborted             kStaleGeneration: an older generation; kStaleAttempt: an older attempt,
-  //                       or, later, one that is not open yet
-  //   Unavailable         recovering or stopping; later: the step before is still being applied
-  //   damage()            a key that is open or later, while a shard of this server is damaged
-  //   of OnLayoutTaken    a key that is open, but the shell has no room for the layout; later,
-  //                       Unavailable: the shell is making room
+  // Compares a key with the open attempt, for pushes, SetState and queries alike. The columns are
+  // the status, its Reason, whether is_later is set, and when this is the verdict:
+  //   OK                                            the key names the open attempt
+  //   FailedPrecondition  kStaleEpoch               the key's epoch is older
+  //   FailedPrecondition  kLoading                  no generation has formed yet
+  //   FailedPrecondition  kWrongStep or kLoading    the key's step is not the one being made
+  //   FailedPrecondition  kStaleGeneration   later  the key's generation has not formed yet
+  //   Aborted             kStaleGeneration          the key's generation is older
+  //   Aborted             kStaleAttempt             the key's attempt is older
+  //   Aborted             kStaleAttempt      later  the key's attempt is not open yet
+  //   Unavailable                                   the job recovers, the server stops, or the
+  //                                                 key's epoch is newer
+  //   Unavailable                            later  the step before is still being applied
+  //   Unavailable                            later  the shell is making room for the layout
+  //   the error given to OnLayoutTaken              the shell has no room for the layout
+  //   damage()                                      a shard is damaged. This replaces OK and later
   KeyVerdict CheckKey(const AttemptKey& key) const;
 
-  // What a push would be answered now, without its bytes. OK: send them, or, with `*stored`, the
-  // same piece is here already. Overlap of LOAD pieces with different boxes is the shell's to
-  // refuse.
-  //   InvalidArgument     unknown rank or region, a shard of another size, applied_count on a
-  //                       gradient
+  // Checks a piece before its bytes are sent; changes nothing. OK means that this server needs the
+  // bytes or, if `*stored` is set, that it has the same piece already. It does not compare the
+  // boxes of LOAD pieces: the shell must refuse overlapping ones.
+  //   InvalidArgument     the rank or region is not in the layout, the loss scale is not that of
+  //                       the attempt's other pieces, or a gradient has an applied_count
   //   NotFound            this server has no in-sync copy of the shard, or is not its primary
-  //   AlreadyExists       same key, other payload; or the rank declared the tensor absent
-  //   Aborted             an older attempt or generation than the open one
-  //   FailedPrecondition  an older epoch, another step, or the other kind in one attempt
-  //   Unavailable         recovering, stopping, applying, or the attempt is not open here yet
+  //   AlreadyExists       the key is stored with another payload, or the rank has declared the
+  //                       tensor absent
+  //   Aborted             the attempt or generation is older than the open one, or 0
+  //   FailedPrecondition  the epoch is older, the step is another one or is decided, the attempt
+  //                       has pieces of the other kind (gradients, LOAD), or a gradient came while
+  //                       the job is LOADING
+  //   Unavailable         any verdict *later* of CheckKey, or the job recovers, or the server stops
+  //   others              the errors of the last two lines of CheckKey
   absl::Status CheckPush(const PushPiece& piece, bool* stored) const;
 
-  // A piece has arrived whole. `has_room`: the shell holds memory for it and for the apply;
-  // without, the answer is ResourceExhausted and the attempt stays open. Answered OK when every
-  // in-sync copy of the shard has it. The shell keeps the bytes if and only if `*keep` is set.
+  // All bytes of a piece have arrived. `has_room`: the shell has memory for the piece and for the
+  // apply; if false, the answer is ResourceExhausted and the attempt stays open. The request is
+  // answered with an error of CheckPush, or with OK once every in-sync copy of the shard has the
+  // piece. The shell keeps the bytes if and only if `*keep` is set.
   void OnPush(RequestId request, const PushPiece& piece, bool has_room, int64_t now_ms, bool* keep,
               Actions* actions);
-  // The same for a piece that Forward brought from the primary (OnMessage refuses Forward).
+  // As OnPush, for a piece that a Forward message has brought from the primary `from`. The primary
+  // is answered with ForwardReply.
   void OnForward(ServerId from, const Forward& forward, bool has_room, int64_t now_ms, bool* keep,
                  Actions* actions);
 
-  // A worker wants exactly `version` of a shard. Serve when it is there; waits while it is the next
-  // one; else an Answer: OutOfRange (applied over), Aborted (the attempt it waited for is gone),
-  // FailedPrecondition (LOADING, or further ahead), NotFound, Unavailable.
+  // A worker asks for exactly `version` of a shard. If this server holds it, the action is Serve,
+  // and a pin delays the next apply of the shard until OnPullDone or for pin_ms. If it is the next
+  // version, the request waits for it. Otherwise, or if the wait fails, the request is answered:
+  //   OutOfRange          a later version has replaced it
+  //   FailedPrecondition  the job is LOADING, or the version is further ahead
+  //   Aborted             the attempt that was to make the version is gone, or the job went back
+  //   NotFound            this server has no in-sync copy of the shard
+  //   Unavailable         the job recovers, or the server stops
+  //   damage()            this server cannot make the version
   void OnPull(RequestId request, ShardId shard, int64_t version, int64_t now_ms, Actions* actions);
-  void OnPullDone(RequestId request, int64_t now_ms, Actions* actions);       // after Serve
-  void OnPullCancelled(RequestId request, int64_t now_ms, Actions* actions);  // deadline; no answer
+  // The reader that Serve started has what it needs: the shard may be applied.
+  void OnPullDone(RequestId request, int64_t now_ms, Actions* actions);
+  // The caller has gone away or its deadline has passed. The request is not answered.
+  void OnPullCancelled(RequestId request, int64_t now_ms, Actions* actions);
 
-  // ---- Completions ----
+  // ---- Completions of actions ----
+  // The disk has synced `epoch` (PersistEpoch).
   void OnEpochDurable(int64_t epoch, int64_t now_ms, Actions* actions);
+  // The journal has synced the decision with this identity (PersistDecision).
   void OnDecisionDurable(const Digest& decision, int64_t now_ms, Actions* actions);
-  // PersistDecision failed: whether the record is on disk is not known. The leader is told why, and
-  // only a recovery decides what becomes of the step.
+  // PersistDecision failed, and nobody knows whether the record is on disk. The machine sends
+  // `status` to the leader. Only a recovery decides whether the step is committed.
   void OnPrepareFailed(const Digest& decision, absl::Status status, int64_t now_ms,
                        Actions* actions);
+  // The journal has synced that this attempt is discarded (PersistDiscard).
   void OnDiscardDurable(int64_t step, int64_t attempt, int64_t now_ms, Actions* actions);
-  // The shell has made room for the layout with this digest, or has none: an error is the answer to
-  // OpenJob and to pushes, until another OpenJob asks again.
+  // TakeLayout has ended. OK: the shell has room for the layout with this digest. An error answers
+  // OpenJob and pushes, until the leader's next OpenJob makes the machine try again.
   void OnLayoutTaken(const Digest& layout, absl::Status status, int64_t now_ms, Actions* actions);
-  // Ignored if the attempt is no longer the open one. `absent`, `loaded_applied_count`: not read.
+  // StageShard has succeeded. `staged` is its result; its fields `absent` and
+  // `loaded_applied_count` are not read. Ignored if the attempt is no longer the open one.
   void OnShardStaged(int64_t step, int64_t attempt, const ShardStaged& staged, int64_t now_ms,
                      Actions* actions);
-  // StageShard failed: this attempt cannot be decided. The leader is told why until it opens the
-  // next one. Ignored if the attempt is no longer the open one.
+  // StageShard has failed, so no decision can be made of this attempt. The machine sends `status`
+  // to the leader, repeatedly, until the leader opens the next attempt. Ignored if the attempt is
+  // no longer the open one.
   void OnShardStagingFailed(ShardId shard, int64_t step, int64_t attempt, absl::Status status,
                             int64_t now_ms, Actions* actions);
+  // StartApply has succeeded: the shard is at version `step`.
   void OnShardApplied(ShardId shard, int64_t step, int64_t now_ms, Actions* actions);
-  // StartApply failed for good: the version is committed, but this server can make neither it nor a
-  // later one. The shard is lost until a flush or another copy replaces it; others go on. Whoever
-  // waits for the shard learns `status`, and so does the leader.
+  // StartApply has failed for good. The version is committed, but this server can make neither it
+  // nor a later one: the shard is damaged until a flush or another copy replaces it. Other shards
+  // are not affected. `status` answers the pulls that wait for the shard and goes to the leader.
   void OnShardDamaged(ShardId shard, int64_t step, absl::Status status, int64_t now_ms,
                       Actions* actions);
+  // FetchShard for `decision` has ended. An error goes to the leader; the copy stays out of sync.
   void OnShardFetched(ShardId shard, const Digest& decision, absl::Status status, int64_t now_ms,
                       Actions* actions);
-  // `decision`: what LoadFlush named; `restored`: the flush's last_applied record, if status is OK.
+  // LoadFlush for `decision` has ended. `restored`: the record of that decision, if status is OK.
   void OnFlushRestored(const Digest& decision, DecisionPtr restored, absl::Status status,
                        int64_t now_ms, Actions* actions);
 
   // ---- Life ----
-  // Repeats what is unanswered, ends expired pins. Call every resend_ms / 4 or so.
+  // Repeats messages that are unanswered for resend_ms, and ends expired pins. The shell calls it
+  // about every resend_ms / 4.
   void OnTick(int64_t now_ms, Actions* actions);
-  // Clean stop: refuses everything new, finishes applies, then WriteFlush.
+  // Begins a clean stop. The machine refuses all new work, waits for the applies, writes and copies
+  // under way, and then asks for WriteFlush. A machine that has lost its memory and holds nothing
+  // new stops without a flush.
   void OnStop(int64_t now_ms, Actions* actions);
+  // WriteFlush has succeeded: stopped() is true from now on.
   void OnFlushed(int64_t now_ms, Actions* actions);
   bool stopped() const { return life_ == Life::kStopped; }
 
-  // ---- What can be seen ----
+  // ---- State ----
+  // The state for the flush of a clean stop, with has_memory true.
   ParticipantImage Image() const;
+  // The highest epoch of which a Recover message has arrived.
   int64_t epoch() const { return epoch_; }
-  bool has_reported() const { return Joined(); }  // to this epoch, what this life holds
+  // Whether this life has sent its RecoverReport in epoch().
+  bool has_reported() const { return Joined(); }
   int64_t incarnation() const { return incarnation_; }
   Position position() const;
+  // Sets the version of a shard and the identity of the decision that made it.
   // NotFound: no copy of this shard here.
   absl::Status AppliedOf(ShardId shard, int64_t* step, Digest* decision) const;
-  // Why this server cannot make the committed version of some shard; OK if it can make all. A clean
-  // stop never ends while a shard is damaged: no version is whole.
+  // The status given to OnShardDamaged for the first damaged shard; OK if none is damaged. While a
+  // shard is damaged the shards are of two versions, so that a clean stop asks for no flush and
+  // stopped() stays false.
   absl::Status damage() const {
     return damaged_.empty() ? absl::OkStatus() : damaged_.begin()->second;
   }
-  DecisionPtr prepared() const { return prepared_; }
-  DecisionPtr last_applied() const { return last_applied_; }
-  // The staged pieces of a shard by ascending rank, then region; for StageShard and QueryPush.
+  DecisionPtr prepared() const { return prepared_; }          // null: none
+  DecisionPtr last_applied() const { return last_applied_; }  // null: none
+  // The staged pieces of a shard by ascending rank, then region, for StageShard and QueryPush.
+  // Empty if this server has no copy of the shard.
   std::vector<StagedPiece> PiecesOf(ShardId shard) const;
-  // Ranks that declared the shard's tensor absent in the open attempt, ascending.
+  // The ranks that have declared the shard's tensor absent in the open attempt, ascending.
   std::vector<Rank> AbsentOf(ShardId shard) const;
 
  private:
@@ -222,6 +279,7 @@ class Participant {
   enum class Kind : uint8_t { kUndecided, kGradients, kLoad };
   enum class Stage : uint8_t { kOpen, kReducing, kStaged };
 
+  // Delays the apply of a shard for a pull.
   struct Pin {
     RequestId request;
     int64_t until_ms;
@@ -234,8 +292,8 @@ class Participant {
     ShardId id = 0;
     int64_t applied_step = kLoading;
     Digest applied;
-    bool applying = false;  // StartApply given, not completed
-    Digest fetching;        // FetchShard given, not completed; empty: none
+    bool applying = false;  // StartApply is under way
+    Digest fetching;        // the decision of the FetchShard under way; empty: none
     Stage stage = Stage::kOpen;
     ShardStaged staged;
     std::vector<ExpectedPiece> expected;
@@ -243,15 +301,16 @@ class Participant {
     std::vector<Pin> pins;
     std::vector<WaitingPull> pulls;
   };
-  // A push whose piece other copies do not hold yet.
+  // A push that is not answered, because other copies have not confirmed its piece.
   struct PendingPush {
     Forward forward;
-    std::vector<RequestId> requests;
-    std::vector<ServerId> waiting;
+    std::vector<RequestId> requests;  // of all workers that have sent the piece
+    std::vector<ServerId> waiting;    // copies that have not confirmed it
     int64_t sent_ms = 0;
   };
 
-  // participant.cc: epochs, decisions, life.
+  // Defined in participant.cc: epochs, decisions, start and stop. Obey handles one message of the
+  // leader.
   bool Joined() const { return reported_epoch_ == epoch_; }
   void Obey(ServerId from, const Recover& message, int64_t now_ms, Actions* actions);
   void Obey(ServerId from, const Restore& message, int64_t now_ms, Actions* actions);
@@ -275,14 +334,14 @@ class Participant {
   void MaybeFlush(Actions* actions);
   void SendToLeader(Message message, Actions* actions) const;
 
-  // participant_staging.cc: what workers push and pull, until it is staged.
+  // Defined in participant_staging.cc: pushes until they are staged, and pulls.
   int LocalIndex(ShardId shard) const;
   bool IsInSync(ShardId shard) const;
   KeyVerdict CompareKey(const AttemptKey& key) const;
   bool HasRoom() const { return layout_ == nullptr || layout_->digest == taken_layout_; }
   void AnswerOpen(Actions* actions);
   absl::Status CheckOpen(const PushPiece& piece) const;
-  absl::Status Unfit(const std::string& text) const;  // FailedPrecondition, by the step being made
+  absl::Status Unfit(const std::string& text) const;  // FailedPrecondition, see UnfitStep
   absl::Status CheckPiece(const PushPiece& piece, const Shard& shard, bool* stored) const;
   absl::Status CheckFirstLoad() const;
   ShardName NameOf(ShardId shard) const;
@@ -309,27 +368,29 @@ class Participant {
   ParticipantOptions options_;
   Life life_ = Life::kRunning;
 
-  int64_t epoch_ = 0;  // highest heard; obeyed once durable
-  int64_t durable_epoch_ = 0;
-  int64_t start_epoch_ = 0;  // durable when this life began: that epoch's leader knows another life
-  int64_t reported_epoch_ = -1;  // highest this life has reported in
+  int64_t epoch_ = 0;          // the highest one heard of; obeyed once durable
+  int64_t durable_epoch_ = 0;  // the highest one synced to disk
+  // The durable epoch when this life began. Its leader knows the report of an earlier life, so this
+  // life takes part from the next epoch on.
+  int64_t start_epoch_ = 0;
+  int64_t reported_epoch_ = -1;  // the highest one in which this life has sent its report
   int64_t incarnation_ = 0;
-  bool has_lost_memory_ = false;
-  bool opened_ = false;  // pushes and pulls are taken
+  bool has_lost_memory_ = false;  // as RecoverReport::has_lost_memory
+  bool opened_ = false;           // an OpenJob of this epoch was obeyed
   int64_t register_sent_ms_ = INT64_MIN / 2;
 
   std::vector<Shard> shards_;
   std::vector<int> local_index_;  // by ShardId; -1: not here
   std::vector<RecoverReport::Flush> flushes_;
 
-  // The step under way: committed_step_ + 1.
+  // The attempt under way, of step committed_step_ + 1.
   int64_t committed_step_ = kLoading;
   int64_t generation_ = 0;
   int64_t attempt_ = 0;  // 0: nothing has been opened, or it was dropped
   std::shared_ptr<const Layout> layout_;
-  Digest taken_layout_;         // that the shell has room for; empty: none
-  Digest taking_layout_;        // TakeLayout given, not completed; empty: none
-  absl::Status layout_status_;  // of the last completion
+  Digest taken_layout_;         // the layout that the shell has room for; empty: none
+  Digest taking_layout_;        // the layout of the TakeLayout under way; empty: none
+  absl::Status layout_status_;  // as OnLayoutTaken was last told
   std::shared_ptr<const Placement> placement_;
   Kind kind_ = Kind::kUndecided;
   bool has_pieces_ = false;
@@ -338,27 +399,27 @@ class Participant {
   double scale_ = 1.0;
   std::vector<ParticipantImage::AbsentTensors> absent_;
   std::vector<PendingPush> pending_pushes_;
-  bool stage_report_due_ = false;  // complete, not yet acknowledged
+  bool stage_report_due_ = false;  // a StageReport was sent and has no StageReply yet
   int64_t stage_report_sent_ms_ = 0;
 
-  absl::Status staging_failure_;  // of the open attempt, told until it ends
+  absl::Status staging_failure_;  // of the open attempt; sent to the leader until the attempt ends
   int64_t failure_sent_ms_ = 0;
 
   DecisionPtr prepared_;
   bool prepared_durable_ = false;
-  bool committed_ = false;                   // Apply has come for prepared_
-  std::map<ShardId, absl::Status> damaged_;  // cannot apply prepared_
+  bool committed_ = false;                   // Apply has arrived for prepared_
+  std::map<ShardId, absl::Status> damaged_;  // shards that cannot apply prepared_, and why
   DecisionPtr last_applied_;
   int64_t discarded_step_ = kLoading;
   int64_t discarded_attempt_ = 0;
   bool discard_durable_ = true;
 
-  bool catching_up_ = false;
-  DecisionPtr catch_up_;  // null while catching_up_: LOADING
+  bool catching_up_ = false;  // a CatchUp of this epoch was obeyed
+  DecisionPtr catch_up_;      // the decision of that CatchUp; null: the job is LOADING
   absl::Status catch_up_status_;
   std::vector<ServerId> catch_up_sources_;
-  bool restoring_ = false;
-  Restore restore_;
+  bool restoring_ = false;  // LoadFlush is under way
+  Restore restore_;         // the message that asked for it
 };
 
 }  // namespace orlop::step
