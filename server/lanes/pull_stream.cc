@@ -80,8 +80,8 @@ absl::Status PullStream::SendRegion(const v1::Region& wire) {
       v1::ErrorDetail::NOT_OWNER);
 }
 
-// The pin delays the apply of the shard until the read is open: from then on the reader holds the
-// version's buffers, and the apply goes on into fresh ones.
+// Waits for the version and opens a reader. The pin delays the apply of the shard until the reader
+// is open. Then the reader holds the version's buffers, and an apply writes into fresh ones.
 absl::StatusOr<std::unique_ptr<ShardReader>> PullStream::OpenPinned(const ReadRequest& request) {
   const auto pin = job_->AwaitVersion(request.shard, request.version, wait_);
   if (!pin.ok()) return pin.status();

@@ -1,4 +1,5 @@
-// One Pull: from its regions to chunks, without a transport.
+// The server's side of one Pull call: it turns the regions of the request into chunks. It knows no
+// transport: its caller sends the chunks.
 #pragma once
 
 #include <cstdint>
@@ -15,19 +16,20 @@
 
 namespace orlop::server {
 
-// Sends regions in the order asked, and the shards of each in ascending order. Not thread-safe: one
-// call owns it.
+// Sends the regions in the order of the request, and the shards of each region in ascending order.
+// Shards of other servers are left out.
+//   Threads  not thread-safe: one call owns it.
 class PullStream {
  public:
-  // Sends one message: `header` without its payload, and the chunk whose bytes are the payload. An
-  // error ends the stream.
+  // Sends one message: `header`, which has no payload, and the bytes of `chunk` as its payload. May
+  // block. Run ends with the error that it returns.
   using Sink = std::function<absl::Status(v1::Chunk* header, const ReadChunk& chunk)>;
 
-  // `jobs` and `request` outlive it.
+  // `jobs` and `request` must outlive this object. `wait`: how long versions are waited for.
   PullStream(JobTable* jobs, const v1::PullRequest& request, Wait wait, Sink sink)
       : jobs_(jobs), request_(request), wait_(std::move(wait)), sink_(std::move(sink)) {}
 
-  // Statuses as Data.Pull.
+  // Sends all that was asked for. Called once. Status as Data.Pull (data.proto), or the sink's.
   absl::Status Run();
 
  private:
@@ -44,9 +46,9 @@ class PullStream {
   std::shared_ptr<JobRuntime> job_;
   std::shared_ptr<const JobModel> model_;
   StreamPlace place_;
-  uint64_t chunk_bytes_ = 0;
-  int64_t version_ = 0;
-  v1::StreamKey key_;
+  uint64_t chunk_bytes_ = 0;  // the largest payload
+  int64_t version_ = 0;       // the version of all regions
+  v1::StreamKey key_;         // sent with the first chunk
   bool key_sent_ = false;
 };
 

@@ -1,4 +1,5 @@
-// One Push or SetState stream: from its chunks to staged pieces.
+// The server's side of one Push or SetState call: it turns the chunks of the stream into staged
+// pieces.
 #pragma once
 
 #include <memory>
@@ -12,16 +13,23 @@
 
 namespace orlop::server {
 
-// Not thread-safe: one call owns it. A piece that is cut off leaves nothing behind.
+// If the stream breaks off inside a piece, that piece leaves nothing behind; the pieces before it
+// stay staged.
+//   Threads  not thread-safe: one call owns it.
 class PushStream {
  public:
+  // `jobs` must outlive this object. `is_load`: SetState. `wait`: how long the call may wait for
+  // its attempt to open, and for other copies of a shard.
   PushStream(JobTable* jobs, bool is_load, Wait wait)
       : jobs_(jobs), is_load_(is_load), wait_(std::move(wait)) {}
 
-  // Takes the next message. Statuses as Data.Push.
+  // Takes the next message. May wait. After an error the stream is over.
+  //   Status  as Data.Push (data.proto)
   absl::Status Take(const DecodedChunk& chunk);
-  // After the client's half-close. InvalidArgument if the stream is empty or ends inside a piece.
+  // Ends the stream after the client's last message.
+  //   Status  InvalidArgument: the stream was empty or ends inside a piece
   absl::Status Finish();
+  // The number of pieces and bytes that were taken so far.
   const v1::PushResponse& response() const { return response_; }
 
  private:
@@ -29,7 +37,7 @@ class PushStream {
   absl::Status BeginPiece(const v1::Chunk& header);
   absl::StatusOr<PieceRequest> RequestOf(const v1::Chunk& header);
   absl::Status EndPiece(const Digest128& digest);
-  absl::Status Explained(const absl::Status& status) const;
+  absl::Status Explained(const absl::Status& status) const;  // see Explain
 
   JobTable* const jobs_;
   const bool is_load_;
@@ -38,7 +46,7 @@ class PushStream {
   std::shared_ptr<const JobModel> model_;
   v1::StreamKey key_;
   StreamPlace place_;
-  std::optional<PieceTicket> ticket_;  // of the piece under way
+  std::optional<PieceTicket> ticket_;  // of the piece under way; absent between pieces
   v1::PushResponse response_;
 };
 

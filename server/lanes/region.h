@@ -1,5 +1,6 @@
-// The one parser of regions: what part of a tensor a Push, a SetState or a Pull names. Pure; any
-// thread.
+// The one parser of regions: which part of which slot of a tensor a Push, a SetState or a Pull
+// names.
+//   Threads  pure functions and values: safe from any thread.
 #pragma once
 
 #include <cstdint>
@@ -20,16 +21,17 @@
 
 namespace orlop::server {
 
+// A parsed v1::Region.
 struct Region {
   uint32_t tensor = 0;                      // index in the manifest
-  Slot slot = Slot::kWeight;                // of RegionOf::kState
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // as the caller said it
-  Box box;                                  // NormalBox
-  // The shards it names, as places among the tensor's shards: [first, last].
+  Slot slot = Slot::kWeight;                // for RegionOf::kState only
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // the caller's; UNSPECIFIED: the caller named none
+  Box box;                                  // as NormalBox returns it
+  // The first and the last shard that the region names, as places among the tensor's shards.
   uint64_t first_shard = 0;
   uint64_t last_shard = 0;
 
-  // The job's id of the first shard.
+  // Returns the first shard's id, its place among all shards of the job.
   int32_t shard_id(const JobModel& model) const {
     return model.FirstShard(tensor) + static_cast<int32_t>(first_shard);
   }
@@ -40,7 +42,7 @@ enum class RegionOf : uint8_t { kGradient, kState };
 
 // Parses a region of a tensor of this job.
 //   Status  NotFound (UNKNOWN_TENSOR); InvalidArgument: the tensor has no such shard, the box is
-//           not inside it, or the slot is unknown or not one of `of`.
+//           not inside the tensor, or the slot is unknown or not allowed by `of`
 absl::StatusOr<Region> ParseRegion(const JobModel& model, const v1::Region& wire, RegionOf of);
 
 // Checks that a region names exactly one shard, and that the server `self` owns it.
@@ -49,19 +51,20 @@ absl::StatusOr<Region> ParseRegion(const JobModel& model, const v1::Region& wire
 absl::Status CheckOnePiece(const JobModel& model, const Region& region, int self,
                            const std::vector<std::string>& server_names);
 
-// The attempt that a stream's key names.
+// Returns the attempt that a stream's key names.
 step::AttemptKey KeyOf(const v1::StreamKey& key);
-// The part of a caller's wait that a key ahead of this server is worth: the leader repeats an
-// unanswered message every second.
+// Returns `wait`, cut to three seconds, for a call whose attempt is not open on this server yet.
+// The leader repeats an unanswered message every second, so a longer wait would rarely help.
 Wait ForAnAttempt(const Wait& wait);
 
-// Where a stream is, for the details of its errors.
+// What a stream is working on, for the details of its errors.
 struct StreamPlace {
   std::string job;
   std::string tensor;             // empty: no piece has begun
   std::optional<uint64_t> shard;  // place among the tensor's shards
 };
-// Adds the place and the job's position to an error (runtime/answers.h).
+// Adds the place and the job's position to an error (WithPosition, server/runtime/answers.h). OK
+// stays OK.
 absl::Status Explain(const absl::Status& status, const StreamPlace& place,
                      const step::Position& position);
 

@@ -1,5 +1,5 @@
-// Ends calls whose caller takes nothing of what is written to it: until then they hold what they
-// read, and an apply may need that memory.
+// Cancels calls whose client does not read what the server writes. Such a call holds the buffers
+// that it sends, and an apply may need that memory.
 //   Threads  all methods are safe from any thread.
 #pragma once
 
@@ -17,7 +17,8 @@ class StallWatch {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Around one write that may block. `cancel` makes it return; it is called under the watch's lock.
+  // Lives as long as one write that may block. `cancel` must make the write return soon, and must
+  // not block: Tick calls it under the watch's lock, again with every Tick until the write returns.
   class Write {
    public:
     Write(StallWatch* watch, std::function<void()> cancel, Clock::time_point now = Clock::now())
@@ -36,7 +37,7 @@ class StallWatch {
     StallWatch* const watch_;
   };
 
-  // Cancels every write that began kMaxStallMs ago or earlier.
+  // Cancels every write that began kMaxStallMs ago or earlier. The server's ticker calls it.
   void Tick(Clock::time_point now = Clock::now()) {
     MutexLock lock(&mutex_);
     for (auto& [write, begun] : writes_)

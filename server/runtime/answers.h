@@ -1,5 +1,5 @@
-// What every handler does around its work: deadline and cancellation of the caller, and the
-// statuses of an answer.
+// Helpers of every gRPC handler: the caller's deadline, checks of requests, and the details of
+// errors.
 #pragma once
 
 #include <grpcpp/server_context.h>
@@ -9,7 +9,8 @@
 
 namespace orlop::server {
 
-// The caller's deadline, at most ten minutes from now.
+// Returns the caller's deadline, but at most ten minutes from now, and its cancellation. `context`
+// must outlive the result.
 inline Wait WaitOf(grpc::ServerContext* context) {
   const auto left = context->deadline() - std::chrono::system_clock::now();
   const auto most = std::chrono::minutes(10);
@@ -17,17 +18,19 @@ inline Wait WaitOf(grpc::ServerContext* context) {
           [context] { return context->IsCancelled(); }};
 }
 
-// InvalidArgument: a loss scale that is neither 0 (which means 1) nor within proto/limits.h.
+// Checks a loss scale of the wire, where 0 means 1.
+//   Status  InvalidArgument: it is neither 0 nor from kMinLossScale to kMaxLossScale
 absl::Status CheckLossScale(double loss_scale);
 
-// InvalidArgument: a control message over kMaxControlMessageBytes. With several servers the
-// transport lets more through, for the sake of theirs.
+// Checks the size of a request. The transport alone does not: in a cluster it accepts the larger
+// messages that servers send one another.
+//   Status  InvalidArgument: the request has more than kMaxControlMessageBytes
 absl::Status CheckControlSize(const google::protobuf::Message& request);
 
-// The one map of errors: completes an error of the machines or of the shell with its reason and
-// with the job's position, so that callers branch on fields. Where the error names no reason, its
-// code decides. STALE_GENERATION is FailedPrecondition on the wire, whichever code a machine gave
-// it.
+// Turns an error of a step machine or of JobRuntime into the one that is sent: it adds to the
+// ErrorDetail the job and its position, so that callers branch on fields, and a reason that follows
+// from the code if the error has none. An error with reason STALE_GENERATION becomes
+// FailedPrecondition. OK stays OK.
 absl::Status WithPosition(absl::Status status, const step::Position& position,
                           const std::string& job);
 

@@ -114,7 +114,7 @@ void ApplyQueue::PassInPool(Pass pass, const Owner& owner) {
       return;
     }
     for (const Update& update : pass.updates) EndUpdateOfMatrix(update, owner);
-    if (absl::IsResourceExhausted(found.status())) {  // nothing has changed
+    if (absl::IsResourceExhausted(found.status())) {  // no shard was changed
       WaitForRoom(found.status(), *round);
       return passes_waiting_.push_back(std::move(pass));
     }
@@ -122,7 +122,7 @@ void ApplyQueue::PassInPool(Pass pass, const Owner& owner) {
   for (const Update& update : pass.updates) done_(update.shard, round->decision, found.status());
 }
 
-// After the last update of a matrix, the next matrix begins.
+// Counts an update of a matrix that has ended. After the last one, the next waiting pass begins.
 void ApplyQueue::EndUpdateOfMatrix(const Update& update, const Owner& owner) {
   if (ScopeOf(TensorOf(update.shard)) != kernels::Scope::kMatrix) return;
   if (matrix_updates_left_ == 0 || --matrix_updates_left_ > 0 || passes_waiting_.empty()) return;
@@ -148,11 +148,11 @@ void ApplyQueue::ApplyInPool(Update update, const Owner& owner) {
   if (absl::IsAborted(status)) return;  // a flush was loaded meanwhile
   const bool waits = absl::IsResourceExhausted(status);
   if (waits) update.pass = std::move(wanted.pass);  // for the next try
-  wanted.pass.reset();                              // gives its memory back before another pass
+  wanted.pass.reset();  // the last update frees the memory of the pass before the next pass begins
   {
     MutexLock lock(&mutex_);
     if (update.round != round_) return;
-    if (waits) {  // the disk is full, and nothing has changed
+    if (waits) {  // the disk is full, and the shard was not changed
       WaitForRoom(status, *update.round);
       return updates_waiting_.push_back(std::move(update));
     }

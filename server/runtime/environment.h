@@ -13,15 +13,15 @@
 
 namespace orlop::server {
 
-// Outlives the jobs.
+// Plain values; every job has a copy. The pointers are not owned, and outlive all jobs.
 struct Environment {
   std::vector<std::string> server_names;  // of the cluster, sorted
   int self = 0;                           // index of this server in `server_names`
   storage::DataDirectory* data = nullptr;
   Tiers* tiers = nullptr;
-  ThreadPool* pool = nullptr;  // stages, applies, loads and flushes
+  ThreadPool* pool = nullptr;  // sums, applies, flushes, small writes
   PeerLinks* peers = nullptr;
-  std::function<v1::ServerInfo()> identity;  // this server, as others see it
+  std::function<v1::ServerInfo()> identity;  // this server as ListServers shows it; any thread
 
   bool is_leader() const { return self == 0; }
 };

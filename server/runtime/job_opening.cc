@@ -14,7 +14,8 @@
 namespace orlop::server {
 namespace {
 
-// Existing directories hold incarnations of this stride. With a smaller one a number could repeat.
+// The factor of the incarnations on existing disks (OpenJob). With a smaller one a number could
+// come again.
 constexpr uint64_t kIncarnationStride = 4096;
 static_assert(kMaxServers <= kIncarnationStride);
 
@@ -27,7 +28,8 @@ absl::StatusOr<std::unique_ptr<ShardStore>> CreateShards(const Environment& envi
   return shards;
 }
 
-// The flushes that can be offered for a rollback: whole, with their decisions.
+// Returns the flushes that the leader may offer for a rollback: those that are not damaged, each
+// with the decision that made it.
 absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes(const Environment& environment,
                                                                      const std::string& job) {
   std::vector<step::RecoverReport::Flush> flushes;
@@ -41,8 +43,8 @@ absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes(const Envir
   return flushes;
 }
 
-// Fills the opened job's shards, layout and image with what the last clean stop wrote. After an
-// error the shards hold a mixture.
+// Fills the opened job's shards, layout and image from the newest flush. After an error the shards
+// are of no version and must not be used.
 absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
                          const FlushInfo& newest, OpenedJob* opened) {
   if (newest.damaged) return absl::DataLossError("the head of the newest flush is damaged");
@@ -65,8 +67,8 @@ absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
   return absl::OkStatus();
 }
 
-// Loads the newest flush if it is all of the job's state. Damage costs this job its memory, but not
-// the server its other jobs.
+// Loads the newest flush if CleanKey says that it is all of the job's state. If it is damaged, only
+// this job loses its memory: the server starts, with OK.
 absl::Status LoadIfClean(const Environment& environment, const JobModel& model, OpenedJob* opened) {
   absl::StatusOr<std::vector<FlushInfo>> flushes =
       ListFlushes(environment.data->store(), model.job());
@@ -78,7 +80,7 @@ absl::Status LoadIfClean(const Environment& environment, const JobModel& model, 
   if (!absl::IsDataLoss(loaded)) return loaded;
   spdlog::error("job {}: the state of the last stop cannot be read: {}", model.job(),
                 std::string(loaded.message()));
-  opened->shards.reset();  // gives its memory back first
+  opened->shards.reset();  // the new shards need this memory
   auto shards = CreateShards(environment, model);
   if (!shards.ok()) return shards.status();
   opened->shards = *std::move(shards);
@@ -109,7 +111,7 @@ absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel
       KnownFlushes(environment, model.job());
   if (!known.ok()) return known.status();
   opened.image.flushes = *std::move(known);
-  // Each server counts its own starts; the counts of different servers are spread apart.
+  // Each server counts its own starts. The stride keeps the numbers of different servers apart.
   opened.incarnation =
       static_cast<int64_t>(environment.data->incarnation() * kIncarnationStride) + environment.self;
   absl::Status noted =

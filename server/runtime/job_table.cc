@@ -29,7 +29,8 @@ absl::Status JobTable::OpenAll() {
     }
     if (absl::Status status = Insert(definition, /*is_new=*/false); !status.ok()) return status;
   }
-  // Not before all could be opened: a start that fails leaves every job as it was.
+  // Jobs are started only after all could be opened: a server that cannot start leaves every job on
+  // disk as it was.
   for (const std::shared_ptr<JobRuntime>& job : List())
     if (absl::Status status = job->Start(); !status.ok()) return status;
   MutexLock lock(&mutex_);
@@ -133,13 +134,13 @@ absl::Status JobTable::PutEverywhere(const v1::JobDefinition& definition) {
     if (status.ok()) done.push_back(to);
   }
   if (status.ok()) return status;
-  for (int to : done) {  // as it was
+  for (int to : done) {  // puts back what was there before
     if (to == environment_.self) continue;
     if (before.ok()) {
       v1::JobDefinition old = (*before)->model()->definition();
       old.set_revision(definition.revision() + 1);
       environment_.peers->PutJob(to, old)
-          .IgnoreError();  // it differs until the next configuration, which the caller must repeat
+          .IgnoreError();  // the server keeps the new definition until the caller's next try
     } else {
       environment_.peers->DropJob(to, name).IgnoreError();
     }
@@ -160,13 +161,13 @@ absl::Status JobTable::Drop(const std::string& name, bool* existed) {
   }
   job->Close();
   environment_.tiers->accountant().Forget(name);
-  // Before the job itself, so that a later one of this name never takes its flushes for its own.
+  // First, because a later job of this name must never take these flushes for its own state.
   if (absl::Status status = environment_.data->EraseValue(CleanKey(name)); !status.ok())
     return status;
   storage::Batch batch;
   batch.erase = {kPrefix + name};
   if (absl::Status status = environment_.data->store().Commit(batch); !status.ok()) return status;
-  environment_.data->EraseValue(RecordKey(name)).IgnoreError();  // of no job any more
+  environment_.data->EraseValue(RecordKey(name)).IgnoreError();  // the job is already deleted
   environment_.data->EraseValue(IncarnationKey(name)).IgnoreError();
   return EraseFlushes(&environment_.data->store(), name);
 }

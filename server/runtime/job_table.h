@@ -1,5 +1,5 @@
-// The jobs of one server: opened from disk at start, made and dropped by the leader, found by name
-// by every call.
+// The jobs of one server, by name. The table opens them from disk when the server starts, creates
+// and deletes them when the leader says so, and finds them for every call.
 //   Threads  all methods are safe from any thread.
 #pragma once
 
@@ -20,30 +20,42 @@ class JobTable {
 
   const Environment& environment() const { return environment_; }
 
-  // Opens every job that the data directory knows. DataLoss, ResourceExhausted (the budget shrank),
-  // FailedPrecondition (another list of peers): the server must not start.
+  // Opens every job that is in the data directory. Until then, no call finds a job. After an error
+  // the server must not start.
+  //   Status  DataLoss, ResourceExhausted (the memory budget became smaller), FailedPrecondition (a
+  //           job was placed on another number of servers)
   absl::Status OpenAll();
 
-  // NotFound (UNKNOWN_JOB), or Unavailable (STOPPING) before OpenAll and after BeginStop.
+  // Returns the job with this name.
+  //   Status  NotFound (UNKNOWN_JOB), Unavailable (STOPPING: before OpenAll or after Stop was
+  //           called)
   absl::StatusOr<std::shared_ptr<JobRuntime>> Find(const std::string& job) const;
-  // The same on the leader; another server answers FailedPrecondition (NOT_LEADER) naming it.
+  // As Find, on the step leader only.
+  //   Status  as Find and CheckLeader
   absl::StatusOr<std::shared_ptr<JobRuntime>> FindOnLeader(const std::string& job) const;
+  // Returns OK if this server is the step leader and serves.
+  //   Status  FailedPrecondition (NOT_LEADER, with the leader's name), Unavailable (STOPPING)
   absl::Status CheckLeader() const;
+  // Returns all jobs, by ascending name.
   std::vector<std::shared_ptr<JobRuntime>> List() const;
 
-  // Makes a job, or a later revision of its configuration, known here, synced. The same again: no
-  // effect.
-  //   Status  AlreadyExists (CONFLICT: another manifest), ResourceExhausted (BUDGET; also for the
-  //   1025th job).
+  // Creates a job on this server, or changes its configuration if `definition` has a later revision
+  // than the present one; else no effect. Synced to disk when it returns.
+  //   Status  AlreadyExists (CONFLICT: another manifest), ResourceExhausted (BUDGET, or this server
+  //           has kMaxJobs jobs), Unavailable (STOPPING), or as JobRuntime::Open and Configure
   absl::Status Put(const v1::JobDefinition& definition);
-  // The same on every server, this one last; what was made elsewhere is taken back when one
-  // refuses.
+  // On the leader: calls Put on every server, on this one last. If one refuses, those before it get
+  // their old definition back, or drop the new job, as far as they can be reached. Returns the
+  // first error.
   absl::Status PutEverywhere(const v1::JobDefinition& definition);
-  // Forgets a job and its bytes. `*existed` is set.
+  // Deletes a job and all its bytes on this server. Sets `*existed`; no error if it did not exist.
+  //   Status  the disk's error. No call finds the job then, but its bytes may still be on disk, and
+  //           a restart of the server may bring it back
   absl::Status Drop(const std::string& job, bool* existed);
 
-  // On the leader: while it lives, no server is told of the job again, so that one that has dropped
-  // it stays without. Waits for a PutAgain of the job that is under way.
+  // Marks a job of the leader as being deleted while this object lives: PutAgain does nothing for
+  // it, so that a server which has dropped the job does not get it back. The constructor waits for
+  // calls of PutAgain for the job that are under way.
   class Deletion {
    public:
     Deletion(JobTable* table, std::string job);
@@ -55,14 +67,16 @@ class JobTable {
     JobTable* const table_;
     const std::string job_;
   };
-  // Another server says that it does not know this job: it is told, unless the job is unknown here
-  // or being deleted. What fails is tried again when that server says so again.
+  // Sends the definition of a job to `server`, which has answered that it does not know the job;
+  // waits for its answer. Does nothing if the job is unknown here or being deleted. An error is
+  // ignored, since the server will answer so again.
   void PutAgain(int server, const std::string& job);
 
+  // Calls JobRuntime::Tick of every job. The server's ticker calls it.
   void Tick();
-  // Refuses calls from now on, brings every job to rest and flushes it, side by side; `deadline` is
-  // JobRuntime::Stop's. OK only if all is on disk; a job that cannot be flushed costs no other its
-  // state.
+  // Clean stop: refuses calls from now on, then stops and flushes all jobs side by side. `deadline`
+  // as for JobRuntime::Stop. Returns OK if the state of every job is on disk, else the first error;
+  // the other jobs are flushed nevertheless.
   absl::Status Stop(std::chrono::steady_clock::time_point deadline);
 
  private:
@@ -70,12 +84,12 @@ class JobTable {
 
   const Environment environment_;
   mutable Mutex mutex_;
-  Mutex change_mutex_;  // one Put or Drop at a time; taken before mutex_
-  bool serving_ GUARDED_BY(mutex_) = false;
+  Mutex change_mutex_;                       // one Put or Drop at a time; taken before mutex_
+  bool serving_ GUARDED_BY(mutex_) = false;  // between OpenAll and Stop
   std::map<std::string, std::shared_ptr<JobRuntime>> jobs_ GUARDED_BY(mutex_);
   std::set<std::string> deleting_ GUARDED_BY(mutex_);
-  std::map<std::string, int> puts_again_ GUARDED_BY(mutex_);  // under way
-  CondVar put_again_;
+  std::map<std::string, int> puts_again_ GUARDED_BY(mutex_);  // calls of PutAgain under way, by job
+  CondVar put_again_;                                         // one of them has ended
 };
 
 }  // namespace orlop::server

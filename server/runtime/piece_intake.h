@@ -1,5 +1,6 @@
-// How a piece enters a job: one question before its bytes are received (JobRuntime::BeginPiece) and
-// one when they are complete (JobRuntime::EndPiece). Each takes the job's lock once.
+// The arguments and results of the two calls by which a piece enters a job: JobRuntime::BeginPiece
+// before its bytes are received, and JobRuntime::EndPiece when they are complete. Each takes the
+// job's lock once.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,12 @@ struct PieceRequest {
   step::Rank rank = 0;
   double loss_scale = 1.0;
   uint32_t tensor = 0;                      // index in the manifest
-  int32_t shard = 0;                        // id; this server owns it
-  Box box;                                  // NormalBox
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // on the wire; never UNSPECIFIED
-  bool is_load = false;                     // SetState: of `slot`, with `applied_count`
+  int32_t shard = 0;                        // the shard's id; this server owns it
+  Box box;                                  // as NormalBox returns it
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // of the bytes on the wire; must be specified
+  bool is_load = false;                     // true: SetState. The fields below are for it only
   Slot slot = Slot::kWeight;
-  int64_t applied_count = -1;  // updates that the tensor has seen; -1: not said
+  int64_t applied_count = -1;  // updates that the tensor has seen; -1: the client has not said
 };
 
 // A piece whose bytes may be sent. Not thread-safe: one stream owns it. Destroying it before

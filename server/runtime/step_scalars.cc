@@ -14,7 +14,7 @@
 namespace orlop::server {
 namespace {
 
-// The optimizer of a group; the configuration was validated.
+// Returns the optimizer of a group. It exists, because the configuration was validated.
 const kernels::Optimizer& OptimizerOf(const JobModel& model, int group) {
   return *kernels::FindOptimizer(model.definition().optimizer().groups(group).optimizer());
 }

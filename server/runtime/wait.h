@@ -1,4 +1,4 @@
-// How a call waits for a job: in its own thread, without a lock of the job.
+// How the thread of a call waits until a job can answer it. No lock of the job is held meanwhile.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace orlop::server {
 
-// How long a caller waits, and how it says that it has gone away.
+// How long a caller waits, and whether it has gone away.
 struct Wait {
   std::chrono::steady_clock::time_point deadline;
   std::function<bool()> cancelled;  // empty: never
@@ -20,10 +20,11 @@ struct Wait {
   }
 };
 
-// Synchronous gRPC says that a call was cancelled only when it is asked.
+// A waiting call asks this often whether it was cancelled, since synchronous gRPC does not tell.
 inline constexpr std::chrono::milliseconds kCancelPoll(200);
 
-// Wakes one caller whom a job has answered *later*. Threads: any.
+// Wakes one caller whom a job has answered *later* (ARCHITECTURE.md, "Words").
+//   Threads  one thread calls Sleep; any thread may call Wake.
 class Wakeup {
  public:
   void Wake() {
@@ -31,7 +32,7 @@ class Wakeup {
     is_awake_ = true;
     awake_.SignalAll();
   }
-  // Returns after a Wake since the last Sleep, or at `until`.
+  // Returns at once if Wake was called since the last Sleep; else waits for Wake or until `until`.
   void Sleep(std::chrono::steady_clock::time_point until) {
     MutexLock lock(&mutex_);
     while (!is_awake_ && awake_.WaitUntil(&mutex_, until)) {
@@ -45,9 +46,9 @@ class Wakeup {
   bool is_awake_ GUARDED_BY(mutex_) = false;
 };
 
-// Asks until the answer is not *later* any more, or the wait is over: then returns the last answer.
-// `ask(wakeup)` never blocks. Its result has `is_later`; if that is set, the job has kept the
-// wake-up and wakes it when its state has changed.
+// Calls `ask(wakeup)` until its answer is not *later* or the wait is over, and returns the last
+// answer. `ask` must not block. Its result has a field `is_later`; if that is true, the job has
+// kept `wakeup` and calls Wake when its state has changed.
 template <typename Ask>
 auto AskUntilAnswered(const Wait& wait, Ask ask) {
   const auto wakeup = std::make_shared<Wakeup>();

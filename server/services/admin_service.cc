@@ -14,7 +14,7 @@
 namespace orlop::server {
 namespace {
 
-// Sends a call on to the leader, with what is left of the caller's time.
+// Forwards a call to the step leader, with the caller's deadline.
 template <typename Request, typename Response>
 grpc::Status Forward(grpc::ServerContext* context, const Environment& environment,
                      grpc::Status (v1::Admin::Stub::*method)(grpc::ClientContext*, const Request&,

@@ -1,6 +1,7 @@
-// The admin plane: everything visible. Lists of the cluster are answered by the leader; any server
-// forwards them there.
-//   Threads  one per call in progress.
+// The service v1::Admin: it shows servers, jobs, tensors and shards, and accepts rollbacks. The
+// step leader answers ListServers, ListJobs and AcceptRollback; other servers forward them to it.
+//   Threads  one for each call in progress.
+//   Status   as admin.proto says.
 #pragma once
 
 #include <functional>
@@ -10,15 +11,17 @@
 
 namespace orlop::server {
 
-// What ServerStatus tells besides the jobs.
+// Facts of the process that ServerStatus returns.
 struct ServerFacts {
   std::chrono::steady_clock::time_point started;
-  uint64_t baseline_bytes = 0;  // ResidentBytes when the server listened and had opened no job
+  uint64_t baseline_bytes = 0;  // ResidentBytes() when the server listened and had opened no job
   std::string data_dir;
 };
 
 class AdminService : public v1::Admin::Service {
  public:
+  // `jobs` and `accountant` must outlive the service. `identity`: this server as ListServers shows
+  // it. Both functions are called by several threads at once.
   AdminService(JobTable* jobs, Accountant* accountant, std::function<v1::ServerInfo()> identity,
                std::function<ServerFacts()> facts)
       : jobs_(jobs),

@@ -19,7 +19,7 @@ namespace {
 
 using grpc::ByteBuffer;
 
-// Shares the memory of a chunk with gRPC until it is sent.
+// Returns a slice of the chunk's memory. The slice keeps the memory alive until gRPC has sent it.
 grpc::Slice SliceOf(const ReadChunk& chunk) {
   auto* owner = new BufferPtr(chunk.owner);
   return grpc::Slice(
@@ -27,7 +27,7 @@ grpc::Slice SliceOf(const ReadChunk& chunk) {
       [](void* held) { delete static_cast<BufferPtr*>(held); }, owner);
 }
 
-// The region of a stored piece; true if SetState brought it.
+// Sets tensor, shard, slot and box of a stored piece. Returns whether SetState sent the piece.
 bool FillRegion(JobRuntime& job, const step::PieceKey& key, v1::Region* out) {
   const std::shared_ptr<const JobModel> model = job.model();
   const uint32_t tensor = static_cast<uint32_t>(model->spec()->shards[key.shard].tensor);
@@ -152,7 +152,7 @@ grpc::Status DataService::QueryPush(grpc::ServerContext* context,
     v1::StoredPiece* stored = response->add_pieces();
     ToWire(pieces[i].payload, stored->mutable_digest());
     if (FillRegion(**job, pieces[i].key, stored->mutable_region()))
-      response->set_complete(false);  // a LOAD ends with its commit
+      response->set_complete(false);  // pieces of a LOAD may follow until its CommitStep
   }
   return grpc::Status::OK;
 }

@@ -1,7 +1,8 @@
-// The data plane. Push, SetState and Pull speak raw byte buffers, so that payloads are never copied
-// into protobuf: the methods are registered here as generated code does it, with chunks
-// (proto/chunk.h) as messages.
-//   Threads  one per call in progress.
+// The service v1::Data. Push, SetState and Pull exchange raw byte buffers, which hold chunks
+// (proto/chunk.h), so that payloads are never copied into protobuf messages. The class therefore
+// registers its methods itself, as generated code would.
+//   Threads  one for each call in progress.
+//   Status   as data.proto says.
 //   Next     server/runtime/job_runtime.h
 #pragma once
 
@@ -16,10 +17,11 @@ namespace orlop::server {
 
 class DataService : public grpc::Service {
  public:
-  // Both must outlive it.
+  // `jobs` and `messages` must outlive the service.
   DataService(JobTable* jobs, MessageRoom* messages);
 
-  void Tick() { stalls_.Tick(); }  // ends pulls that nobody takes
+  // Cancels pulls whose caller has read nothing for kMaxStallMs. The server's ticker calls it.
+  void Tick() { stalls_.Tick(); }
 
  private:
   grpc::Status Receive(grpc::ServerContext* context, bool is_load,

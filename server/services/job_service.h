@@ -1,5 +1,7 @@
-// The job plane, on the step leader. Handlers check, call the job's runtime, translate and fill.
-//   Threads  one per call in progress.
+// The service v1::Job. The step leader serves it; other servers answer FailedPrecondition
+// (NOT_LEADER). A handler checks the request, calls the job's runtime, and fills the response.
+//   Threads  one for each call in progress.
+//   Status   as job.proto says.
 #pragma once
 
 #include <map>
@@ -15,6 +17,7 @@ namespace orlop::server {
 
 class JobService : public v1::Job::Service {
  public:
+  // `jobs` must outlive the service.
   explicit JobService(JobTable* jobs)
       : jobs_(jobs), manifests_(jobs->environment().tiers), layouts_(jobs->environment().tiers) {}
 
@@ -37,7 +40,9 @@ class JobService : public v1::Job::Service {
   grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest*,
                          v1::DeleteJobResponse*) override;
 
-  void Tick();  // forgets lists that nobody goes on with
+  // Forgets lists of which no page has come for kMaxManifestPageAgeSeconds. The server's ticker
+  // calls it.
+  void Tick();
 
  private:
   absl::Status Create(v1::CreateJobRequest manifest, const Wait& wait,
@@ -51,7 +56,7 @@ class JobService : public v1::Job::Service {
   PagedLists<std::string, v1::CreateJobRequest> manifests_;  // by job
   // By job, generation and rank.
   PagedLists<std::tuple<std::string, uint64_t, uint32_t>, v1::ContributionLayout> layouts_;
-  std::map<std::string, std::string> abort_reasons_ GUARDED_BY(mutex_);
+  std::map<std::string, std::string> abort_reasons_ GUARDED_BY(mutex_);  // the last ones, by job
 };
 
 }  // namespace orlop::server

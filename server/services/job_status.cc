@@ -71,8 +71,6 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
   return out;
 }
 
-// A job whose memory is gone answers DataLoss until an operator decides; one that recovers is worth
-// waiting for.
 absl::Status CheckMemory(JobRuntime* job, const Wait& wait) {
   job->leader()->AwaitRecovery(wait);
   if (!job->leader()->HasLostMemory()) return absl::OkStatus();

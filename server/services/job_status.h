@@ -1,5 +1,5 @@
-// What several services say about a job: its status, whether its memory is lost, and where its
-// shards are.
+// Facts about a job that several services return: its status, whether its memory is lost, and where
+// its shards are.
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,17 @@
 
 namespace orlop::server {
 
-// On the leader: the job's state and where it stands, without abort reason and ranks.
+// Returns a job's status, without joined_ranks and abort_reason. On the leader only.
 v1::JobStatusResponse StatusOf(JobRuntime* job);
 
-// Waits until the job has recovered, or its memory is known to be lost.
-//   Status  DataLoss (ROLLBACK_OFFERED with the step, or LOST): an operator must decide.
+// Waits until the job has recovered, its memory is known to be lost, or the wait is over. Returns
+// OK unless the memory is lost.
+//   Status  DataLoss (ROLLBACK_OFFERED with the step, or LOST): an operator must decide
 absl::Status CheckMemory(JobRuntime* job, const Wait& wait);
 
-// Fills in the cluster's servers and, of `model` (null: no job), up to kMaxPlacementRunsPerPage
-// placement runs from number `first` on. `*next` is the first run that did not fit, 0 if all did.
+// Adds to `*map` the servers of the cluster and up to kMaxPlacementRunsPerPage placement runs of
+// `model`, from run number `first` on. `model` null: no runs. `*next` is set to the first run that
+// did not fit, or to 0 if all did.
 void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
                    v1::PlacementMap* map, uint64_t* next);
 

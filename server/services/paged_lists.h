@@ -17,20 +17,22 @@
 
 namespace orlop::server {
 
-// Joins the pages of lists, by key. A page has `first`, the place of its first tensor in the list;
-// `more`, whether others follow; and `tensors`. Pages may be repeated. A list is kept after its
-// last page, for repeats, until it is kMaxManifestPageAgeSeconds old.
-//   Memory   pages that wait for others are counted in the server's budget ("lists").
+// Joins the pages of lists. A Key names a list. A Page is a protobuf message with the fields
+// `first` (the place of its first tensor in the list), `more` (whether another page follows) and
+// `tensors`. A client may repeat its latest pages, from any of them on. A list of several pages is
+// kept, for repeats too, until no page has come for kMaxManifestPageAgeSeconds.
+//   Memory   kept pages are counted in the server's budget (slot "lists").
 //   Threads  all methods are safe from any thread.
 template <typename Key, typename Page>
 class PagedLists {
  public:
-  // `tiers` outlives the lists.
+  // `tiers` must outlive this object.
   explicit PagedLists(Tiers* tiers) : tiers_(tiers) {}
 
-  // Adds a page. Returns the whole list if this was its last page, and nothing before.
+  // Adds a page. Returns the whole list if this is its last page, else nullopt. May wait for the
+  // disk if memory is short.
   //   Status  InvalidArgument: a page is missing before this one, or the list is over the limits;
-  //           ResourceExhausted (BUDGET): no memory, or kMaxUnfinishedLists lists are under way.
+  //           ResourceExhausted (BUDGET): no memory, or kMaxUnfinishedLists lists are kept
   absl::StatusOr<std::optional<Page>> Add(const Key& key, const Page& page) {
     if (page.first() == 0 && !page.more()) {
       MutexLock lock(&mutex_);
@@ -44,7 +46,7 @@ class PagedLists {
     return Join(key, page, *std::move(room));
   }
 
-  // Forgets lists whose next page has not arrived in time.
+  // Forgets lists of which no page has come for kMaxManifestPageAgeSeconds.
   void ForgetOld() {
     MutexLock lock(&mutex_);
     ForgetOldLocked();
@@ -53,9 +55,10 @@ class PagedLists {
  private:
   struct List {
     Page joined;
-    std::vector<Reservation> room;  // of its pages
-    std::chrono::steady_clock::time_point last;
+    std::vector<Reservation> room;               // of its pages
+    std::chrono::steady_clock::time_point last;  // when its latest page came
   };
+  // A list goes to other servers in one message, which leaves 1 MiB for its other fields.
   static constexpr size_t kMaxBytes = kMaxPeerMessageBytes - (1 << 20);
 
   absl::StatusOr<Reservation> RoomFor(const Page& page) {

@@ -1,5 +1,6 @@
-// The peer plane: what other servers of the cluster say to this one.
-//   Threads  one per call in progress.
+// The service v1::Peer: calls from the other servers of the cluster.
+//   Threads  one for each call in progress.
+//   Status   as peer.proto says.
 #pragma once
 
 #include <functional>
@@ -11,6 +12,8 @@ namespace orlop::server {
 
 class PeerService : public v1::Peer::Service {
  public:
+  // `jobs` must outlive the service. `identity`: this server as ListServers shows it; several
+  // threads call it at once.
   PeerService(JobTable* jobs, std::function<v1::ServerInfo()> identity)
       : jobs_(jobs), identity_(std::move(identity)) {}
 
