@@ -40,6 +40,7 @@ const char* SlotName(Slot slot);
 // Returns the slot of that name; kWeight if the name is empty.
 //   Status  InvalidArgument, naming an unknown slot.
 absl::StatusOr<Slot> ParseSlot(absl::string_view name);
+// The place of a stored slot in arrays of kStoredSlotCount. Not for kMaster.
 constexpr size_t SlotIndex(Slot stored) { return static_cast<size_t>(stored); }
 // Returns the slot of the values of the optimizer state that has this name
 // (kernels::StateSpec::name); kMaster if none has.
@@ -55,7 +56,7 @@ kernels::CodeBook CodeBookOf(Slot state);
 // The optimizer and the formats of one tensor. Buffers, and parameters in no group, are frozen:
 // they have no optimizer.
 struct TensorOptimizer {
-  const kernels::Optimizer* optimizer = nullptr;
+  const kernels::Optimizer* optimizer = nullptr;  // of the process's registry; null: frozen
   kernels::StateFormat state = kernels::StateFormat::kFp32;
   kernels::MasterFormat master = kernels::MasterFormat::kExact;
   kernels::Rounding rounding = kernels::Rounding::kNoZero;
@@ -136,7 +137,7 @@ struct SlotFormat {
 // parameter has the remainder of its master format. A frozen one has an int16 remainder, unless its
 // dtype is bf16, which the weight holds exactly.
 SlotFormat FormatOf(const Tensor& tensor, const TensorOptimizer& optimizer, Slot slot, Range range);
-// The formats of all stored slots of one shard, by SlotIndex.
+// The formats of all slots of one shard, by SlotIndex.
 using SlotFormats = std::array<SlotFormat, kStoredSlotCount>;
 
 }  // namespace orlop::server

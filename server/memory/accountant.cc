@@ -15,6 +15,7 @@ namespace orlop::server {
 namespace {
 
 constexpr uint64_t kPageBytes = 4096;
+// A buffer of at most this size comes from malloc; a larger one has a mapping of its own.
 constexpr uint64_t kSmallBytes = 16 << 10;
 constexpr uint64_t kHugePageBytes = 2 << 20;
 constexpr size_t kTierCount = 2;
@@ -45,6 +46,7 @@ const char* TierName(Tier tier) { return tier == Tier::kDram ? "DRAM" : "NVME"; 
 
 namespace internal {
 
+// The numbers of a tier, or of one use.
 struct Counts {
   uint64_t reserved = 0, used = 0, peak = 0;
   int64_t pools = 0;       // pools of this use
@@ -76,11 +78,13 @@ struct Pool {
   }
 
   Counts& total() REQUIRES(account->mutex) { return account->total[static_cast<size_t>(use.tier)]; }
+  // Returns reserved bytes to the tier.
   void GiveBack(uint64_t bytes) REQUIRES(account->mutex) {
     reserved -= bytes;
     counts->reserved -= bytes;
     total().reserved -= bytes;
   }
+  // Counts reserved bytes as used. ResourceExhausted (BUDGET) if fewer are unused.
   absl::Status Take(uint64_t bytes) {
     MutexLock lock(&account->mutex);
     if (bytes > reserved - used)
@@ -94,6 +98,7 @@ struct Pool {
     total().AddUsed(bytes);
     return absl::OkStatus();
   }
+  // Counts used bytes as unused. If the Reservation is gone, they return to the tier.
   void Return(uint64_t bytes) {
     MutexLock lock(&account->mutex);
     used -= bytes;
@@ -111,7 +116,7 @@ struct Pool {
 
   const std::shared_ptr<Account> account;
   const Use use;
-  Counts* const counts;  // in account->uses
+  Counts* const counts;  // of `use` in account->uses
   uint64_t reserved = 0;
   uint64_t used = 0;
   uint64_t set_used = 0;  // the part of `used` that SetUsed has set

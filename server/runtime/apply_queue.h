@@ -99,7 +99,7 @@ class ApplyQueue {
   ShardStore* const shards_;
   ThreadPool* const pool_;
   const Done done_;
-  std::vector<size_t> shard_count_;  // by tensor
+  std::vector<size_t> shard_count_;  // of the job, by tensor
   mutable Mutex mutex_;
   RoundPtr round_ GUARDED_BY(mutex_);  // of the newest decision; null: none, or cleared
   // By tensor: the passes of which some shards are not committed yet.

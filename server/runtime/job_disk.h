@@ -1,5 +1,5 @@
-// The small values of one job on disk: its epoch, the leader's record, and the mark of a clean stop.
-//
+// The small values of one job on disk: its epoch, the leader's record, and the mark of a clean
+// stop.
 //   Threads  all methods are safe from any thread. Writes wait for the disk, one after another;
 //            status() never waits for it.
 #pragma once

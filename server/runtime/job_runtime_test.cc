@@ -20,8 +20,8 @@ using testing::HasSubstr;
 
 constexpr uint64_t kRows = 300, kColumns = 1000, kShardElements = 25'600;
 
-// One server with one job of 12 shards, of which some spill to a store that fails when told. Clocks
-// are real: every wait has a deadline that no passing test comes near.
+// One server with one job of 12 shards. Some slots are spilled, to a store that fails when a test
+// tells it to. Clocks are real: every wait has a deadline that no passing test comes near.
 class JobOnAFaultyDisk : public testing::Test {
  protected:
   void SetUp() override {
@@ -61,7 +61,7 @@ class JobOnAFaultyDisk : public testing::Test {
     const absl::Status opened = table_->OpenAll();
     ASSERT_TRUE(opened.ok()) << opened;
   }
-  // Creates a job, which the calls below go to from now on.
+  // Creates a job. The methods below use it from now on.
   void Create(const v1::JobDefinition& definition) {
     const absl::Status put = table_->Put(definition);
     ASSERT_TRUE(put.ok()) << put;
@@ -71,7 +71,8 @@ class JobOnAFaultyDisk : public testing::Test {
     job_ = table_->Find(job).value();
     job_->leader()->AwaitRecovery(Soon());
   }
-  // What the next process finds.
+  // Opens the data directory as the next process of the server would. Without a stop before, the
+  // process counts as killed.
   void Restart() {
     for (const auto& job : table_->List()) job->Close();
     job_.reset();
@@ -127,7 +128,7 @@ class JobOnAFaultyDisk : public testing::Test {
     generation_ = join.generation;
   }
 
-  // Pushes the part of `values` in one shard, as a client that is asked for patience does.
+  // Pushes the part of `values` that is in one shard; tries again while the answer is Unavailable.
   absl::Status Push(const OwnedShard& shard, bool is_load, const std::vector<float>& values) {
     for (;;) {
       const absl::Status status = PushOnce(shard, is_load, values);
@@ -164,7 +165,7 @@ class JobOnAFaultyDisk : public testing::Test {
         std::vector<float>(values.begin() + shard.range.begin, values.begin() + shard.range.end));
   }
 
-  // Commits the next step, or again the one that is given.
+  // Commits the next step, or repeats the commit of `step` if that is given.
   absl::Status Commit(bool is_load = false, int64_t step = -1) {
     const step::JobStatusReport status = job_->leader()->Status();
     step::CommitRequest commit;
@@ -256,7 +257,7 @@ TEST_F(JobOnAFaultyDisk, APieceTakesTheJobsLockTwice) {
   request.shard = shard.id;
   request.box = Whole();
   request.dtype = v1::DTYPE_F32;
-  const BusyPool busy(pool_.get());  // what the piece makes others do is not the piece's
+  const BusyPool busy(pool_.get());  // so that no task of the pool takes the lock meanwhile
   const uint64_t before = job_->lock_count();
   BegunPiece begun = job_->BeginPiece(request, std::make_shared<Wakeup>());
   ASSERT_TRUE(begun.ticket.has_value()) << begun.status;
@@ -323,7 +324,8 @@ TEST_F(JobOnAFaultyDisk, UnreadableSlotIsDataLossOfItsShardByName) {
       job_->Stop(before + std::chrono::hours(1))));  // returns, and not by the deadline
 }
 
-// What a pull was told it can read stays until it has opened it, though the next step is committed.
+// A version that AwaitVersion has promised to a pull stays until the pull has opened its read, even
+// if the next step is committed meanwhile.
 TEST_F(JobOnAFaultyDisk, ApplyWaitsForAPullThatOpens) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const std::vector<OwnedShard>& shards = job_->shards().layout().shards;
@@ -347,7 +349,7 @@ TEST_F(JobOnAFaultyDisk, ApplyWaitsForAPullThatOpens) {
   EXPECT_TRUE(job_->AwaitVersion(shards[0].id, 2, Soon()).ok());
 }
 
-// A committed step on a disk that fills up: it waits, and goes on where there is room again.
+// The disk fills up after a commit. The apply waits, and ends when there is room again.
 TEST_F(JobOnAFaultyDisk, FullDiskDelaysACommittedStepAndLosesNothing) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   for (const OwnedShard& shard : job_->shards().layout().shards)
@@ -363,8 +365,7 @@ TEST_F(JobOnAFaultyDisk, FullDiskDelaysACommittedStepAndLosesNothing) {
   EXPECT_EQ(ListFlushes(data_->store(), "job").value()[0].step, 2);
 }
 
-// Only this job has lost its memory where its newest flush cannot be read; the one before is not
-// taken for it.
+// A job whose newest flush is damaged has lost its memory. The flush before is not taken for it.
 TEST_F(JobOnAFaultyDisk, DamagedFlushIsLostMemory) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   ASSERT_TRUE(job_->Stop(Soon().deadline).ok());
@@ -377,7 +378,7 @@ TEST_F(JobOnAFaultyDisk, DamagedFlushIsLostMemory) {
   EXPECT_TRUE(absl::IsDataLoss(job_->AwaitVersion(0, 1, Soon()).status()));
 }
 
-// The deadline is for what a flush waits for, not for the flush.
+// The deadline of a stop limits what the flush waits for, not the flush itself.
 TEST_F(JobOnAFaultyDisk, FlushMayTakeLongerThanTheDeadline) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const absl::Status stopped = table_->Stop(std::chrono::steady_clock::now());
@@ -388,7 +389,7 @@ TEST_F(JobOnAFaultyDisk, FlushMayTakeLongerThanTheDeadline) {
   EXPECT_TRUE(job_->AwaitVersion(0, 1, Soon()).ok());
 }
 
-// A job is clean from its flush until it starts again, and no longer.
+// A flush is all of a job's state only until the job starts again.
 TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   ASSERT_TRUE(table_->Stop(Soon().deadline).ok());
@@ -400,7 +401,8 @@ TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
   EXPECT_TRUE(job_->leader()->HasLostMemory());
 }
 
-// A job that has lost its memory holds nothing to flush: its clean stop is not taken for memory.
+// A job that has lost its memory has nothing to flush. After its clean stop it still counts as
+// having lost its memory.
 TEST_F(JobOnAFaultyDisk, StopOfAJobThatLostItsMemoryLosesNothingMore) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   ASSERT_TRUE(table_->Stop(Soon().deadline).ok());
@@ -417,7 +419,7 @@ TEST_F(JobOnAFaultyDisk, StopOfAJobThatLostItsMemoryLosesNothingMore) {
   EXPECT_EQ(job_->leader()->Status().rollback_offers.front().step, 1);
 }
 
-// One job whose state is damaged: the stop fails, the other jobs have lost nothing.
+// If the state of one job is damaged, the stop fails, but the other jobs lose nothing.
 TEST_F(JobOnAFaultyDisk, JobThatCannotBeFlushedCostsNoOtherItsState) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   world_.disk.FailReadsOf("/exp_avg/");
@@ -435,7 +437,7 @@ TEST_F(JobOnAFaultyDisk, JobThatCannotBeFlushedCostsNoOtherItsState) {
   EXPECT_TRUE(job_->leader()->HasLostMemory());
 }
 
-// A job that waits keeps no other from its flush.
+// A job whose stop waits for the disk delays no other job's flush.
 TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const std::shared_ptr<JobRuntime> waiting = job_;
@@ -464,8 +466,8 @@ TEST_F(JobOnAFaultyDisk, JobsStopSideBySide) {
   stop.join();
   EXPECT_TRUE(stopped.ok()) << stopped;
 }
-// While a write hangs, calls that need nothing of it are answered: these tests end only if they
-// are.
+// While a write hangs, calls that do not need it are answered. Otherwise this test and the next two
+// would never end.
 TEST_F(JobOnAFaultyDisk, AnswersWhileTheWriteOfAnApplyHangs) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   const std::vector<int32_t> order = job_->shards().NextUseOrder();
@@ -516,7 +518,8 @@ TEST_F(JobOnAFaultyDisk, AnswersWhileTheLeadersRecordHangs) {
   EXPECT_TRUE(Commit().ok());  // a commit needs the record
 }
 
-// The leader's record meets a full disk: callers wait, and the job goes on where there is room.
+// The disk is full when the leader writes its record. Callers wait, and the job goes on when there
+// is room.
 TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
   data_disk_->FailWritesAfter(0, absl::ResourceExhaustedError("no space left on device"));
   absl::Status late;  // the disk is asked while the caller waits
@@ -529,13 +532,13 @@ TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
                .status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(late)) << late;
   EXPECT_THAT(std::string(late.message()), HasSubstr("no space left on device"));
-  job_->Tick();  // in vain
+  job_->Tick();  // tries again, and fails again
   data_disk_->Heal();
   job_->Tick();
   ASSERT_NO_FATAL_FAILURE(Load());
 }
 
-// Whichever small write of a recovery fails, once or more often, is made again.
+// Each small write of a recovery is made again if it fails, once or more often.
 TEST_F(JobOnAFaultyDisk, RecoveryOutlastsAFailedWrite) {
   for (int writes = 1; writes < 6; ++writes) {
     SCOPED_TRACE(writes);

@@ -50,7 +50,7 @@ class DecisionScalars {
   ShardUpdate UpdateFor(uint32_t tensor) const { return updates_[tensor]; }
 
  private:
-  std::vector<ShardUpdate> updates_;
+  std::vector<ShardUpdate> updates_;  // by tensor
 };
 
 // Sets the response's step, outcome, decision (its identity), gradient_norm, clip_factor and

@@ -26,7 +26,8 @@ absl::Status Refuse(absl::StatusCode code, const std::string& message,
   return MakeError(code, message, reason);
 }
 
-// Weights that are pushed are of no loss.
+// Refuses a loss scale other than 1 if an optimizer takes weights in place of gradients: no loss
+// scales weights.
 absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
   const int group = GroupThatTakesWeights(model.definition().optimizer());
   if (group < 0 || loss_scale == 1) return absl::OkStatus();
@@ -43,7 +44,7 @@ absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
       detail);
 }
 
-// Whether they differ in TensorSpec.whole at most.
+// Returns whether two manifests are equal if TensorSpec.whole is left aside.
 bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
   if (asked.tensors_size() != existing.tensors_size()) return false;
   for (int t = 0; t < asked.tensors_size(); ++t)
@@ -72,7 +73,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   response->set_existed(found.ok());
   if (absl::IsNotFound(found.status())) {
     MutexLock lock(&definition_mutex_);
-    found = jobs_->Find(name);  // by another call, meanwhile
+    found = jobs_->Find(name);  // another call may have created it meanwhile
     response->set_existed(found.ok());
     if (absl::IsNotFound(found.status())) {
       absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
@@ -180,7 +181,8 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
   v1::JobDefinition definition = model->definition();
   *definition.mutable_optimizer() = request;
   for (int tries = 0;; ++tries) {
-    definition.set_revision(definition.revision() + 2);  // leaves room to go back
+    // PutEverywhere uses revision + 1 where it puts the old configuration back.
+    definition.set_revision(definition.revision() + 2);
     const absl::Status status = jobs_->PutEverywhere(definition);
     if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
     // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
