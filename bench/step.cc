@@ -1,6 +1,7 @@
-// bench step: seconds of push, commit and pull of a 64 M-parameter job on two servers, beside bare
-// gRPC streams of the same bytes in the same rounds. `step.apply` is the servers' own time for the
-// update; the pull waits for it.
+// `orlop bench step` measures the seconds of push, commit and pull of a job with 2^26 parameters on
+// two servers. In the same rounds it moves the same number of bytes over bare gRPC streams, which
+// are the baseline. `step.apply.share` is the time that the slowest server took from the commit to
+// its last applied shard. A pull waits for the apply, so their times overlap.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -21,7 +22,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kServers = 2;
-constexpr uint64_t kBytes = uint64_t{2} << 26;  // 2^26 parameters of bf16
+constexpr uint64_t kBytes = uint64_t{2} << 26;  // of the weights: 2^26 parameters of bf16
 
 // Runs `call` and returns the seconds it took.
 template <typename Call>
@@ -31,6 +32,7 @@ absl::StatusOr<double> Timed(Call call) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// Returns the seconds from commit to last applied shard of the last step, on the slowest server.
 absl::StatusOr<double> SlowestApply(client::Client* client) {
   const auto servers = client->ListServers();
   if (!servers.ok()) return servers.status();
@@ -43,6 +45,7 @@ absl::StatusOr<double> SlowestApply(client::Client* client) {
   return slowest;
 }
 
+// Commits the step. Returns DataLoss if the servers skipped it.
 absl::Status CommitApplied(BenchJob* job) {
   const auto committed = job->Commit();
   if (!committed.ok()) return committed.status();
@@ -59,7 +62,9 @@ absl::StatusOr<std::vector<Figure>> BenchStep(const Options& options) {
   auto job = BenchJob::Create(kServers, kBytes, "4GiB");
   if (!job.ok()) return job.status();
   std::vector<double> push, commit, pull, apply, total, bare_push, bare_pull, bare_total;
+  // Round -1 warms up: its times are not kept.
   for (int round = -1; round < options.repetitions; ++round) {
+    // The elements of a braced list are evaluated in order, so the calls happen in this order.
     const absl::StatusOr<double> times[] = {
         Timed([&] { return (*job)->Push(); }),
         Timed([&] { return CommitApplied(job->get()); }),
@@ -83,6 +88,7 @@ absl::StatusOr<std::vector<Figure>> BenchStep(const Options& options) {
   std::vector<Figure> figures = {{"step.total", "s", "lower", total, both, bare_total},
                                  {"step.push", "s", "lower", push, "bare gRPC push", bare_push},
                                  {"step.pull", "s", "lower", pull, "bare gRPC pull", bare_pull}};
+  // The baseline of a share is the whole step, so its ratio is the fraction of the step.
   const std::pair<const char*, const std::vector<double>*> parts[] = {
       {"step.push.share", &push},
       {"step.commit.share", &commit},

@@ -1,7 +1,7 @@
-// The bits of every kernel as constants. same_bits_test.cc compares instruction sets within one
-// machine; this test compares machines (x86, AArch64) and versions. A constant changes only with
-// kArithmeticVersion. Inputs are made of integers and scalars are literals, so that no maths
-// library influences them.
+// Compares digests of every kernel's output with constants. same_bits_test.cc compares the
+// instruction sets of one machine; this test compares machines (x86, AArch64) and versions of the
+// code. A constant may change only when kArithmeticVersion is raised. Input values are built from
+// integers and scalars are literals, so no maths library influences them.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -26,7 +26,7 @@ constexpr uint64_t kSeed = 2024;
 constexpr size_t kCount = 5 * kQuantBlock + 77;
 constexpr int kSteps = 3;
 
-// Computes the 64-bit FNV-1a hash of the bytes of arrays.
+// Computes the 64-bit FNV-1a hash of the bytes of all arrays added.
 class Digest {
  public:
   template <class T>
@@ -42,14 +42,20 @@ class Digest {
   uint64_t value_ = 0xcbf29ce484222325u;
 };
 
-// Random numbers by SplitMix64.
+// Generates random numbers by SplitMix64.
 class Numbers {
  public:
   explicit Numbers(uint64_t seed) : state_(seed) {}
   uint32_t Bits() { return static_cast<uint32_t>(Mix64(state_ += 0x9e3779b97f4a7c15u) >> 32); }
 
-  // Returns, in turns, a block of magnitudes 2^-10 .. 2^-3, one of 2^-77 .. 2^76 and zeros, one of
-  // any bits, one of subnormals, and one of zeros of both signs, as bits of the type.
+  // Returns the bits of one random number of `dtype`, in the low bits. The number of its block
+  // selects the kind of number, of both signs; bounds are for magnitudes, the upper one excluded:
+  //   block % 5   fp32 and bf16                                  fp16
+  //   0           2^-10 to 2^-3                                  2^-7 to 1
+  //   1           2^-77 to 2^77, and one zero in 16              any bits
+  //   2           any bits, NaN and infinity included            any bits
+  //   3           subnormals                                     subnormals
+  //   4           zeros                                          zeros
   uint32_t Of(DType dtype, size_t block) {
     const uint32_t bits = Bits();
     const uint32_t sign_and_fraction = bits & 0x807FFFFFu, draw = Bits();
@@ -63,6 +69,8 @@ class Numbers {
     if (block % 5 == 0) return (value >> 16 & 0x83FFu) | (8 + draw % 7) << 10;
     return block % 5 < 3 ? bits >> 16 : value >> 16 & 0x83FFu;  // subnormals and zeros
   }
+  // Returns `count` numbers of fp32 in blocks of kQuantBlock. Typed returns the same in any type,
+  // as bytes in little-endian order.
   std::vector<float> Floats(size_t count) {
     std::vector<float> values(count);
     for (size_t i = 0; i < count; ++i) values[i] = FloatOf(Of(DType::kF32, i / kQuantBlock));
@@ -72,7 +80,7 @@ class Numbers {
     std::vector<uint8_t> bytes(count * SizeOf(dtype));
     for (size_t i = 0; i < count; ++i) {
       const uint32_t bits = Of(dtype, i / kQuantBlock);
-      std::memcpy(&bytes[i * SizeOf(dtype)], &bits, SizeOf(dtype));  // little-endian
+      std::memcpy(&bytes[i * SizeOf(dtype)], &bits, SizeOf(dtype));
     }
     return bytes;
   }
@@ -92,12 +100,13 @@ class Numbers {
 struct Golden {
   const char* optimizer;
   uint64_t digest;
-  // For each variant: the states to round stochastically, then Scalars of
-  // kernels/optimizers/NAME.h.
+  // Each variant is one set of StepScalars without the gradient scale: the mask of the states to
+  // round stochastically, then the fields of Scalars in kernels/optimizers/NAME.h, in order.
   std::vector<std::vector<float>> scalars;
 };
 
-// An optimizer that is missing here is not compared between machines, and the test says so.
+// An optimizer that is missing here is not compared between machines. The test prints how many of
+// all optimizers are listed.
 const std::vector<Golden>& AllGolden() {
   static const std::vector<Golden> all = {
       {"adamw",
@@ -150,6 +159,8 @@ const std::vector<Golden>& AllGolden() {
   return all;
 }
 
+// Returns a range of kCount elements with random master weights and states. A state with an
+// unsigned code book gets no negative value.
 Range NewRange(Numbers& numbers, const Optimizer* optimizer, Formats formats) {
   Range range(optimizer, formats, numbers.Floats(kCount));
   for (size_t s = 0; s < optimizer->states.size(); ++s) {
@@ -158,7 +169,9 @@ Range NewRange(Numbers& numbers, const Optimizer* optimizer, Formats formats) {
     range.fp32[s] = numbers.Floats(kCount);
     for (float& value : range.fp32[s]) value = FloatOf(testing::BitsOf(value) & kept);
     range.codes[s] = numbers.Integers<uint8_t>(kCount);
-    for (size_t i = 0; i < range.absmax[s].size(); ++i) {  // makes them finite and not negative
+    // An absmax must be finite and not negative. Halving the bits of an infinity or NaN makes it
+    // finite.
+    for (size_t i = 0; i < range.absmax[s].size(); ++i) {
       const uint32_t bits = numbers.Of(DType::kF32, i) & 0x7FFFFFFFu;
       range.absmax[s][i] = FloatOf(bits < 0x7F800000u ? bits : bits >> 1);
     }
@@ -169,14 +182,15 @@ Range NewRange(Numbers& numbers, const Optimizer* optimizer, Formats formats) {
   return range;
 }
 
-// Makes some steps of every variant in every format and returns the digest.
+// Runs kSteps steps, one for each gradient dtype, for every variant in every format, and returns
+// the digest of the resulting weights, remainders and states.
 uint64_t DigestOf(const Golden& golden, const Optimizer* optimizer,
                   absl::Status (*step)(const RangeStep&)) {
   Numbers numbers(kSeed);
   Digest digest;
   for (const std::vector<float>& own : golden.scalars) {
     StepScalars scalars;
-    scalars.values[scalars.count++] = 0.37f;
+    scalars.values[scalars.count++] = 0.37f;  // the gradient scale
     for (const float scalar : own) scalars.values[scalars.count++] = scalar;
     EXPECT_EQ(scalars.count, optimizer->scalar_count) << optimizer->name;
     for (const Formats& formats : AllFormats()) {

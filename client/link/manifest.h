@@ -1,4 +1,5 @@
-// A job's manifest on the client: its tensors by index and by name, and the size of their shards.
+// The client's copy of a job's manifest: it finds tensors by index and by name, and computes their
+// shards.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +29,15 @@ struct JobSpec {
   bool allow_degraded = false;
 };
 
-// Immutable once built, so any thread may read it.
+// Immutable once built, so any thread may read it. An `index` argument must be below size(); it is
+// not checked.
 class Manifest {
  public:
   Manifest() = default;
-  // Status: InvalidArgument for a repeated name, or for a shape whose product overflows (a server
-  // does not send one).
+  // Builds the manifest from the tensors in the order of their indexes. If `shard_elements` is 0,
+  // it becomes kDefaultShardElements (2^22).
+  //   Status  InvalidArgument for a name or tied name that occurs twice, or for a shape that
+  //           ElementCount (base/box.h) refuses. A server sends neither.
   static absl::StatusOr<Manifest> Build(std::vector<v1::TensorSpec> tensors,
                                         uint64_t shard_elements, uint64_t seed,
                                         v1::Durability durability);
@@ -41,11 +45,11 @@ class Manifest {
   const std::vector<v1::TensorSpec>& tensors() const { return tensors_; }
   const v1::TensorSpec& tensor(uint32_t index) const { return tensors_[index]; }
   uint32_t size() const { return static_cast<uint32_t>(tensors_.size()); }
-  // Returns the index of the tensor that has `name` among its names. Status: NotFound, with the
-  // name.
+  // Returns the index of the tensor whose name or tied name is `name`.
+  //   Status  NotFound (UNKNOWN_TENSOR), with the name.
   absl::StatusOr<uint32_t> Find(std::string_view name) const;
   uint64_t element_count(uint32_t index) const { return element_counts_[index]; }
-  // At least 1.
+  // The number of shards of a tensor, at least 1.
   uint64_t shard_count(uint32_t index) const;
   uint64_t shard_elements() const { return shard_elements_; }
   uint64_t seed() const { return seed_; }

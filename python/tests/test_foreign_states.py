@@ -1,4 +1,8 @@
-"""States of bitsandbytes and torchao, both ways: recorded ones of the real libraries (data/), and the libraries where installed."""
+"""Optimizer states of bitsandbytes and torchao are imported and exported.
+
+The first tests use states that were recorded with the real libraries (data/make_foreign_states.py); they run without the libraries. The
+last ones run the libraries themselves, and are skipped where a library is not installed.
+"""
 
 import copy
 import doctest
@@ -17,8 +21,9 @@ from orlop import kernels
 from orlop.state import bitsandbytes, foreign, quantised
 
 DATA = pathlib.Path(__file__).parent / "data" / "foreign_states.safetensors"
-KEPT = 1024  # elements of the weights after one more step that are recorded
-SHAPES = ((64, 68), (48,), (16, 8))  # 17 blocks; always fp32
+KEPT = 1024  # the recording has so many leading elements of each weight after one more step
+# One for each parameter. The state of the first has 17 blocks of 256; the other two are so small that every library keeps fp32.
+SHAPES = ((64, 68), (48,), (16, 8))
 BITSANDBYTES = {
     "Adam8bit": (orlop.Adam, {"lr": 0.01}), "AdamW8bit": (orlop.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
     "Lion8bit": (orlop.Lion, {"lr": 0.01, "weight_decay": 0.1}), "SGD8bit": (orlop.SGD, {"lr": 0.01, "momentum": 0.9}),
@@ -33,13 +38,13 @@ NAMES = [f"{library}.{kind}" for library, kind, _ in FIXTURES]
 
 
 def start(place):
-    """Weights, exact in fp32: eighths."""
+    """The initial weight of a parameter: fp32 of its shape. Every element is a multiple of 1/8, so it is exact."""
     count = int(np.prod(SHAPES[place]))
     return (((torch.arange(count) * 37 + 11 * place) % 61 - 30) / 8.0).view(SHAPES[place])
 
 
 def gradient(place, step):
-    """Gradients over four decades, exact in fp32."""
+    """The gradient of a parameter in a step: fp32 of its shape. The elements are exact; their scales are 2^0 to 2^-12."""
     index = torch.arange(int(np.prod(SHAPES[place]))) + 1000 * place
     values = ((index * 7919 + step * 104729) % 2003 - 1001) / 1024.0
     return (values * 0.5 ** (index * 31 % 13)).view(SHAPES[place])
@@ -49,12 +54,15 @@ def parameters():
     return [torch.nn.Parameter(start(place).clone()) for place in range(len(SHAPES))]
 
 
+# SHA-256 of the values in fp32, as hexadecimal digits.
 def digest(tensor):
     return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def recorded(name):
-    """State_dict (torchao's tensors as mappings), digests of the library's own decoded values, weights after one more step."""
+    """The recording of one optimizer after three steps: its state_dict, in which mappings replace torchao's tensors; the digests of the
+    values as the library decodes them, by "parameter.state"; and the first KEPT elements of the weights after one more step.
+    """
     state, after = {}, {}
     with safetensors.safe_open(DATA, "pt") as file:
         about = json.loads(file.metadata()[name])
@@ -73,6 +81,7 @@ def recorded(name):
     return {"state": state, "param_groups": about["groups"]}, about["decoded"], after
 
 
+# The orlop optimizer that corresponds to the library's optimizer `name`. `state` is its state format; no session, no servers.
 def ours(session, name, state="8bit", weights=None):
     library, kind = name.split(".")
     made, arguments = (BITSANDBYTES if library == "bitsandbytes" else TORCHAO)[kind]
@@ -80,6 +89,7 @@ def ours(session, name, state="8bit", weights=None):
     return made(named, session=session, state=state, **arguments)
 
 
+# Makes the steps with these numbers, each with its gradients.
 def steps(optimizer, numbers):
     for step in numbers:
         for group in optimizer.param_groups:
@@ -89,17 +99,18 @@ def steps(optimizer, numbers):
 
 
 def raw(optimizer, slot, place=0):
-    """Codes and scales of a state as the servers have them."""
+    """A state of one parameter as the servers store it: a Quantised with codes, scales and book, or an fp32 tensor."""
     stored = next(t for t in optimizer.session.client.list_tensors(optimizer.session.job) if t["index"] == place)
     return quantised.read(optimizer._view(), stored, slot)
 
 
+# The largest distance in ulp between two code books of fp32.
 def within(book, closed):
     return int((book.view(torch.int32).long() - closed.view(torch.int32).long()).abs().max())
 
 
 def slots_of(optimizer, name):
-    """(state as the library calls it, row where several are stacked or None, slot here)."""
+    """A list of (the library's name of a state, row, orlop's name of it). The row is None unless the library stacks several states."""
     if name.startswith("torchao"):
         return [(slot, None, slot) for slot in optimizer.slots]
     return [(f"state{number}", row if len(names) > 1 else None, slot)
@@ -107,7 +118,7 @@ def slots_of(optimizer, name):
 
 
 def theirs(saved, name, state, row):
-    """Codes (one per byte), scales and book of the first parameter as they are in the file."""
+    """Codes (one in each byte), scales and book of a state of the first parameter, as recorded."""
     values = saved["state"][0]
     if name.startswith("torchao"):
         codes, scales, book = (values[state][key] for key in ("codes", "scale", "qmap"))
@@ -118,14 +129,18 @@ def theirs(saved, name, state, row):
 
 
 def same_form(name, slot):
-    """Whether the servers hold this state in the library's form: bitsandbytes has the sums of squares of one state in the signed book."""
+    """Whether the servers store this state with the library's codes and book. They do not if the library uses another book: bitsandbytes
+    keeps square_avg (RMSprop) and sum (Adagrad) in the signed book, and torchao's fp8 is a format of its own.
+    """
     return slot not in ("square_avg", "sum") and name != "torchao.AdamWFp8"
 
 
+# The names of the states of the corresponding orlop optimizer.
 def slots_here(name):
     return ours(None, name).slots
 
 
+# The state format with as many bits as the library's.
 def bits_of(name):
     return "4bit" if "4bit" in name else "8bit"
 
@@ -164,7 +179,7 @@ def test_codes_and_scales_stay_as_they_are(job, name):
             codes, scales, book = theirs(saved, name, state, row)
             assert torch.equal(held.codes, codes) and torch.equal(held.absmax, scales), slot
             assert within(book, held.book) <= 2
-        else:  # requantised: half a gap of the book
+        else:  # the values were requantised: the error is at most half of the widest gap of the book
             values = read[0][slot].float().flatten()
             gaps = held.book.diff().max() / 2
             error = (held.float().flatten() - values).abs() / held.absmax.repeat_interleave(256)
@@ -225,14 +240,14 @@ def test_an_export_for_bitsandbytes_comes_back_with_the_same_values(servers, sta
 
 
 def altered(change):
-    """Recorded AdamW8bit, with the tensors of its first parameter changed."""
+    """The recorded state_dict of AdamW8bit, after `change` has changed the states of its first parameter in place."""
     saved, _, _ = recorded("bitsandbytes.AdamW8bit")
     change(saved["state"][0]["__bnb_optimizer_quant_state__"])
     return saved
 
 
 def in_numpy(values, number):
-    """An independent decode."""
+    """The values of state `number` of the first parameter, decoded independently of the package."""
     codes, absmax, book = (values[key + number].numpy() for key in ("state", "absmax", "qmap"))
     block = 2048 if len(absmax) == 3 else 256
     return torch.from_numpy(book[codes.ravel()] * np.repeat(absmax, block)[:codes.size]).view(SHAPES[0])
@@ -255,7 +270,7 @@ def test_blocks_of_2048_of_old_versions(job, state):
 
 
 def test_a_book_unlike_ours_is_honoured_bit_for_bit(servers):
-    """As 0.36 to 0.41.0 wrote them: fewer values, and zeros where they lack."""
+    """bitsandbytes 0.36 to 0.41.0 wrote such a book: it has fewer values, and the missing ones are zeros at the start."""
     book = torch.cat([torch.zeros(100), torch.linspace(1 / 156, 1, 156) ** 2])
     saved = altered(lambda values: values.update(qmap2=book))
     wanted = in_numpy(saved["state"][0]["__bnb_optimizer_quant_state__"], "2")
@@ -268,19 +283,21 @@ def test_a_book_unlike_ours_is_honoured_bit_for_bit(servers):
         optimizer.load_state_dict(saved)
         optimizer.attach()
         got = coded.get("p0", "exp_avg_sq")
-        assert not torch.equal(got, wanted)  # requantised
+        assert not torch.equal(got, wanted)  # the values were requantised
         scale = saved["state"][0]["__bnb_optimizer_quant_state__"]["absmax2"].repeat_interleave(256).view(SHAPES[0])
-        assert float(((got - wanted).abs() / scale).max()) < 0.0036  # half the widest gap of the closed form
+        assert float(((got - wanted).abs() / scale).max()) < 0.0036  # half of the widest gap of orlop's book
         held = saved["state"][0]["__bnb_optimizer_quant_state__"]
-        assert torch.equal(raw(optimizer, "exp_avg").codes, held["state1"])  # its book is ours
+        assert torch.equal(raw(optimizer, "exp_avg").codes, held["state1"])  # its book is orlop's, so the codes stay
 
 
+# A copy of a code book with entries 7 and 8 exchanged.
 def unsorted(book):
     book = book.clone()
     book[[7, 8]] = book[[8, 7]]
     return book
 
 
+# Faults: a change of the states of the first parameter (see `altered`), and a pattern of the message that refuses them.
 REFUSED = {
     "short table": (lambda v: v.update(qmap1=v["qmap1"][:255]), r"code book of state1 of 'p0' is torch.float32 \[255\].*256"),
     "table of 16": (lambda v: v.update(qmap2=v["qmap2"][:16]), r"code book of state2 of 'p0'.*\[16\].*256"),
@@ -379,6 +396,7 @@ def test_an_export_is_asked_for_in_full():
 
 
 def test_a_state_dict_before_the_first_step_brings_its_groups():
+    # bitsandbytes' SGD has its momentum in betas[0].
     optimizer = orlop.SGD([("p0", parameters()[0])])
     optimizer.load_state_dict({"state": {}, "param_groups": [
         {"lr": 0.5, "betas": (0.7, 0.0), "eps": 0.0, "weight_decay": 0.25, "params": [0]}]})
@@ -388,19 +406,22 @@ def test_a_state_dict_before_the_first_step_brings_its_groups():
 
 # The libraries themselves, where installed.
 
+# The imported library. Skips the test if it cannot be imported.
 def library(name):
     try:
         return importlib.import_module(name)
-    except Exception as error:  # it may be there and not load
+    except Exception as error:  # an installed library may fail to load with any exception
         pytest.skip(f"{name} cannot be imported: {error}")
 
 
+# The library's own optimizer `name` over these weights.
 def their_optimizer(name, weights):
     package, kind = name.split(".")
     module = library(package).optim
     return getattr(module, kind)(weights, **(BITSANDBYTES if package == "bitsandbytes" else TORCHAO)[kind][1])
 
 
+# Makes the steps with these numbers with a library's optimizer.
 def step_theirs(optimizer, numbers):
     for step in numbers:
         for group in optimizer.param_groups:
@@ -415,7 +436,7 @@ def test_a_live_optimizer_s_state_goes_on_here(job, name):
     weights = parameters()
     optimizer = their_optimizer(name, weights)
     step_theirs(optimizer, range(5))
-    exact = all(same_form(name, slot) for slot in slots_here(name))  # else fp32: nothing is requantised
+    exact = all(same_form(name, slot) for slot in slots_here(name))  # if not, fp32 state is used, which needs no requantising
     mine = ours(job, name, bits_of(name) if exact else "fp32", [torch.nn.Parameter(weight.detach().clone()) for weight in weights])
     mine.load_state_dict(optimizer.state_dict())
     step_theirs(optimizer, [5])
@@ -424,7 +445,7 @@ def test_a_live_optimizer_s_state_goes_on_here(job, name):
         torch.testing.assert_close(parameter.detach(), weight.detach(), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600)  # torchao compiles its step
 @pytest.mark.parametrize("state", ["8bit", "fp32"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_library_loads_an_export_and_goes_on(job, name, state):

@@ -24,6 +24,7 @@ Shape ShapeOf(const v1::TensorSpec& tensor) {
 }
 
 absl::Status ValidateName(absl::string_view what, absl::string_view name) {
+  // A refused name may have any length, so the message has only its beginning.
   const std::string quoted = absl::StrCat(what, " '", name.substr(0, 300), "'");
   if (name.empty() || name.size() > kMaxNameBytes) {
     return BadRequest(
@@ -96,13 +97,14 @@ absl::Status CompleteManifest(v1::CreateJobRequest* manifest) {
                                   " is not offered by this build; it offers DURABILITY_MEMORY"),
                      detail);
   }
+  // The fields of a page are not part of the job, so they must not change its digest.
   manifest->set_more(false);
   manifest->set_first(0);
   return absl::OkStatus();
 }
 
 Digest128 ManifestDigest(const v1::CreateJobRequest& manifest) {
-  // A manifest has neither maps nor unknown fields, so its bytes are the same on every server.
+  // CreateJobRequest has no map field, so protobuf serializes it to the same bytes on every server.
   const std::string bytes = manifest.SerializeAsString();
   return Digest(bytes.data(), bytes.size());
 }

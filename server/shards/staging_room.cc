@@ -4,7 +4,8 @@ namespace orlop::server {
 
 absl::StatusOr<BufferPtr> StagingRoom::Allocate(uint64_t bytes) {
   if (BufferPtr buffer = TryAllocate(bytes)) return buffer;
-  residency_->WriteBackStranded();  // contents that a LOAD left here while the disk was full
+  // If the disk was full when a LOAD was applied, spilled slots still hold buffers of this room.
+  residency_->WriteBackStranded();
   if (BufferPtr buffer = TryAllocate(bytes)) return buffer;
   return residency_->tiers()->NewBuffer(room_.use(), bytes);
 }

@@ -1,6 +1,7 @@
-// Memory for what is staged on one job's shards: bytes received for an attempt that are not applied
-// yet. A contribution layout reserves it, so that a push does not fail for lack of room.
-//   Threads  any
+// The memory for a job's staged data on this server: bytes received for an attempt that are not
+// applied yet. It is reserved when a contribution layout is set, so that a push does not fail for
+// lack of memory.
+//   Threads  Any thread may call any method.
 #pragma once
 
 #include <cstdint>
@@ -21,23 +22,27 @@ class StagingRoom {
       : room_({Tier::kDram, std::move(job), "staging"}, residency->tiers()),
         residency_(residency) {}
 
-  // As JobRoom::Resize.
+  // Replaces the reserved bytes; see JobRoom::Resize. May wait for the disk.
+  //   Status  ResourceExhausted: nothing is reserved then
   absl::Status Resize(uint64_t bytes) { return room_.Resize(bytes); }
 
-  // A buffer of the reserved bytes, contents zero; null if too little is left. Does not wait.
+  // Returns a buffer of the reserved bytes, filled with zeros; null if too few are unused. Does not
+  // wait.
   BufferPtr TryAllocate(uint64_t bytes) { return room_.Allocate(bytes).value_or(nullptr); }
 
-  // A buffer, contents zero: of the reserved bytes, or beside them if a dtype is wider than the
-  // manifest's or a broken stream has not given its buffer back. May wait for the disk.
+  // Returns a buffer, filled with zeros. It is taken from the reserved bytes if enough are unused.
+  // Otherwise it is reserved in addition to them: the reserved bytes can be too few if a dtype is
+  // wider than the manifest's, or if a broken stream still holds its buffer. May wait for the disk.
   //   Status  ResourceExhausted
   absl::StatusOr<BufferPtr> Allocate(uint64_t bytes);
 
-  // Memory beside the reserved bytes if it is free now. Does not wait.
+  // Reserves memory in addition to the reserved bytes, if it is free now. Does not wait.
   //   Status  ResourceExhausted
   absl::StatusOr<Reservation> TryReserve(uint64_t bytes) {
     return residency_->tiers()->accountant().Reserve(room_.use(), bytes);
   }
-  // As TryReserve, but cold slots may move to disk for it: waits for the disk.
+  // Reserves as TryReserve does, but may spill cold slots to free the memory, and then waits for
+  // the disk.
   absl::StatusOr<Reservation> Reserve(uint64_t bytes) {
     return residency_->tiers()->Reserve(room_.use(), bytes);
   }

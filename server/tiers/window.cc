@@ -12,6 +12,7 @@ uint64_t Window::disk_bytes() const {
   return disk_.reserved_bytes();
 }
 
+// If the disk has no room, no memory is reserved either.
 absl::Status Window::Grow(uint64_t bytes) {
   if (absl::Status disk = GrowOnDisk(bytes); !disk.ok()) return disk;
   MutexLock lock(&mutex_);

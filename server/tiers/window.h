@@ -58,6 +58,7 @@ class Window {
   absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
 
  private:
+  // Take waits until no lease holds the window, then takes it. Give lets the next lease take it.
   void Take();
   void Give();
 

@@ -1,4 +1,5 @@
-// What tests of shards share: a job, pushes in chunks, reads back.
+// Helpers for tests of ShardStore: they make a small job, push and load its tensors in chunks,
+// apply steps, and read slots back. Functions that return no status fail the test on an error.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -25,6 +26,7 @@ namespace orlop::server {
 
 inline constexpr uint64_t kMiB = 1 << 20;
 
+// AsBytes and FromBytes copy the memory of the values, in host byte order.
 template <typename T>
 std::vector<uint8_t> AsBytes(const std::vector<T>& values) {
   std::vector<uint8_t> bytes(values.size() * sizeof(T));
@@ -38,6 +40,7 @@ std::vector<T> FromBytes(const std::vector<uint8_t>& bytes) {
   return values;
 }
 
+// Returns values of the normal distribution with mean 0 and standard deviation `scale`.
 inline std::vector<float> Normal(size_t count, uint32_t seed, float scale = 1) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0, scale);
@@ -46,13 +49,16 @@ inline std::vector<float> Normal(size_t count, uint32_t seed, float scale = 1) {
   return values;
 }
 
+// Returns the digest of a piece with these bytes (types.proto, Digest).
 inline Digest128 DigestOfBytes(const std::vector<uint8_t>& bytes) {
   PieceDigest digest;
   digest.AddLeaves(LeafHashes({reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
   return digest.Finish();
 }
 
-// Sends a whole piece as a client would, in slices of odd sizes.
+// Writes all bytes of a piece in chunks of `chunk_bytes` (whole leaves of 1 MiB), then finishes and
+// keeps it, as a push does. Each chunk is given as two slices, of which the first has 33,333 bytes,
+// so that slices end inside elements.
 inline absl::Status Send(PieceWriter* writer, const std::vector<uint8_t>& bytes,
                          size_t chunk_bytes = kLeafBytes) {
   for (size_t at = 0; at < bytes.size(); at += chunk_bytes) {
@@ -75,7 +81,8 @@ inline absl::Status Send(absl::StatusOr<std::unique_ptr<PieceWriter>> writer,
   return writer.ok() ? Send(writer->get(), bytes, chunk_bytes) : writer.status();
 }
 
-// Tensors cut into shards, all held here.
+// Returns a job of these tensors, cut into shards, in which this server owns every shard. Sets
+// their element_count.
 inline OwnedShards Layout(std::vector<Tensor> tensors, uint64_t shard_elements) {
   OwnedShards layout{"job"};
   for (uint32_t t = 0; t < tensors.size(); ++t) {
@@ -88,16 +95,20 @@ inline OwnedShards Layout(std::vector<Tensor> tensors, uint64_t shard_elements) 
   return layout;
 }
 
+// Returns a parameter. Its element_count is 0 until Layout sets it.
 inline Tensor Parameter(const std::string& name, std::vector<uint64_t> shape,
                         v1::DType dtype = v1::DTYPE_F32) {
   return {name, true, std::move(shape), dtype};
 }
 
+// Flat returns a range of flattened elements, Rectangle an N-d box.
 inline Box Flat(uint64_t begin, uint64_t count) { return {{begin}, {count}, true}; }
 inline Box Rectangle(std::vector<uint64_t> offset, std::vector<uint64_t> extent) {
   return {std::move(offset), std::move(extent), false};
 }
 
+// The memory and disk of one server: an accountant, a disk that can be made to fail, and the tiers
+// over both. Slots can spill only if `nvme_bytes` > 0. It must outlive the stores made in it.
 struct World {
   explicit World(uint64_t dram_bytes = 256 * kMiB, uint64_t nvme_bytes = 0)
       : accountant({dram_bytes, nvme_bytes}), disk(storage::NewMemoryStore()) {
@@ -105,8 +116,8 @@ struct World {
     tiers = Tiers::Create(&accountant, nvme_bytes > 0 ? &disk : nullptr, free).value();
   }
   Accountant accountant;
-  std::atomic<uint64_t> free_disk_bytes =
-      1ull << 40;  // what the disk says, whatever `accountant` has promised
+  // The free bytes that the disk reports. They are independent of the accountant's reservations.
+  std::atomic<uint64_t> free_disk_bytes = 1ull << 40;
   storage::FaultyStore disk;
   std::unique_ptr<Tiers> tiers;
 };
@@ -117,6 +128,8 @@ inline std::unique_ptr<ShardStore> NewStore(World* world, OwnedShards layout) {
   return *std::move(store);
 }
 
+// Returns all bytes of one read, and checks the checksum of every chunk and the digest of the
+// piece. After an error it returns the bytes read so far.
 inline std::vector<uint8_t> Read(ShardStore* store, const ReadRequest& request) {
   auto reader = store->OpenRead(request);
   EXPECT_TRUE(reader.ok()) << reader.status();
@@ -137,7 +150,8 @@ inline std::vector<uint8_t> Read(ShardStore* store, const ReadRequest& request) 
   return bytes;
 }
 
-// `store` points to a ShardStore.
+// StageGradient and StageLoad run the stager of one shard at once. `Store` is a pointer to a
+// ShardStore, plain or smart.
 template <typename Store>
 absl::StatusOr<StagedShard> StageGradient(const Store& store, int32_t shard) {
   return store->StagerOf(shard, /*is_load=*/false)();
@@ -146,7 +160,7 @@ template <typename Store>
 absl::StatusOr<StagedShard> StageLoad(const Store& store, int32_t shard) {
   return store->StagerOf(shard, /*is_load=*/true)();
 }
-// Bytes at rest of all slots of a tensor, over the shards here.
+// Returns the stored bytes of all slots of a tensor, in memory and on disk, summed over its shards.
 template <typename Store>
 uint64_t RestBytes(const Store& store, uint32_t tensor) {
   uint64_t bytes = 0;
@@ -158,7 +172,8 @@ uint64_t RestBytes(const Store& store, uint32_t tensor) {
   return bytes;
 }
 
-// Every stored byte of a job at one version, slots in order: what bit equality means.
+// Returns every stored byte of a job at one version: shard by shard, and the slots of each in
+// order. Two jobs are equal bit for bit if these bytes are equal.
 inline std::vector<uint8_t> AllBytes(ShardStore* store, int64_t version) {
   std::vector<uint8_t> all;
   for (const OwnedShard& shard : store->layout().shards) {
@@ -172,7 +187,8 @@ inline std::vector<uint8_t> AllBytes(ShardStore* store, int64_t version) {
   return all;
 }
 
-// fp32 values of one whole tensor into version `step`.
+// LoadTensor sets one slot of a whole tensor to fp32 values, as pieces of a LOAD, one for each
+// shard. CommitLoad then stages the LOAD on every shard and applies it as step `step`.
 inline void LoadTensor(ShardStore* store, uint32_t tensor, const std::vector<float>& values,
                        Slot slot = Slot::kWeight) {
   for (const OwnedShard& shard : store->layout().shards) {
@@ -190,7 +206,8 @@ inline void CommitLoad(ShardStore* store, int64_t step) {
   }
 }
 
-// One contributor that pushes every shard whole.
+// Returns the pieces of a contribution layout in which each of `rank_count` ranks pushes every
+// tensor whole.
 inline std::vector<ExpectedPiece> WholeLayout(const OwnedShards& layout, uint32_t rank_count = 1) {
   std::vector<ExpectedPiece> pieces;
   for (const OwnedShard& shard : layout.shards)
@@ -200,6 +217,7 @@ inline std::vector<ExpectedPiece> WholeLayout(const OwnedShards& layout, uint32_
   return pieces;
 }
 
+// Pushes the fp32 gradient of one whole tensor as rank `rank`, one piece for each shard.
 inline void PushTensor(ShardStore* store, uint32_t tensor, uint32_t rank,
                        const std::vector<float>& gradient) {
   for (const OwnedShard& shard : store->layout().shards) {
@@ -212,12 +230,14 @@ inline void PushTensor(ShardStore* store, uint32_t tensor, uint32_t rank,
   }
 }
 
+// Returns the scalars of an AdamW step after `applied_count` updates, with gradient scale 0.5.
 inline kernels::StepScalars AdamW(int64_t applied_count) {
   return kernels::FindOptimizer("adamw")->Prepare({{1e-3, 0.9, 0.999, 1e-8, 1e-2}}, applied_count,
                                                   0.5f);
 }
 
-// Pushes one gradient per tensor and applies it as step `step` (updates before: step - 1).
+// Pushes one random gradient for each tensor as rank 0 and applies it as step `step`. Step 0 must
+// have been a LOAD and every step since an update, so the tensors have had step - 1 updates.
 inline void AdamWStep(ShardStore* store, int64_t step, uint32_t seed) {
   for (uint32_t t = 0; t < store->layout().tensors.size(); ++t)
     PushTensor(store, t, 0, Normal(store->layout().tensors[t].element_count, seed + t));
@@ -229,6 +249,7 @@ inline void AdamWStep(ShardStore* store, int64_t step, uint32_t seed) {
   }
 }
 
+// Returns a configuration for ShardStore::Configure: AdamW with 8-bit state for every parameter.
 inline std::vector<TensorOptimizer> AllAdamW(const OwnedShards& layout) {
   std::vector<TensorOptimizer> optimizers;
   for (const Tensor& tensor : layout.tensors) {
