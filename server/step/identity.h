@@ -1,4 +1,5 @@
-// What step machines compare: 128-bit identities, never numbers alone and never struct memory.
+// 128-bit identities. Step machines compare records by them, never by step or attempt numbers alone
+// and never by the memory of structs.
 #pragma once
 
 #include <cstdint>

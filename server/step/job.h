@@ -1,4 +1,4 @@
-// What a job is to the step machine: its fixed specification, its decisions, and the small record
+// The step machine's model of a job: its fixed specification, its decisions, and the small record
 // that must outlive any leader.
 #pragma once
 
@@ -15,14 +15,15 @@ namespace orlop::step {
 
 using ServerId = int32_t;  // index in the sorted list of peers; 0 is the first by name
 
-// What a commit survives (ARCHITECTURE.md, durability levels).
+// A durability level: the failures that a commit survives (ARCHITECTURE.md, "What survives").
 enum class Level : uint8_t { kMemory, kJournaled, kReplicated, kReplicatedJournaled };
 inline bool IsJournaled(Level level) {
   return level == Level::kJournaled || level == Level::kReplicatedJournaled;
 }
 const char* ToString(Level level);
 
-// Fixed at CreateJob, the same on every server (manifest_digest says so).
+// Everything that is fixed at CreateJob. It is the same on every server: Recover and OpenJob carry
+// manifest_digest, and a participant ignores them if its own differs.
 struct JobSpec {
   Digest manifest_digest;
   Level level = Level::kMemory;
@@ -32,17 +33,18 @@ struct JobSpec {
   std::vector<ShardSpec> shards;  // in manifest order
 };
 
-// InvalidArgument naming the tensor, shard or server that is wrong: shards that do not tile their
-// tensors in order, no copy, a copy twice, an unknown server.
+// Checks that the shards tile each tensor in order, and that each shard has at least one copy, all
+// on different and known servers.
+//   Status  InvalidArgument, naming the tensor, shard or server that is wrong.
 absl::Status ValidateJobSpec(const JobSpec& spec);
 
 enum class DecisionKind : uint8_t { kApply, kSkip, kLoad };
 const char* ToString(DecisionKind kind);
 
-// What every shard does to make step `step` of step - 1. Built once by the leader; two records are
-// the same decision if and only if their identities are equal.
+// The change by which every shard makes `step` from step - 1. The leader builds it once. Two
+// records are the same decision if and only if their identities are equal.
 struct DecisionRecord {
-  int64_t epoch = 0;  // fence of the leader that built it; not part of the identity
+  int64_t epoch = 0;  // of the leader that built it; not part of the identity
   int64_t generation = 0;
   int64_t step = 0;  // the step it makes; the first LOAD makes step 0
   int64_t attempt = 0;
@@ -50,33 +52,35 @@ struct DecisionRecord {
   uint32_t arithmetic_version = 0;
   Digest previous;              // identity of the decision that made step - 1 (empty for step 0)
   Digest staged;                // of the staged digests of all shards, in manifest order
-  double scale = 1.0;           // loss scale all pushes of the attempt carried
-  double sum_of_squares = 0.0;  // raw, over all shards in manifest order
+  double scale = 1.0;           // loss scale of all pushes of the attempt
+  double sum_of_squares = 0.0;  // of the raw (scaled, summed) gradient, shards in manifest order
   uint64_t non_finite_count = 0;
   std::string scalars;  // opaque, from ScalarBuilder; empty for SKIP and LOAD
-  // Per tensor, after this decision: how many APPLYs have touched it since it was loaded.
+  // By tensor, after this decision: the number of APPLYs that have updated it. A LOAD may set it.
   std::vector<int64_t> applied_count;
-  std::vector<uint8_t> untouched;  // per tensor: 1 if absent from all contributors, its bits stay
+  std::vector<uint8_t> untouched;  // by tensor: 1 if it is absent from all contributors
   Digest identity;                 // Identify(*this), set by the builder of the record
 };
 using DecisionPtr = std::shared_ptr<const DecisionRecord>;
 
-// The digest of every field but `epoch` and `identity`, in the order above.
+// Returns the digest of every field but `epoch` and `identity`, in the order above.
 Digest Identify(const DecisionRecord& decision);
 
-// One copy of a shard that votes, serves and can be promoted: a server in one of its incarnations.
+// An in-sync copy of a shard: a server in one of its incarnations. Recovery counts its report, it
+// serves pulls, and it can become the primary.
 struct Copy {
   ServerId server = 0;
   int64_t incarnation = 0;
   friend bool operator==(const Copy&, const Copy&) = default;
 };
 
-// shard -> its in-sync copies, primary first. The placement map of a job.
+// The placement map of a job: by ShardId, the in-sync copies of the shard, the primary first.
 using Placement = std::vector<std::vector<Copy>>;
 
-// What must outlive any leader: in a cluster it lives in the coordination store, without one in a
-// synced file of the first peer. Written only by leaders, never per step, by compare-and-swap on
-// `version`: a leader whose write finds another version has been replaced.
+// The state that must outlive any leader. orlopd keeps it in the synced data directory of the first
+// peer, which is the only leader; the simulator keeps it in a coordination store, and any server
+// may lead. Only leaders write it, and never for a single step. A write is a compare-and-swap on
+// `version`: if it finds another version, the leader has been replaced.
 struct JobRecord {
   int64_t version = 0;
   int64_t epoch = 0;
@@ -85,7 +89,7 @@ struct JobRecord {
   int64_t formed = 0;                    // the generation that contributes; 0: none yet
   std::shared_ptr<const Layout> layout;  // of `formed`; null: none yet
   Placement in_sync;
-  // An accepted rollback that has not reached every shard yet (rolling_back), by identity.
+  // If rolling_back: a rollback, accepted by an operator, that has not reached every shard yet.
   bool rolling_back = false;
   int64_t rollback_step = 0;
   Digest rollback_digest;

@@ -12,7 +12,8 @@ absl::Status Invalid(const std::string& tensor, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor, ": ", what));
 }
 
-// Splits a flat range into N-d boxes: at most two per dimension, less one.
+// Splits a flat range into N-d boxes, at most 2 * dimensions - 1 of them. `prefix` has the index in
+// each dimension before `dimension`; the range is relative to the sub-tensor at that index.
 void FlatToBoxes(const Shape& shape, size_t dimension, Shape prefix, uint64_t begin, uint64_t count,
                  std::vector<Box>* out) {
   uint64_t inner = 1;
@@ -56,9 +57,13 @@ bool Covers(const Box& box, const std::vector<uint64_t>& element) {
   return true;
 }
 
-// How many boxes cover each element, if it is the same number everywhere, from 1 to `limit`; else
-// -1, and `odd` is the first element found that is not covered so. Sweeps one dimension after the
-// other over the boundaries of the boxes that reach there.
+// Returns how many boxes cover each element, if the number is the same for all elements and from 1
+// to `limit`. Otherwise it returns -1, and `odd` is the index of an element that violates this. If
+// `work` exceeds kMaxLayoutWork, it returns -1 too, and `odd` has no meaning.
+//
+// It sweeps one dimension after the other, from odd->size() on. The boundaries of the boxes divide
+// the dimension into slabs, and a box either covers all of a slab or none of it. `odd` is the index
+// of the current slab's first element in the dimensions swept so far.
 int64_t UniformMultiplicity(const Shape& shape, const std::vector<const Box*>& boxes, int64_t limit,
                             std::vector<uint64_t>* odd, int64_t* work) {
   const size_t dimension = odd->size();
@@ -73,7 +78,7 @@ int64_t UniformMultiplicity(const Shape& shape, const std::vector<const Box*>& b
   }
   std::sort(bounds.begin(), bounds.end());
   bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
-  int64_t multiplicity = 0;  // of the slabs before
+  int64_t multiplicity = 0;  // of the slabs before this one; 0: none yet
   for (size_t i = 0; i + 1 < bounds.size(); ++i) {
     std::vector<const Box*> here;
     for (const Box* box : boxes) {
@@ -145,12 +150,12 @@ absl::Status AddContribution(const TensorSpec& tensor, Rank rank, const Contribu
   return absl::OkStatus();
 }
 
-// Refuses two boxes of one rank that share an element. Boxes come sorted by rank.
+// Refuses two boxes of one rank that share an element. parts.boxes must be sorted by rank.
 absl::Status CheckRankOverlap(const TensorSpec& tensor, const TensorParts& parts, int64_t* work) {
   for (size_t i = 0; i < parts.boxes.size(); ++i) {
     for (size_t j = i + 1; j < parts.boxes.size(); ++j) {
       if (parts.boxes[j].rank != parts.boxes[i].rank) break;
-      if (++*work > kMaxLayoutWork) return absl::OkStatus();  // told by the caller
+      if (++*work > kMaxLayoutWork) return absl::OkStatus();  // left to CheckCover
       if (Overlap(parts.boxes[i].box, parts.boxes[j].box)) {
         return Invalid(tensor.name, absl::StrCat("boxes ", ToString(*parts.boxes[i].given), " and ",
                                                  ToString(*parts.boxes[j].given), " of rank ",
@@ -161,7 +166,7 @@ absl::Status CheckRankOverlap(const TensorSpec& tensor, const TensorParts& parts
   return absl::OkStatus();
 }
 
-// Names an element that a layout does not cover as it must, and who contributes it.
+// Returns an error that names an element with a wrong number of contributors, and them.
 absl::Status OddElement(const TensorSpec& tensor, const TensorParts& parts,
                         const std::vector<uint64_t>& element, uint64_t total) {
   std::vector<std::string> by;
@@ -183,10 +188,12 @@ absl::Status OddElement(const TensorSpec& tensor, const TensorParts& parts,
                  absl::StrCat("uneven multiplicity: ", who, ", others from another number"));
 }
 
+// Refuses a tensor whose elements have a wrong number of contributors. Needs CheckRankOverlap
+// before.
 absl::Status CheckCover(const TensorSpec& tensor, const TensorParts& parts, int64_t* work) {
   const uint64_t total = *ElementCount(tensor.shape);  // AddContribution has checked the shape
-  // Every rank covering everything is the common case, and needs no sweep: boxes of one rank are
-  // disjoint, so their count tells.
+  // In the common case every rank covers the whole tensor. That needs no sweep: the boxes of one
+  // rank are disjoint, so it suffices to count their elements.
   std::vector<const Box*> boxes;
   Rank rank = -1;
   uint64_t rank_sum = 0;

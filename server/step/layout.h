@@ -1,4 +1,4 @@
-// Who contributes which part of which gradient: contribution layouts.
+// Contribution layouts: which contributor pushes which boxes of which tensor.
 //
 // A layout is registered with a generation and checked whole before any push, so that a server
 // knows which pieces make a shard complete. Pure functions; safe from any thread.
@@ -25,7 +25,8 @@ enum class Mode : uint8_t {
   kNone,         // frozen in this generation: no contributor may give boxes; absent in every step
 };
 
-// One contributor's part of one tensor. Boxes are disjoint. A box's index here is its region id.
+// The boxes of one tensor that one contributor pushes. They are disjoint. The index of a box in
+// `boxes` is its region id.
 struct Contribution {
   TensorId tensor = 0;
   Mode mode = Mode::kSum;
@@ -47,7 +48,7 @@ struct ShardSpec {
   std::vector<int32_t> copies;
 };
 
-// Contribution layout of a generation: by rank, that contributor's tensors (each at most once).
+// The contribution layout of a generation. Each rank has at most one Contribution for a tensor.
 struct Layout {
   std::vector<std::vector<Contribution>> by_rank;
   Digest digest;  // DigestLayout(by_rank)
@@ -55,15 +56,17 @@ struct Layout {
   int world_size() const { return static_cast<int>(by_rank.size()); }
 };
 
-// Identity of one contributor's part, and of a whole layout.
+// Return the identity of the contributions of one rank, and of a whole layout.
 Digest DigestContributions(const std::vector<Contribution>& contributions);
 Digest DigestLayout(const std::vector<std::vector<Contribution>>& by_rank);
 
-// Checks a layout against the manifest. InvalidArgument naming tensor, rank and numbers for: a bad
-// tensor id or box, a tensor twice by one rank, different modes for one tensor, overlap within a
-// rank, a gap, uneven multiplicity (kSum), an element given twice (kExactlyOnce), a parameter
-// nobody mentions, a buffer that somebody does. ResourceExhausted for more than `kMaxLayoutWork`
-// box visits.
+// Checks a whole layout against the manifest.
+//   Status  InvalidArgument, naming tensor, rank and numbers, for a bad tensor id or box, a rank
+//           with two contributions to a tensor, ranks with different modes for a tensor, boxes of
+//           one rank that overlap, an element from no contributor (a gap), elements from different
+//           numbers of contributors (kSum), an element from two (kExactlyOnce), a parameter that no
+//           rank mentions, or a buffer that a rank mentions.
+//           ResourceExhausted if the check would visit boxes more than kMaxLayoutWork times.
 inline constexpr int64_t kMaxLayoutWork = 20'000'000;
 absl::Status ValidateLayout(const std::vector<TensorSpec>& tensors, const Layout& layout);
 
@@ -75,7 +78,7 @@ struct ExpectedPiece {
   friend bool operator==(const ExpectedPiece&, const ExpectedPiece&) = default;
 };
 
-// Every piece of the shard under a validated layout, by ascending rank, then region.
+// Returns every piece of the shard under a validated layout, by ascending rank, then region.
 std::vector<ExpectedPiece> ExpectedPieces(const std::vector<TensorSpec>& tensors,
                                           const ShardSpec& shard, const Layout& layout);
 

@@ -44,8 +44,8 @@ struct JobStatusReport {
   int64_t applied_step = kLoading;  // lowest version of any shard, as far as servers have told
   int64_t generation_issued = 0;    // the newest, formed or not; 0: none
   bool serving = false;
-  // When not serving: what for, in words ("shard 3: no in-sync copy ..."). When serving: the damage
-  // of a shard, because of which no further step can be made; else empty.
+  // When not serving: the reason, in words ("shard 3: no in-sync copy ..."). When serving: the
+  // damage of a shard, because of which no further step can be made; else empty.
   std::string waiting_for;
   bool is_stuck = false;  // every server has told what it holds, and it is not enough
   // True if the job is stuck because what was committed is gone, and an operator has to accept it.
@@ -78,17 +78,18 @@ class Leader {
   // Each is answered exactly once. While recovering or forming, requests are answered Unavailable
   // (retry) or wait, as said.
 
-  // generation 0: a new generation number. Else waits until all ranks of the generation have
-  // joined, a decision under way has committed, and every server has opened it; then OK with the
-  // position.
+  // Gives the join's rank to its client, as OnJoin does. Other fields of `join` may be incomplete.
+  //   AlreadyExists       another client holds the rank
+  absl::Status ClaimRank(const JoinRequest& join);
+
+  // If join.generation is 0, the answer has a new generation number. Else the request waits until
+  // all ranks of the generation have joined, a decision under way has committed, and every server
+  // has opened the generation; then the answer is OK with the position.
   //   InvalidArgument     bad rank or world size, or a layout that ValidateLayout refuses (to all)
   //   AlreadyExists       this rank has joined this generation with another layout, or another
   //                       client holds it
   //   FailedPrecondition  generation not issued, or superseded
   //   DataLoss            min_committed_step above the committed step, not accepted
-  // Gives the join's rank to its client, as OnJoin does. Other fields of `join` may be incomplete.
-  //   AlreadyExists       another client holds the rank
-  absl::Status ClaimRank(const JoinRequest& join);
   void OnJoin(RequestId request, const JoinRequest& join, int64_t now_ms, Actions* actions);
 
   // Waits for all contributors and all shards; OK when committed. A repeated one of the last
@@ -267,12 +268,12 @@ class Leader {
 
   DecisionPtr committed_;
   std::optional<CommitRequest>
-      committed_request_;  // a contributor's, while this leader lives: what repeats must agree with
+      committed_request_;  // the one that made committed_, if known; repeats must agree with it
   int64_t attempt_ = 0;    // of step()
   DecisionPtr decision_;   // sent for preparation, not yet committed
   std::vector<Commit> commits_;  // by rank
   Failure last_failure_;
-  std::string recovery_cause_;  // of the recovery under way; empty: nothing that callers can mend
+  std::string recovery_cause_;  // of the recovery under way, if callers must know it; else empty
   std::vector<RequestId> aborts_;
   std::vector<RequestId> rollbacks_;
   std::vector<PendingJoin> joins_;    // wait until serving

@@ -72,7 +72,7 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
   if (std::exchange(installing_, false)) {
     const std::vector<RequestId> gathered = gathering_.Finish();
     opening_.insert(opening_.end(), gathered.begin(), gathered.end());
-    int64_t before = 0;  // the generation whose CommitSteps wait
+    int64_t before = 0;  // the generation of the CommitSteps that wait
     for (const Commit& commit : commits_) {
       if (commit.present) before = commit.request.generation;
     }
@@ -105,8 +105,8 @@ bool Leader::HoldsInSync(ServerId server) const {
   return false;
 }
 
-// Has reported, in whatever incarnation, or has been silent for so long that others go on without
-// it.
+// Returns whether recovery need not wait for the copy any longer: its server has reported, in any
+// incarnation, or copy_timeout_ms have passed.
 bool Leader::IsSettled(const Copy& copy, int64_t now_ms) const {
   return reports_[copy.server].has_value() || now_ms - phase_ms_ >= options_.copy_timeout_ms;
 }
@@ -116,7 +116,8 @@ bool Leader::HaveAllReported() const {
                      [](const auto& report) { return report.has_value(); });
 }
 
-// Every copy is in sync, in the incarnation that has reported.
+// Makes every copy in sync, in the incarnation of its server's report. Every server must have
+// reported.
 void Leader::AdoptPresentCopies() {
   record_.in_sync.assign(spec_->shards.size(), {});
   for (size_t shard = 0; shard < spec_->shards.size(); ++shard) {
@@ -154,7 +155,7 @@ void Leader::Collect(int64_t now_ms, Actions* actions) {
 
 // ---- Rollback --------------------------------------------------------------------------------
 
-// True if some server that has reported can restore each shard to what was accepted.
+// Returns whether, for every shard, some server that has reported can restore the accepted state.
 bool Leader::HoldsRollback() const {
   const RecoverReport::Flush target{record_.rollback_step, record_.rollback_digest};
   return std::all_of(spec_->shards.begin(), spec_->shards.end(), [&](const ShardSpec& shard) {
@@ -165,13 +166,14 @@ bool Leader::HoldsRollback() const {
 }
 
 void Leader::StartRollBack(int64_t now_ms, Actions* actions) {
-  if (!HoldsRollback()) return;  // until its servers report, or an operator accepts another offer
+  if (!HoldsRollback()) return;  // waits for more reports, or for another accepted rollback
   phase_ = Phase::kRollBack;
   phase_ms_ = now_ms;
   SendWanted(now_ms, actions);
 }
 
-// Ends when every server that can be restored has been, or has failed.
+// Ends the rollback once every server that can be restored has been restored or has failed, or
+// copy_timeout_ms have passed.
 void Leader::CheckRollBack(int64_t now_ms, Actions* actions) {
   const RecoverReport::Flush target{record_.rollback_step, record_.rollback_digest};
   for (ServerId server = 0; server < spec_->server_count; ++server) {
@@ -203,12 +205,13 @@ void Leader::CheckRollBack(int64_t now_ms, Actions* actions) {
   record_.rolling_back = false;
   record_.accepted_at = target.step;
   record_.accepted_loss = INT64_MAX;
-  BeginEpoch(now_ms, actions);  // the ordinary recovery of a job that holds exactly the target
+  BeginEpoch(now_ms, actions);  // its recovery finds a job that holds exactly the target
 }
 
 // ---- Carrying the verdict out ----------------------------------------------------------------
 
-// The attempt of step() to open, and the one to discard first.
+// Chooses the attempt of step() to open (attempt_), and the highest to discard before that
+// (discard_attempt_; 0: none).
 void Leader::ChooseAttempt() {
   int64_t highest = 0;
   bool was_sent = false;  // a record of step() is prepared somewhere
@@ -257,7 +260,7 @@ void Leader::EnterPrepare(int64_t now_ms, Actions* actions) {
 void Leader::EnterFinish(int64_t now_ms, Actions* actions) {
   phase_ = Phase::kFinish;
   phase_ms_ = now_ms;
-  // A recovery applies what is committed: the versions before it are gone.
+  // A recovery applies the committed step in spite of holds, so a hold of an earlier step ends.
   std::erase_if(holds_, [&](const auto& entry) { return entry.second.step < committed_step(); });
   for (Server& server : servers_) server.sent_ms = INT64_MIN / 2;
   Advance(now_ms, actions);
@@ -309,7 +312,8 @@ void Leader::EnterServing(int64_t now_ms, Actions* actions) {
   ReplyAll(&rollbacks_, absl::OkStatus(), actions);
 }
 
-// Moves on as far as what is known allows.
+// Moves through the phases, and in kServing through the step, as far as the state allows. Then
+// sends the messages that are due.
 void Leader::Advance(int64_t now_ms, Actions* actions) {
   if (deposed_) return;
   if (phase_ == Phase::kCollect) Collect(now_ms, actions);
@@ -360,7 +364,7 @@ void Leader::Advance(int64_t now_ms, Actions* actions) {
       ReplyAll(&opening_, absl::OkStatus(), actions);
       ReplyAll(&aborts_, absl::OkStatus(), actions);
     } else if (absl::Status damage = Damage(); !damage.ok()) {
-      ReplyAll(&opening_, damage, actions);  // nothing opens where a shard is damaged
+      ReplyAll(&opening_, damage, actions);  // a server with a damaged shard never opens
       ReplyAll(&aborts_, damage, actions);
     }
     MaybeInstallGeneration(now_ms, actions);
@@ -372,11 +376,11 @@ void Leader::Advance(int64_t now_ms, Actions* actions) {
 
 // ---- Messages --------------------------------------------------------------------------------
 
-// The one thing a server is to do next, if any.
+// Sets `*message` to the next message that the server must answer. Returns false if there is none.
 bool Leader::WantedMessage(ServerId server, Message* message) const {
   const Server& state = servers_[server];
   const int64_t epoch = record_.epoch;
-  // What is not persisted yet (the epoch, a new generation) is told to nobody.
+  // An epoch or a new generation is not sent to any server before it is persisted.
   if (phase_ == Phase::kNewEpoch || installing_) return false;
   if (!reports_[server].has_value()) {
     *message = Recover{epoch, spec_->manifest_digest};
@@ -475,7 +479,7 @@ void Leader::On(ServerId from, const Register& message, int64_t now_ms, Actions*
   const bool reported = reports_[from].has_value();
   const bool restarted = reported && reports_[from]->incarnation != message.incarnation;
   if (message.epoch >= record_.epoch || restarted) return BeginEpoch(now_ms, actions);
-  if (reported) return;  // a repetition from before its report
+  if (reported) return;  // the server sent it before its report
   Resend(from);
   SendWanted(now_ms, actions);
 }
@@ -514,9 +518,9 @@ void Leader::On(ServerId from, const OpenReply& message, int64_t now_ms, Actions
     return;
   }
   if (!message.status.ok() && phase_ == Phase::kServing) {
-    // Who joined or aborted is told; the job goes on when a later OpenJob finds room, or with a
-    // generation that needs less. A recovery opens without: versions are served, pushes are
-    // refused.
+    // The waiting Joins and AbortSteps get the error. The job continues when a later OpenJob finds
+    // room, or with a generation that needs less. In a recovery (kOpen) the server counts as opened
+    // without room: it serves versions and refuses pushes.
     ReplyAll(&opening_, message.status, actions);
     return ReplyAll(&aborts_, message.status, actions);
   }
@@ -536,7 +540,7 @@ void Leader::On(ServerId from, const Discarded& message, int64_t now_ms, Actions
 
 // ---- Copies that fall silent -----------------------------------------------------------------
 
-// True if every shard would keep another in-sync copy.
+// Returns whether every shard has an in-sync copy on another server.
 bool Leader::CanSpare(ServerId server) const {
   for (size_t shard = 0; shard < record_.in_sync.size(); ++shard) {
     if (IsInSync(static_cast<ShardId>(shard), server) && record_.in_sync[shard].size() == 1) {
@@ -553,8 +557,8 @@ void Leader::FindSilentCopies(int64_t now_ms, Actions* actions) {
     const int64_t silent_ms = now_ms - std::max(servers_[server].heard_ms, phase_ms_);
     if (silent_ms >= options_.copy_timeout_ms) return BeginEpoch(now_ms, actions);
     if (phase_ == Phase::kServing && !installing_ && silent_ms >= options_.copy_timeout_ms / 2) {
-      // Nothing to ask: something repeated serves as "are you there?". A server whose apply is held
-      // back knows nothing of the next step yet, but has the committed one prepared.
+      // The leader repeats a message that the server answers at once, as a keep-alive. While a hold
+      // delays the apply, the server cannot open the next step, but has the committed one prepared.
       if (now_ms - servers_[server].sent_ms < options_.resend_ms) continue;
       servers_[server].sent_ms = now_ms;
       Message message = Prepare{record_.epoch, committed_};
@@ -574,7 +578,8 @@ void Leader::OnTick(int64_t now_ms, Actions* actions) {
     return BeginEpoch(now_ms, actions);
   }
   FindSilentCopies(now_ms, actions);
-  // Copies that came too late for this epoch's catch-up get another one; those that failed, later.
+  // A copy that reported too late for this epoch's catch-up gets a new epoch at once. A copy whose
+  // catch-up failed gets one after 4 * copy_timeout_ms.
   if (phase_ == Phase::kServing && decision_ == nullptr && !persisting_) {
     const bool retry_failed = now_ms - phase_ms_ >= 4 * options_.copy_timeout_ms;
     for (ServerId server = 0; server < spec_->server_count; ++server) {

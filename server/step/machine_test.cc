@@ -1,5 +1,5 @@
-// Rules of the machines, one by one, with one server, two ranks and nothing lost. The simulator
-// (tests/) shows that they hold together.
+// Tests of single rules of the leader and the participant, most of them with one server, two ranks
+// and no lost message. The simulator (tests/) tests all rules together, with faults.
 #include <deque>
 #include <map>
 #include <utility>
@@ -25,7 +25,7 @@ class Job : public ::testing::Test {
     Begin(spec_);
   }
 
-  // A new job, of whose specification the participant has a copy of its own.
+  // Begins a new job. The participant's specification is `of_participant`, the leader's is spec_.
   void Begin(std::shared_ptr<const JobSpec> of_participant) {
     participant_ = std::make_unique<Participant>(std::move(of_participant), 0, 0,
                                                  ParticipantImage{}, 7, ParticipantOptions{});
@@ -229,11 +229,11 @@ TEST_F(Job, ARankIsHeldByTheFirstClientUntilANewerGenerationIsAskedFor) {
   EXPECT_EQ(refused.message(), "rank 0 of generation 1 is held by another process ('a')");
   EXPECT_EQ(leader_->Status().joined_ranks, (std::vector<Rank>{0, 1}));
   EXPECT_TRUE(absl::IsAlreadyExists(answers_[Join(0, generation_)].status));  // an unnamed client
-  EXPECT_TRUE(claim(0, generation_ + 1, "b").ok());  // never issued: not noted
+  EXPECT_TRUE(claim(0, generation_ + 1, "b").ok());  // never issued: claims nothing
   EXPECT_TRUE(absl::IsAlreadyExists(claim(0, generation_, "b")));
   const int64_t next = answers_[Join(0, 0)].generation_issued;
   EXPECT_TRUE(claim(0, next, "b").ok());
-  EXPECT_TRUE(claim(0, generation_, "c").ok());  // superseded: refused as such
+  EXPECT_TRUE(claim(0, generation_, "c").ok());  // superseded: Join refuses it, not the claim
   EXPECT_EQ(leader_->Status().joined_ranks, (std::vector<Rank>{0}));
 }
 
@@ -355,7 +355,7 @@ TEST_F(Job, WithoutRoomTheAttemptStaysOpen) {
   Load();
   EXPECT_TRUE(absl::IsResourceExhausted(Push(Piece(0, 0, 1), false)));
   EXPECT_TRUE(Push(Piece(0, 0, 1), true).ok());
-  EXPECT_TRUE(Push(Piece(0, 0, 1), false).ok());  // what is here needs no room
+  EXPECT_TRUE(Push(Piece(0, 0, 1), false).ok());  // a stored piece needs no room
 }
 
 TEST_F(Job, AFailedStagingEndsTheAttemptAndEveryCommitLearnsWhy) {
@@ -444,7 +444,7 @@ TEST_F(Job, ADecisionThatCannotBeWrittenIsTriedAgainAfterARecovery) {
   EXPECT_EQ(participant_->prepared(), nullptr);
   ASSERT_TRUE(leader_->Status().serving) << leader_->Status().waiting_for;
   prepare_status_ = absl::OkStatus();
-  const int64_t attempt = leader_->Status().position.attempt;  // what is staged is still there
+  const int64_t attempt = leader_->Status().position.attempt;  // its staged bytes are still there
   Commit(0, 0, attempt, true);
   EXPECT_TRUE(answers_[Commit(1, 0, attempt, true)].status.ok());
 }
@@ -508,7 +508,7 @@ TEST_F(Job, DamageEndsWithTheFlushThatReplacesTheShards) {
   Actions actions;
   participant_->OnMessage(0, Restore{participant_->epoch(), 0, loaded->identity}, kNow, &actions);
   ASSERT_FALSE(actions.empty());
-  EXPECT_TRUE(std::holds_alternative<LoadFlush>(actions.back()));  // what is here is not step 0
+  EXPECT_TRUE(std::holds_alternative<LoadFlush>(actions.back()));  // the shards are not at step 0
   participant_->OnShardDamaged(1, 1, absl::DataLossError("late"), kNow, &actions);
   participant_->OnFlushRestored(loaded->identity, loaded, absl::OkStatus(), kNow, &actions);
   EXPECT_TRUE(participant_->damage().ok());
@@ -551,7 +551,7 @@ TEST_F(Job, WhileRoomIsMadePushesAreEarlyAndOpenIsAnsweredOnce) {
   EXPECT_TRUE(verdict.is_later);
   EXPECT_TRUE(absl::IsUnavailable(verdict.status)) << verdict.status;
   Actions taken;
-  participant_->OnLayoutTaken({77, 77}, absl::OkStatus(), kNow, &taken);  // nobody asked
+  participant_->OnLayoutTaken({77, 77}, absl::OkStatus(), kNow, &taken);  // was never requested
   Run(std::move(taken));
   EXPECT_FALSE(answers_.contains(join));
   const auto layout = std::make_shared<Layout>();
@@ -926,7 +926,7 @@ class TwoCopies : public ::testing::Test {
     return answers_[request_];
   }
 
-  // The first LOAD sets the shard, later ones set nothing.
+  // Commits a LOAD. The first one sets the shard, later ones set nothing.
   absl::Status CommitLoad() {
     const Position position = leader_->Status().position;
     Actions actions;
@@ -1034,7 +1034,7 @@ TEST_F(TwoCopies, AServerThatLostItsMemoryStopsWithoutAFlush) {
   participants_[1]->OnStop(now_ms_, &actions);
   EXPECT_TRUE(participants_[1]->stopped());
   Start(1, 91, /*previous_incarnation=*/8);
-  for (int second = 0; second < 3; ++second) Tick(1000);  // caught up: it holds the job again
+  for (int second = 0; second < 3; ++second) Tick(1000);  // it catches up and holds the job again
   ASSERT_EQ(AppliedBy(1), 0);
   participants_[1]->OnStop(now_ms_, &actions);
   EXPECT_FALSE(participants_[1]->stopped());

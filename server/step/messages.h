@@ -1,12 +1,13 @@
-// What step machines of different servers say to each other: plain structs, one for each kind of
-// StepMessage (proto/orlop/v1/peer.proto). The shell carries them with the RPC Peer.Step, the
+// The messages between the step machines of different servers: plain structs, one for each kind of
+// StepMessage (proto/orlop/v1/peer.proto). The shell sends them with the RPC Peer.Step, the
 // simulator in memory.
 //
-// Every message may be lost, repeated, delayed or overtaken: machines send again until answered
-// (OnTick) and every receiver is idempotent. So the shell sends each `Send` once, hands over
-// whatever answer comes, and may drop anything. Answers echo the key of what they answer; an answer
-// that no longer matches is ignored. Every message carries the epoch; a lower one is refused with
-// Fenced.
+// Every message may be lost, repeated, delayed or overtaken: a machine repeats a message until it
+// is answered (OnTick), and every receiver is idempotent. So the shell sends each `Send` once and
+// may drop it. An answer repeats the key (step, attempt, decision) of the message that it answers;
+// a machine ignores an answer whose key no longer matches. Every message has the epoch of its
+// sender. A participant answers a leader's message of a lower epoch with Fenced. A leader ignores
+// messages of other epochs than its own, except Register and Fenced.
 #pragma once
 
 #include <cstdint>
@@ -22,78 +23,83 @@
 
 namespace orlop::step {
 
-// The first step's predecessor: a job that holds nothing yet.
+// The step of a job that has committed nothing. The first LOAD makes step 0.
 inline constexpr int64_t kLoading = -1;
 
 // ---- Participant to leader -------------------------------------------------------------------
 
-// Register message: "I have (re)started and know no leader." Sent until a Recover or OpenJob
-// arrives.
+// Register message: the participant has started, or started again, and no leader has contacted it
+// since. It repeats the message until a Recover of a higher epoch arrives.
 struct Register {
   int64_t incarnation = 0;
-  int64_t epoch = 0;  // highest the participant has synced
+  int64_t epoch = 0;  // the highest that the participant has synced
 };
 
-// What one copy of a shard holds.
+// The version of one copy of a shard.
 struct ShardReport {
   ShardId shard = 0;
   int64_t applied_step = kLoading;
   Digest applied;  // identity of the decision that made applied_step; empty if none
 };
 
-// Answer to Recover, sent only after the epoch is synced.
+// Answers Recover, once the participant has synced the epoch.
 struct RecoverReport {
   int64_t epoch = 0;  // echo
   int64_t incarnation = 0;
   std::vector<ShardReport> shards;  // the ones this server has a copy of
   DecisionPtr last_applied;         // null: nothing applied. The newest over its shards
   DecisionPtr prepared;             // null: none
-  // The attempt whose staged bytes (complete or not) are all still here; staged_attempt 0: none.
+  // The attempt of which this server still holds every byte that it has staged, whether or not the
+  // attempt is complete. staged_attempt 0: none.
   int64_t generation = 0;
   int64_t staged_step = 0;
   int64_t staged_attempt = 0;
-  bool is_staged = false;       // all of this server's shards are staged in it: it can prepare
-  int64_t highest_attempt = 0;  // ever opened or discarded of step highest_attempt_step
+  bool is_staged = false;  // every shard of this server is staged in that attempt: it can prepare
+  // The highest attempt of step highest_attempt_step that was opened, prepared or discarded here.
+  int64_t highest_attempt = 0;
   int64_t highest_attempt_step = kLoading;
   struct Flush {
     int64_t step = 0;
-    Digest decision;  // identity of the decision that made it
+    Digest decision;  // identity of the decision that made `step`
   };
-  std::vector<Flush> flushes;  // whole flushes on disk, each of all shards of this server
+  std::vector<Flush> flushes;  // complete ones on disk; each has all shards of this server
 };
 
-// What staging a shard found.
+// The result of staging one shard.
 struct ShardStaged {
   ShardId shard = 0;
-  Digest digest;  // of the bytes the optimizer consumes; empty if absent from all
+  Digest digest;  // of the bytes that the optimizer reads; empty if `absent`
   double sum_of_squares = 0.0;
   uint64_t non_finite_count = 0;
   bool absent = false;                // no contributor had a gradient for the tensor
-  int64_t loaded_applied_count = -1;  // LOAD: what SetState gave for the tensor; -1: not given
+  int64_t loaded_applied_count = -1;  // LOAD: the tensor's, from SetState; -1: not given
 };
 
-// StageReport message: every shard of this server is staged. Sent until StageReply.
+// StageReport message: every shard of this server is staged. It is repeated until a StageReply
+// arrives.
 struct StageReport {
   int64_t epoch = 0;
   int64_t generation = 0;
   int64_t step = 0;
   int64_t attempt = 0;
   bool is_load = false;
-  bool has_scale = false;  // false: no push arrived (every tensor absent)
-  double scale = 1.0;
+  bool has_scale = false;  // false: no gradient was pushed, so every tensor is absent
+  double scale = 1.0;      // loss scale of the pushes
   std::vector<ShardStaged> shards;
 };
 
 // ---- Leader to participant, and the answers --------------------------------------------------
 
-// Recover message: "epoch `epoch` begins; sync it, then report." Stops all older ones.
+// Recover message: a new epoch begins. The participant syncs it, refuses every lower epoch from
+// then on, and answers with RecoverReport.
 struct Recover {
   int64_t epoch = 0;
-  Digest manifest_digest;
+  Digest manifest_digest;  // another job of the same name ignores the message
 };
 
-// Restore message, of an accepted rollback: load the flush (or keep the state) that this decision
-// made; drop everything later. Answered by RestoreReply.
+// Restore message: an operator has accepted a rollback to the state that this decision made. The
+// participant loads its flush of that state, unless its shards are in that state already, drops
+// everything later, and answers with RestoreReply.
 struct Restore {
   int64_t epoch = 0;
   int64_t step = 0;
@@ -103,34 +109,34 @@ struct RestoreReply {
   int64_t epoch = 0;
   int64_t step = 0;
   Digest decision;
-  absl::Status status;  // DataLoss: this server has no such flush, or it is damaged
+  absl::Status status;  // DataLoss: this server has no such flush, or the flush is damaged
 };
 
-// CatchUp message: copy the shards at exactly `decision`'s step from in-sync copies. Sent only
-// while no step is under way. Repeated as a keep-alive: answered at once, `done` false while it
-// runs.
+// CatchUp message: the participant copies its shards, at exactly `decision`'s step, from in-sync
+// copies. The leader sends it only while no step is being made, and repeats it as a keep-alive. The
+// participant answers every one at once; `done` is false until all shards are copied.
 struct CatchUp {
   int64_t epoch = 0;
   DecisionPtr decision;           // the committed one; null while LOADING (nothing to copy)
-  std::vector<ServerId> sources;  // per shard of the manifest: who has it; -1: not for this server
+  std::vector<ServerId> sources;  // by ShardId: a server with the shard; -1: not for this server
 };
 struct CatchUpReply {
   int64_t epoch = 0;
   Digest decision;
   bool done = false;
-  absl::Status status;  // not OK: gave up; the copy stays out of sync
+  absl::Status status;  // not OK: the copying has failed, and the copy stays out of sync
 };
 
-// OpenJob message: opens (generation, step, attempt) for pushes. Drops what is staged for lower
-// ones. An overtaken one is ignored. Answered by OpenReply, once the server has room for the
-// layout.
+// OpenJob message: opens the attempt (generation, step, attempt) for pushes. The participant drops
+// the bytes staged for a lower attempt, and ignores the message if another step or a higher attempt
+// is open. It answers with OpenReply once its shell has room to stage the layout.
 struct OpenJob {
   int64_t epoch = 0;
   int64_t generation = 0;
-  int64_t committed_step = kLoading;  // step + 1 is being made
+  int64_t committed_step = kLoading;  // the attempt makes committed_step + 1
   int64_t attempt = 0;
   Digest manifest_digest;
-  std::shared_ptr<const Layout> layout;  // null: no generation has formed yet, no push is accepted
+  std::shared_ptr<const Layout> layout;  // null: no generation has formed, so pushes are refused
   std::shared_ptr<const Placement> placement;
 };
 struct OpenReply {
@@ -138,8 +144,8 @@ struct OpenReply {
   int64_t generation = 0;
   int64_t committed_step = 0;
   int64_t attempt = 0;
-  absl::Status
-      status;  // ResourceExhausted, from the shell: no room to stage this layout; asked again
+  // ResourceExhausted: the shell has no room to stage this layout. The leader repeats OpenJob.
+  absl::Status status;
 };
 
 // Absent message: contributor `rank` has no gradient for these tensors in this attempt.
@@ -156,26 +162,31 @@ struct AbsentReply {
   int64_t step = 0;
   int64_t attempt = 0;
   Rank rank = 0;
-  absl::Status status;  // AlreadyExists: the rank has pushed a gradient for one of them
+  // AlreadyExists: the rank has pushed a gradient for one of the tensors. Any other error: the
+  // attempt cannot be decided on this server.
+  absl::Status status;
 };
 
-// Seal message: every contributor has committed this attempt as a LOAD: stage what has arrived.
+// Seal message: every contributor has committed this attempt as a LOAD. The participant stages the
+// pieces that have arrived, and answers with SealReply.
 struct Seal {
   int64_t epoch = 0;
   int64_t generation = 0;
   int64_t step = 0;
   int64_t attempt = 0;
 };
-// Also sent unasked, until the attempt ends, by a server that cannot stage a shard of it.
+// A participant that cannot stage a shard of an attempt, of whatever kind, also sends this without
+// a Seal, and repeats it until the attempt ends.
 struct SealReply {
   int64_t epoch = 0;
   int64_t step = 0;
   int64_t attempt = 0;
   // FailedPrecondition: gradients were pushed in this attempt, or the first LOAD leaves a shard
-  // unset. Any other error: a shard could not be staged. The leader opens the next attempt.
+  // unset. Any other error: a shard could not be staged. The leader then opens the next attempt.
   absl::Status status;
 };
 
+// Answers StageReport, also one that the leader does not use.
 struct StageReply {
   int64_t epoch = 0;
   int64_t step = 0;
@@ -183,7 +194,8 @@ struct StageReply {
   bool is_load = false;  // echo
 };
 
-// Prepare message: keep gradient and record at the job's level.
+// Prepare message: the participant keeps the staged bytes and the decision record at the job's
+// durability level, and answers with Prepared.
 struct Prepare {
   int64_t epoch = 0;  // of the sender; the record may be of an older one
   DecisionPtr decision;
@@ -192,12 +204,13 @@ struct Prepared {
   int64_t epoch = 0;
   int64_t step = 0;
   Digest decision;
-  Level level = Level::kMemory;  // reached
-  absl::Status status;           // not OK: cannot prepare this (names shard and reason)
+  Level level = Level::kMemory;  // the level reached
+  absl::Status status;           // not OK: why this server cannot prepare the decision
 };
 
-// Apply message: the decision is committed. Answered when every shard of the server has applied it;
-// a repeated one is answered at once, `done` false while shards are still being applied.
+// Apply message: the decision is committed, and the participant applies it to its shards. It
+// answers every Apply at once with Applied, in which `done` is false while shards are still being
+// applied, and sends one more Applied when the last shard is applied.
 struct Apply {
   int64_t epoch = 0;
   int64_t step = 0;
@@ -208,11 +221,13 @@ struct Applied {
   int64_t step = 0;
   Digest decision;
   bool done = false;
-  absl::Status status;  // not OK: a shard of the server is damaged, it will never be done
+  absl::Status status;  // not OK: a shard of the server is damaged, so `done` stays false
 };
 
-// Discard message: no decision other than the committed one survives: drop whatever is prepared or
-// staged for `step` up to and including `attempt`, and refuse it for ever. Answered once journaled.
+// Discard message: no decision of the attempts of `step` up to and including `attempt` has
+// committed. The participant drops everything that is prepared or staged for these attempts and
+// refuses them for ever. It answers with Discarded once that is synced (journaled levels), else at
+// once.
 struct Discard {
   int64_t epoch = 0;
   int64_t step = 0;
@@ -224,14 +239,15 @@ struct Discarded {
   int64_t attempt = 0;
 };
 
-// Participant's answer to a leader whose epoch is lower than one it has synced (or is syncing).
+// Fenced message: a leader has sent a message of a lower epoch than the highest that the
+// participant has received in a Recover.
 struct Fenced {
-  int64_t epoch = 0;  // the receiver's
+  int64_t epoch = 0;  // the participant's
 };
 
 // ---- Primary to the other copies of a shard --------------------------------------------------
 
-// What identifies a pushed piece.
+// The key of a pushed piece.
 struct PieceKey {
   int64_t generation = 0;
   int64_t step = 0;
@@ -244,14 +260,14 @@ struct PieceKey {
   friend auto operator<=>(const PieceKey&, const PieceKey&) = default;
 };
 
-// A piece of a box that has arrived whole. The bytes are the shell's and travel with it.
+// A pushed piece, all bytes of which have arrived. The shell holds the bytes.
 struct PushPiece {
   PieceKey key;
-  int64_t epoch = 0;  // the worker's placement; 0: not said
+  int64_t epoch = 0;  // of the placement map that the worker used; 0: not given
   bool is_load = false;
   Digest payload;              // XXH3-128 of the piece's bytes in row-major order
   double scale = 1.0;          // loss scale; ignored for LOAD
-  int64_t applied_count = -1;  // LOAD of optimizer state: what it counts; -1: not given
+  int64_t applied_count = -1;  // LOAD of optimizer state: updates it has seen; -1: not given
 };
 
 // Forward message: the primary passes an accepted piece, with its bytes, to another in-sync copy.
@@ -259,6 +275,7 @@ struct Forward {
   int64_t epoch = 0;
   PushPiece piece;
 };
+// Answers Forward. OK: the copy holds the piece.
 struct ForwardReply {
   int64_t epoch = 0;
   PieceKey key;
@@ -270,14 +287,15 @@ using Message = std::variant<Register, RecoverReport, StageReport, Recover, Rest
                              SealReply, StageReply, Prepare, Prepared, Apply, Applied, Discard,
                              Discarded, Fenced, Forward, ForwardReply>;
 
-// Action of either machine: carry `message` to server `to`: to its Leader for what participants
-// send (ForLeader), else to its Participant. A machine may send to its own server.
+// The action, of either machine, of sending `message` to server `to`: to its Leader if ForLeader is
+// true of the message, else to its Participant. A machine may send to its own server.
 struct Send {
   ServerId to = 0;
   Message message;
 };
 
-// True if the message is for the Leader of the receiving server.
+// Returns whether the message is for the Leader of the receiving server. A new kind of message that
+// participants send must be added to its list.
 bool ForLeader(const Message& message);
 
 }  // namespace orlop::step

@@ -13,7 +13,7 @@ bool Before(const StagedPiece& piece, const PieceKey& key) {
   return std::pair(piece.key.rank, piece.key.region) < std::pair(key.rank, key.region);
 }
 
-// Refused for good, or worth sending again.
+// Returns whether a copy's refusal of a forwarded piece is final. If not, the piece is sent again.
 bool IsFinal(const absl::Status& status) {
   return absl::IsResourceExhausted(status) || absl::IsAlreadyExists(status) ||
          absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
@@ -30,7 +30,7 @@ absl::Status AnotherStep(int64_t step, int64_t committed_step) {
                                                             committed_step + 1, " is being made")));
 }
 
-// What the leader has yet to tell this server of: `status` is the answer if it does not come soon.
+// The verdict for a key that is ahead of this server. `status` is the answer if waiting is in vain.
 KeyVerdict Later(absl::Status status) { return {true, std::move(status)}; }
 
 }  // namespace
@@ -84,7 +84,8 @@ void Participant::Reply(RequestId request, absl::Status status, Actions* actions
 void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Actions* actions) {
   if (message.manifest_digest != spec_->manifest_digest) return;
   if (message.committed_step != committed_step_ || committed_) {
-    // Overtaken, or it overtook the Apply before it; but one that repeats what is open is answered.
+    // The message was overtaken, or has overtaken the Apply before it. It is answered only if it
+    // repeats the open attempt.
     if (!opened_ || message.committed_step != committed_step_) return;
   }
   const auto wanted = std::pair(message.generation, message.attempt);
@@ -118,7 +119,7 @@ void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Ac
   AnswerOpen(actions);
 }
 
-// Once the shell has room for the layout.
+// Answers OpenJob if the shell has room for the layout; if not, requests it first.
 void Participant::AnswerOpen(Actions* actions) {
   if (HasRoom()) {
     return SendToLeader(OpenReply{epoch_, generation_, committed_step_, attempt_, absl::OkStatus()},
@@ -405,8 +406,8 @@ void Participant::Obey(ServerId from, const Absent& message, int64_t now_ms, Act
   MaybeSendStageReport(actions);
 }
 
-// The first LOAD must set every weight: a shard that it sets nothing in is refused before anything
-// is staged.
+// The first LOAD must set every weight. If it sets nothing in a shard, it is refused before
+// anything is staged.
 absl::Status Participant::CheckFirstLoad() const {
   if (committed_step_ != kLoading) return absl::OkStatus();
   for (const Shard& shard : shards_) {
@@ -448,7 +449,7 @@ void Participant::Obey(ServerId from, const Seal& message, int64_t now_ms, Actio
   MaybeSendStageReport(actions);
 }
 
-// Moves a shard on when nothing more is to come for it.
+// Begins to stage a shard once every piece of it has arrived or is absent.
 void Participant::CheckStaged(Shard* shard, Actions* actions) {
   if (shard->stage != Stage::kOpen || !opened_ || layout_ == nullptr || prepared_ != nullptr)
     return;

@@ -1,5 +1,6 @@
-// Why a machine refused something. The code of a status says what the caller does next, its reason
-// says why, and its text is for people. Both travel in the status, as a payload.
+// Reasons of refusals. The code of a status determines the caller's next action, the reason tells
+// programs why a machine refused, and the message tells people. The reason, and the shard that an
+// error is about, are payloads of the status.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@ namespace orlop::step {
 // The names and numbers of v1::ErrorDetail::Reason (proto/orlop/v1/types.proto), where each is
 // explained. server/job/step_codec.cc checks that they agree.
 enum class Reason : uint8_t {
-  kUnspecified = 0,  // the code says it all
+  kUnspecified = 0,  // the code needs no reason
   kBadRequest = 1,
   kUnknownJob = 2,
   kUnknownTensor = 3,
@@ -35,27 +36,29 @@ enum class Reason : uint8_t {
   kStopping = 19,
 };
 
-// The error with a reason. `status` must not be OK.
+// Returns `status` with a reason. It must not be OK.
 absl::Status Because(Reason reason, absl::Status status);
-// The reason of an error; kUnspecified if it has none.
+// Returns the reason of an error; kUnspecified if it has none.
 Reason ReasonOf(const absl::Status& status);
 
-// The reason of a FailedPrecondition for a call that does not fit the step being made: a job that
-// has committed nothing is LOADING, any other is at another step.
+// Returns the reason of a FailedPrecondition for a call that does not fit the step being made:
+// kLoading if the job has committed nothing, else kWrongStep.
 inline Reason UnfitStep(int64_t committed_step) {
   return committed_step < 0 ? Reason::kLoading : Reason::kWrongStep;
 }
 
-// The call speaks of an epoch, or a generation, that is over.
+// Return the error for a call that names an epoch (FailedPrecondition), or a generation (Aborted),
+// that is over.
 absl::Status StaleEpoch(int64_t epoch, int64_t current);
 absl::Status StaleGeneration(int64_t generation, int64_t current);
 
-// Which shard an error is about: the tensor's name, and the shard's place among its tensor's
-// shards.
+// A shard by the name of its tensor and its index among the shards of the tensor.
 struct ShardName {
   std::string tensor;
   uint64_t index = 0;
 };
+// About returns `status`, which must not be OK, with the shard that the error is about. ShardOf
+// returns that shard; absent if the status has none.
 absl::Status About(const ShardName& shard, absl::Status status);
 std::optional<ShardName> ShardOf(const absl::Status& status);
 

@@ -14,7 +14,7 @@ const ShardReport* FindShard(const RecoverReport& report, ShardId shard) {
   return nullptr;
 }
 
-// The report of a copy in the incarnation that is in sync; null if it has none.
+// Returns the report of the copy's server if it is of the copy's incarnation, else null.
 const RecoverReport* ReportOf(const Copy& copy, const Reports& reports) {
   const auto& report = reports[copy.server];
   return report.has_value() && report->incarnation == copy.incarnation ? &*report : nullptr;
@@ -29,7 +29,8 @@ bool HasPrepared(const RecoverReport& report, const Digest& decision) {
   return report.prepared != nullptr && report.prepared->identity == decision;
 }
 
-// Staged in the very attempt, on the very state before it.
+// Returns whether the server has staged the decision's attempt, and its copy of the shard is in the
+// state that the decision follows.
 bool CanPrepare(const RecoverReport& report, ShardId shard, const DecisionRecord& decision) {
   return report.is_staged && report.generation == decision.generation &&
          report.staged_step == decision.step && report.staged_attempt == decision.attempt &&
@@ -49,7 +50,7 @@ bool IsHeldByAll(const DecisionRecord& decision, const Placement& in_sync, const
   return true;
 }
 
-// Every decision that some in-sync copy has applied or prepared, newest first.
+// Returns every decision that some in-sync copy has applied or prepared, newest first.
 std::vector<DecisionPtr> Candidates(const Placement& in_sync, const Reports& reports) {
   std::vector<DecisionPtr> found;
   const auto add = [&](const DecisionPtr& decision) {
@@ -72,7 +73,8 @@ std::vector<DecisionPtr> Candidates(const Placement& in_sync, const Reports& rep
   return found;
 }
 
-// Fills verdict->in_sync with the copies that can carry `decision` on, or says what is damaged.
+// Sets verdict->in_sync to the copies that have verdict->decision or can prepare it. If a shard has
+// none, or a copy has applied a later step, sets outcome kDamaged and the reason.
 void KeepCopies(const Placement& in_sync, const Reports& reports, Verdict* verdict) {
   const Digest identity = verdict->decision == nullptr ? Digest{} : verdict->decision->identity;
   verdict->in_sync.resize(in_sync.size());

@@ -95,7 +95,7 @@ TEST(Recovery, ACopyThatCannotCarryTheStepOnLeavesTheList) {
   const DecisionPtr old = Decide(4, 1, nullptr), next = Decide(5, 1, old);
   Reports reports = {Report(10, old, next), Report(11, old, nullptr)};
   EXPECT_EQ(Resolve(TwoShards(), kBoth, reports).in_sync, (Placement{{{0, 10}}, {{0, 10}}}));
-  reports[1]->is_staged = true;  // in the very attempt: it prepares again
+  reports[1]->is_staged = true;  // in the decision's attempt, so it can prepare again
   reports[1]->generation = 1;
   reports[1]->staged_step = 5;
   reports[1]->staged_attempt = 1;

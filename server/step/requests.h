@@ -1,4 +1,4 @@
-// What workers ask of a job's step leader: plain structs, filled in by the shell.
+// The requests of workers to a job's step leader: plain structs, filled in by the shell.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,10 @@
 
 namespace orlop::step {
 
-// A value that all contributors must send alike; compared by bits, refused by name.
+// A hyper-parameter. All contributors must send the same bits; an error names one that differs.
 struct HyperParameter {
-  std::string name;  // "lr", "betas[0]", ...
-  uint64_t bits = 0;
+  std::string name;   // "lr", "betas[0]", ...
+  uint64_t bits = 0;  // of the fp64 value
   friend bool operator==(const HyperParameter&, const HyperParameter&) = default;
 };
 
@@ -24,7 +24,7 @@ struct ParameterGroup {
   friend bool operator==(const ParameterGroup&, const ParameterGroup&) = default;
 };
 
-// What the optimizer's scalars of an APPLY depend on.
+// The inputs of a ScalarBuilder. The pointers are valid during the call.
 struct ScalarInputs {
   int64_t step = 0;
   const std::vector<ParameterGroup>* groups = nullptr;
@@ -45,23 +45,23 @@ struct JoinRequest {
   int64_t generation = 0;  // 0, from rank 0: issue a new one (answered at once, joins nothing)
   std::vector<Contribution> contributions;  // generation > 0: this rank's part of the layout
   int64_t min_committed_step = kLoading;    // highest commit this worker has seen
-  std::string client;  // names the process: tells a repeat from a second holder of the rank
+  std::string client;  // names the process: another process cannot take a rank that is held
 };
 
 struct CommitRequest {
   Rank rank = 0;
-  int64_t epoch = 0;  // the worker's; 0: not said. An older one is refused: its attempts are gone
+  int64_t epoch = 0;  // the worker's; 0: not given. An older one is refused: its attempts are gone
   int64_t generation = 0;
-  int64_t step = 0;  // the one it makes
+  int64_t step = 0;  // the step to make
   int64_t attempt = 0;
   bool is_load = false;
   std::vector<ParameterGroup> groups;  // empty for LOAD
-  std::vector<TensorId> absent;        // ascending; the caller's own; empty for LOAD
+  std::vector<TensorId> absent;        // no gradient from this rank; ascending; empty for LOAD
   double scale = 1.0;
 };
 
 struct AbortRequest {
-  int64_t epoch = 0;  // the worker's; 0: not said
+  int64_t epoch = 0;  // the worker's; 0: not given
   int64_t generation = 0;
   int64_t step = 0;
   int64_t attempt = 0;
