@@ -56,8 +56,6 @@ inline constexpr int kMaxStallMs = 60'000;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 // Limit on manifests and layouts of which some pages have not arrived.
 inline constexpr size_t kMaxUnfinishedLists = size_t{4} * kMaxWorldSize;
-// Longest time that a pull may delay the apply of its shard.
-inline constexpr int kMaxPullPinMs = 1000;
 // Each RPC in progress occupies one thread.
 inline constexpr int kMaxServerThreads = 1024;
 inline constexpr size_t kMaxServers = 1024;  // of one cluster

@@ -83,6 +83,7 @@ class RocksDbStore : public Store {
     std::string first;
     const rocksdb::Status seen = db_->Get(rocksdb::ReadOptions(), bulk_, PartKey(key, 0), &first);
     if (seen.ok()) return absl::AlreadyExistsError(absl::StrCat("bulk value '", key, "' exists"));
+    if (!seen.IsNotFound()) return FromRocksDb(seen, absl::StrCat("read '", key, "'"));
     rocksdb::WriteOptions options;
     options.disableWAL = true;
     // An empty value has one part, which is empty.
@@ -111,9 +112,10 @@ class RocksDbStore : public Store {
     }
     // If there is one more part, the stored value is longer than `out`.
     const size_t parts = std::max<size_t>(1, (out.size() + kPartBytes - 1) / kPartBytes);
-    if (db_->Get(Verified(), bulk_, PartKey(key, parts), &value).ok())
-      return WrongSize(key, out.size() + value.size(), out.size());
-    return absl::OkStatus();
+    const rocksdb::Status more = db_->Get(Verified(), bulk_, PartKey(key, parts), &value);
+    if (more.ok()) return WrongSize(key, out.size() + value.size(), out.size());
+    return more.IsNotFound() ? absl::OkStatus()
+                             : FromRocksDb(more, absl::StrCat("read '", key, "'"));
   }
 
   absl::Status Sync() override {

@@ -146,10 +146,8 @@ Buffer::~Buffer() {
 // ---- Reservation ----
 
 Reservation& Reservation::operator=(Reservation&& other) {
-  if (this != &other) {
-    if (pool_) pool_->Release(/*for_ever=*/true);
-    pool_ = std::move(other.pool_);
-  }
+  Reservation old(std::move(*this));  // ends as the destructor says
+  pool_ = std::move(other.pool_);
   return *this;
 }
 

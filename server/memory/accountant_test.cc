@@ -118,6 +118,7 @@ TEST(Accountant, CountsBytesOfOthersAndTrims) {
   EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), kMiB);
   room = Reservation();
   EXPECT_EQ(accountant.reserved_bytes(Tier::kDram), 0u);
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
 }
 
 TEST(Accountant, NeverPassesItsLimitUnderThreads) {

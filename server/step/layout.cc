@@ -1,6 +1,7 @@
 #include "server/step/layout.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -150,12 +151,21 @@ absl::Status AddContribution(const TensorSpec& tensor, Rank rank, const Contribu
   return absl::OkStatus();
 }
 
-// Refuses two boxes of one rank that share an element. parts.boxes must be sorted by rank.
-absl::Status CheckRankOverlap(const TensorSpec& tensor, const TensorParts& parts, int64_t* work) {
+// Refuses two boxes of one rank that share an element. Sorts the boxes by rank and offset, so that
+// each box is compared only with those that begin in its rows.
+absl::Status CheckRankOverlap(const TensorSpec& tensor, TensorParts* sorted, int64_t* work) {
+  std::sort(sorted->boxes.begin(), sorted->boxes.end(), [](const RankBox& a, const RankBox& b) {
+    return std::tie(a.rank, a.box.offset) < std::tie(b.rank, b.box.offset);
+  });
+  const TensorParts& parts = *sorted;
+  const auto ends_before = [](const Box& a, const Box& b) {
+    return !a.offset.empty() && a.offset[0] + a.extent[0] <= b.offset[0];
+  };
   for (size_t i = 0; i < parts.boxes.size(); ++i) {
     for (size_t j = i + 1; j < parts.boxes.size(); ++j) {
       if (parts.boxes[j].rank != parts.boxes[i].rank) break;
-      if (++*work > kMaxLayoutWork) return absl::OkStatus();  // left to CheckCover
+      if (ends_before(parts.boxes[i].box, parts.boxes[j].box)) break;
+      if (++*work > kMaxLayoutWork) return absl::OkStatus();  // CheckCover refuses the layout
       if (Overlap(parts.boxes[i].box, parts.boxes[j].box)) {
         return Invalid(tensor.name, absl::StrCat("boxes ", ToString(*parts.boxes[i].given), " and ",
                                                  ToString(*parts.boxes[j].given), " of rank ",
@@ -205,7 +215,8 @@ absl::Status CheckCover(const TensorSpec& tensor, const TensorParts& parts, int6
     boxes.push_back(&part.box);
   }
   const int64_t limit = parts.mode == Mode::kExactlyOnce ? 1 : INT64_MAX;
-  if (ranks > 0 && ranks == whole_ranks && ranks <= limit) return absl::OkStatus();
+  const bool is_disjoint = *work <= kMaxLayoutWork;  // CheckRankOverlap saw every pair
+  if (is_disjoint && ranks > 0 && ranks == whole_ranks && ranks <= limit) return absl::OkStatus();
   std::vector<uint64_t> odd;
   if (UniformMultiplicity(tensor.shape, boxes, limit, &odd, work) > 0) return absl::OkStatus();
   if (*work > kMaxLayoutWork) {
@@ -262,7 +273,7 @@ absl::Status ValidateLayout(const std::vector<TensorSpec>& tensors, const Layout
     if (!tensors[i].receives_gradient) continue;
     if (!parts[i].mentioned) return Invalid(tensors[i].name, "gap: no contributor mentions it");
     if (parts[i].mode == Mode::kNone) continue;
-    absl::Status status = CheckRankOverlap(tensors[i], parts[i], &work);
+    absl::Status status = CheckRankOverlap(tensors[i], &parts[i], &work);
     if (status.ok()) status = CheckCover(tensors[i], parts[i], &work);
     if (!status.ok()) return status;
   }

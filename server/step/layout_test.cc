@@ -54,6 +54,30 @@ TEST(Layout, RefusesGapsOverlapsAndUnevenMultiplicityByName) {
   EXPECT_TRUE(absl::IsInvalidArgument(ValidateLayout(OneTensor({2}), Layout{{{}}, Digest{}})));
 }
 
+// Three tensors of 4,096 elements, each a box of its own, and one whose boxes overlap.
+absl::Status ValidateCells(const Shape& shape) {
+  std::vector<TensorSpec> tensors(3, {"cells", shape, true});
+  tensors.push_back({"last", {4, 6}, true});
+  Layout layout{{{}}, Digest{}};
+  for (int32_t tensor = 0; tensor < 3; ++tensor) {
+    Contribution cells{tensor, Mode::kExactlyOnce, {}};
+    for (uint64_t row = 0; row < shape[0]; ++row)
+      for (uint64_t column = 0; column < shape[1]; ++column)
+        cells.boxes.push_back(Box{{row, column}, {1, 1}});
+    layout.by_rank[0].push_back(cells);
+  }
+  layout.by_rank[0].push_back({3, Mode::kExactlyOnce, {Box{{0, 0}, {4, 3}}, Box{{0, 2}, {4, 3}}}});
+  return ValidateLayout(tensors, layout);
+}
+
+TEST(Layout, FindsAnOverlapAfterManyBoxesOrRefusesToLook) {
+  const absl::Status found = ValidateCells({64, 64});
+  EXPECT_TRUE(absl::IsInvalidArgument(found)) << found;
+  EXPECT_NE(found.message().find("of rank 0 overlap"), std::string::npos) << found;
+  const absl::Status too_much = ValidateCells({1, 4096});  // all boxes begin in one row
+  EXPECT_TRUE(absl::IsResourceExhausted(too_much)) << too_much;
+}
+
 TEST(Layout, ExpectedPiecesOfAShardCoverIt) {
   const std::vector<TensorSpec> tensors = OneTensor({4, 6});
   Layout layout;

@@ -48,7 +48,7 @@ JobStatusReport Leader::Status() const {
     }
     report.is_stuck = HaveAllReported();
     report.has_lost_memory = IsLost();
-    report.rollback_offers = RollbackOffers(*spec_, record_.in_sync, reports_);
+    report.rollback_offers = RollbackOffers(*spec_, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
     if (!recovery_cause_.empty()) absl::StrAppend(&report.waiting_for, ": ", recovery_cause_);
@@ -244,7 +244,7 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     if (record_.accepted_at == to_step) return Reply(request, absl::OkStatus(), actions);
   }
   std::vector<RecoverReport::Flush> offers;
-  if (is_lost) offers = RollbackOffers(*spec_, record_.in_sync, reports_);
+  if (is_lost) offers = RollbackOffers(*spec_, reports_);
   for (const auto& offer : offers) {
     if (offer.step != to_step) continue;
     ReplyAll(&rollbacks_,

@@ -556,8 +556,9 @@ TEST_F(Job, WhileRoomIsMadePushesAreEarlyAndOpenIsAnsweredOnce) {
   EXPECT_FALSE(answers_.contains(join));
   const auto layout = std::make_shared<Layout>();
   layout->by_rank = {Contributions(0), Contributions(1)};
-  participant_->OnLayoutTaken(DigestLayout(layout->by_rank), absl::OkStatus(), kNow, &taken);
-  Run(std::move(taken));
+  Actions wanted;
+  participant_->OnLayoutTaken(DigestLayout(layout->by_rank), absl::OkStatus(), kNow, &wanted);
+  Run(std::move(wanted));
   EXPECT_TRUE(answers_[join].status.ok());
 }
 

@@ -156,8 +156,7 @@ bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target)
                      [&](const auto& flush) { return flush.decision == target.decision; });
 }
 
-std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Placement& in_sync,
-                                                 const Reports& reports) {
+std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Reports& reports) {
   std::vector<RecoverReport::Flush> offers;
   const auto consider = [&](const RecoverReport::Flush& target) {
     for (const auto& offer : offers) {

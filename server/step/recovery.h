@@ -43,8 +43,7 @@ bool IsStillLoading(const JobRecord& record, const Reports& reports);
 
 // Returns the states to which an operator may roll back, newest first. For every shard of such a
 // state, some server that may hold the shard can restore it (CanRestore).
-std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Placement& in_sync,
-                                                 const Reports& reports);
+std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Reports& reports);
 
 // Returns whether the server can return to `target`: it has a flush of it, or all of its shards are
 // in that state now.

@@ -141,7 +141,7 @@ TEST(Recovery, OffersOnlyFlushesOfOneDecisionThatCoverEveryShard) {
   JobSpec spec = TwoShards();
   spec.shards[0].copies = {0};
   spec.shards[1].copies = {1};
-  const auto offers = RollbackOffers(spec, kApart, {a, b});
+  const auto offers = RollbackOffers(spec, {a, b});
   ASSERT_EQ(offers.size(), 1u);
   EXPECT_EQ(offers[0].step, 3);
 }
