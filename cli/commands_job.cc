@@ -1,4 +1,5 @@
-// rollback, delete, export, import: commands of an operator on one job.
+// The commands `orlop rollback`, `delete`, `export` and `import`, by which an operator acts on one
+// job.
 #include <unistd.h>
 
 #include <algorithm>
@@ -28,16 +29,20 @@ namespace {
 
 using client::Session;
 
-// Elements moved at a time, which bounds the memory of this command.
+// Export and import move this many elements at a time, which bounds their memory.
 constexpr uint64_t kPieceElements = uint64_t{1} << 22;
-constexpr client::Milliseconds kHold{120'000};  // renewed with every piece
+// How long one hold keeps the exported version readable. Export renews it before every pull.
+constexpr client::Milliseconds kHold{120'000};
 
+// Returns the dtype of a tensor in the exported file: that of the manifest for buffers and if
+// `dtype` is empty, otherwise `dtype`, "fp32" or "bf16".
 v1::DType ExportType(const v1::TensorSpec& tensor, const std::string& dtype) {
   if (tensor.kind() == v1::TENSOR_KIND_BUFFER || dtype.empty()) return tensor.dtype();
   return dtype == "fp32" ? v1::DTYPE_F32 : v1::DTYPE_BF16;
 }
 
-// Calls visit(box, count) for consecutive flat ranges of a tensor until one fails.
+// Calls visit(box, first, count) for consecutive ranges of a flattened tensor, each as a flat box
+// and as the elements [first, first + count), until a call returns an error.
 template <typename Visit>
 absl::Status ForEachRange(uint64_t element_count, Visit visit) {
   for (uint64_t first = 0; first < element_count; first += kPieceElements) {
@@ -48,7 +53,8 @@ absl::Status ForEachRange(uint64_t element_count, Visit visit) {
   return absl::OkStatus();
 }
 
-// Releases the hold when the export ends in any way.
+// Holds version `step` of a job (Session::Hold) from the first Renew until it is destroyed, however
+// the export ends.
 class HeldVersion {
  public:
   HeldVersion(Session* session, int64_t step)
@@ -62,6 +68,7 @@ class HeldVersion {
   const std::string holder_;
 };
 
+// Pulls tensor number `tensor` at version `step` as `dtype` and appends it to the file.
 absl::Status WriteTensor(Session* session, uint32_t tensor, v1::DType dtype, int64_t step,
                          HeldVersion* held, SafetensorsWriter* writer) {
   const size_t element_bytes = ElementBytes(dtype);
@@ -78,6 +85,7 @@ absl::Status WriteTensor(Session* session, uint32_t tensor, v1::DType dtype, int
       });
 }
 
+// Writes all tensors of the committed step to a file, and adds the bytes of their data to *bytes.
 absl::Status ExportTo(Session* session, const std::string& path, const std::string& dtype,
                       uint64_t* bytes) {
   const client::Manifest& manifest = session->manifest();
@@ -104,7 +112,9 @@ absl::Status ExportTo(Session* session, const std::string& path, const std::stri
   return writer->Close();
 }
 
-// Returns the entry's tensor if shape and type match.
+// Returns the manifest index of the tensor that an entry of the file is for. A buffer must have the
+// manifest's dtype; a parameter may have any float dtype.
+//   Status  NotFound (no tensor of this name), InvalidArgument (another shape or dtype)
 absl::StatusOr<uint32_t> MatchTensor(const SafetensorsEntry& entry,
                                      const client::Manifest& manifest) {
   const auto index = manifest.Find(entry.name);
@@ -122,12 +132,14 @@ absl::StatusOr<uint32_t> MatchTensor(const SafetensorsEntry& entry,
   return *index;
 }
 
-// Returns the slot that a file's values of a tensor go to. fp32 values of a parameter are its whole
-// master; a buffer has only its weight.
+// Returns the slot that values of `dtype` set. fp32 values of a parameter set its "master", which
+// is weight and remainder. A buffer has no remainder, so its values set "weight".
 std::string SlotOf(const v1::TensorSpec& tensor, v1::DType dtype) {
   return tensor.kind() != v1::TENSOR_KIND_BUFFER && dtype == v1::DTYPE_F32 ? "master" : "weight";
 }
 
+// Makes this process the job's only contributor, which sends every tensor whole. Its generation
+// supersedes that of the workers.
 absl::Status JoinAlone(Session* session) {
   const auto generation = session->StartGeneration(1);
   if (!generation.ok()) return generation.status();
@@ -137,10 +149,14 @@ absl::Status JoinAlone(Session* session) {
   return session->Join(join).status();
 }
 
+// Commits a LOAD step with the tensors of a file and returns the step's number. Adds the bytes of
+// their data to *bytes. A tensor that the file lacks keeps its values; if the job has no weights
+// yet, the commit fails with FailedPrecondition (LOADING).
 absl::StatusOr<int64_t> ImportFrom(Session* session, const std::string& path, uint64_t* bytes) {
   const auto reader = SafetensorsReader::Open(path);
   if (!reader.ok()) return reader.status();
-  for (const SafetensorsEntry& entry : reader->entries())  // checks all before sending any
+  // All entries are checked before workers lose the job.
+  for (const SafetensorsEntry& entry : reader->entries())
     if (auto tensor = MatchTensor(entry, session->manifest()); !tensor.ok()) return tensor.status();
   if (absl::Status status = JoinAlone(session); !status.ok()) return status;
   std::vector<char> buffer;

@@ -1,4 +1,5 @@
-# Functions that make a folder's targets. CMakeLists.txt has the graph of folders.
+# The compiler's settings for all targets, and the functions that make the targets of a folder. CMakeLists.txt calls them and has the graph
+# of dependencies.
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
@@ -7,9 +8,10 @@ set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
 set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib)
-# Machines must compute the same bits, so contraction and fast-math are off everywhere (ARCHITECTURE.md, arithmetic).
 add_compile_definitions(ORLOP_VERSION="${PROJECT_VERSION}")
 set(warnings -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers)
+# -ffp-contract=off: the compiler must not fuse a product and a sum by itself, because all machines must compute the same bits
+# (ARCHITECTURE.md, "Arithmetic"). -ffast-math must never be added.
 add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:${warnings};-ffp-contract=off>")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-Wthread-safety;-Werror=thread-safety>")
@@ -18,6 +20,8 @@ if(ORLOP_SANITIZE)
   add_compile_options(-fsanitize=${ORLOP_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   add_link_options(-fsanitize=${ORLOP_SANITIZE})
 endif()
+# To cache files that use a precompiled header, ccache needs pch_defines, time_macros and, for GCC, -fpch-preprocess. The other two let it
+# cache files whose headers protoc has just written.
 find_program(CCACHE ccache)
 if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
@@ -25,14 +29,14 @@ if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   add_compile_options($<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fpch-preprocess>)
 endif()
 
-# Makes a target's name from a folder: server/job becomes orlop_server_job.
+# orlop_target(<folder> <out>): sets <out> to the name of the folder's library: orlop_server_job for server/job.
 function(orlop_target folder out)
   string(REPLACE "/" "_" target ${folder})
   set(${out} orlop_${target} PARENT_SCOPE)
 endfunction()
 
-# Headers that half of the tree includes are compiled twice: with the generated protocol, for all libraries, and for test programs, which
-# differ in a compiler flag (-fPIE).
+# orlop_precompile(<target> <owner>): lets the target use the precompiled headers of cmake/pch.h, which the target <owner> compiles. There
+# are two owners: orlop_proto for libraries and server_test for test programs, since programs have another compiler flag (-fPIE).
 function(orlop_precompile target owner)
   if(target STREQUAL owner)
     target_precompile_headers(${target} PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
@@ -41,6 +45,7 @@ function(orlop_precompile target owner)
   endif()
 endfunction()
 
+# orlop_generate_proto(<target>): has protoc generate messages and gRPC services from proto/orlop/v1/*.proto, and adds them to the target.
 function(orlop_generate_proto target)
   file(GLOB protos CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/proto/orlop/v1/*.proto)
   find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
@@ -59,11 +64,12 @@ function(orlop_generate_proto target)
     set_source_files_properties(${base}.pb.cc ${base}.grpc.pb.cc PROPERTIES
       SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS -w)
   endforeach()
-  add_custom_target(orlop_generated DEPENDS ${generated})  # generated files that lint needs
+  add_custom_target(orlop_generated DEPENDS ${generated})  # clang-tidy (make lint) needs the generated headers
   target_include_directories(${target} SYSTEM PUBLIC $<BUILD_INTERFACE:${out}>)
 endfunction()
 
-# orlop_library(<folder> <dependency>...): a library of every .cc directly in the folder, except tests and main.cc.
+# orlop_library(<folder> <dependency>...): makes a static library of every .cc directly in the folder, except tests and main.cc. The folders
+# proto and kernels get generated sources too; orlop_add_optimizers is in kernels/optimizers.cmake.
 function(orlop_library folder)
   orlop_target(${folder} target)
   file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*.cc)
@@ -88,19 +94,20 @@ function(orlop_library folder)
   elseif(folder STREQUAL "kernels/cuda")
     orlop_add_optimizers(${target} kernels/cuda/optimizer_unit.cu.in)
     target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${ORLOP_CUDA_FLAGS}>")
+  # server/step is pure and does not link gRPC, whose headers are in cmake/pch.h.
   elseif(folder MATCHES "^(server|client|cli|bench)" AND NOT folder STREQUAL "server/step")
     orlop_precompile(${target} orlop_proto)
   endif()
 endfunction()
 
-# orlop_binary(<name> <folder>/main <dependency>...)
+# orlop_binary(<name> <folder>/main <dependency>...): makes the program <name> from <folder>/main.cc.
 function(orlop_binary name main)
   add_executable(${name} ${main}.cc)
   target_link_libraries(${name} PRIVATE ${ARGN})
 endfunction()
 
-# orlop_test(<folder> <dependency>...): one executable with every *_test.cc of the folder and of its subfolders that have no executable of
-# their own.
+# orlop_test(<folder> <dependency>...): makes one test program of every *_test.cc in the folder and below it. The subfolders kernels/cuda
+# and server/step are left out, since they have programs of their own.
 function(orlop_test folder)
   string(REPLACE "/" "_" name ${folder})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${folder}/*_test.cc)
@@ -112,10 +119,10 @@ function(orlop_test folder)
   if(ORLOP_KERNELS_ONLY)
     list(FILTER sources EXCLUDE REGEX "kernels/tensor_pass_test.cc$")
   endif()
-  if(NOT TARGET orlop_kernels_cuda)  # it needs the CUDA library
+  if(NOT TARGET orlop_kernels_cuda)  # device_test.cc links the CUDA library
     list(FILTER sources EXCLUDE REGEX "kernels/cuda/device_test.cc$")
   endif()
-  if(folder STREQUAL "tests")  # code that only tests use
+  if(folder STREQUAL "tests")  # the simulator and other code that only these tests use
     file(GLOB helpers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*.cc)
     list(FILTER helpers EXCLUDE REGEX "(_main)\\.cc$")
     list(APPEND sources ${helpers})

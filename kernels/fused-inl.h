@@ -1,6 +1,9 @@
-// The fused pass over 8-bit state with the exact master. A block is decoded, stepped and split
-// while the block before it is encoded, so that divisions and square roots overlap with work that
-// does not wait for them. Compiled once per instruction set and optimizer.
+// The fused pass: one step of one optimizer over 256-element blocks. States are 8-bit codes; the
+// master is exact (an fp32 value, stored as a bf16 weight and an int16 remainder). The pass decodes
+// the states of a block, joins its masters, applies the optimizer's rule and splits the masters
+// again. While it steps one block, it encodes the new states of the block before, so that divisions
+// and square roots overlap with work that does not wait for them. This file is compiled once per
+// instruction set and optimizer. Instruction sets without FMA use the scalar reference.
 #if defined(ORLOP_KERNELS_FUSED_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORLOP_KERNELS_FUSED_INL_H_
 #undef ORLOP_KERNELS_FUSED_INL_H_
@@ -23,14 +26,18 @@ namespace orlop::kernels {
 namespace HWY_NAMESPACE {
 #if HWY_NATIVE_FMA
 
-// O: an optimizer's struct (optimizer_rule.h). kType: type of the gradient.
+// `O` is the optimizer's struct (optimizer_rule.h), `kType` the gradient's dtype: kBF16 or kF32.
 template <class O, DType kType>
 class FusedPass {
  public:
+  // Steps all blocks of `range`. `scalars` are those of StepScalars: scalars[0] multiplies the
+  // gradient, and the optimizer's own begin at kCommonScalars. Threads may run disjoint ranges at
+  // the same time.
   static void Run(const float* scalars, const FusedRange& range) {
     const Rule rule(ScalarsOf<O>(scalars));
     const VF scale = hn::Set(DF(), scalars[0]);
-    Stepped stepped[2];  // used in turns
+    // Block b is in stepped[b % 2], so that it is still there while block b + 1 is stepped.
+    Stepped stepped[2];
     for (size_t block = 0; block < range.blocks; ++block) {
       Stepped& now = stepped[block % 2];
       const Stepped& before = stepped[1 - block % 2];
@@ -47,17 +54,23 @@ class FusedPass {
  private:
   using Rule = typename O::template Rule<VectorArithmetic>;
   static constexpr size_t kStates = std::size(O::kStates);
+  // Length of the arrays with one element per state. An optimizer may have no state, but an array
+  // has at least one element.
   static constexpr size_t kRooms = std::max<size_t>(kStates, 1);
-  static constexpr size_t kBlocksAhead = 4;  // blocks that are prefetched
+  // Distance of the prefetch in blocks. A prefetch beyond the end of an array is harmless.
+  static constexpr size_t kBlocksAhead = 4;
   static constexpr bool IsSigned(size_t s) { return O::kStates[s].code_book == CodeBook::kSigned; }
 
-  // The new states of a block, in pairs: all even elements of two vectors, then their odd ones.
+  // The new states of one block. `values` has the elements of every two vectors as a Pair
+  // (simd-inl.h): one vector of the even elements, then one of the odd elements.
   struct Stepped {
     HWY_ALIGN_MAX float values[kRooms][kQuantBlock];
-    uint32_t largest_bits[kRooms];  // of the magnitudes in `values`
+    // The fp32 bits of each state's largest magnitude (Map::Larger).
+    uint32_t largest_bits[kRooms];
   };
 
-  // Returns whether kNoZero encodes a block's states without scaling or special values.
+  // Returns whether StepBlock can encode these states: they are rounded by kNoZero, every value can
+  // be coded as it is, and absmax needs no power-of-two factor (quantize.h).
   static HWY_INLINE bool IsPlain(const FusedRange& range, const Stepped& stepped) {
     bool is_plain = true;
     for (size_t s = 0; s < kStates; ++s) {
@@ -67,12 +80,13 @@ class FusedPass {
     return is_plain;
   }
 
+  // Returns the codes and the absmax of a block of state `s`.
   static StateSpan StateAt(const FusedRange& range, size_t s, size_t block) {
     return {static_cast<uint8_t*>(range.states[s].values) + block * kQuantBlock,
             range.states[s].absmax + block};
   }
 
-  // Encodes a block with any rounding, whatever its values.
+  // Encodes the states of a block, with any rounding and any values.
   static HWY_INLINE void EncodeAny(const FusedRange& range, size_t block, const Stepped& stepped) {
     for (size_t s = 0; s < kStates; ++s) {
       HWY_ALIGN_MAX float values[kQuantBlock];
@@ -86,6 +100,9 @@ class FusedPass {
     }
   }
 
+  // Applies the rule to one vector of elements, whose states are decoded[s][j]. Returns the new
+  // masters. Stores each new state at now->values[s] + at, and updates largest[s], the bits of the
+  // largest magnitude per lane.
   static HWY_INLINE VF Step(const Rule& rule, VF gradient, VF master, const VF (*decoded)[4],
                             size_t j, size_t at, Stepped* now, hn::Vec<DU>* largest) {
     VF state[kRooms];
@@ -101,13 +118,15 @@ class FusedPass {
     return master;
   }
 
+  // Returns the numbers k (code_books.h) of one vector of values of state `s`, by kNoZero.
   static HWY_INLINE VI Number(size_t s, const Positions& positions, const float* value) {
     const VF x = hn::Load(DF(), value);
     return IsSigned(s) ? NoZeroNumber<CodeBook::kSigned>(positions, x)
                        : NoZeroNumber<CodeBook::kUnsigned>(positions, x);
   }
 
-  // Steps a block; with kEncodes, also encodes the block before it.
+  // Steps block `block` into *now. If kEncodes, also encodes the block before it, for which IsPlain
+  // must be true.
   template <bool kEncodes>
   static HWY_INLINE void StepBlock(const Rule& rule, VF scale, const FusedRange& range,
                                    size_t block, Stepped* now, const Stepped& before) {

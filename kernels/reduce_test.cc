@@ -45,24 +45,27 @@ TEST(Reduce, AgreesWithExtendedPrecision) {
   });
 }
 
-// From 2^54 on, fp64 has only multiples of 4: adding 1 changes nothing, adding 4 does. So the sums
-// show which elements were added first.
+// At 2^54 the distance between two fp64 numbers is 4: adding 1 or 2 changes nothing (2 is a tie,
+// which rounds back), and adding 4 does. The sums therefore show the order of the additions, which
+// reduce.h states ("Order").
 TEST(Reduce, AddsInTheStatedOrder) {
   const float large = 0x1p27f;
-  const double square = 0x1p54;  // numbers up from here are 4 apart
+  const double square = 0x1p54;
   ForEachTarget([&] {
     std::vector<float> values(256, 0);
     values[0] = large;
-    for (int i = 1; i < 16; ++i) values[16 * i] = 1;  // the same lane: added one by one, in order
+    // Elements that are 16 apart are in one lane, which adds them one by one: each 1 is lost.
+    for (int i = 1; i < 16; ++i) values[16 * i] = 1;
     BlockSums same_lane;
     ReduceGradient(Span(values), &same_lane);
-    EXPECT_EQ(same_lane.sum_squares, square);  // each 1 is lost
+    EXPECT_EQ(same_lane.sum_squares, square);
 
     std::fill(values.begin() + 1, values.end(), 0);
-    for (int i = 1; i < 16; ++i) values[i] = 1;  // other lanes: by halves, 8 then 4, 2, 1
+    // Each lane has one element. Lane l adds lane l + 8, then l + 4, l + 2 and l + 1. So lane 0
+    // adds 1 (lost), 2 (lost), 4 and 8. In index order all fifteen would be lost.
+    for (int i = 1; i < 16; ++i) values[i] = 1;
     BlockSums lanes;
     ReduceGradient(Span(values), &lanes);
-    // Lane 0 adds 1 (lost), 2 (a tie, lost), 4 and 8; in index order all fifteen would be lost.
     EXPECT_EQ(lanes.sum_squares, square + 12);
   });
 }
@@ -70,6 +73,7 @@ TEST(Reduce, AddsInTheStatedOrder) {
 TEST(Reduce, PiecesOfWholeBlocksGiveTheBitsOfOneCall) {
   Source source(52);
   for (const DType dtype : kAllTypes) {
+    // 40 whole blocks and one of 17 elements.
     const OddlyAligned gradient(source, dtype, 40 * 256 + 17, Hostility::kTame);
     BlockSums whole;
     ReduceGradient(gradient.span(), &whole);
@@ -90,8 +94,10 @@ TEST(Reduce, PiecesOfWholeBlocksGiveTheBitsOfOneCall) {
 
 TEST(Reduce, CountsNonFiniteElementsAndLeavesThemOut) {
   Source source(53);
+  // The first and last elements of lanes' rows (16), of blocks (256), and of the short last block.
   for (const size_t at : {0, 15, 16, 255, 256, 511, 520}) {
     std::vector<float> values = source.Floats(521, Hostility::kTame);
+    // 0x7FC00000 is a quiet NaN, 0xFF800001 a negative signalling NaN.
     for (const float bad : {FloatOf(0x7FC00000), FloatOf(0xFF800001), kInfinity, -kInfinity}) {
       values[at] = 0;
       BlockSums without;
@@ -137,7 +143,8 @@ TEST(Accumulate, AddsInFp32InTheOrderOfTheCalls) {
     std::vector<float> sum(300);
     const std::vector<float> large(300, 1e8f), one(300, 1), minus(300, -1e8f);
     ASSERT_TRUE(WidenToF32(Span(large), absl::MakeSpan(sum)).ok());
-    ASSERT_TRUE(AccumulateToF32(Span(one), absl::MakeSpan(sum)).ok());  // lost: 1e8 + 1
+    // 1e8 + 1 rounds to 1e8 in fp32.
+    ASSERT_TRUE(AccumulateToF32(Span(one), absl::MakeSpan(sum)).ok());
     ASSERT_TRUE(AccumulateToF32(Span(minus), absl::MakeSpan(sum)).ok());
     EXPECT_EQ(sum, std::vector<float>(300, 0));
     const std::vector<uint16_t> half(300, 0x3F00);  // 0.5 in bf16
@@ -148,6 +155,7 @@ TEST(Accumulate, AddsInFp32InTheOrderOfTheCalls) {
 
 TEST(Accumulate, MakesNaNCanonical) {
   ForEachTarget([] {
+    // inf - inf is a NaN whose bits depend on the processor.
     std::vector<float> sum(9, kInfinity);
     ASSERT_TRUE(AccumulateToF32(Span(std::vector<float>(9, -kInfinity)), absl::MakeSpan(sum)).ok());
     for (const float value : sum) EXPECT_EQ(BitsOf(value), 0x7FC00000u);

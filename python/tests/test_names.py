@@ -4,6 +4,7 @@ import torch
 from orlop import names
 
 
+# A model with one parameter under two names, the persistent buffers of BatchNorm, and a buffer that state_dict() leaves out.
 class Tied(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -28,14 +29,17 @@ def test_tied_parameters_are_one_tensor_and_embeddings_are_known():
 
 
 def test_wrapper_prefixes_are_stripped_and_a_layer_called_module_is_not():
+    # torch.compile wraps a model and prefixes its names with "_orig_mod.".
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     compiled = torch.compile(model)
     assert [e.name for e in names.of_model(compiled)] == ["0.weight", "0.bias"]
     assert names.clean("module._orig_mod.a._checkpoint_wrapped_module.w") == "a.w"
+    # DDP prefixes "module." at the front, so the same word further back is a layer.
     assert names.clean("encoder.module.w") == "encoder.module.w"
 
 
 def test_names_that_collide_once_stripped_are_refused():
+    # Two parameters whose names are equal without the prefix of DDP.
     group = {"param_names": ["module.w", "w"], "params": [torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))]}
     with pytest.raises(ValueError, match="'w'"):
         names.of_groups([group])

@@ -11,6 +11,7 @@
 namespace orlop::server {
 namespace {
 
+// The pause between two tries to reserve memory in OpenBesideReader.
 constexpr std::chrono::milliseconds kRoomPoll(5);
 
 }  // namespace
@@ -28,7 +29,8 @@ absl::Status WorkingSlots::OpenToRead(Slot slot) {
   auto brought = residency_->Bring(home_, *hold_, slot);
   if (!brought.ok()) return brought.status();
   buffer(slot) = *brought;
-  // Initial bytes were made in the slot's own room, so that they may stay there.
+  // A DRAM slot without bytes was never written. Bring made its initial bytes in the slot's own
+  // reservation, so they become its contents. Keep fails only for slots on disk.
   if (home_->tier(slot) == Tier::kDram)
     (void)home_->Keep(*hold_, slot, home_->version(), {*std::move(brought)});
   return absl::OkStatus();
@@ -44,12 +46,15 @@ absl::Status WorkingSlots::OpenToWrite(Slot slot) {
   return absl::OkStatus();
 }
 
+// Opens a slot as a fresh buffer beside the one that a reader keeps. The wait for memory ends,
+// since the server cancels a read whose caller takes nothing (server/lanes/stall_watch.h).
 absl::Status WorkingSlots::OpenBesideReader(Slot slot) {
   const uint64_t bytes = format(slot).Bytes(home_->element_count());
   const Use use = home_->RoomOf(Tier::kDram, slot);
   auto room = residency_->tiers()->Reserve(use, Buffer::Footprint(bytes));
   while (!room.ok()) {
-    if (!home_->is_shared(*hold_, slot)) {  // the reader is done
+    // The reader has released the old buffer, so the slot can be written in place.
+    if (!home_->is_shared(*hold_, slot)) {
       buffer(slot) = home_->data(*hold_, slot);
       return absl::OkStatus();
     }
@@ -59,6 +64,8 @@ absl::Status WorkingSlots::OpenBesideReader(Slot slot) {
   auto fresh = room->Allocate(bytes);
   if (!fresh.ok()) return Annotated(fresh.status(), home_->name());
   BufferPtr old = home_->data(*hold_, slot);
+  // A step reads the weight from one array and writes it to another (RangeStep), but updates every
+  // other slot in place, so only those need a copy.
   if (slot == Slot::kWeight)
     old_weight_ = std::move(old);
   else
@@ -69,6 +76,7 @@ absl::Status WorkingSlots::OpenBesideReader(Slot slot) {
 }
 
 void WorkingSlots::Keep(int64_t version) {
+  // If the disk refuses a slot, SlotHome has its contents in memory.
   for (size_t i = 0; i < kStoredSlotCount; ++i)
     if (buffers_[i])
       (void)home_->Keep(*hold_, static_cast<Slot>(i), version, {std::move(buffers_[i])},
@@ -93,6 +101,7 @@ kernels::RangeStep WorkingSlots::StepOf(const ShardUpdate& update, const TensorO
   }
   step.random = update.random;
   step.first_block = shard.range().begin / kernels::kQuantBlock;
+  // Finish sets the scalars and the input that the pass computed.
   if (update.pass) update.pass->pass->Finish(shard.range().begin, &step);
   return step;
 }
