@@ -45,7 +45,7 @@ class Scatter : public PieceSink {
 
 class Int8 : public PieceSink {
  public:
-  // Whole blocks, about 64 KiB.
+  // The sink takes 252 whole int8 blocks at once, about 64 KiB.
   static constexpr uint64_t kSinkBytes = 252 * kernels::kInt8BlockBytes;
 
   Int8(std::unique_ptr<PieceSink> sink, std::string name)
@@ -71,6 +71,7 @@ class Int8 : public PieceSink {
  private:
   const std::unique_ptr<PieceSink> sink_;
   const std::string name_;
+  // The memory of `sink_` for decoded values. Null: `sink_` gets them from decoded_ by Write.
   uint8_t* const destination_;
   std::vector<uint16_t> decoded_;
 };

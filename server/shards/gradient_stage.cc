@@ -13,7 +13,8 @@
 namespace orlop::server {
 namespace {
 
-// Gradients of zeros, of any shard: pages that were never written take no memory.
+// Returns kMaxShardElements zeros in bf16, the gradient of any shard without one. They take no
+// memory, because their pages are never written.
 const void* Zeros() {
   static const void* const zeros = mmap(nullptr, 2 * kMaxShardElements, PROT_READ,
                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -43,7 +44,7 @@ class GradientStage::Claim : public PieceClaim {
     MutexLock lock(&stage_->mutex_);
     stage_->pieces_[index_].claimed = false;
   }
-  // The piece's own buffer, if it has one.
+  // Sets the buffer of a piece that is not direct.
   void set_bytes(BufferPtr bytes) { bytes_ = std::move(bytes); }
   absl::Status Keep(const PieceResult& result) override {
     MutexLock lock(&stage_->mutex_);
@@ -117,7 +118,7 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> GradientStage::Begin(uint32_t rank,
   return std::make_unique<PieceWriter>(options, std::move(sink), std::move(claim));
 }
 
-// The buffer of a direct shard, made with the first piece.
+// Returns the buffer in which direct pieces have their places. The first piece creates it.
 absl::StatusOr<BufferPtr> GradientStage::Whole(v1::DType dtype) {
   {
     MutexLock lock(&mutex_);
@@ -153,7 +154,7 @@ absl::StatusOr<StagedShard> GradientStage::Sum() {
   }
   if (!direct_) return SumSeveral(std::move(pieces));
   StagedShard staged;
-  if (pieces.size() == 1 && pieces[0].dtype == dtype) {  // measured as it arrived
+  if (pieces.size() == 1 && pieces[0].dtype == dtype) {  // its PieceWriter has measured it
     const PieceResult& result = pieces[0].result;
     staged = {result.digest, result.sums.sum_squares, result.sums.nonfinite_count, false};
   } else {

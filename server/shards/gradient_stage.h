@@ -1,7 +1,9 @@
 // What is staged of one shard's gradient in one attempt: the pieces that the contribution layout
-// expects, and their sum. Streams keep it alive, so that dropping it leaves them harmless.
-//   Threads  all methods are safe from any thread. Begin and Sum of one stage wait for one another
-//            and may wait for the disk, if memory is short; all else waits for neither.
+// expects, and their sum. A piece is kept once PieceWriter::Keep has succeeded. A stream that
+// writes a piece shares ownership of the stage. After Drop it can still write, but its piece is
+// refused.
+//   Threads  all methods are safe from any thread. Begin and Sum of one stage exclude each other
+//            and may wait for the disk if memory is short. The other methods wait for neither.
 #pragma once
 
 #include <cstdint>
@@ -24,59 +26,71 @@
 
 namespace orlop::server {
 
-// The gradient that a step reads.
+// The gradient of one shard as a step reads it.
 struct StagedGradient {
-  BufferPtr owner;  // keeps `values`; null: they are constants
+  // Keeps `values` alive. Null if they are constants.
+  BufferPtr owner;
   // No contributor sent this shard a gradient. If other shards of the tensor have one, the gradient
   // is zero.
   bool absent = true;
-  kernels::TypedSpan values;  // one for each element of the shard
+  // One value for each element of the shard.
+  kernels::TypedSpan values;
 };
-// Zeros for every element of a shard.
+// Returns a zero for every element of a shard. The zeros take no memory.
 StagedGradient AbsentGradient(const ShardInfo& shard);
 
-// All that a stage holds, as it is written to disk and comes back.
+// All that a stage holds, for whoever writes it to disk or copies it (ShardImage).
 struct GradientImage {
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // of `whole`
-  BufferPtr whole;                          // all elements of the shard, or null
+  // The dtype of `whole`.
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  // All elements of the shard: direct pieces, or the sum of others. Null if there is neither.
+  BufferPtr whole;
+  // What Sum returned; absent if it has not succeeded.
   std::optional<StagedShard> result;
-  std::vector<GradientPiece> pieces;  // by rank, then region; not claimed
+  // The expected pieces by rank, then region. None is claimed.
+  std::vector<GradientPiece> pieces;
 };
 
 class GradientStage : public std::enable_shared_from_this<GradientStage> {
  public:
-  // `expected`: the shard's pieces, by rank, then region. `room` outlives the calls of Begin and
-  // Sum.
+  // `expected` has the shard's pieces, by rank, then region. `room` must outlive every call of
+  // Begin and Sum.
   GradientStage(const ShardInfo& shard, const std::vector<ExpectedPiece>& expected,
                 StagingRoom* room);
 
-  // See ShardStore::BeginGradient.
+  // Implements ShardStore::BeginGradient.
   absl::StatusOr<std::unique_ptr<PieceWriter>> Begin(uint32_t rank, int32_t region,
                                                      v1::DType dtype);
-  // Sums what was kept in ascending rank, hashes it and takes its norm. Again: the same result.
-  //   Status  Aborted (dropped), ResourceExhausted
+  // Adds, in ascending rank, the pieces that were kept, hashes the sum and takes its norm. A
+  // repeated call returns the same result.
+  //   Status  Aborted (Drop was called), ResourceExhausted (there is no memory for the sum)
   absl::StatusOr<StagedShard> Sum();
-  // The sum. FailedPrecondition: pieces were kept and not summed.
+  // Returns the sum, or zeros if no piece was kept.
+  //   Status  FailedPrecondition (pieces were kept, and Sum has not succeeded)
   absl::StatusOr<StagedGradient> Gradient() const;
-  // Refuses what streams still send.
+  // Ends the attempt. PieceWriter::Keep and Sum return Aborted from then on.
   void Drop();
 
   bool has_begun() const;           // some piece is being sent or was kept
   std::string Description() const;  // "staged", "staging 2 of 3 pieces"
 
+  // Returns what is staged. The buffers are shared, not copied.
   GradientImage Image() const;
-  // Replaces what is staged. The pieces of `image` may lack their boxes.
-  //   Status  FailedPrecondition (other pieces than those expected)
+  // Replaces what is staged by `image`, whose pieces may lack their boxes.
+  //   Status  FailedPrecondition (the pieces are not those expected)
   absl::Status Install(GradientImage image);
 
  private:
   class Claim;
   // A piece that a stream may send.
   struct Begun {
+    // Index in pieces_.
     size_t index = 0;
     Box box;
+    // The shard's part of the box's buffer, in elements.
     Range part;
-    bool repeated = false;  // it was stored before
+    // The piece was stored before.
+    bool repeated = false;
   };
 
   absl::StatusOr<Begun> ClaimPiece(uint32_t rank, int32_t region, v1::DType dtype);
@@ -86,12 +100,14 @@ class GradientStage : public std::enable_shared_from_this<GradientStage> {
 
   const ShardInfo shard_;
   StagingRoom* const room_;
-  bool direct_;       // every element comes from one contributor: pieces are kept in `whole_`
-  Mutex work_mutex_;  // held while memory is found or the sum is made; taken before mutex_
+  // Every element comes from one contributor, so that pieces are written to their places in whole_.
+  bool direct_;
+  // Held while memory is found or the sum is made. Taken before mutex_.
+  Mutex work_mutex_;
   mutable Mutex mutex_;
   std::vector<GradientPiece> pieces_ GUARDED_BY(mutex_);  // by rank, then region
   bool dropped_ GUARDED_BY(mutex_) = false;
-  v1::DType dtype_ GUARDED_BY(mutex_) = v1::DTYPE_UNSPECIFIED;  // of `whole_`
+  v1::DType dtype_ GUARDED_BY(mutex_) = v1::DTYPE_UNSPECIFIED;  // of whole_
   BufferPtr whole_ GUARDED_BY(mutex_);
   std::optional<StagedShard> result_ GUARDED_BY(mutex_);
 };

@@ -1,4 +1,4 @@
-// Staging of gradients.
+// Tests the staging of gradients.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -31,8 +31,9 @@ TEST(Staging, RefusesChunksOutOfOrderAndDamagedOnes) {
   ASSERT_TRUE(write(writer.get(), 0, 0).ok());
   EXPECT_TRUE(absl::IsUnavailable(store->BeginGradient(0, 0, 0, v1::DTYPE_F32).status()));
   EXPECT_THAT(std::string(write(writer.get(), 2, 2).message()), HasSubstr("missing"));
+  // A writer that has failed holds its claim until its stream destroys it.
   writer = store->BeginGradient(0, 0, 0, v1::DTYPE_F32).value_or(nullptr);
-  ASSERT_EQ(writer, nullptr);  // the lost one still holds its claim; it goes with its stream
+  ASSERT_EQ(writer, nullptr);
   writer.reset();
   writer = store->BeginGradient(0, 0, 0, v1::DTYPE_F32).value();
   ASSERT_TRUE(write(writer.get(), 0, 0).ok());
@@ -45,7 +46,7 @@ TEST(Staging, RefusesChunksOutOfOrderAndDamagedOnes) {
   writer.reset();
   writer = store->BeginGradient(0, 0, 0, v1::DTYPE_F32).value();
   ASSERT_TRUE(write(writer.get(), 0, 0).ok());
-  EXPECT_TRUE(absl::IsInvalidArgument(writer->Finish({}).status()));  // bytes missing
+  EXPECT_TRUE(absl::IsInvalidArgument(writer->Finish({}).status()));  // bytes are missing
   writer.reset();
   EXPECT_TRUE(StageGradient(store, 0).value().absent);
   store->DropStaged();
@@ -96,7 +97,8 @@ TEST(Staging, NormAndDigestDoNotDependOnChunks) {
   }
 }
 
-// Three contributors: sums in rank order, whatever the order of arrival and the shape of the boxes.
+// The gradients of three contributors are summed in rank order, whatever the order of arrival and
+// the boxes of the pieces.
 TEST(Staging, SumsInRankOrder) {
   World world;
   constexpr uint64_t kRows = 700, kColumns = 1000;
@@ -134,7 +136,7 @@ TEST(Staging, SumsInRankOrder) {
   }
 }
 
-// Disjoint slices and columns of one gradient lie where the whole would.
+// Disjoint slices or columns of one gradient give the staged bytes of the whole gradient.
 TEST(Staging, JoinsPartsOfOneGradient) {
   World world;
   constexpr uint64_t kRows = 512, kColumns = 768;
@@ -164,6 +166,7 @@ TEST(Staging, JoinsPartsOfOneGradient) {
   }
 }
 
+// Returns values as int8 blocks with scales, as on the wire.
 std::vector<uint8_t> Int8(const std::vector<float>& values) {
   std::vector<uint8_t> wire(kernels::Int8Bytes(values.size()));
   EXPECT_TRUE(kernels::EncodeInt8({kernels::DType::kF32, values.data(), values.size()}, nullptr,
@@ -181,7 +184,8 @@ std::vector<uint8_t> BF16Bytes(const std::vector<uint16_t>& values) {
   return {bytes, bytes + 2 * values.size()};
 }
 
-// Chunks end in mid-block, and the piece in a short one. What is staged is bf16, within its room.
+// Chunks end inside a block, and the piece ends with a short block. What is staged is bf16, and
+// takes no more memory than was reserved.
 TEST(Staging, DecodesInt8AsItComes) {
   constexpr uint64_t kCount = (5u << 20) + 1234;
   const std::vector<uint8_t> wire = Int8(Normal(kCount, 6));
@@ -206,7 +210,7 @@ TEST(Staging, DecodesInt8AsItComes) {
   }
 }
 
-// Columns and slices that begin and end anywhere, over shards, beside a piece that is bf16 already.
+// Slices and columns begin and end anywhere and cross shards. One of the pieces is sent as bf16.
 TEST(Staging, DecodesInt8OfAnyBox) {
   World world;
   constexpr uint64_t kRows = 700, kColumns = 1000;
@@ -286,7 +290,7 @@ TEST(Staging, Int8OfABadElementReachesTheVetoAndABadScaleIsRefused) {
               HasSubstr("tensor 'w', shard 0, rank 0, elements from 0 of the piece: the scale of "
                         "block 2 is -0.25; at least +0"));
   auto writer = store->BeginGradient(0, 0, 0, v1::DTYPE_I8_BLOCK).value();
-  const absl::Span<const uint8_t> slices[] = {wire};  // what came is not what was sent
+  const absl::Span<const uint8_t> slices[] = {wire};  // the checksum below is wrong
   EXPECT_TRUE(absl::IsAborted(writer->WriteChunk(0, slices, 1)));
   writer.reset();
 
@@ -313,7 +317,8 @@ TEST(Staging, AbsentContributorsAreZeroAndNonFiniteIsCounted) {
   EXPECT_TRUE(StageGradient(store, 0).value().absent);
 }
 
-// A sum that was asked for before its attempt was dropped runs when another attempt is half there.
+// A stager is made before its attempt is dropped, and runs when half of another attempt has
+// arrived.
 TEST(Staging, SumOfADroppedAttemptTakesNothingOfTheNext) {
   World world;
   auto store = NewStore(&world, Layout({Parameter("w", {5000})}, 1 << 20));
@@ -346,8 +351,8 @@ TEST(Staging, DroppedAttemptRefusesItsWritersAndFreesMemory) {
   EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), before);
 }
 
-// A push in a wider dtype than the manifest's needs memory that only a spill can give, and the disk
-// hangs in it.
+// A push in a wider dtype than the manifest's needs memory that only a spill can free, and the disk
+// hangs during that spill.
 TEST(Staging, NobodyWaitsForAPushThatWaitsForTheDisk) {
   World world(8 * kMiB, 64 * kMiB);
   const OwnedShards layout = Layout({Parameter("w", {1024, 1024}, v1::DTYPE_BF16)}, 1 << 18);
@@ -377,7 +382,7 @@ TEST(Staging, NobodyWaitsForAPushThatWaitsForTheDisk) {
   for (const auto& writer : writers) EXPECT_NE(writer, nullptr);
 }
 
-// A new layout may come while streams of the one before still begin and end pieces.
+// A new layout may be set while streams of the layout before still begin and end pieces.
 TEST(Staging, ALayoutReplacesAnotherBesideItsStreams) {
   World world;
   const OwnedShards layout = Layout({Parameter("w", {64, 1000})}, 16'000);

@@ -11,7 +11,7 @@
 namespace orlop::server {
 namespace {
 
-// Adds to `sum` (elements [range) of the shard) the elements of a piece that are there.
+// Adds the elements of a piece to `sum`, which has the elements `range` of the shard.
 absl::Status AddPiece(const ShardInfo& shard, const GradientPiece& piece, Range range,
                       absl::Span<float> sum) {
   const Range flat = {shard.range().begin + range.begin, shard.range().begin + range.end};
@@ -30,7 +30,8 @@ absl::Status AddPiece(const ShardInfo& shard, const GradientPiece& piece, Range 
   return status;
 }
 
-// Norm and digest of a shard's gradient, leaf by leaf. `fill` makes a leaf first, if it is a sum.
+// Computes norm and digest of a shard's gradient in `bytes`, leaf by leaf. Before it reads a leaf
+// it calls fill(range) for the leaf's elements, which writes them if the gradient is a sum.
 template <typename Fill>
 absl::StatusOr<StagedShard> Reduce(const ShardInfo& shard, v1::DType dtype, const uint8_t* bytes,
                                    Fill fill) {
@@ -88,7 +89,7 @@ absl::StatusOr<StagedShard> SumPieces(const ShardInfo& shard,
   return Reduce(shard, v1::DTYPE_F32, reinterpret_cast<const uint8_t*>(sum.data()),
                 [&](Range range) -> absl::Status {
                   const absl::Span<float> part = sum.subspan(range.begin, range.count());
-                  // The one value that changes no first contribution.
+                  // -0 + x has the bits of x for every number x, but 0 + -0 is 0.
                   std::fill(part.begin(), part.end(), -0.0f);
                   for (const GradientPiece& piece : pieces)
                     if (piece.stored)

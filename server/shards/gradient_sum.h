@@ -1,4 +1,4 @@
-// From the pieces of a shard's gradient to its staged values, their norm and digest. Pure; any
+// Makes the staged gradient of a shard from its pieces, with norm and digest. Pure functions; any
 // thread.
 #pragma once
 
@@ -18,29 +18,36 @@ namespace orlop::server {
 // A gradient piece that the layout asks for.
 struct GradientPiece {
   ExpectedPiece expected;
-  Range part;            // of the box's buffer, in elements
-  bool claimed = false;  // a stream is writing it
+  // The piece's elements as a range of the box's buffer.
+  Range part;
+  // A stream is writing the piece.
+  bool claimed = false;
+  // The whole piece has arrived, and the step machine has accepted it.
   bool stored = false;
-  v1::DType dtype = v1::DTYPE_UNSPECIFIED;  // on the wire; see StagedDType
-  BufferPtr bytes;                          // its own; null: it is in the shard's buffer
+  // The dtype on the wire. StagedDType gives the dtype of the bytes here.
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  // The bytes of a piece that is not direct. Null: they are in the shard's buffer, or were added
+  // to the sum.
+  BufferPtr bytes;
   PieceResult result;
 };
 
-// The elements of a box within a shard, as a range of the box's buffer.
+// Returns the elements of a box within a shard, as a range of the box's buffer.
 Range PartOf(const ShardInfo& shard, const Box& box);
-// Every element comes from one contributor, so that pieces can be kept at their places in the
-// shard.
+// Returns whether the pieces are direct: every element comes from one contributor, so that pieces
+// are written to their places in one buffer of the shard, and nothing is added.
 bool IsDirect(const ShardInfo& shard, const std::vector<ExpectedPiece>& expected);
-// Memory for the pieces of a shard in the manifest's dtype: if they are direct, the bytes of one
-// gradient; otherwise the part of each and their fp32 sum.
+// Returns the memory in bytes for the pieces of a shard in the manifest's dtype. Direct pieces need
+// one buffer of the shard; others need a buffer each, and one for their fp32 sum.
 uint64_t StagingBytes(const ShardInfo& shard, const std::vector<ExpectedPiece>& expected);
 
-// Direct pieces: sets the elements of pieces that were not sent to zero in `whole`, all elements of
-// the shard in `dtype`.
+// For direct pieces: takes norm and digest of `whole`, which has all elements of the shard in
+// `dtype`. First sets the elements of pieces that were not sent to zero.
 StagedShard ReducePieces(const ShardInfo& shard, const std::vector<GradientPiece>& pieces,
                          v1::DType dtype, uint8_t* whole);
-// Other pieces: adds those that were sent, in their order, into `sum`, fp32, one for each element
-// of the shard.
+// For other pieces: adds those that were sent, in their order, writes the sum to `sum`, and takes
+// its norm and digest. `sum` has one fp32 value for each element of the shard.
+//   Status  as kernels::AccumulateToF32
 absl::StatusOr<StagedShard> SumPieces(const ShardInfo& shard,
                                       const std::vector<GradientPiece>& pieces,
                                       absl::Span<float> sum);

@@ -26,7 +26,8 @@ absl::Status LoadConverter::Write(uint64_t offset_bytes, absl::Span<const uint8_
   });
 }
 
-// Scales or packed codes as they are stored, of a flat box of whole blocks.
+// Copies absmax values or packed codes as they are stored. The box is flat and has whole blocks, so
+// the piece is one range of the slot.
 absl::Status LoadConverter::CopyBlocks(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) {
   if (!started_)
     (void)cursor_.Advance(1, [&](uint64_t local, uint64_t, uint64_t) {

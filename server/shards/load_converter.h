@@ -1,5 +1,5 @@
-// Turns the values of a SetState piece into stored bytes: copies them, splits weights into bf16 and
-// remainder, or encodes states in blocks.
+// Converts the values of a SetState piece to stored bytes: it copies them, splits masters into bf16
+// weights and remainders, or encodes states to codes and absmax.
 #pragma once
 
 #include <cstdint>
@@ -19,17 +19,21 @@ namespace orlop::server {
 // Not thread-safe: one stream owns it.
 class LoadConverter {
  public:
-  // New contents of one stored slot of the shard.
+  // The new contents of one stored slot of the shard, which pieces write.
   struct Plane {
-    BufferPtr data;  // null: the piece has no second slot
+    // Null if the piece has no second slot.
+    BufferPtr data;
     SlotFormat format;
   };
+  // `first` and `second` are the planes of plan.mapping.first and second. `rounding` is for
+  // encoding.
   LoadConverter(const ShardInfo& shard, const LoadPlan& plan, kernels::Rounding rounding,
                 Plane first, Plane second);
 
-  // Takes the next bytes of the piece, whole elements.
-  //   Status  InvalidArgument (fp32 contents of codes that are not whole blocks; a value that the
-  //           format cannot hold)
+  // Converts the next bytes of the piece, which must be whole elements. `offset_bytes` is their
+  // offset in the piece.
+  //   Status  InvalidArgument (fp32 values of codes do not cover whole blocks, or the format cannot
+  //           hold a value), Internal (the piece has more elements than its box)
   absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes);
 
  private:
@@ -45,9 +49,12 @@ class LoadConverter {
   const kernels::Rounding rounding_;
   Plane first_, second_;
   RunCursor cursor_;
+  // base_ is set.
   bool started_ = false;
-  uint64_t base_ = 0;          // first block of a flat box of blocks
-  std::vector<float> values_;  // widened
+  // Index of the first stored element of the box, for CopyBlocks.
+  uint64_t base_ = 0;
+  // The values in hand, widened to fp32.
+  std::vector<float> values_;
 };
 
 }  // namespace orlop::server

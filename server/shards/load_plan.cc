@@ -9,12 +9,13 @@
 namespace orlop::server {
 namespace {
 
-// The stored elements that a piece sends of a slot that has one for several elements of the tensor.
+// Returns how many elements a piece of a blocked slot (codes or absmax) sends: stored elements if
+// they are copied, otherwise fp32 values. Checks that the box has whole blocks.
 absl::StatusOr<uint64_t> ElementsOfBlocks(const ShardInfo& shard, const SlotFormat& format,
                                           const LoadPlan& plan, uint64_t box_elements) {
   const bool is_copy = plan.mapping.conversion == Conversion::kCopy;
   if (!plan.box.flat) {
-    if (!is_copy) return box_elements;  // the sink checks every run
+    if (!is_copy) return box_elements;  // LoadConverter checks every run
     return ShardError(absl::StatusCode::kInvalidArgument, shard,
                       absl::StrCat(SlotName(plan.slot), " is set by flat boxes"));
   }

@@ -11,7 +11,7 @@
 namespace orlop::server {
 namespace {
 
-// The tree digest of contiguous bytes (base/checksum.h).
+// Returns the tree digest of contiguous bytes (base/checksum.h).
 Digest128 DigestOf(absl::Span<const uint8_t> bytes) {
   PieceDigest digest;
   digest.AddLeaves(LeafHashes({reinterpret_cast<const char*>(bytes.data()), bytes.size()}));

@@ -46,7 +46,7 @@ struct LoadPiece {
   Digest128 digest;                         // of the bytes as they were sent, if stored
 };
 
-// New contents of one stored slot, in its final format.
+// The new contents of one stored slot, in its final format. All empty: the slot has no plane.
 struct LoadPlane {
   SlotBytes bytes;  // `data`, or `spilled` if it is on disk; neither: the LOAD has no such plane
   // The memory of `data`. Empty if `data` is in the slot's own room or in the StagingRoom's.
@@ -94,6 +94,7 @@ class LoadStage : public std::enable_shared_from_this<LoadStage> {
   // For people: "staged", or "staging 2 pieces of state".
   std::string Description() const;
 
+  // Returns a copy of the pieces and the result.
   LoadImage Image() const;
   // Returns the contents of a plane; null if there is no such plane. Reads the disk.
   //   Status  ResourceExhausted: no memory for a copy; DataLoss: the bytes on disk are damaged
@@ -126,6 +127,7 @@ class LoadStage : public std::enable_shared_from_this<LoadStage> {
   CondVar moved_;  // a plane's `moving` has become false
   std::vector<LoadPiece> pieces_ GUARDED_BY(mutex_);
   std::array<LoadPlane, kStoredSlotCount> planes_ GUARDED_BY(mutex_);
+  // Fill is running.
   bool filling_ GUARDED_BY(mutex_) = false;
   bool dropped_ GUARDED_BY(mutex_) = false;
   std::optional<StagedShard> result_ GUARDED_BY(mutex_);

@@ -1,4 +1,4 @@
-// Staging of SetState.
+// Tests the staging of SetState.
 #include <thread>
 
 #include "server/shards/testing/shard_fixture.h"
@@ -153,7 +153,7 @@ TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
   ASSERT_TRUE(store->Configure(wanted).ok());
   LoadTensor(store.get(), 0, Normal(6400, 1));
   auto open = store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 2560)).value();
-  EXPECT_TRUE(store->Configure(wanted).ok());  // the same
+  EXPECT_TRUE(store->Configure(wanted).ok());  // the present configuration
   wanted[0].state = wanted[0].state == kernels::StateFormat::kFp32 ? kernels::StateFormat::k8Bit
                                                                    : kernels::StateFormat::kFp32;
   EXPECT_TRUE(absl::IsFailedPrecondition(store->Configure(wanted)));
@@ -162,8 +162,8 @@ TEST(Load, AnotherConfigurationWaitsForNothingStaged) {
   EXPECT_TRUE(store->Configure(wanted).ok());
 }
 
-// Reads and LOADs go on beside a change of configuration; a LOAD is refused while it lasts, and
-// refuses it while it is there.
+// Reads go on during a change of configuration. A LOAD is refused during the change, and the change
+// is refused while a LOAD is staged.
 TEST(Load, ConfiguresBesideReadsAndLoads) {
   World world;
   const OwnedShards layout = Layout({Parameter("w", {64, 100})}, 2560);
@@ -222,7 +222,8 @@ TEST(Load, ARefusedConfigurationKeepsLoadedMoments) {
 
 // ---- A plane on its way to disk ----
 
-// A job whose second-moment slots are on disk, and one LOAD piece that sets shard 0's whole.
+// A job whose second moments are on disk, and one LOAD piece that sets all of shard 0's second
+// moment.
 struct Moving {
   Moving() : world(7 * kMiB, 64 * kMiB) {
     const OwnedShards layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
@@ -243,6 +244,7 @@ struct Moving {
     world.disk.Heal();
     if (settling.joinable()) settling.join();
   }
+  // Sends the piece and keeps it. The disk hangs from then on.
   std::unique_ptr<PieceWriter> Kept() {
     auto writer = store->BeginLoad(0, Slot::kExpAvgSq, v1::DTYPE_F32, Flat(0, 1 << 18)).value();
     const auto bytes = AsBytes(Positive());
@@ -252,10 +254,10 @@ struct Moving {
     EXPECT_TRUE(writer->WriteChunk(0, slices, checksum).ok());
     EXPECT_TRUE(writer->Finish(DigestOfBytes(bytes)).ok());
     world.disk.HangWrites();
-    EXPECT_TRUE(writer->Keep().ok());  // it touches no disk
+    EXPECT_TRUE(writer->Keep().ok());  // Keep does not use the disk
     return writer;
   }
-  // Begins to settle the piece, and waits until the disk hangs in it.
+  // Settles the piece in a thread, and waits until the disk hangs in that call.
   void Settle() {
     settling = std::thread([this] { writer->Settle(); });
     world.disk.AwaitHangingWrite();
@@ -273,7 +275,7 @@ struct Moving {
   std::thread settling;
 };
 
-// What the moment is when nothing moves, and what StageLoad says of it.
+// The second moment and its digest by StageLoad, if the plane does not move to disk.
 struct Expected {
   Expected() : digest(StageLoad(moving.store, 0).value().digest) {
     moving.world.disk.Heal();
@@ -297,12 +299,12 @@ TEST(Load, KeepAndDropWaitForNoDisk) {
   moving.world.disk.Heal();
   moving.settling.join();
   moving.writer.reset();
-  // The codes were written and discarded, and their absmax was not written. The next value that is
-  // written erases them.
+  // Settle wrote the codes and discarded them, and did not write their absmax. The next write
+  // erases the codes.
   EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 1);
   moving.writer = moving.Kept();
   moving.world.disk.Heal();
-  moving.writer->Settle();  // codes and absmax
+  moving.writer->Settle();  // writes codes and absmax
   EXPECT_EQ(moving.world.disk.ScanBulk("spill/").value().size(), moving.values_before + 2);
 }
 

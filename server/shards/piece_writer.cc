@@ -12,8 +12,8 @@
 namespace orlop::server {
 namespace {
 
-// What is hashed, then copied and summed while it is in the first-level cache. Whole 256-blocks of
-// any float.
+// A strip of this size is hashed, then copied and added to the norm, while it is in the first-level
+// cache. It has whole 256-blocks of any float.
 constexpr uint64_t kStripBytes = 4 << 10;
 
 }  // namespace
@@ -32,7 +32,7 @@ absl::Status PieceWriter::WriteChunk(uint64_t offset_bytes,
                                      uint64_t checksum) {
   if (state_ != State::kWriting)
     return absl::FailedPreconditionError(absl::StrCat(options_.name, ": no chunk is awaited"));
-  state_ = State::kFailed;  // until this chunk turns out well
+  state_ = State::kFailed;  // until the whole chunk has been checked
   uint64_t size = 0;
   for (const auto& slice : slices) size += slice.size();
   if (offset_bytes != written_bytes_)
@@ -50,7 +50,8 @@ absl::Status PieceWriter::WriteChunk(uint64_t offset_bytes,
                      " of a piece of ", options_.total_bytes, "; chunks are whole MiB, at most ",
                      kMaxChunkBytes, ", but at the end of the piece"),
         v1::ErrorDetail::BAD_REQUEST);
-  absl::Status sunk;  // told after the checksum: damaged bytes are to be sent again
+  // An error of the sink counts only if the checksum is right: damaged bytes must be sent again.
+  absl::Status sunk;
   for (const absl::Span<const uint8_t> slice : slices) {
     if (destination_ != nullptr) {
       CopyToDestination(slice);
@@ -72,8 +73,8 @@ absl::Status PieceWriter::WriteChunk(uint64_t offset_bytes,
   return absl::OkStatus();
 }
 
-// Slices end anywhere: a strip that lies in one slice is copied and summed at once, others where
-// they are put together.
+// Slices may end anywhere. A strip inside one slice is copied and summed in one pass. Any other
+// strip is copied part by part, and summed in the destination.
 void PieceWriter::CopyToDestination(absl::Span<const uint8_t> slice) {
   const uint64_t element_bytes = kernels::SizeOf(options_.dtype);
   while (!slice.empty()) {

@@ -1,5 +1,5 @@
-// One piece of a stream on its way into server-owned memory: order, checksums, digest and norm in
-// one pass while it is in cache.
+// Writes one piece of a stream into memory of the server. While the bytes are in the cache, one
+// pass checks their order and checksums and computes digest and norm.
 //
 // Example
 //   writer->WriteChunk(...) ... ; writer->Finish(digest); writer->Keep(); writer->Settle();
@@ -19,73 +19,85 @@
 
 namespace orlop::server {
 
-// What a finished piece is.
+// What is known of a finished piece.
 struct PieceResult {
-  Digest128 digest;         // of its bytes (types.proto)
-  kernels::BlockSums sums;  // of a gradient that was written as one range; else zero
+  // The digest of the piece's bytes (base/checksum.h).
+  Digest128 digest;
+  // The norm, if Options::reduce is set; otherwise zero.
+  kernels::BlockSums sums;
 };
 
-// Where the bytes of a piece go, in ascending order. The base class takes them nowhere.
+// The receiver of a piece's bytes, which it gets in ascending order. The base class discards them.
 class PieceSink {
  public:
   virtual ~PieceSink() = default;
-  // Memory for the whole piece, if its bytes are kept as they come; null: Write is called.
+  // Returns memory for the whole piece if its bytes are stored as they arrive. Null: the writer
+  // calls Write instead.
   virtual uint8_t* Destination() { return nullptr; }
-  // Takes Options::sink_bytes at a time; fewer only at the end of the piece.
+  // Takes the bytes from `offset_bytes` of the piece on: Options::sink_bytes of them, and fewer
+  // only at the end of the piece.
   virtual absl::Status Write(uint64_t offset_bytes, absl::Span<const uint8_t> bytes) {
     return absl::OkStatus();
   }
 };
 
-// The place that a stream has claimed for its piece in what is staged of a shard. Destroying it
-// lets other streams send the piece.
+// A stream's claim to one piece of a stage: while it lives, no other stream may send the piece.
 class PieceClaim {
  public:
   virtual ~PieceClaim() = default;
-  // See PieceWriter::Keep and Settle.
+  // As PieceWriter::Keep and PieceWriter::Settle.
   virtual absl::Status Keep(const PieceResult& result) = 0;
   virtual void Settle() {}
 };
 
-// Writes one piece. Not thread-safe: one stream owns it. If it is destroyed unfinished or not kept,
-// nothing of the piece counts.
+// Writes one piece. Not thread-safe: one stream owns it. A piece whose writer is destroyed before
+// Keep has succeeded does not count.
 class PieceWriter {
  public:
   struct Options {
+    // Size of the piece.
     uint64_t total_bytes = 0;
+    // The dtype of the elements. Only `reduce` uses it.
     kernels::DType dtype = kernels::DType::kF32;
-    bool reduce = false;  // take the norm (gradients written as one range)
-    std::string name;     // "tensor layer.weight, shard 3", for messages
-    // What a sink without destination takes at once: 64 KiB are whole 256-blocks of any float.
+    // Take the norm: for a gradient of a whole shard, whose elements are one range.
+    bool reduce = false;
+    // Names the piece in messages: "tensor 'layer.weight', shard 3".
+    std::string name;
+    // The bytes that a sink without a destination takes at once. 64 KiB are whole 256-blocks of any
+    // float.
     uint64_t sink_bytes = 64 << 10;
   };
-  // `claim` null: the piece was stored before, and its bytes are only compared.
+  // If `claim` is null, the piece was stored before: its bytes are only hashed.
   PieceWriter(Options options, std::unique_ptr<PieceSink> sink, std::unique_ptr<PieceClaim> claim);
 
   uint64_t total_bytes() const { return options_.total_bytes; }
   uint64_t written_bytes() const { return written_bytes_; }
 
-  // Takes one chunk, given as the slices that the network delivered, at most 4 MiB in all.
-  //   Status  InvalidArgument (offset not the next one, past the end, not whole leaves before the
-  //   end), Aborted (CHECKSUM).
-  //           After an error the piece is lost: begin again.
+  // Writes one chunk, given as the slices that the network delivered. A chunk has at most 4 MiB,
+  // and whole leaves of 1 MiB unless it ends the piece. `checksum` is ChunkChecksum of its leaves
+  // (base/checksum.h). After an error the piece must be begun again.
+  //   Status  InvalidArgument (`offset_bytes` is not the next offset, or the size is wrong),
+  //           Aborted (CHECKSUM), FailedPrecondition (an earlier call failed), or as
+  //           PieceSink::Write
   absl::Status WriteChunk(uint64_t offset_bytes, absl::Span<const absl::Span<const uint8_t>> slices,
                           uint64_t checksum);
 
-  // Checks that all bytes are here and are what the sender meant.
-  //   Status  InvalidArgument (bytes missing), Aborted (CHECKSUM: digest differs).
+  // Checks that all bytes have arrived and that their digest is `digest`, which the sender gave.
+  //   Status  InvalidArgument (bytes are missing), Aborted (CHECKSUM: the digest differs),
+  //           FailedPrecondition (an earlier call failed)
   absl::StatusOr<PieceResult> Finish(const Digest128& digest);
 
-  // Makes the piece count (after Finish, when the step machine said keep). A piece that was stored
-  // before stays as it was. Waits neither for the disk nor for another shard: it may be called
-  // under the lock of a job.
-  //   Status  Aborted (what was staged has been dropped meanwhile), AlreadyExists (a SetState piece
-  //           was stored before with other bytes)
+  // Makes the piece count. Call it after Finish, if the step machine accepts the piece. A piece
+  // that was stored before stays as it was. Waits neither for the disk nor for another shard, so
+  // that it may be called under the lock of a job.
+  //   Status  Aborted (the stage has been dropped meanwhile), AlreadyExists (a SetState piece was
+  //           stored before with other bytes), FailedPrecondition (Finish has not succeeded)
   absl::Status Keep();
 
-  // After Keep, and outside any lock: moves to disk what belongs there, which waits for the disk,
-  // and gives back the memory of the piece. A piece counts without it, but a LOAD larger than
-  // memory needs it. No effect on a piece that was not kept.
+  // Releases the buffers of a piece that was kept. If it is a SetState piece of a whole shard, also
+  // moves its planes to disk where their slots are there. Waits for the disk, so call it outside of
+  // any lock. A piece counts without it, but a LOAD larger than memory needs it. It has no effect
+  // on a piece that was not kept.
   void Settle();
 
  private:
@@ -96,8 +108,11 @@ class PieceWriter {
   std::unique_ptr<PieceSink> sink_;
   std::unique_ptr<PieceClaim> claim_;
   uint8_t* destination_;
-  std::vector<uint8_t> block_;  // if there is no destination: bytes that the sink has not yet
+  // Without a destination: the bytes [consumed_bytes_, written_bytes_) of the piece.
+  std::vector<uint8_t> block_;
+  // Bytes that have arrived.
   uint64_t written_bytes_ = 0;
+  // Bytes of them that were passed to the sink or, with a destination, make whole strips.
   uint64_t consumed_bytes_ = 0;
   ChunkHasher hasher_;
   PieceDigest digest_;

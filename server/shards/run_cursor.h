@@ -1,4 +1,4 @@
-// Walks the elements of a box within a shard, in the order in which a piece sends them.
+// Walks the elements of a box within a shard in the order of a piece, in several steps.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,9 @@ class RunCursor {
       : begin_(shard.range().begin),
         runs_(Simplified(box, shard.tensor->shape), shard.tensor->shape, shard.range()) {}
 
-  // Visits the next `element_count` elements, run by run. `visit(local, count, first)`: elements
-  // [local, local + count) of the shard are elements [first, first + count) of the span given to
-  // this call. Ends at the first error of `visit`.
+  // Advances over the next `element_count` elements and calls visit(local, count, first) for each
+  // run of them: the elements [local, local + count) of the shard are the elements [first, first +
+  // count) of these `element_count`. Ends at the first error of `visit`.
   //   Status  Internal (the box has fewer elements), or that of `visit`
   template <typename Visit>
   absl::Status Advance(uint64_t element_count, Visit visit) {
@@ -37,8 +37,10 @@ class RunCursor {
   }
 
  private:
+  // First element of the shard in the flattened tensor.
   const uint64_t begin_;
   RunIterator runs_;
+  // The current run, of which `used_` elements have been visited.
   Run run_;
   uint64_t used_ = 0;
 };

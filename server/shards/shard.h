@@ -1,6 +1,6 @@
-// One shard: its slots, and what is staged for it.
+// One shard: its slots, and what is staged for its next version.
 //   Threads  all methods are safe from any thread. None waits for the disk.
-//   Locks    that of the shard is taken before those of its stages, and these before that of its
+//   Locks    the shard's lock is taken before those of its stages, and these before that of its
 //            slots.
 #pragma once
 
@@ -24,19 +24,23 @@ namespace orlop::server {
 struct Shard {
   Shard(const ShardInfo& shard, const std::string& job, Tiers* tiers);
 
-  // Replaces the contribution layout: what is staged is dropped. `pieces`: by rank, then region.
+  // Replaces the pieces that the contribution layout expects, and drops what is staged. `pieces`
+  // are sorted by rank, then region.
   void Expect(std::vector<ExpectedPiece> pieces) EXCLUDES(mutex);
-  bool takes_gradients() const EXCLUDES(mutex);  // some piece is expected
+  // Returns whether some piece is expected.
+  bool takes_gradients() const EXCLUDES(mutex);
 
-  // The stage of the open attempt; made if there is none.
+  // Returns the stage of the open attempt, and creates it if there is none.
   std::shared_ptr<GradientStage> OpenGradient(StagingRoom* room) EXCLUDES(mutex);
-  // The gradient for a step; see GradientStage::Gradient.
+  // Returns the gradient for a step, zeros if there is no stage. Status as GradientStage::Gradient.
   absl::StatusOr<StagedGradient> Gradient() const EXCLUDES(mutex);
-  // The stage of the open LOAD; null: nothing was set.
+  // Returns the stage of the open LOAD; null if nothing was set.
   std::shared_ptr<LoadStage> Load() const EXCLUDES(mutex);
   void DropStaged() EXCLUDES(mutex);
-  bool HasStaged() const EXCLUDES(mutex);         // some piece is being sent or was kept
-  std::string StageName() const EXCLUDES(mutex);  // as ShardStatus::stage
+  // Returns whether some piece is being sent or was kept.
+  bool HasStaged() const EXCLUDES(mutex);
+  // Returns ShardStatus::stage (shard_store.h).
+  std::string StageName() const EXCLUDES(mutex);
 
   const ShardInfo info;
   SlotHome slots;

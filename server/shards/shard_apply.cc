@@ -16,7 +16,8 @@ absl::Status CheckUpdate(const TensorOptimizer& optimizer, const ShardUpdate& up
   return absl::OkStatus();
 }
 
-// Adafactor: the averages of the tensor's rows and columns are what the pass found.
+// For Adafactor: copies the averages over rows and columns, which the pass has computed for the
+// tensor, to the slots of the shard.
 void CopyAverages(const PassResult& found, WorkingSlots* slots) {
   for (const Slot slot : {RowSlot(), ColumnSlot()}) {
     const absl::Span<float> own = slots->as<float>(slot);
@@ -36,8 +37,8 @@ absl::Status ApplyGradient(const Shard& shard, const TensorOptimizer& optimizer,
   const auto gradient = shard.Gradient();
   if (!gradient.ok()) return gradient.status();
   if (absl::Status valid = CheckUpdate(optimizer, update); !valid.ok()) return valid;
-  if (gradient->absent && optimizer.optimizer->takes_weights)
-    return absl::OkStatus();  // zeros would be its new weights
+  // This optimizer takes what is pushed as the new weights, which must not become zero.
+  if (gradient->absent && optimizer.optimizer->takes_weights) return absl::OkStatus();
   if (optimizer.optimizer->scope != kernels::Scope::kElement && !update.pass)
     return absl::InvalidArgumentError("there was no pass over the tensor");
   const kernels::StepScalars& scalars = update.pass ? update.pass->pass->scalars() : update.scalars;

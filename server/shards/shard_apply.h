@@ -1,5 +1,6 @@
-// The apply: version s+1 of a shard from version s and what is staged. The slots are changed one by
-// one; the caller makes them one unit, by holding them and refusing readers meanwhile.
+// The apply: it makes version s+1 of a shard from version s and what is staged. Slots change one by
+// one. The caller makes the change one unit: it holds the slots and has called
+// SlotHome::BeginChange, so that no new reader sees them.
 #pragma once
 
 #include "absl/status/status.h"
@@ -11,15 +12,18 @@
 
 namespace orlop::server {
 
-// Steps the slots of a shard with its staged gradient. `slots` are of the shard, none opened yet.
-// Waits for the disk if slots are there, and for a reader that keeps the only memory left.
-//   Status  FailedPrecondition (not staged), InvalidArgument (scalars or a pass of another
-//           optimizer), DataLoss, ResourceExhausted: nothing has changed then
+// Steps the slots of a shard with its staged gradient. `slots` are those of the shard, and none of
+// them is open yet. Waits for the disk if slots are there. If a reader keeps a slot's buffer and
+// there is no memory for a fresh one, waits for the reader. After an error nothing has changed.
+//   Status  FailedPrecondition (no gradient is staged), InvalidArgument (the scalars are of another
+//           optimizer, or the pass is missing), DataLoss, ResourceExhausted
 absl::Status ApplyGradient(const Shard& shard, const TensorOptimizer& optimizer,
                            const ShardUpdate& update, WorkingSlots* slots);
 
-// Makes the filled planes of a LOAD the slots of a shard. Waits for the disk.
-//   Status  FailedPrecondition (not staged; LOADING: the first LOAD sets nothing here)
+// Makes the filled planes of a LOAD the contents of a shard's slots; `version` is that of the LOAD.
+// Waits for the disk.
+//   Status  FailedPrecondition (the LOAD is not staged, or LOADING: the first LOAD sets nothing of
+//           this shard)
 absl::Status ApplyLoad(Shard* shard, const SlotHold& hold, int64_t version);
 
 }  // namespace orlop::server

@@ -1,8 +1,8 @@
-// The one door to all bytes of a shard, committed and staged: for a flush, and for whoever copies a
-// shard or brings it back. Formats on disk or on the wire are the caller's.
+// Reads and replaces all bytes of a shard, committed and staged. A flush, a restore and a copy of a
+// shard all use it. The format of the bytes on disk or on the wire is the caller's.
 //
-// It holds the slots: no apply and no spill goes on while it lives. No stream may be writing to the
-// shard.
+// An image holds the slots (SlotHold), so that no apply and no spill of the shard runs while it
+// lives. The caller makes sure that no stream writes to the shard.
 //   Threads  one owner. Calls that read or write slots wait for the disk if slots are there.
 //
 // Example: a copy
@@ -31,7 +31,7 @@ namespace orlop::server {
 
 class ShardImage {
  public:
-  // Waits until nobody else holds the slots. Both outlive this.
+  // Waits until nobody else holds the slots. `shard` and `staging` must outlive the image.
   ShardImage(Shard* shard, StagingRoom* staging)
       : shard_(shard), staging_(staging), hold_(&shard->slots) {}
 
@@ -40,32 +40,34 @@ class ShardImage {
   SlotFormats formats() const { return shard_->slots.formats(); }
 
   // ---- Reading ----
-  // The bytes of a slot; null: all equal to its initial byte, or the shard has no such slot.
+  // Returns the bytes of a slot. Null: all of them are the format's initial byte, or the shard has
+  // no such slot.
   //   Status  DataLoss, ResourceExhausted
   absl::StatusOr<BufferPtr> ReadSlot(Slot slot) const { return shard_->slots.Read(hold_, slot); }
-  // What is staged; nullopt: nothing.
+  // Return the staged gradient and the staged LOAD; nullopt if there is none.
   std::optional<GradientImage> ReadGradient() const;
   std::optional<LoadImage> ReadLoad() const;
-  // The plane of a slot in the staged LOAD; null: there is none. Status as ReadSlot.
+  // Returns the plane of a slot in the staged LOAD; null if there is none. Status as ReadSlot.
   absl::StatusOr<BufferPtr> ReadPlane(Slot slot) const;
 
   // ---- Replacing ----
   void set_version(int64_t version) { shard_->slots.set_version(hold_, version); }
   void ClearSlot(Slot slot) { shard_->slots.Clear(hold_, slot); }
-  // Drops the bytes of a slot and returns a buffer for new ones; then KeepSlot.
+  // Drops the bytes of a slot and returns a buffer for new ones, which KeepSlot takes.
   //   Status  ResourceExhausted
   absl::StatusOr<BufferPtr> NewSlot(Slot slot) { return shard_->slots.Replace(hold_, slot); }
-  //   Status  ResourceExhausted, DataLoss: the disk has not taken it
+  // Makes `bytes` the contents of a slot. Call set_version before.
+  //   Status  ResourceExhausted, DataLoss: the disk has refused the bytes, which stay in memory
   absl::Status KeepSlot(Slot slot, BufferPtr bytes) {
     return shard_->slots.Keep(hold_, slot, version(), {std::move(bytes)});
   }
-  // A buffer for staged bytes. Status ResourceExhausted.
+  // Returns a buffer for staged bytes. Status ResourceExhausted.
   absl::StatusOr<BufferPtr> NewStaged(uint64_t bytes) { return staging_->Allocate(bytes); }
-  // Replace what is staged. Pieces of a gradient are those of the contribution layout, by rank,
+  // Replaces the staged gradient. The pieces must be those of the contribution layout, by rank,
   // then region; their boxes may be left out.
   //   Status  FailedPrecondition (other pieces than the layout expects)
   absl::Status InstallGradient(GradientImage image);
-  // `planes`: by SlotIndex; null: none.
+  // Replaces the staged LOAD. `planes` are by SlotIndex; null: the slot has no plane.
   void InstallLoad(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes);
 
  private:

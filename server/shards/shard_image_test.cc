@@ -1,4 +1,4 @@
-// A shard copied through its one door: the copy steps as the shard does.
+// Tests that a copy of a shard, made by images, steps to the same bits as the shard.
 #include "server/shards/shard_image.h"
 
 #include <cstring>
@@ -54,7 +54,7 @@ void CopyAll(ShardStore* from, ShardStore* to) {
   }
 }
 
-// From a store that spills into one that does not, and back.
+// Copies shards from a store that spills slots to one that does not, and back.
 TEST(ShardImage, ACopyStepsAsTheShardDoes) {
   const OwnedShards layout = Layout({Parameter("w", {300, 1000})}, 25'600);
   World small(7 * kMiB / 4, 64 * kMiB), large;

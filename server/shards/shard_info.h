@@ -1,4 +1,4 @@
-// One shard as its job defines it, and errors about it.
+// What a job defines about one of its shards, and errors that name a shard.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +16,11 @@ namespace orlop::server {
 
 struct ShardInfo {
   OwnedShard owned;
-  const Tensor* tensor = nullptr;  // outlives all that is made of this
+  // Must outlive every copy of this struct.
+  const Tensor* tensor = nullptr;
 
   int32_t id() const { return owned.id; }
+  // The shard's elements in the flattened tensor, and their number.
   const Range& range() const { return owned.range; }
   uint64_t count() const { return owned.range.count(); }
   std::string Name() const {
@@ -26,17 +28,18 @@ struct ShardInfo {
   }
 };
 
-// An error about a shard, with its detail.
+// Returns an error whose message and detail name tensor and shard.
 absl::Status ShardError(absl::StatusCode code, const ShardInfo& shard, const std::string& message,
                         v1::ErrorDetail::Reason reason = v1::ErrorDetail::BAD_REQUEST);
-// What was staged belongs to an attempt that is over.
+// Aborted (STALE_ATTEMPT): the attempt of a stage is over.
 absl::Status AttemptDropped(const ShardInfo& shard);
-// Another call works on the shard: try again.
+// Unavailable: another call works on the shard, and the caller should try again. `what` says which:
+// "is being applied".
 absl::Status ShardBusy(const ShardInfo& shard, const std::string& what);
-
+// FailedPrecondition (LOADING): the first LOAD of a job leaves part of this weight unset.
 absl::Status FirstLoadIncomplete(const ShardInfo& shard);
 
-// `dtype` is F32, BF16 or F16.
+// Returns the kernels' name of a dtype, which must be F32, BF16 or F16.
 inline kernels::DType KernelDType(v1::DType dtype) {
   return dtype == v1::DTYPE_F32    ? kernels::DType::kF32
          : dtype == v1::DTYPE_BF16 ? kernels::DType::kBF16

@@ -9,14 +9,15 @@
 namespace orlop::server {
 namespace {
 
-// Takes the averages of rows or columns from a shard: each from the shard that has the first
-// element of the row or column.
+// Copies averages over rows or columns from a shard's slot to `averages`, which has those of the
+// whole tensor. If several shards have part of a row or column, its average is taken from the shard
+// that has its first element.
 absl::Status ReadAverages(Shard* shard, Slot slot, absl::Span<float> averages) {
   const SlotHold hold(&shard->slots);
   const SlotFormat format = shard->slots.formats()[SlotIndex(slot)];
   const auto contents = shard->slots.Read(hold, slot);
   if (!contents.ok()) return contents.status();
-  if (*contents == nullptr) return absl::OkStatus();  // zeros
+  if (*contents == nullptr) return absl::OkStatus();  // the averages are still zero
   const absl::Span<const float> own = std::as_const(**contents).as<float>();
   for (uint64_t i = 0; i < format.axis_count; ++i) {
     const uint64_t index = format.axis_begin + i;
@@ -30,6 +31,7 @@ absl::Status ReadAverages(Shard* shard, Slot slot, absl::Span<float> averages) {
   return absl::OkStatus();
 }
 
+// Adds a shard to the present round of the pass. The shard must have the version before the update.
 absl::Status AddShard(Shard* shard, const TensorOptimizer& optimizer, const ShardUpdate& update,
                       Residency* residency, PassResult* found) {
   const SlotHold hold(&shard->slots);
@@ -51,7 +53,7 @@ absl::Status AddShard(Shard* shard, const TensorOptimizer& optimizer, const Shar
     }
   }
   ShardUpdate plain = update;
-  plain.pass = nullptr;  // it gives its own scalars and input
+  plain.pass = nullptr;  // TensorPass::Add sets scalars and input
   return found->pass->Add(slots.StepOf(plain, optimizer, shard->info, gradient->values),
                           shard->info.range().begin);
 }

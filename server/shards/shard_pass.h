@@ -1,6 +1,6 @@
-// The pass: the first phase of a step of a tensor whose optimizer reads all of it before it changes
-// any element (LAMB, Adafactor, Muon; kernels/tensor_pass.h). It reads the shards in order and
-// changes nothing, so that it may be done again.
+// The pass: the first phase of a step whose optimizer reads a whole tensor before it changes any
+// element (LAMB, Adafactor, Muon; kernels/tensor_pass.h). The pass reads the shards of the tensor
+// in order and changes nothing, so that it may be repeated.
 #pragma once
 
 #include <cstdint>
@@ -16,18 +16,20 @@
 
 namespace orlop::server {
 
-// A tensor, all of whose shards are here.
+// A tensor whose shards are all on this server.
 struct WholeTensorShards {
   const Tensor* tensor = nullptr;
   TensorOptimizer optimizer;
-  std::vector<Shard*> shards;  // in order
+  // All shards of the tensor, in ascending order.
+  std::vector<Shard*> shards;
 };
 
-// Memory for the passes of one step: factored tensors are measured side by side, matrices one after
-// another. `optimizers`: one for each tensor.
+// Returns the memory in bytes for the passes of one step. Tensors of Scope::kMatrix are measured
+// one after another and share the memory of the largest; every other tensor has memory of its own.
+// `optimizers` has one entry for each tensor.
 uint64_t PassBytes(const OwnedShards& owned, const std::vector<TensorOptimizer>& optimizers);
 
-// See ShardStore::RunPass. `room`: PassBytes of memory.
+// Implements ShardStore::RunPass. `room` has PassBytes of memory.
 absl::StatusOr<std::shared_ptr<const PassResult>> RunPass(const WholeTensorShards& whole,
                                                           const ShardUpdate& update, JobRoom* room,
                                                           Residency* residency);

@@ -15,7 +15,7 @@
 namespace orlop::server {
 namespace {
 
-// One of the two slots of a read, as it was when the read was opened.
+// A slot that a read uses, as it was when the read was opened.
 struct Seen {
   Slot slot = Slot::kWeight;
   SlotFormat format;
@@ -29,6 +29,7 @@ struct Seen {
   }
 };
 
+// The slots of a read, and how values are built from them.
 struct Opened {
   SlotMapping mapping;
   Seen first;
@@ -59,7 +60,8 @@ absl::Status CheckVersion(const ShardInfo& shard, int64_t wanted, const SlotHome
   return absl::OkStatus();
 }
 
-// Gives `request` its dtype and picks the slots that it reads, at once.
+// Sets the dtype of `request` if it has none, and picks the slots that it reads. All of them are
+// from one view, so that they have one version.
 absl::StatusOr<Opened> Pick(const ShardInfo& shard, const SlotHome::View& view,
                             ReadRequest* request) {
   if (absl::Status there = CheckVersion(shard, request->version, view); !there.ok()) return there;
@@ -92,8 +94,8 @@ absl::Status CheckBox(const ShardInfo& shard, const SlotFormat& format, const Re
   return absl::OkStatus();
 }
 
-// The bytes of a slot. A value on disk may be replaced while it is read: then the version is gone,
-// not the data.
+// Returns the bytes of a slot. If an apply replaces a value on disk while it is read, the error is
+// VERSION_GONE, not DataLoss.
 absl::StatusOr<BufferPtr> Fetch(const Shard& shard, const Seen& seen, int64_t version) {
   auto bytes = shard.slots.Read(seen.slot, seen.bytes);
   if (bytes.ok()) return bytes;
@@ -185,7 +187,8 @@ absl::StatusOr<ReadChunk> ShardReader::Next() {
   return chunk;
 }
 
-// A built chunk's buffer is used again when its bytes were sent: no page faults per chunk.
+// Returns a buffer for the next chunk: one whose chunk has been released, or a new one. Reuse saves
+// the page faults of fresh memory.
 absl::StatusOr<BufferPtr> ShardReader::FreeBuffer() {
   for (const BufferPtr& buffer : built_)
     if (buffer.use_count() == 1) return buffer;
@@ -194,9 +197,9 @@ absl::StatusOr<BufferPtr> ShardReader::FreeBuffer() {
   return buffer;
 }
 
-// Elements [part) of the box's own buffer, run by run.
+// Builds the elements `part` of the box's buffer, run by run.
 absl::Status ShardReader::Build(Range part, uint8_t* out) const {
-  if (IsRawBlocks()) {  // a slot that was never written
+  if (IsRawBlocks()) {  // the slot was never written; otherwise nothing is built
     std::memset(out, format_.initial_byte, part.count() * element_bytes_);
     return absl::OkStatus();
   }
@@ -213,10 +216,11 @@ absl::Status ShardReader::Build(Range part, uint8_t* out) const {
   return status;
 }
 
-// Elements [first, first + count) of the shard.
+// Builds the elements [first, first + count) of the shard.
 absl::Status ShardReader::BuildRun(uint64_t first, uint64_t count, uint8_t* out) const {
   const bool is_copy = source_.conversion == Conversion::kCopy;
-  if (!source_.values) {  // never written: zero, whatever the code of it
+  // The values of a slot that was never written are zero; its stored bytes are the initial byte.
+  if (!source_.values) {
     std::memset(out, is_copy ? format_.initial_byte : 0, count * element_bytes_);
   } else if (format_.axis != SlotFormat::Axis::kElements) {
     CopyAverages(first, count, out);
@@ -246,6 +250,7 @@ absl::Status ShardReader::JoinMaster(uint64_t first, uint64_t count, uint8_t* ou
     remainder = std::as_const(*source_.secondary).as<int16_t>().subspan(first, count);
   } else {
     built.resize(count);
+    // An int8 remainder is the high byte of an int16 one.
     if (source_.secondary)
       for (uint64_t i = 0; i < count; ++i)
         built[i] =

@@ -1,4 +1,4 @@
-// Reading one slot of a shard at an exact version, chunk by chunk.
+// Reads one slot of a shard at an exact version, chunk by chunk.
 #pragma once
 
 #include <cstdint>
@@ -21,46 +21,62 @@ namespace orlop::server {
 struct Shard;
 
 struct ReadRequest {
+  // The shard's id.
   int32_t shard = 0;
   Slot slot = Slot::kWeight;
-  // As stored, or: F32, BF16, F16 of a parameter's weight, F32 of the master or of an 8-bit or
-  // 4-bit slot (decoded), U8 of such a slot. UNSPECIFIED: the manifest's for a weight, F32 for the
-  // master, else as stored.
+  // A parameter's weight can be read as F32, BF16 (stored) or F16, the master as F32, an 8-bit or
+  // 4-bit slot as F32 (decoded) or U8 (stored), and every other slot as it is stored. UNSPECIFIED:
+  // the manifest's dtype for a weight, F32 for the master, otherwise the stored dtype.
   v1::DType dtype = v1::DTYPE_UNSPECIFIED;
-  Box box;  // "<slot>_absmax": flat, whole blocks; one fp32 per block
+  // Elements of the tensor. A slot "<state>_absmax", and codes as U8, are read by flat boxes that
+  // begin at a block; an absmax has one fp32 value for each block.
+  Box box;
   int64_t version = 0;
-  uint64_t max_chunk_bytes = 1 << 20;  // a multiple of 1 MiB
+  // A multiple of 1 MiB.
+  uint64_t max_chunk_bytes = 1 << 20;
 };
 
 struct ReadChunk {
-  BufferPtr owner;  // keeps `bytes` alive and unchanged: release it when they were sent
+  // Keeps `bytes` alive and unchanged. Release it when they have been sent, so that the reader can
+  // use the buffer again.
+  BufferPtr owner;
   absl::Span<const uint8_t> bytes;
+  // Offset of the chunk in the piece.
   uint64_t offset_bytes = 0;
+  // ChunkChecksum of the leaves (base/checksum.h).
   uint64_t checksum = 0;
-  std::optional<Digest128> digest;  // last chunk only: of the whole piece
+  // The digest of the whole piece; only in its last chunk.
+  std::optional<Digest128> digest;
 };
 
-// Keeps the version's buffers until destroyed: an apply goes on into fresh ones. Not thread-safe.
-// Weights in bf16 and other slots as stored are served without a copy where the box is one range.
+// Reads the part of a box inside one shard. A reader keeps the buffers of its version until it is
+// destroyed; an apply meanwhile writes to fresh buffers. If the box is flat and the stored dtype is
+// asked for, chunks are parts of the slot's own buffer; otherwise they are built in buffers of
+// "messages". Not thread-safe.
 class ShardReader {
  public:
-  // A whole shard at one version.
+  // The stored slots of a whole shard at one version, from which values are built.
   struct Source {
     Conversion conversion = Conversion::kCopy;
-    BufferPtr values;     // null: every byte is the slot's initial byte
-    BufferPtr secondary;  // remainder of a weight, absmax of codes; null: none, or zero
-    v1::DType remainder_dtype = v1::DTYPE_UNSPECIFIED;  // of `secondary`, if it is one
+    // Null: every byte is the slot's initial byte.
+    BufferPtr values;
+    // The remainder of a weight, or the absmax of codes. Null: there is none, or it is zero.
+    BufferPtr secondary;
+    // The dtype of `secondary` if it is a remainder: I16 or I8.
+    v1::DType remainder_dtype = v1::DTYPE_UNSPECIFIED;
   };
-  // `request` is complete: a dtype, and a simplified box that meets the shard.
+  // `request` is complete: it has a dtype, and a simplified box that meets the shard. `home` must
+  // outlive the reader.
   ShardReader(const ShardInfo& shard, const SlotFormat& format, ReadRequest request, Source source,
               const SlotHome* home);
 
   uint64_t total_bytes() const { return part_.count() * element_bytes_; }
   v1::DType dtype() const { return request_.dtype; }
   bool done() const { return offset_bytes_ == total_bytes(); }
-  // The next chunk, in order.
-  //   Status  InvalidArgument (fp16 cannot hold a value: names the tensor), ResourceExhausted (no
-  //           room for a built chunk: try again when sent ones were released)
+  // Returns the next chunk, in order.
+  //   Status  InvalidArgument (fp16 cannot hold a value; the message names tensor and element),
+  //           ResourceExhausted (there is no memory to build the chunk: try again when chunks that
+  //           were sent have been released)
   absl::StatusOr<ReadChunk> Next();
 
  private:
@@ -79,16 +95,20 @@ class ShardReader {
   const SlotFormat format_;
   const ReadRequest request_;
   const Source source_;
-  const SlotHome* const home_;  // outlives this
-  Range part_;                  // of the box's buffer, in elements
+  const SlotHome* const home_;
+  // The shard's part of the box's buffer, in elements of the answer.
+  Range part_;
   uint64_t element_bytes_;
-  std::optional<uint64_t> direct_offset_bytes_;  // in source_.values, when nothing needs building
+  // If nothing has to be built: where the piece begins in source_.values.
+  std::optional<uint64_t> direct_offset_bytes_;
+  // Offset of the next chunk in the piece.
   uint64_t offset_bytes_ = 0;
   PieceDigest digest_;
+  // Buffers in which chunks are built.
   std::vector<BufferPtr> built_;
 };
 
-// See ShardStore::OpenRead.
+// Implements ShardStore::OpenRead.
 absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,
                                                            const ReadRequest& wanted);
 

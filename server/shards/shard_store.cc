@@ -43,7 +43,7 @@ absl::Status CheckExpected(const ShardInfo& shard, const ExpectedPiece& piece) {
   return absl::OkStatus();
 }
 
-// By rank, then region, each once.
+// Sorts pieces by rank, then region. InvalidArgument if a rank has a region twice.
 absl::Status SortExpected(const ShardInfo& shard, std::vector<ExpectedPiece>* expected) {
   const auto key = [](const ExpectedPiece& piece) { return std::pair(piece.rank, piece.region); };
   std::ranges::sort(*expected, {}, key);
@@ -79,7 +79,7 @@ absl::StatusOr<Shard*> ShardStore::Find(int32_t id) const {
 
 absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(OwnedShards owned, Tiers* tiers) {
   auto store = std::unique_ptr<ShardStore>(new ShardStore(std::move(owned), tiers));
-  // Until it is known to be frozen, a parameter keeps its exact master.
+  // A parameter has an exact master until Configure says that it is frozen.
   TensorOptimizer any;
   any.optimizer = kernels::FindOptimizer("adamw");
   const std::vector<TensorOptimizer> frozen(store->owned_.tensors.size());
@@ -119,7 +119,8 @@ absl::Status ShardStore::Configure(const std::vector<TensorOptimizer>& optimizer
   return changed;
 }
 
-// No LOAD is begun meanwhile.
+// Replaces the slots whose format changes. No LOAD begins meanwhile, since configuration_ is
+// kChanging.
 absl::Status ShardStore::ChangeSlots(const std::vector<TensorOptimizer>& before,
                                      const std::vector<TensorOptimizer>& after) {
   for (const auto& shard : shards_)
@@ -151,7 +152,8 @@ TensorOptimizer ShardStore::optimizer(uint32_t tensor) const {
   return optimizers_[tensor];
 }
 
-// The optimizer that the slots of a shard are of, unless they are being changed.
+// Returns the optimizer for which the slots of a shard were placed. Unavailable while Configure
+// replaces them.
 absl::StatusOr<TensorOptimizer> ShardStore::SettledOptimizer(const Shard& shard) const {
   MutexLock lock(&mutex_);
   if (configuration_ == Configuration::kChanging)
@@ -177,6 +179,8 @@ absl::Status ShardStore::SetLayout(const std::vector<ExpectedPiece>& pieces) {
     bytes += StagingBytes(shard->info, expected);
   }
   for (const auto& shard : shards_) shard->Expect({});
+  // Streams of the layout before may keep buffers of its reservation. This releases the rest of it,
+  // so that all bytes of the new reservation are free.
   (void)staging_.Resize(0);
   if (absl::Status reserved = staging_.Resize(bytes); !reserved.ok()) return reserved;
   for (const auto& shard : shards_) shard->Expect(std::move(by_shard[shard->info.id()]));
@@ -205,13 +209,14 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginLoad(int32_t id, S
   if (!shard.ok()) return shard.status();
   auto writer = TryBeginLoad(*shard, slot, dtype, box);
   if (!absl::IsResourceExhausted(writer.status())) return writer;
-  // Moves something cold out of the way, outside all locks; what it finds is given back at once.
+  // Spills cold slots outside of all locks. The reservation is given back at once, for the second
+  // try.
   (void)staging_.Reserve((*shard)->slots.FootprintBytes());
   return TryBeginLoad(*shard, slot, dtype, box);
 }
 
-// The shard's lock is held until the piece is claimed: Configure either sees the piece, or is seen
-// here before its formats are.
+// The shard's lock is held until the piece is claimed. So either Configure sees the piece and is
+// refused, or this call sees that Configure has begun and is refused before it reads formats.
 absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::TryBeginLoad(Shard* shard, Slot slot,
                                                                       v1::DType dtype,
                                                                       const Box& box) {
@@ -239,7 +244,7 @@ ShardStore::Stager ShardStore::StagerOf(int32_t id, bool is_load) {
   Shard* shard = *found;
   if (!is_load) return [stage = shard->OpenGradient(&staging_)] { return stage->Sum(); };
   return [shard, stage = shard->Load()]() -> absl::StatusOr<StagedShard> {
-    const SlotHold hold(&shard->slots);  // slots are read: nothing may move them
+    const SlotHold hold(&shard->slots);  // Fill reads slots, so nothing may move them
     if (shard->Load() != stage) return AttemptDropped(shard->info);
     if (stage) return stage->Fill(hold);
     if (shard->slots.version() < 0) return FirstLoadIncomplete(shard->info);

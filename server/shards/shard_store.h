@@ -1,27 +1,30 @@
-// The state of one job on one server: its shards' slots in memory or on disk, what is staged, the
-// apply, and reads. This is the face; the work is done by the classes of this folder and of
-// server/tiers.
+// The state of one job on one server: the slots of its shards, what is staged for them, the apply,
+// and reads. This class is the interface; the other classes of this folder and of server/tiers do
+// the work.
 //
-// The step machine (server/step) decides what counts; this class holds the bytes and does as it is
-// told. A shard is named by its id: its place in manifest order among all shards of the job
+// The step machine (server/step) decides which pieces and steps count; this class holds the bytes.
+// A shard is named by its id: its place in manifest order among all shards of the job
 // (step::ShardId).
 //
-// Life       Create -> Configure -> (SetLayout, pieces, stagers, Apply)*; Configure may be repeated
-//            until slots were stepped.
-// Promises   Create reserves weights, Configure optimizer slots and the room of one apply,
-//            SetLayout staging. Nothing fails for lack of room after that, but a push in another
-//            dtype than the manifest's, or a SetState.
+// Life       Create -> Configure -> (SetLayout, pieces, stagers, Apply)*. Configure may be called
+//            again until a step has changed slots.
+// Memory     Create reserves room for weights, Configure for optimizer slots and one apply,
+//            SetLayout for staging. After that only a push in a wider dtype than the manifest's and
+//            a SetState can fail for lack of memory.
 // Threads    All methods are safe from any thread. Pieces of one shard may be written by several
-//            streams at once; different shards apply at once. Reads never wait for an apply, and an
-//            apply never waits for a reader: it writes a fresh buffer where a reader still keeps
-//            the old one. Configure and SetLayout of one job wait for one another.
-// Disk       Each call below says if it may wait for the disk. Those that say nothing do not, and
-//            may be called under the lock of a job.
-// Locks      In this order: Configure and SetLayout; one shard; one stage; Tiers; the slots of one
-//            shard; the accountant. Three of them are held while the disk is waited for: the first,
-//            that of Tiers, and the one under which a gradient stage finds memory (work_mutex_).
-//            None of the calls that do not wait takes one of those.
-// Messages   name tensor, shard, value and limit; details are v1::ErrorDetail (proto/status.h).
+//            streams at once, and different shards may be applied at once. A read never waits for
+//            an apply. An apply writes a fresh buffer where a reader keeps the old one, and waits
+//            for the reader only if there is no memory for it. Configure and SetLayout of one job
+//            exclude each other.
+// Disk       A method that may wait for the disk says so below. All others may be called under the
+//            lock of a job.
+// Locks      In this order: setup_mutex_; the lock of one shard; of one stage; of Tiers; of the
+//            slots of one shard; of the accountant. mutex_ is taken under the lock of a shard, and
+//            no lock under it. Three locks are held while a call waits for the disk: setup_mutex_,
+//            that of Tiers, and GradientStage::work_mutex_. Methods that do not wait for the disk
+//            take none of these three.
+// Errors     Messages name tensor, shard, value and limit; details are v1::ErrorDetail
+//            (proto/status.h).
 #pragma once
 
 #include <atomic>
@@ -59,114 +62,129 @@ struct SlotStatus {
 };
 struct ShardStatus {
   OwnedShard shard;
+  // -1: the job is LOADING.
   int64_t version = -1;
   std::vector<SlotStatus> slots;
-  std::string stage;  // "idle", "staging 2 of 3 pieces", "staged", "applying"
+  // "idle", "staging 2 of 3 pieces", "staging 2 pieces of state", "staged" or "applying".
+  std::string stage;
 };
 
 class ShardStore {
  public:
-  // Reserves room for the weights (remainders too). `tiers` must outlive the store. May wait for
-  // the disk.
+  // Creates a store and reserves room for the weights and remainders. `tiers` must outlive the
+  // store. May wait for the disk.
   //   Status  ResourceExhausted (BUDGET: `limit` is the smallest memory budget that would do)
   static absl::StatusOr<std::unique_ptr<ShardStore>> Create(OwnedShards owned, Tiers* tiers);
   ~ShardStore();
 
   const OwnedShards& layout() const { return owned_; }
 
-  // Reserves optimizer slots and the room of an apply; slots begin as zero. One entry for each
-  // tensor. The same again: no effect. Another one replaces the slots whose format it changes. May
-  // wait for the disk.
-  //   Beside  reads, Describe, gradient pieces and their stagers, DropStaged, and applies that step
-  //           nothing (SKIP, an untouched tensor). BeginLoad answers Unavailable meanwhile, and an
-  //           Apply that would step slots FailedPrecondition: a job is configured before its first
-  //           step.
-  //   Status  InvalidArgument (a buffer with an optimizer), FailedPrecondition (pieces are staged),
-  //           ResourceExhausted (as Create; the old configuration stays, with its contents)
+  // Gives each tensor its optimizer: `optimizers` has one entry per tensor. Reserves room for the
+  // optimizer slots, which begin as zero, and for an apply. The present configuration again has no
+  // effect. Another configuration replaces the slots whose format it changes. May wait for the
+  // disk.
+  //   Concurrent  reads, Describe, gradient pieces and their stagers, DropStaged, and applies that
+  //               change no slot (SKIP, an untouched tensor). Meanwhile BeginLoad returns
+  //               Unavailable, and an Apply that would step slots FailedPrecondition: a job is
+  //               configured before its first step.
+  //   Status      InvalidArgument (a buffer with an optimizer), FailedPrecondition (pieces are
+  //               staged), ResourceExhausted (as Create; the old configuration stays, with its
+  //               contents)
   absl::Status Configure(const std::vector<TensorOptimizer>& optimizers);
   bool IsConfiguredAs(const std::vector<TensorOptimizer>& optimizers) const;
   TensorOptimizer optimizer(uint32_t tensor) const;
 
   // ---- Staging ----
-  // Replaces the contribution layout: drops what is staged and reserves room for the pieces of
+  // Replaces the contribution layout: drops what is staged, and reserves room for the pieces of
   // every shard. A shard without pieces gets no gradient. May wait for the disk.
-  //   Beside  everything but the applies of a decision whose gradients are staged: what they have
-  //           not read yet would be dropped. A piece of the layout before is refused:
-  //           InvalidArgument when it is begun, Aborted when it is kept.
-  //   Status  InvalidArgument (unknown shard, bad box, key twice: the layout before stays),
-  //           ResourceExhausted (nothing is expected then)
+  //   Concurrent  everything except the applies of a decision whose gradients are staged: gradients
+  //               that they have not read yet would be dropped. A piece of the layout before is
+  //               refused, with InvalidArgument when it is begun, with Aborted when it is kept.
+  //   Status      InvalidArgument (a box is not in the tensor or not in the shard, or a key is
+  //               named twice) or NotFound (a shard is not here): the layout before stays.
+  //               ResourceExhausted: no pieces are expected any more
   absl::Status SetLayout(const std::vector<ExpectedPiece>& pieces);
 
-  // Begins a gradient piece. `dtype` F32, BF16, F16 or int8 with block scales; all pieces of a
-  // shard whose elements come from exactly one contributor each share it. A piece that is already
-  // stored is only hashed: Finish returns its digest, Keep changes nothing. May wait for the disk
-  // if memory is short.
-  //   Status  InvalidArgument (not expected, wrong dtype), NotFound (shard), AlreadyExists (stored
-  //           in another dtype), Unavailable (another stream is sending it), ResourceExhausted
-  //           (BUDGET: no memory for it, or no room on the disk for the apply)
+  // Begins a gradient piece. `dtype` is F32, BF16, F16 or int8 with block scales. If every element
+  // of the shard comes from exactly one contributor, all its pieces have the same staged dtype. A
+  // piece that is stored already is only hashed: Finish returns its digest, and Keep changes
+  // nothing. May wait for the disk if memory is short.
+  //   Status  InvalidArgument (the piece is not expected, or has a wrong dtype), NotFound (the
+  //           shard is not here), AlreadyExists (the piece is stored in another dtype), Unavailable
+  //           (another stream is sending it), ResourceExhausted (BUDGET: there is no memory for the
+  //           piece, or no room on the disk for the apply)
   absl::StatusOr<std::unique_ptr<PieceWriter>> BeginGradient(int32_t shard, uint32_t rank,
                                                              int32_t region, v1::DType dtype);
 
   // Begins a SetState piece of any slot. fp32 contents of a quantised slot must cover whole
-  // 256-blocks or end with the tensor; "<slot>_absmax" is set by flat boxes of whole blocks, one
-  // fp32 for each block. A weight may be F32, F16 (with the exact master kept) or BF16 (remainder
-  // zero unless set too). May wait for the disk if memory is short.
-  //   Status  InvalidArgument (box, slot or dtype), NotFound, AlreadyExists (overlaps another
-  //           piece), Unavailable (another stream is sending it, or the shard is being applied or
-  //           configured), ResourceExhausted
+  // 256-blocks or end with the tensor. A slot "<state>_absmax" is set by flat boxes of whole
+  // blocks, with one fp32 value for each block. A weight may be F32 or F16, which set the exact
+  // master, or BF16, which makes the remainder zero unless another piece sets it. May wait for the
+  // disk if memory is short.
+  //   Status  InvalidArgument (box, slot or dtype), NotFound (the shard is not here), AlreadyExists
+  //           (the piece overlaps another one), Unavailable (another stream is sending it, or the
+  //           shard is being applied or configured), ResourceExhausted (no memory for the piece)
   absl::StatusOr<std::unique_ptr<PieceWriter>> BeginLoad(int32_t shard, Slot slot, v1::DType dtype,
                                                          const Box& box);
 
-  // Slot and box of every SetState piece that was kept for a shard. NotFound: the shard.
+  // Returns slot and box of every SetState piece that was kept for a shard.
+  //   Status  NotFound (the shard is not here)
   absl::StatusOr<std::vector<std::pair<Slot, Box>>> StagedLoads(int32_t shard) const;
 
-  // A task to run when all that will come has come: it sums contributions in ascending rank, hashes
-  // them and takes the norm; of a LOAD, it fills what pieces did not cover from the present values.
-  // Bound to what is staged now, to be run later from any thread: what another attempt stages is
-  // never taken for it. The task may wait for the disk.
-  //   Status  Aborted (dropped before it ran), FailedPrecondition (LOADING: the first LOAD leaves
-  //           part of this weight unset, by name), DataLoss, ResourceExhausted
+  // Returns a task that completes the staging of a shard; run it when no more pieces will arrive.
+  // For a gradient it adds the contributions in ascending rank, hashes the sum and takes the norm.
+  // For a LOAD it fills the elements that no piece sets from the present values. The task is bound
+  // to the present stage and never takes the pieces of another attempt. It may run on any thread,
+  // and may wait for the disk.
+  //   Status  of the task: Aborted (the stage was dropped before the task ran), FailedPrecondition
+  //           (LOADING: the first LOAD leaves part of this weight unset; the message names it),
+  //           DataLoss, ResourceExhausted, NotFound (the shard is not here)
   using Stager = std::function<absl::StatusOr<StagedShard>()>;
   Stager StagerOf(int32_t shard, bool is_load);
   void DropStaged();
 
   // ---- Apply ----
-  // Makes version update.step of a shard, as one unit, and frees what was staged. The version must
-  // be step - 1; for a LOAD, any. If the optimizer takes a pass over the whole tensor first
-  // (kernels::Scope), update.pass is what RunPass found. Waits for the disk if slots are there.
-  //   Status  DataLoss (a spilled slot is damaged: the shard keeps its version), FailedPrecondition
-  //           (wrong version, not staged, being configured), ResourceExhausted (a failing disk took
-  //           back nothing of earlier applies: nothing has changed, try again), Aborted (a flush
-  //           was loaded since update.loads)
+  // Makes version update.step of a shard as one unit, and drops what was staged. The shard must
+  // have version update.step - 1; for a LOAD, any lower one. If the optimizer takes a pass over the
+  // whole tensor first (kernels::Scope), update.pass must be the result of RunPass. Waits for the
+  // disk if slots are there. After an error the shard keeps its version and its contents.
+  //   Status  DataLoss (a slot on disk is damaged), FailedPrecondition (the version does not fit,
+  //           nothing is staged, or the shard is being configured), ResourceExhausted (the window
+  //           is full of slots that a failing disk has not taken back: try again), Aborted (a flush
+  //           was loaded since update.loads), NotFound (the shard is not here)
   absl::Status Apply(int32_t shard, const ShardUpdate& update);
-  // How many times BeginRestore was called.
+  // Returns how many times BeginRestore was called.
   int64_t loads() const { return loads_; }
-  // The pass over a tensor all of whose shards are here, at one version, staged and not being
-  // applied. Changes nothing, so that it may be done again. One matrix at a time: its memory comes
-  // back when the last update that has the result is gone. Waits for the disk if slots are there.
-  //   Status  as Apply; ResourceExhausted: no memory for it now
+  // Runs the pass over a tensor. All its shards must be here, at version update.step - 1, staged,
+  // and not being applied. The pass changes nothing, so that it may be repeated. The memory of a
+  // matrix (Muon) is free for the next pass when the last update with the result is destroyed.
+  // Waits for the disk if slots are there.
+  //   Status  as Apply; ResourceExhausted: another pass has the memory now
   absl::StatusOr<std::shared_ptr<const PassResult>> RunPass(uint32_t tensor,
                                                             const ShardUpdate& update);
-  // Shards in order of next use; see UseOrder.
+  // Returns the ids of the shards in order of their next use (UseOrder).
   std::vector<int32_t> NextUseOrder() const { return residency_->NextUse(); }
 
   // ---- Reading ----
-  // Opens a read of one slot at an exact version; see ShardReader. Waits for the disk if the slot
-  // is there.
-  //   Status  InvalidArgument (box, slot, dtype), NotFound (shard), OutOfRange (VERSION_GONE),
-  //           FailedPrecondition (LOADING; not made yet), DataLoss, ResourceExhausted
+  // Opens a read of one slot at an exact version. Waits for the disk if the slot is there.
+  //   Status  InvalidArgument (box, slot or dtype), NotFound (the shard is not here), OutOfRange
+  //           (VERSION_GONE), FailedPrecondition (LOADING, or the version has not been made yet),
+  //           DataLoss (the slot on disk is damaged), ResourceExhausted (no memory to bring it
+  //           back)
   absl::StatusOr<std::unique_ptr<ShardReader>> OpenRead(const ReadRequest& request);
 
   // ---- What can be seen ----
-  absl::StatusOr<int64_t> version(int32_t shard) const;  // -1: LOADING
+  // Both return NotFound if the shard is not here. The version is -1 while the job is LOADING.
+  absl::StatusOr<int64_t> version(int32_t shard) const;
   absl::StatusOr<ShardStatus> Describe(int32_t shard) const;
 
   // ---- All bytes ----
-  // The door to a shard's bytes (server/shards/shard_image.h). Waits until nobody works on its
-  // slots. NotFound: the shard.
+  // Returns access to all bytes of a shard (server/shards/shard_image.h). Waits until nobody else
+  // holds its slots.
+  //   Status  NotFound (the shard is not here)
   absl::StatusOr<std::unique_ptr<ShardImage>> Image(int32_t shard);
-  // Before images replace the state of the job: drops what is staged, and aborts applies that were
-  // made before (ShardUpdate::loads).
+  // Call this before images replace the state of the job. Drops what is staged. An Apply whose
+  // update was made earlier returns Aborted (ShardUpdate::loads).
   void BeginRestore();
 
  private:
@@ -180,14 +198,17 @@ class ShardStore {
                                                             v1::DType dtype, const Box& box);
 
   const OwnedShards owned_;
-  const std::vector<std::unique_ptr<Shard>> shards_;  // as owned_.shards
+  // In the order of owned_.shards.
+  const std::vector<std::unique_ptr<Shard>> shards_;
   const std::unique_ptr<Residency> residency_;
   StagingRoom staging_;
   JobRoom pass_room_;
-  std::atomic<int64_t> loads_ = 0;  // of flushes begun
-  Mutex setup_mutex_;               // one Configure or SetLayout at a time
-  mutable Mutex mutex_;             // taken under a shard's lock
-  std::vector<TensorOptimizer> optimizers_ GUARDED_BY(mutex_);  // by tensor
+  std::atomic<int64_t> loads_ = 0;
+  // Held by Configure and SetLayout, which exclude each other.
+  Mutex setup_mutex_;
+  mutable Mutex mutex_;
+  // One entry per tensor.
+  std::vector<TensorOptimizer> optimizers_ GUARDED_BY(mutex_);
   enum class Configuration : uint8_t { kNone, kChanging, kSet };
   Configuration configuration_ GUARDED_BY(mutex_) = Configuration::kNone;
 };

@@ -44,12 +44,12 @@ absl::Status SlotChange::Place(const std::vector<TensorOptimizer>& optimizers) {
 absl::Status SlotChange::Undo(const std::vector<TensorOptimizer>& before) {
   for (Replaced& old : std::exchange(replaced_, {}))
     (void)old.shard->slots.Exchange(SlotHold(&old.shard->slots), old.slot, std::move(old.state));
-  return Place(before);  // what fitted before fits again, as the new slots are gone by then
+  return Place(before);  // the old slots fit again, unless another job takes the room meanwhile
 }
 
 void SlotChange::Finish() {
   for (const Replaced& old : std::exchange(replaced_, {}))
-    if (old.state.bytes.spilled)  // a failed erase leaves bytes that the next start removes
+    if (old.state.bytes.spilled)  // if this fails, the next start of the server erases the bytes
       (void)residency_->tiers()->Erase(old.shard->slots.Key(old.slot), *old.state.bytes.spilled);
 }
 

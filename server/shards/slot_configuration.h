@@ -1,4 +1,5 @@
-// Changes the optimizer slots of a job's shards from one configuration to another, or back.
+// Changes the optimizer slots of a job's shards from one optimizer configuration to another, or
+// back. Functions take one optimizer for each tensor.
 #pragma once
 
 #include <cstdint>
@@ -12,28 +13,28 @@
 
 namespace orlop::server {
 
-// The format that a configuration gives a slot of a shard.
+// Returns the format that a configuration gives a slot of a shard.
 SlotFormat ConfiguredFormat(const Shard& shard, const std::vector<TensorOptimizer>& optimizers,
                             Slot slot);
-// The room in memory of all slots of all shards.
+// Returns the memory in bytes that all slots of all shards take in a configuration.
 uint64_t ConfiguredBytes(const std::vector<std::unique_ptr<Shard>>& shards,
                          const std::vector<TensorOptimizer>& optimizers);
 
-// One change of configuration. Not thread-safe. Waits for whoever holds a slot that changes, and
-// for the disk.
+// One change of configuration: Place, then Finish, or Undo if Place has failed. Place and Undo wait
+// for whoever holds a slot that changes, and for the disk. Not thread-safe.
 class SlotChange {
  public:
-  // `shards` and `residency` outlive this.
+  // `shards` and `residency` must outlive the change.
   SlotChange(const std::vector<std::unique_ptr<Shard>>* shards, Residency* residency)
       : shards_(shards), residency_(residency) {}
 
-  // Replaces the slots whose format changes by empty ones. Slots whose format stays keep room and
-  // contents.
-  //   Status  ResourceExhausted: Undo or give up the shards
+  // Replaces the slots whose format changes by empty ones. The other slots keep room and contents.
+  //   Status  ResourceExhausted: part of the slots are replaced; call Undo, or destroy the shards
   absl::Status Place(const std::vector<TensorOptimizer>& optimizers);
-  // After a refused Place: puts back the slots of the configuration before, with their contents.
+  // Puts back the slots of the configuration `before`, with their contents.
+  //   Status  ResourceExhausted: another job has taken the memory meanwhile
   absl::Status Undo(const std::vector<TensorOptimizer>& before);
-  // After a Place: erases the contents that it replaced.
+  // Erases the contents that a successful Place has replaced. Waits for the disk.
   void Finish();
 
  private:
@@ -45,7 +46,8 @@ class SlotChange {
 
   const std::vector<std::unique_ptr<Shard>>* const shards_;
   Residency* const residency_;
-  std::vector<Replaced> replaced_;  // had contents
+  // The slots that had contents before Place.
+  std::vector<Replaced> replaced_;
 };
 
 }  // namespace orlop::server

@@ -1,4 +1,4 @@
-// What staging a shard found, for gradients and for LOADs alike.
+// The result of staging a shard, for gradients and for LOADs alike.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,16 @@
 
 namespace orlop::server {
 
-// step::ShardStaged without the step machine's words.
+// What the step machine learns of a staged shard, as step::ShardStaged.
 struct StagedShard {
-  Digest128 digest;  // zero if absent
+  // Identifies what is staged: the digest of the gradient, or of the planes. Zero if absent.
+  Digest128 digest;
+  // The sum of the squares of a gradient's finite elements, and the number of the others. Zero for
+  // a LOAD.
   double sum_squares = 0;
   uint64_t nonfinite_count = 0;
-  bool absent = false;  // nothing was sent
+  // Nothing was sent.
+  bool absent = false;
 };
 
 }  // namespace orlop::server

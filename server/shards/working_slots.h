@@ -1,6 +1,6 @@
-// The slots of one shard while a step, or the pass before it, works on them: in memory, whatever
-// they were before.
-//   Threads  one owner, who holds the slots. Opening waits for the disk if slots are there.
+// The slots of one shard while a step, or the pass before it, works on them. Slots on disk are
+// brought into memory for that time.
+//   Threads  one owner, who holds the slots (SlotHold). Opening a slot on disk waits for the disk.
 #pragma once
 
 #include <array>
@@ -21,31 +21,36 @@ namespace orlop::server {
 
 class WorkingSlots {
  public:
-  // All outlive this.
+  // The arguments must outlive this object.
   WorkingSlots(SlotHome* home, const SlotHold* hold, Residency* residency)
       : home_(home), hold_(hold), residency_(residency), formats_(home->formats()) {}
 
   const SlotFormat& format(Slot slot) const { return formats_[SlotIndex(slot)]; }
 
-  // Takes the job's window if slots are on disk: before any is opened. Status as Residency::Lease.
+  // Leases the job's window if slots are on disk. Call it before any slot is opened. Status as
+  // Residency::Lease.
   absl::Status LeaseWindow();
-  // Opens a slot that exists. Status as SlotHome::Bring.
+  // Opens a slot that exists, for reading. Status as SlotHome::Bring.
   absl::Status OpenToRead(Slot slot);
-  // As OpenToRead; a reader that keeps the old bytes gets to keep them: the slot is opened as a
-  // fresh buffer, the weight's without contents. If there is no memory for one, waits until the
-  // reader is done; its call ends when nothing is taken (server/lanes/stall_watch.h).
+  // Opens a slot that exists, for writing. If a reader keeps the slot's buffer, opens a fresh
+  // buffer with the same contents, except that the contents of a fresh weight are not set. If there
+  // is no memory for a fresh buffer, waits until the reader has released the old one; a reader
+  // whose caller takes nothing is cancelled (server/lanes/stall_watch.h). Status as
+  // SlotHome::Bring.
   absl::Status OpenToWrite(Slot slot);
-  // Makes what was opened to be written the contents of the slots. If the disk refuses, they stay
-  // in memory until it takes them.
+  // Makes the buffers that were opened the contents of their slots at `version`. Contents that the
+  // disk refuses stay in memory until it takes them.
   void Keep(int64_t version);
 
-  // A slot that was opened; empty if it was not.
+  // Returns the elements of an open slot; an empty span if it is not open.
   template <typename T>
   absl::Span<T> as(Slot slot) const {
     const BufferPtr& buffer = buffers_[SlotIndex(slot)];
     return buffer ? buffer->as<T>() : absl::Span<T>();
   }
-  // The step of the shard in these slots. `gradient`: one value for each element.
+  // Returns the description of this shard's step for kernels::Step. `gradient` has one value for
+  // each element. The description points into these slots and into `update`, which must outlive it;
+  // slots that are not open are null.
   kernels::RangeStep StepOf(const ShardUpdate& update, const TensorOptimizer& optimizer,
                             const ShardInfo& shard, kernels::TypedSpan gradient) const;
 
@@ -59,8 +64,10 @@ class WorkingSlots {
   const SlotFormats formats_;
   Window::Lease lease_;
   std::array<BufferPtr, kStoredSlotCount> buffers_;
-  std::array<Reservation, kStoredSlotCount> rooms_;  // of fresh buffers beside a reader's
-  BufferPtr old_weight_;  // what a reader keeps; null: the weight is written in place
+  // The reservations of fresh buffers.
+  std::array<Reservation, kStoredSlotCount> rooms_;
+  // The weight that a reader keeps. Null: the weight is written in place.
+  BufferPtr old_weight_;
 };
 
 }  // namespace orlop::server

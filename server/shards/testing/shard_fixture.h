@@ -199,6 +199,7 @@ inline void LoadTensor(ShardStore* store, uint32_t tensor, const std::vector<flo
     ASSERT_TRUE(Send(store->BeginLoad(shard.id, slot, v1::DTYPE_F32, box), AsBytes(part)).ok());
   }
 }
+// Stages and applies what was sent to all shards, as version `step`.
 inline void CommitLoad(ShardStore* store, int64_t step) {
   for (const OwnedShard& shard : store->layout().shards) {
     ASSERT_TRUE(StageLoad(store, shard.id).ok()) << StageLoad(store, shard.id).status();
