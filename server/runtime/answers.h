@@ -9,13 +9,16 @@
 
 namespace orlop::server {
 
-// Returns the caller's deadline, but at most ten minutes from now, and its cancellation. `context`
+// Returns the caller's deadline, but at most ten minutes from now.
+inline std::chrono::steady_clock::time_point DeadlineOf(const grpc::ServerContextBase& context) {
+  const auto left = context.deadline() - std::chrono::system_clock::now();
+  const auto most = std::chrono::minutes(10);
+  return std::chrono::steady_clock::now() + std::min<std::chrono::nanoseconds>(left, most);
+}
+// Returns the same, and the caller's cancellation, for a call that waits in its thread. `context`
 // must outlive the result.
 inline Wait WaitOf(grpc::ServerContext* context) {
-  const auto left = context->deadline() - std::chrono::system_clock::now();
-  const auto most = std::chrono::minutes(10);
-  return {std::chrono::steady_clock::now() + std::min<std::chrono::nanoseconds>(left, most),
-          [context] { return context->IsCancelled(); }};
+  return {DeadlineOf(*context), [context] { return context->IsCancelled(); }};
 }
 
 // Checks a loss scale of the wire, where 0 means 1.

@@ -151,13 +151,13 @@ absl::StatusOr<bool> JobRuntime::EndPiece(PieceTicket ticket, const Digest128& d
   ticket.piece.payload = result->digest;
   bool is_kept = false;
   absl::Status kept;
-  const auto answer =
-      Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
-        participant_->OnPush(id, ticket.piece, /*has_room=*/true, now, &is_kept, actions);
-        if (!is_kept) return;
-        kept = ticket.writer->Keep();
-        if (times_.step != ticket.piece.key.step && first_byte_ms_ == 0) first_byte_ms_ = now;
-      });
+  const auto push = [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    participant_->OnPush(id, ticket.piece, /*has_room=*/true, now, &is_kept, actions);
+    if (!is_kept) return;
+    kept = ticket.writer->Keep();
+    if (times_.step != ticket.piece.key.step && first_byte_ms_ == 0) first_byte_ms_ = now;
+  };
+  const auto answer = Await(wait, [&](Caller caller) { return Ask(std::move(caller), push); });
   if (!answer.ok()) return answer.status();
   if (!kept.ok()) return kept;
   ticket.writer->Settle();
@@ -167,14 +167,14 @@ absl::StatusOr<bool> JobRuntime::EndPiece(PieceTicket ticket, const Digest128& d
 absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
                                                                 const Wait& wait) {
   step::RequestId served = 0;
-  const auto answer = Ask(
-      wait,
-      [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
-        served = id;
-        participant_->OnPull(id, shard, version, now, actions);
-      },
-      [&](step::RequestId id, int64_t now, step::Actions* actions)
-          REQUIRES(mutex_) { participant_->OnPullCancelled(id, now, actions); });
+  const auto pull = [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+    served = id;
+    participant_->OnPull(id, shard, version, now, actions);
+  };
+  const auto withdraw = [this](step::RequestId id, int64_t now, step::Actions* actions)
+                            REQUIRES(mutex_) { participant_->OnPullCancelled(id, now, actions); };
+  const auto answer =
+      Await(wait, [&](Caller caller) { return Ask(std::move(caller), pull, withdraw); });
   if (absl::IsUnavailable(answer.status()) && leader_ != nullptr && leader_->HasLostMemory())
     return MakeError(
         absl::StatusCode::kDataLoss,
@@ -285,8 +285,9 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
 void JobRuntime::Close() {
   disk_->Close();
   if (leader_ != nullptr) leader_->Close();
-  MutexLock lock(&mutex_);
   CloseCallers();
+  MutexLock lock(&mutex_);
+  changed_.SignalAll();
   for (const std::shared_ptr<Wakeup>& sleeper : std::exchange(sleepers_, {})) sleeper->Wake();
 }
 
@@ -295,6 +296,7 @@ void JobRuntime::Do(const step::Action& action) {
 }
 
 void JobRuntime::AfterEvent() {
+  changed_.SignalAll();
   if (!beginning_.empty()) {
     const int64_t step = beginning_.front().decision->step;
     if (step != committed_step_) committed_ms_ = now_ms();

@@ -144,6 +144,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
       GUARDED_BY(mutex_);  // that was last taken, or refused
   std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*
   std::vector<step::StartApply> beginning_ GUARDED_BY(mutex_);        // of this event
+  CondVar changed_;  // an event is over, or the job was deleted; Stop waits for it
   bool flushing_ GUARDED_BY(mutex_) = false;
   absl::Status flush_status_ GUARDED_BY(mutex_);
   // A new configuration is being made: pieces wait, and messages to the participant are held until

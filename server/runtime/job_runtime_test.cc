@@ -69,7 +69,7 @@ class JobOnAFaultyDisk : public testing::Test {
   }
   void Use(const std::string& job) {
     job_ = table_->Find(job).value();
-    job_->leader()->AwaitRecovery(Soon());
+    AwaitRecovery(job_.get());
   }
   // Opens the data directory as the next process of the server would. Without a stop before, the
   // process counts as killed.
@@ -114,6 +114,20 @@ class JobOnAFaultyDisk : public testing::Test {
   static Wait Soon() {
     return {std::chrono::steady_clock::now() + std::chrono::seconds(30), nullptr};
   }
+  // Asks the leader, and waits for its answer.
+  template <typename Request>
+  absl::StatusOr<step::Answer> Ask(step::RequestId (LeaderShell::*call)(const Request&, Caller),
+                                   const Request& request, const Wait& wait = Soon()) {
+    LeaderShell& leader = *job_->leader();
+    return leader.Await(wait,
+                        [&](Caller caller) { return (leader.*call)(request, std::move(caller)); });
+  }
+  static void AwaitRecovery(JobRuntime* job) {
+    LeaderShell& leader = *job->leader();
+    const auto recovered = leader.Await(
+        Soon(), [&](Caller caller) { return leader.AwaitRecovery(std::move(caller)); });
+    EXPECT_TRUE(recovered.ok()) << recovered.status();
+  }
   Box Whole() const {
     const uint64_t rows = job_->shards().layout().tensors[0].element_count / kColumns;
     return {{0, 0}, {rows, kColumns}, false};
@@ -121,9 +135,9 @@ class JobOnAFaultyDisk : public testing::Test {
 
   void Join() {
     step::JoinRequest join;
-    join.generation = job_->leader()->Join(join, Soon()).value().generation_issued;
+    join.generation = Ask(&LeaderShell::Join, join).value().generation_issued;
     join.contributions = {{0, step::Mode::kExactlyOnce, {Whole()}}};
-    const auto joined = job_->leader()->Join(join, Soon());
+    const auto joined = Ask(&LeaderShell::Join, join);
     ASSERT_TRUE(joined.ok()) << joined.status();
     generation_ = join.generation;
   }
@@ -181,7 +195,7 @@ class JobOnAFaultyDisk : public testing::Test {
         group.values.push_back({name, std::bit_cast<uint64_t>(value)});
       commit.groups = {group};
     }
-    return job_->leader()->Commit(commit, Soon()).status();
+    return Ask(&LeaderShell::Commit, commit).status();
   }
 
   // Keeps every thread of the pool busy while it lives.
@@ -505,7 +519,7 @@ TEST_F(JobOnAFaultyDisk, AnswersWhileTheLeadersRecordHangs) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
   data_disk_->HangWrites();
   absl::StatusOr<step::Answer> joined = absl::UnknownError("not answered");
-  std::thread join([&] { joined = job_->leader()->Join(step::JoinRequest(), Soon()); });
+  std::thread join([&] { joined = Ask(&LeaderShell::Join, step::JoinRequest()); });
   data_disk_->AwaitHangingWrite();
   EXPECT_EQ(job_->leader()->Status().position.committed_step, 1);
   for (const OwnedShard& shard : job_->shards().layout().shards) {
@@ -526,9 +540,8 @@ TEST_F(JobOnAFaultyDisk, FullDiskDelaysAJoin) {
   for (const auto end = Soon().deadline;
        !absl::StrContains(late.message(), "no space left on device") &&
        std::chrono::steady_clock::now() < end;)
-    late = job_->leader()
-               ->Join(step::JoinRequest(),
-                      {std::chrono::steady_clock::now() + std::chrono::milliseconds(50), nullptr})
+    late = Ask(&LeaderShell::Join, step::JoinRequest(),
+               {std::chrono::steady_clock::now() + std::chrono::milliseconds(50), nullptr})
                .status();
   EXPECT_TRUE(absl::IsDeadlineExceeded(late)) << late;
   EXPECT_THAT(std::string(late.message()), HasSubstr("no space left on device"));
@@ -550,8 +563,7 @@ TEST_F(JobOnAFaultyDisk, RecoveryOutlastsAFailedWrite) {
     job->Tick();
     data_disk_->Heal();
     job->Tick();
-    job->leader()->AwaitRecovery(
-        {std::chrono::steady_clock::now() + std::chrono::seconds(5), nullptr});
+    AwaitRecovery(job.get());
     EXPECT_TRUE(job->leader()->Status().serving);
     job->Close();
   }

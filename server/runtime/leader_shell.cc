@@ -1,7 +1,6 @@
 #include "server/runtime/leader_shell.h"
 
-#include <algorithm>
-#include <chrono>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/job/contributions.h"
@@ -28,47 +27,59 @@ absl::Status LeaderShell::ClaimRank(const step::JoinRequest& join) {
   return closed_ ? JobGone() : leader_.ClaimRank(join);
 }
 
-absl::StatusOr<step::Answer> LeaderShell::Join(const step::JoinRequest& join, const Wait& wait) {
-  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions)
-                       REQUIRES(mutex_) { leader_.OnJoin(id, join, now, actions); });
+step::RequestId LeaderShell::Join(const step::JoinRequest& join, Caller caller) {
+  return Ask(std::move(caller), [&](step::RequestId id, int64_t now, step::Actions* actions)
+                                    REQUIRES(mutex_) { leader_.OnJoin(id, join, now, actions); });
 }
-absl::StatusOr<step::Answer> LeaderShell::Commit(const step::CommitRequest& commit,
-                                                 const Wait& wait) {
-  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+
+step::RequestId LeaderShell::Commit(const step::CommitRequest& commit, Caller caller) {
+  return Ask(std::move(caller), [&](step::RequestId id, int64_t now,
+                                    step::Actions* actions) REQUIRES(mutex_) {
     if (!is_configuring_) return leader_.OnCommitStep(id, commit, now, actions);
     AnswerCaller(
         {.request = id,
          .status = absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"))});
   });
 }
-absl::StatusOr<step::Answer> LeaderShell::Abort(const step::AbortRequest& abort, const Wait& wait) {
-  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions)
-                       REQUIRES(mutex_) { leader_.OnAbortStep(id, abort, now, actions); });
+
+step::RequestId LeaderShell::Abort(const step::AbortRequest& abort, Caller caller) {
+  return Ask(std::move(caller),
+             [&](step::RequestId id, int64_t now, step::Actions* actions)
+                 REQUIRES(mutex_) { leader_.OnAbortStep(id, abort, now, actions); });
 }
-absl::StatusOr<step::Answer> LeaderShell::Hold(const std::string& holder, int64_t step,
-                                               int64_t duration_ms, const Wait& wait) {
-  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
-    leader_.OnHold(id, holder, step, now + duration_ms, now, actions);
-  });
+
+step::RequestId LeaderShell::Hold(const std::string& holder, int64_t step, int64_t duration_ms,
+                                  Caller caller) {
+  return Ask(std::move(caller),
+             [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+               leader_.OnHold(id, holder, step, now + duration_ms, now, actions);
+             });
 }
-absl::StatusOr<step::Answer> LeaderShell::AcceptRollback(int64_t to_step, const Wait& wait) {
-  return Ask(wait, [&](step::RequestId id, int64_t now, step::Actions* actions)
-                       REQUIRES(mutex_) { leader_.OnAcceptRollback(id, to_step, now, actions); });
+
+step::RequestId LeaderShell::AcceptRollback(int64_t to_step, Caller caller) {
+  return Ask(std::move(caller),
+             [&](step::RequestId id, int64_t now, step::Actions* actions)
+                 REQUIRES(mutex_) { leader_.OnAcceptRollback(id, to_step, now, actions); });
+}
+
+step::RequestId LeaderShell::AwaitRecovery(Caller caller) {
+  return Ask(
+      std::move(caller),
+      [&](step::RequestId id, int64_t, step::Actions*) REQUIRES(mutex_) { recoveries_.insert(id); },
+      [this](step::RequestId id, int64_t, step::Actions*)
+          REQUIRES(mutex_) { recoveries_.erase(id); });
+}
+
+void LeaderShell::AfterEvent() {
+  if (recoveries_.empty()) return;
+  const step::JobStatusReport report = leader_.Status();
+  if (!report.serving && !report.has_lost_memory) return;
+  for (const step::RequestId id : std::exchange(recoveries_, {})) AnswerCaller({.request = id});
 }
 
 step::JobStatusReport LeaderShell::Status() const {
   MutexLock lock(&mutex_);
   return leader_.Status();
-}
-
-void LeaderShell::AwaitRecovery(const Wait& wait) const {
-  MutexLock lock(&mutex_);
-  while (!closed_) {
-    const step::JobStatusReport report = leader_.Status();
-    if (report.serving || report.has_lost_memory || wait.is_over()) return;
-    changed_.WaitUntil(&mutex_,
-                       std::min(wait.deadline, std::chrono::steady_clock::now() + kCancelPoll));
-  }
 }
 
 // ---- Events ------------------------------------------------------------------------------------
@@ -83,12 +94,10 @@ void LeaderShell::Tick() {
     *actions = TakeUnsynced();
     leader_.OnTick(now, actions);
   });
+  ExpireCallers();
 }
 
-void LeaderShell::Close() {
-  MutexLock lock(&mutex_);
-  CloseCallers();
-}
+void LeaderShell::Close() { CloseCallers(); }
 
 void LeaderShell::BeginConfigure() {
   MutexLock lock(&mutex_);

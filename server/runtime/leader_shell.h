@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -20,19 +21,20 @@ class LeaderShell final : public MachineShell {
               step::JobRecord record, std::weak_ptr<void> owner, std::shared_ptr<JobDisk> disk,
               std::shared_ptr<LocalMessages> local);
 
-  // ---- Workers and operators; each waits in the caller's thread ----
-  absl::Status ClaimRank(const step::JoinRequest& join);  // see Leader::ClaimRank; does not wait
-  absl::StatusOr<step::Answer> Join(const step::JoinRequest& join, const Wait& wait);
-  absl::StatusOr<step::Answer> Commit(const step::CommitRequest& commit, const Wait& wait);
-  absl::StatusOr<step::Answer> Abort(const step::AbortRequest& abort, const Wait& wait);
-  absl::StatusOr<step::Answer> Hold(const std::string& holder, int64_t step, int64_t duration_ms,
-                                    const Wait& wait);
-  absl::StatusOr<step::Answer> AcceptRollback(int64_t to_step, const Wait& wait);
+  // ---- Workers and operators ----
+  absl::Status ClaimRank(const step::JoinRequest& join);  // see Leader::ClaimRank
+  // Each begins a request and returns its id (for Withdraw). None waits: the caller is called with
+  // the leader's answer (server/step/leader.h), here or later.
+  step::RequestId Join(const step::JoinRequest& join, Caller caller);
+  step::RequestId Commit(const step::CommitRequest& commit, Caller caller);
+  step::RequestId Abort(const step::AbortRequest& abort, Caller caller);
+  step::RequestId Hold(const std::string& holder, int64_t step, int64_t duration_ms, Caller caller);
+  step::RequestId AcceptRollback(int64_t to_step, Caller caller);
+  // Answered OK once the job serves, or its memory is known to be lost.
+  step::RequestId AwaitRecovery(Caller caller);
 
   step::JobStatusReport Status() const;
   bool HasLostMemory() const { return Status().has_lost_memory; }
-  // Waits until the job serves, or its memory is known to be lost.
-  void AwaitRecovery(const Wait& wait) const;
 
   // ---- Life ----
   void OnMessage(int from, const step::Message& message);  // that is ForLeader
@@ -45,6 +47,7 @@ class LeaderShell final : public MachineShell {
 
  private:
   void Do(const step::Action& action) override REQUIRES(mutex_);
+  void AfterEvent() override REQUIRES(mutex_);
   absl::StatusOr<std::string> ScalarsOf(const step::ScalarInputs& inputs) REQUIRES(mutex_);
   void PersistInPool(const step::PersistRecord& action);
 
@@ -52,6 +55,7 @@ class LeaderShell final : public MachineShell {
   step::Leader leader_ GUARDED_BY(mutex_);
   std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
   bool is_configuring_ GUARDED_BY(mutex_) = false;
+  std::set<step::RequestId> recoveries_ GUARDED_BY(mutex_);  // of AwaitRecovery, unanswered
   // ContributionsPerElement of `counted_layout_`, which takes long to count.
   std::shared_ptr<const step::Layout> counted_layout_ GUARDED_BY(mutex_);
   absl::StatusOr<int64_t> contributions_ GUARDED_BY(mutex_) = int64_t{1};

@@ -1,7 +1,7 @@
 #include "server/runtime/machine_shell.h"
 
 #include <algorithm>
-#include <chrono>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "proto/status.h"
@@ -45,7 +45,7 @@ MachineShell::MachineShell(const Environment& environment, std::string job,
       disk_(std::move(disk)),
       local_(std::move(local)) {}
 
-int64_t MachineShell::now_ms() const {
+int64_t MachineShell::now_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
              steady_clock::now().time_since_epoch())
       .count();
@@ -56,73 +56,128 @@ absl::Status MachineShell::JobGone() const {
                    v1::ErrorDetail::UNKNOWN_JOB);
 }
 
-absl::StatusOr<step::Answer> MachineShell::Ask(const Wait& wait, const Event& event,
-                                               const Event& on_timeout) {
-  const auto caller = std::make_shared<Caller>();
-  step::RequestId request = 0;
-  std::vector<step::Send> messages;
-  bool is_answered = false;
-  {
-    MutexLock lock(&mutex_);
-    if (closed_) return JobGone();
-    request = next_request_++;
-    callers_[request] = caller;
-    step::Actions actions;
-    event(request, now_ms(), &actions);
-    messages = Perform(actions);
-    is_answered = caller->is_answered;
-    if (is_answered) callers_.erase(request);
-  }
-  Leave(messages);
-  if (!is_answered)
-    if (absl::Status status = Await(request, *caller, wait, on_timeout); !status.ok())
-      return status;
-  if (!caller->answer.status.ok()) return caller->answer.status;
-  return caller->answer;
-}
-
-// Waits until the request is answered, and withdraws it if it is not.
-absl::Status MachineShell::Await(step::RequestId request, const Caller& caller, const Wait& wait,
-                                 const Event& on_timeout) {
-  std::vector<step::Send> messages;
-  {
-    MutexLock lock(&mutex_);
-    while (!caller.is_answered && !wait.is_over())
-      changed_.WaitUntil(&mutex_, std::min(wait.deadline, steady_clock::now() + kCancelPoll));
-    callers_.erase(request);
-    if (caller.is_answered) return absl::OkStatus();
-    step::Actions late;
-    if (on_timeout) on_timeout(request, now_ms(), &late);
-    messages = Perform(late);
-  }
-  Leave(messages);
-  if (steady_clock::now() < wait.deadline) return absl::CancelledError("the caller went away");
+absl::Status MachineShell::DeadlinePassed() const {
   const absl::Status disk = disk_->status();
   return absl::DeadlineExceededError(
       absl::StrCat("job '", job_, "': the deadline passed while waiting",
                    disk.ok() ? "" : " for the disk: ", disk.message()));
 }
 
+// ---- Requests ----
+
+step::RequestId MachineShell::Ask(Caller caller, const Event& event, Event on_withdraw) {
+  step::RequestId request = 0;
+  Outbox outbox;
+  {
+    MutexLock lock(&mutex_);
+    if (closed_) {
+      outbox.answers.emplace_back(std::move(caller), JobGone());
+    } else {
+      request = next_request_++;
+      requests_[request] = {std::move(caller), std::move(on_withdraw)};
+      step::Actions actions;
+      event(request, now_ms(), &actions);
+      outbox = Perform(actions);
+    }
+  }
+  Leave(outbox);
+  return request;
+}
+
+void MachineShell::AnswerCaller(const step::Answer& answer) {
+  auto request = requests_.extract(answer.request);
+  if (request.empty()) return;
+  absl::StatusOr<step::Answer> told = answer;
+  if (!answer.status.ok()) told = answer.status;
+  outbox_.answers.emplace_back(std::move(request.mapped().caller), std::move(told));
+}
+
+void MachineShell::Withdraw(step::RequestId id, const absl::Status& why) {
+  Outbox outbox;
+  {
+    MutexLock lock(&mutex_);
+    auto request = requests_.extract(id);
+    if (request.empty()) return;
+    step::Actions actions;
+    if (request.mapped().on_withdraw) request.mapped().on_withdraw(id, now_ms(), &actions);
+    outbox = Perform(actions);
+    outbox.answers.emplace_back(std::move(request.mapped().caller), why);
+  }
+  Leave(outbox);
+}
+
+void MachineShell::ExpireCallers() {
+  std::vector<step::RequestId> late;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& [id, request] : requests_)
+      if (request.caller.deadline < steady_clock::now()) late.push_back(id);
+  }
+  for (const step::RequestId id : late) Withdraw(id, DeadlinePassed());
+}
+
+void MachineShell::CloseCallers() {
+  Outbox outbox;
+  {
+    MutexLock lock(&mutex_);
+    closed_ = true;
+    for (auto& [id, request] : std::exchange(requests_, {}))
+      outbox.answers.emplace_back(std::move(request.caller), JobGone());
+  }
+  Leave(outbox);
+}
+
+absl::StatusOr<step::Answer> MachineShell::Await(
+    const Wait& wait, const std::function<step::RequestId(Caller)>& ask) {
+  struct Latch {
+    Mutex mutex;
+    CondVar answered;
+    std::optional<absl::StatusOr<step::Answer>> answer GUARDED_BY(mutex);
+  };
+  const auto latch = std::make_shared<Latch>();
+  const step::RequestId request = ask({[latch](absl::StatusOr<step::Answer> answer) {
+    MutexLock lock(&latch->mutex);
+    latch->answer = std::move(answer);
+    latch->answered.SignalAll();
+  }});
+  {
+    MutexLock lock(&latch->mutex);
+    while (!latch->answer.has_value() && !wait.is_over()) {
+      latch->answered.WaitUntil(&latch->mutex,
+                                std::min(wait.deadline, steady_clock::now() + kCancelPoll));
+    }
+    if (latch->answer.has_value()) return *std::move(latch->answer);
+  }
+  Withdraw(request, steady_clock::now() < wait.deadline
+                        ? absl::CancelledError("the caller went away")
+                        : DeadlinePassed());
+  MutexLock lock(&latch->mutex);
+  while (!latch->answer.has_value()) latch->answered.Wait(&latch->mutex);  // it is on its way
+  return *std::move(latch->answer);
+}
+
+// ---- Events ----
+
 void MachineShell::Complete(const std::function<void(int64_t, step::Actions*)>& event) {
-  std::vector<step::Send> messages;
+  Outbox outbox;
   {
     MutexLock lock(&mutex_);
     if (closed_) return;
     step::Actions actions;
     event(now_ms(), &actions);
-    messages = Perform(actions);
+    outbox = Perform(actions);
   }
-  Leave(messages);
+  Leave(outbox);
 }
 
-std::vector<step::Send> MachineShell::Perform(const step::Actions& actions) {
-  std::vector<step::Send> messages;
+// Carries out actions; returns what leaves.
+MachineShell::Outbox MachineShell::Perform(const step::Actions& actions) {
   for (const step::Action& action : actions) {
     if (const auto* send = std::get_if<step::Send>(&action)) {
       if (send->to == environment_.self) {
         local_->Add(send->message);
       } else {
-        messages.push_back(*send);
+        outbox_.messages.push_back(*send);
       }
     } else if (const auto* answer = std::get_if<step::Answer>(&action)) {
       AnswerCaller(*answer);
@@ -131,19 +186,11 @@ std::vector<step::Send> MachineShell::Perform(const step::Actions& actions) {
     }
   }
   AfterEvent();
-  changed_.SignalAll();
-  return messages;
+  return std::exchange(outbox_, {});
 }
 
-void MachineShell::AnswerCaller(const step::Answer& answer) {
-  const auto it = callers_.find(answer.request);
-  if (it == callers_.end()) return;
-  it->second->answer = answer;
-  it->second->is_answered = true;
-}
-
-void MachineShell::Leave(const std::vector<step::Send>& messages) {
-  for (const step::Send& send : messages) {
+void MachineShell::Leave(const Outbox& outbox) {
+  for (const step::Send& send : outbox.messages) {
     absl::StatusOr<v1::StepMessage> message = ToWire(send.message);
     if (!message.ok()) {
       spdlog::error("job {}: {}", job_, std::string(message.status().message()));
@@ -153,16 +200,8 @@ void MachineShell::Leave(const std::vector<step::Send>& messages) {
     message->set_from(static_cast<uint32_t>(environment_.self));
     environment_.peers->Send(send.to, *std::move(message));
   }
+  for (const auto& [caller, answer] : outbox.answers) caller.done(answer);
   local_->Deliver();
-}
-
-void MachineShell::CloseCallers() {
-  closed_ = true;
-  for (auto& [request, caller] : callers_) {
-    caller->is_answered = true;
-    caller->answer.status = JobGone();
-  }
-  changed_.SignalAll();
 }
 
 }  // namespace orlop::server

@@ -1,5 +1,6 @@
 // What the shells of both step machines of a job have in common: one lock, under which the
-// machine's events run, and the callers that wait for answers.
+// machine's events run, and the callers that wait for answers. A caller that waits holds no thread
+// of its own unless it wants to (Await).
 //
 // An event is a call of the machine that appends actions. The shell carries them out in order,
 // under the same lock, and none of them waits: what takes time goes to the thread pool and comes
@@ -7,6 +8,7 @@
 // those to the job's other machine on this server through LocalMessages.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <map>
@@ -44,10 +46,27 @@ class LocalMessages {
   bool is_delivering_ GUARDED_BY(mutex_) = false;
 };
 
+// Who waits for the answer to a request.
+struct Caller {
+  // Called exactly once, without a lock of the job: with the answer, if its status is OK, or with
+  // an error. It must not block.
+  std::function<void(absl::StatusOr<step::Answer>)> done;
+  // The request is withdrawn with the first tick after this, and `done` gets DeadlineExceeded.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+};
+
 class MachineShell {
  public:
   MachineShell(const MachineShell&) = delete;
   MachineShell& operator=(const MachineShell&) = delete;
+
+  // Ends the wait for a request that has no answer yet: its caller gets `why`. Otherwise no effect.
+  void Withdraw(step::RequestId request, const absl::Status& why);
+  // Waits in this thread for the answer to the request that `ask` begins with the caller it is
+  // given; withdraws the request when the wait is over.
+  //   Status  the answer's, NotFound (UNKNOWN_JOB) after Close, Cancelled or DeadlineExceeded.
+  absl::StatusOr<step::Answer> Await(const Wait& wait,
+                                     const std::function<step::RequestId(Caller)>& ask);
 
   // How often the lock was taken: for tests and benchmarks.
   uint64_t lock_count() const { return mutex_.takes(); }
@@ -65,47 +84,50 @@ class MachineShell {
   // Called when all actions of an event have been carried out.
   virtual void AfterEvent() REQUIRES(mutex_) {}
 
-  // Runs the event of a request, and waits in the caller's thread until the machine has answered
-  // it.
-  //   Status  the answer's, NotFound (UNKNOWN_JOB) after Close, Cancelled or DeadlineExceeded: the
-  //           wait is over; then `on_timeout` withdraws the request.
-  absl::StatusOr<step::Answer> Ask(const Wait& wait, const Event& event,
-                                   const Event& on_timeout = nullptr);
+  // Runs the event of a request, and returns its id; the caller is called in here if the answer is
+  // there at once. `on_withdraw` tells the machine that nobody waits any more.
+  step::RequestId Ask(Caller caller, const Event& event, Event on_withdraw = nullptr);
   // Runs an event that nobody waits for. No effect after Close.
   void Complete(const std::function<void(int64_t now_ms, step::Actions*)>& event);
-  // The job was deleted: callers are answered NotFound.
-  void CloseCallers() REQUIRES(mutex_);
-  // Ends the wait of a caller. No effect if it has gone.
+  // Answers a request; no effect if it was withdrawn.
   void AnswerCaller(const step::Answer& answer) REQUIRES(mutex_);
+  // Withdraws the requests whose deadline has passed.
+  void ExpireCallers();
+  // The job was deleted: callers are answered NotFound, now and later, and completions ignored.
+  void CloseCallers();
   absl::Status JobGone() const;
-  int64_t now_ms() const;  // of the steady clock
 
   // The machines wait for their epoch and their record without asking again, so the shell tries a
   // write that failed again with the next tick.
   void WriteAgain(step::Action action) REQUIRES(mutex_) { unsynced_.push_back(std::move(action)); }
   step::Actions TakeUnsynced() REQUIRES(mutex_) { return std::exchange(unsynced_, {}); }
 
+  static int64_t now_ms();  // of the steady clock
+
   const Environment environment_;
   const std::string job_;
   const std::shared_ptr<JobDisk> disk_;
   const std::shared_ptr<LocalMessages> local_;
   mutable Mutex mutex_;
-  mutable CondVar changed_;  // an event is over
   bool closed_ GUARDED_BY(mutex_) = false;
 
  private:
-  struct Caller {
-    bool is_answered = false;
-    step::Answer answer;
+  struct Request {
+    Caller caller;
+    Event on_withdraw;
+  };
+  // What leaves after an event, without the lock.
+  struct Outbox {
+    std::vector<step::Send> messages;  // to other servers
+    std::vector<std::pair<Caller, absl::StatusOr<step::Answer>>> answers;
   };
 
-  absl::Status Await(step::RequestId request, const Caller& caller, const Wait& wait,
-                     const Event& on_timeout);
-  // Carries out actions; returns the messages for other servers.
-  std::vector<step::Send> Perform(const step::Actions& actions) REQUIRES(mutex_);
-  void Leave(const std::vector<step::Send>& messages) EXCLUDES(mutex_);
+  Outbox Perform(const step::Actions& actions) REQUIRES(mutex_);
+  void Leave(const Outbox& outbox);
+  absl::Status DeadlinePassed() const;
 
-  std::map<step::RequestId, std::shared_ptr<Caller>> callers_ GUARDED_BY(mutex_);
+  std::map<step::RequestId, Request> requests_ GUARDED_BY(mutex_);  // without an answer
+  Outbox outbox_ GUARDED_BY(mutex_);                                // of the event under way
   step::RequestId next_request_ GUARDED_BY(mutex_) = 1;
   step::Actions unsynced_ GUARDED_BY(mutex_);
 };

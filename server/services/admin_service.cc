@@ -181,7 +181,9 @@ grpc::Status AdminService::AcceptRollback(grpc::ServerContext* context,
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
   if (!job.ok()) return ToGrpc(job.status());
   LeaderShell& leader = *(*job)->leader();
-  absl::StatusOr<step::Answer> answer = leader.AcceptRollback(request->to_step(), WaitOf(context));
+  absl::StatusOr<step::Answer> answer = leader.Await(WaitOf(context), [&](Caller caller) {
+    return leader.AcceptRollback(request->to_step(), std::move(caller));
+  });
   if (!answer.ok()) {
     absl::Status status = WithPosition(answer.status(), leader.Status().position, request->job());
     v1::ErrorDetail detail = DetailOf(status);

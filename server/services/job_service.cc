@@ -1,6 +1,9 @@
 #include "server/services/job_service.h"
 
+#include <algorithm>
+#include <functional>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
@@ -13,6 +16,7 @@
 #include "server/runtime/answers.h"
 #include "server/runtime/step_scalars.h"
 #include "server/services/job_status.h"
+#include "server/services/waiting_call.h"
 #include "server/step/reason.h"
 
 namespace orlop::server {
@@ -92,8 +96,12 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
                   absl::StrCat("job '", name, "' exists with another manifest"),
                   v1::ErrorDetail::CONFLICT);
   }
-  if (response->existed()) (*found)->leader()->AwaitRecovery(wait);
-  const step::JobStatusReport report = (*found)->leader()->Status();
+  LeaderShell& leader = *(*found)->leader();
+  if (response->existed())
+    leader.Await(wait, [&](Caller caller) { return leader.AwaitRecovery(std::move(caller)); })
+        .status()
+        .IgnoreError();  // the report says how far it is
+  const step::JobStatusReport report = leader.Status();
   const step::Position& position = report.position;
   if (response->existed() && !report.serving && !report.has_lost_memory) {
     return WithPosition(
@@ -186,12 +194,11 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
     const absl::Status status = jobs_->PutEverywhere(definition);
     if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
     // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
-    const step::Position open = job->leader()->Status().position;
-    job->leader()
-        ->Abort({.generation = open.generation,
-                 .step = open.committed_step + 1,
-                 .attempt = open.attempt},
-                wait)
+    LeaderShell& leader = *job->leader();
+    const step::Position open = leader.Status().position;
+    const step::AbortRequest abort = {
+        .generation = open.generation, .step = open.committed_step + 1, .attempt = open.attempt};
+    leader.Await(wait, [&](Caller caller) { return leader.Abort(abort, std::move(caller)); })
         .status()
         .IgnoreError();
     absl::SleepFor(absl::Milliseconds(50));
@@ -231,15 +238,74 @@ absl::Status CheckClient(const v1::JoinRequest& request) {
   return absl::OkStatus();
 }
 
+// Returns the error as it is sent: with the job's position.
+absl::Status Explained(const JobRuntime& job, const absl::Status& status) {
+  if (status.ok()) return status;
+  return WithPosition(status, job.leader()->Status().position, job.model()->job());
+}
+
+// Calls `next` once the job has recovered, which is worth waiting for. A job whose memory is lost
+// ends the call, since an operator must decide.
+void AfterRecovery(WaitingCall* call, const std::shared_ptr<JobRuntime>& job,
+                   std::function<void()> next) {
+  call->Ask(
+      job,
+      [](LeaderShell& leader, Caller caller) { return leader.AwaitRecovery(std::move(caller)); },
+      [=, next = std::move(next)](const absl::StatusOr<step::Answer>& answer) {
+        absl::Status status = answer.status();
+        if (status.ok()) status = CheckMemory(job.get());
+        if (!status.ok()) return void(call->End(status));
+        next();
+      });
+}
+
+// Checks a CommitStep and translates it.
+absl::StatusOr<step::CommitRequest> CommitOf(const JobRuntime& job,
+                                             const v1::CommitStepRequest& request) {
+  step::CommitRequest commit;
+  commit.rank = static_cast<step::Rank>(request.rank());
+  commit.epoch = static_cast<int64_t>(request.epoch());
+  commit.generation = static_cast<int64_t>(request.generation());
+  commit.step = request.step();
+  commit.attempt = static_cast<int64_t>(request.attempt());
+  commit.is_load = request.kind() == v1::CommitStepRequest::LOAD;
+  commit.scale = request.loss_scale() == 0 ? 1.0 : request.loss_scale();
+  if (commit.is_load) return commit;
+  const std::shared_ptr<const JobModel> model = job.model();
+  if (!model->definition().has_optimizer()) {
+    return step::Because(
+        step::UnfitStep(job.leader()->Status().position.committed_step),
+        absl::FailedPreconditionError(
+            absl::StrCat("job '", request.job(), "' has no optimizer: call ConfigureOptimizer")));
+  }
+  if (absl::Status status = CheckUnscaled(*model, commit.scale); !status.ok()) return status;
+  auto groups = ParseGroups(*model, request.groups());
+  if (!groups.ok()) return groups.status();
+  commit.groups = *std::move(groups);
+  commit.absent.assign(request.absent_tensors().begin(), request.absent_tensors().end());
+  std::sort(commit.absent.begin(), commit.absent.end());
+  commit.absent.erase(std::unique(commit.absent.begin(), commit.absent.end()), commit.absent.end());
+  return commit;
+}
+
+void Committed(const step::Answer& answer, v1::CommitStepResponse* response) {
+  if (answer.decision != nullptr) FillCommitted(*answer.decision, response);
+  response->set_epoch(static_cast<uint64_t>(answer.position.epoch));
+  response->set_reached(v1::DURABILITY_MEMORY);
+  response->set_next_attempt(static_cast<uint32_t>(std::max<int64_t>(answer.position.attempt, 1)));
+}
+
 }  // namespace
 
-grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinRequest* request,
-                              v1::JoinResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  LeaderShell& leader = *(*job)->leader();
-  if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
-  if (absl::Status status = CheckClient(*request); !status.ok()) return ToGrpc(status);
+grpc::ServerUnaryReactor* JobService::Join(grpc::CallbackServerContext* context,
+                                           const v1::JoinRequest* request,
+                                           v1::JoinResponse* response) {
+  auto* call = new WaitingCall(context);
+  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
+  if (!found.ok()) return call->End(found.status());
+  const std::shared_ptr<JobRuntime> job = *std::move(found);
+  for (const absl::Status& status : {CheckControlSize(*request), CheckClient(*request)})
+    if (!status.ok()) return call->End(status);
   step::JoinRequest join;
   join.rank = static_cast<step::Rank>(request->rank());
   join.world_size = static_cast<int>(request->world_size());
@@ -247,114 +313,102 @@ grpc::Status JobService::Join(grpc::ServerContext* context, const v1::JoinReques
   join.client = request->client_id();
   if (request->has_min_committed_step()) join.min_committed_step = request->min_committed_step();
   // A page of a layout claims the rank too: pages of two clients do not mix.
-  if (absl::Status status = leader.ClaimRank(join); !status.ok())
-    return ToGrpc(WithPosition(status, leader.Status().position, request->job()));
-  if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
-    return ToGrpc(status);
-  const std::shared_ptr<const JobModel> model = (*job)->model();
-  if (join.generation > 0) {
-    absl::StatusOr<std::optional<v1::ContributionLayout>> layout =
-        layouts_.Add({request->job(), request->generation(), request->rank()}, request->layout());
-    if (!layout.ok()) return ToGrpc(layout.status());
-    if (!layout->has_value()) return grpc::Status::OK;
-    auto contributions = Contributions(*model, **layout, request->rank(), request->world_size());
-    if (!contributions.ok()) return ToGrpc(contributions.status());
-    join.contributions = *std::move(contributions);
-  }
-  absl::StatusOr<step::Answer> answer = leader.Join(join, WaitOf(context));
-  if (!answer.ok()) {
-    return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
-  }
-  response->set_generation(
-      static_cast<uint64_t>(join.generation > 0 ? join.generation : answer->generation_issued));
-  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
-  response->set_committed_step(answer->position.committed_step);
-  response->set_attempt(static_cast<uint32_t>(answer->position.attempt));
+  if (absl::Status status = job->leader()->ClaimRank(join); !status.ok())
+    return call->End(Explained(*job, status));
+  AfterRecovery(call, job, [this, call, job, join, request, response]() mutable {
+    if (join.generation > 0) {
+      auto layout =
+          layouts_.Add({request->job(), request->generation(), request->rank()}, request->layout());
+      if (!layout.ok() || !layout->has_value()) return void(call->End(layout.status()));
+      auto contributions =
+          Contributions(*job->model(), **layout, request->rank(), request->world_size());
+      if (!contributions.ok()) return void(call->End(contributions.status()));
+      join.contributions = *std::move(contributions);
+    }
+    call->Ask(
+        job,
+        [&](LeaderShell& leader, Caller caller) { return leader.Join(join, std::move(caller)); },
+        [=, this](const absl::StatusOr<step::Answer>& answer) {
+          if (answer.ok()) Joined(*job, *request, *answer, response);
+          call->End(Explained(*job, answer.status()));
+        });
+  });
+  return call;
+}
+
+void JobService::Joined(const JobRuntime& job, const v1::JoinRequest& request,
+                        const step::Answer& answer, v1::JoinResponse* response) const {
+  response->set_generation(request.generation() > 0
+                               ? request.generation()
+                               : static_cast<uint64_t>(answer.generation_issued));
+  response->set_epoch(static_cast<uint64_t>(answer.position.epoch));
+  response->set_committed_step(answer.position.committed_step);
+  response->set_attempt(static_cast<uint32_t>(answer.position.attempt));
+  const std::shared_ptr<const JobModel> model = job.model();
   uint64_t next = 0;
   FillPlacement(*jobs_, model.get(), 0, response->mutable_placement(), &next);
   response->mutable_placement()->set_epoch(response->epoch());
   response->set_next_placement_run(next);
   response->set_optimizer_configured(model->definition().has_optimizer());
-  return grpc::Status::OK;
 }
 
 // ---- Steps -------------------------------------------------------------------------------------
 
-grpc::Status JobService::CommitStep(grpc::ServerContext* context,
-                                    const v1::CommitStepRequest* request,
-                                    v1::CommitStepResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  LeaderShell& leader = *(*job)->leader();
-  const auto explain = [&](const absl::Status& status) {
-    return ToGrpc(WithPosition(status, leader.Status().position, request->job()));
-  };
+grpc::ServerUnaryReactor* JobService::CommitStep(grpc::CallbackServerContext* context,
+                                                 const v1::CommitStepRequest* request,
+                                                 v1::CommitStepResponse* response) {
+  auto* call = new WaitingCall(context);
+  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
+  if (!found.ok()) return call->End(found.status());
+  const std::shared_ptr<JobRuntime> job = *std::move(found);
   for (const absl::Status& status :
        {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
-    if (!status.ok()) return explain(status);
-  if (absl::Status status = CheckMemory(job->get(), WaitOf(context)); !status.ok())
-    return ToGrpc(status);
-  step::CommitRequest commit;
-  commit.rank = static_cast<step::Rank>(request->rank());
-  commit.epoch = static_cast<int64_t>(request->epoch());
-  commit.generation = static_cast<int64_t>(request->generation());
-  commit.step = request->step();
-  commit.attempt = static_cast<int64_t>(request->attempt());
-  commit.is_load = request->kind() == v1::CommitStepRequest::LOAD;
-  commit.scale = request->loss_scale() == 0 ? 1.0 : request->loss_scale();
-  if (!commit.is_load) {
-    const std::shared_ptr<const JobModel> model = (*job)->model();
-    if (!model->definition().has_optimizer()) {
-      return explain(step::Because(
-          step::UnfitStep(leader.Status().position.committed_step),
-          absl::FailedPreconditionError(absl::StrCat(
-              "job '", request->job(), "' has no optimizer: call ConfigureOptimizer"))));
-    }
-    if (absl::Status status = CheckUnscaled(*model, commit.scale); !status.ok())
-      return explain(status);
-    auto groups = ParseGroups(*model, request->groups());
-    if (!groups.ok()) return explain(groups.status());
-    commit.groups = *std::move(groups);
-    commit.absent.assign(request->absent_tensors().begin(), request->absent_tensors().end());
-    std::sort(commit.absent.begin(), commit.absent.end());
-    commit.absent.erase(std::unique(commit.absent.begin(), commit.absent.end()),
-                        commit.absent.end());
-  }
-  absl::StatusOr<step::Answer> answer = leader.Commit(commit, WaitOf(context));
-  if (!answer.ok()) return explain(answer.status());
-  if (answer->decision != nullptr) FillCommitted(*answer->decision, response);
-  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
-  response->set_reached(v1::DURABILITY_MEMORY);
-  response->set_next_attempt(static_cast<uint32_t>(std::max<int64_t>(answer->position.attempt, 1)));
-  return grpc::Status::OK;
+    if (!status.ok()) return call->End(Explained(*job, status));
+  AfterRecovery(call, job, [=] {
+    const absl::StatusOr<step::CommitRequest> commit = CommitOf(*job, *request);
+    if (!commit.ok()) return void(call->End(Explained(*job, commit.status())));
+    call->Ask(
+        job,
+        [&](LeaderShell& leader, Caller caller) {
+          return leader.Commit(*commit, std::move(caller));
+        },
+        [=](const absl::StatusOr<step::Answer>& answer) {
+          if (answer.ok()) Committed(*answer, response);
+          call->End(Explained(*job, answer.status()));
+        });
+  });
+  return call;
 }
 
-grpc::Status JobService::AbortStep(grpc::ServerContext* context,
-                                   const v1::AbortStepRequest* request,
-                                   v1::AbortStepResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  LeaderShell& leader = *(*job)->leader();
+grpc::ServerUnaryReactor* JobService::AbortStep(grpc::CallbackServerContext* context,
+                                                const v1::AbortStepRequest* request,
+                                                v1::AbortStepResponse* response) {
+  auto* call = new WaitingCall(context);
+  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
+  if (!found.ok()) return call->End(found.status());
+  const std::shared_ptr<JobRuntime> job = *std::move(found);
   if (request->reason().size() > kMaxReasonBytes) {
-    return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument,
-                         absl::StrCat("reason has ", request->reason().size(),
-                                      " bytes; the limit is ", kMaxReasonBytes),
-                         v1::ErrorDetail::BAD_REQUEST));
+    return call->End(Refuse(absl::StatusCode::kInvalidArgument,
+                            absl::StrCat("reason has ", request->reason().size(),
+                                         " bytes; the limit is ", kMaxReasonBytes),
+                            v1::ErrorDetail::BAD_REQUEST));
   }
   step::AbortRequest abort;
   abort.generation = static_cast<int64_t>(request->generation());
   abort.step = request->step();
   abort.attempt = static_cast<int64_t>(request->attempt());
-  absl::StatusOr<step::Answer> answer = leader.Abort(abort, WaitOf(context));
-  if (!answer.ok()) {
-    return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
-  }
-  {
-    MutexLock lock(&mutex_);
-    abort_reasons_[request->job()] = request->reason();
-  }
-  response->set_attempt(static_cast<uint32_t>(answer->position.attempt));
-  return grpc::Status::OK;
+  call->Ask(
+      job,
+      [&](LeaderShell& leader, Caller caller) { return leader.Abort(abort, std::move(caller)); },
+      [=, this](const absl::StatusOr<step::Answer>& answer) {
+        if (answer.ok()) {
+          MutexLock lock(&mutex_);
+          abort_reasons_[request->job()] = request->reason();
+          response->set_attempt(static_cast<uint32_t>(answer->position.attempt));
+        }
+        call->End(Explained(*job, answer.status()));
+      });
+  return call;
 }
 
 grpc::Status JobService::Hold(grpc::ServerContext* context, const v1::HoldRequest* request,
@@ -370,8 +424,10 @@ grpc::Status JobService::Hold(grpc::ServerContext* context, const v1::HoldReques
                                       " bytes (1 to ", kMaxClientIdBytes, ")"),
                          v1::ErrorDetail::BAD_REQUEST));
   }
-  absl::StatusOr<step::Answer> answer =
-      leader.Hold(request->holder(), request->step(), request->duration_ms(), WaitOf(context));
+  absl::StatusOr<step::Answer> answer = leader.Await(WaitOf(context), [&](Caller caller) {
+    return leader.Hold(request->holder(), request->step(), request->duration_ms(),
+                       std::move(caller));
+  });
   if (!answer.ok())
     return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
   response->set_step(request->step());

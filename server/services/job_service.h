@@ -15,7 +15,11 @@
 
 namespace orlop::server {
 
-class JobService : public v1::Job::Service {
+// What may wait for other workers or servers holds no thread (WaitingCall).
+using JobServiceBase = v1::Job::WithCallbackMethod_Join<v1::Job::WithCallbackMethod_CommitStep<
+    v1::Job::WithCallbackMethod_AbortStep<v1::Job::Service>>>;
+
+class JobService final : public JobServiceBase {
  public:
   // `jobs` must outlive the service.
   explicit JobService(JobTable* jobs)
@@ -29,11 +33,12 @@ class JobService : public v1::Job::Service {
                             v1::GetPlacementResponse*) override;
   grpc::Status ConfigureOptimizer(grpc::ServerContext*, const v1::ConfigureOptimizerRequest*,
                                   v1::ConfigureOptimizerResponse*) override;
-  grpc::Status Join(grpc::ServerContext*, const v1::JoinRequest*, v1::JoinResponse*) override;
-  grpc::Status CommitStep(grpc::ServerContext*, const v1::CommitStepRequest*,
-                          v1::CommitStepResponse*) override;
-  grpc::Status AbortStep(grpc::ServerContext*, const v1::AbortStepRequest*,
-                         v1::AbortStepResponse*) override;
+  grpc::ServerUnaryReactor* Join(grpc::CallbackServerContext*, const v1::JoinRequest*,
+                                 v1::JoinResponse*) override;
+  grpc::ServerUnaryReactor* CommitStep(grpc::CallbackServerContext*, const v1::CommitStepRequest*,
+                                       v1::CommitStepResponse*) override;
+  grpc::ServerUnaryReactor* AbortStep(grpc::CallbackServerContext*, const v1::AbortStepRequest*,
+                                      v1::AbortStepResponse*) override;
   grpc::Status Hold(grpc::ServerContext*, const v1::HoldRequest*, v1::HoldResponse*) override;
   grpc::Status JobStatus(grpc::ServerContext*, const v1::JobStatusRequest*,
                          v1::JobStatusResponse*) override;
@@ -49,6 +54,8 @@ class JobService : public v1::Job::Service {
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                          const Wait& wait, bool* changed);
+  void Joined(const JobRuntime& job, const v1::JoinRequest& request, const step::Answer& answer,
+              v1::JoinResponse* response) const;
 
   JobTable* const jobs_;
   Mutex mutex_;

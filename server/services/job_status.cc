@@ -71,8 +71,7 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
   return out;
 }
 
-absl::Status CheckMemory(JobRuntime* job, const Wait& wait) {
-  job->leader()->AwaitRecovery(wait);
+absl::Status CheckMemory(JobRuntime* job) {
   if (!job->leader()->HasLostMemory()) return absl::OkStatus();
   const v1::JobStatusResponse status = StatusOf(job);
   v1::ErrorDetail detail;

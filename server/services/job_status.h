@@ -13,10 +13,9 @@ namespace orlop::server {
 // Returns a job's status, without joined_ranks and abort_reason. On the leader only.
 v1::JobStatusResponse StatusOf(JobRuntime* job);
 
-// Waits until the job has recovered, its memory is known to be lost, or the wait is over. Returns
-// OK unless the memory is lost.
+// Returns OK unless the job's memory is lost. On the leader only.
 //   Status  DataLoss (ROLLBACK_OFFERED with the step, or LOST): an operator must decide
-absl::Status CheckMemory(JobRuntime* job, const Wait& wait);
+absl::Status CheckMemory(JobRuntime* job);
 
 // Adds to `*map` the servers of the cluster and up to kMaxPlacementRunsPerPage placement runs of
 // `model`, from run number `first` on. `model` null: no runs. `*next` is set to the first run that
