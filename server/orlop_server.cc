@@ -6,14 +6,13 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <fstream>
-#include <sstream>
 #include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/targets.h"
 #include "proto/limits.h"
+#include "server/credentials.h"
 #include "server/memory/process_memory.h"
 #include "server/services/admin_service.h"
 #include "server/services/data_service.h"
@@ -32,44 +31,11 @@ constexpr auto kTick = std::chrono::milliseconds(250);
 constexpr int kRestTicks = 8;
 // Stop waits this long for other servers and for disk space. The flush itself has no limit.
 constexpr auto kStopTimeout = std::chrono::seconds(60);
-// How often BecomeReady asks whether every job is ready, and how often it logs the one that is not.
-constexpr auto kReadinessPoll = std::chrono::milliseconds(50);
-constexpr auto kReadinessReport = std::chrono::seconds(10);
 // The limit that RocksDB is given for its own memory, and what is reserved beyond it. RocksDB can
 // exceed its limit: it completes a write before it stalls the next one, and a block that is being
 // read cannot be evicted.
 constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
 constexpr uint64_t kStoreSlackBytes = uint64_t{2} << 20;
-
-absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream text;
-  text << in.rdbuf();
-  if (!in || text.str().empty())
-    return absl::InvalidArgumentError(
-        absl::StrCat(flag, " ", path, ": cannot be read, or is empty"));
-  return text.str();
-}
-
-struct Credentials {
-  std::shared_ptr<grpc::ServerCredentials> server = grpc::InsecureServerCredentials();
-  std::shared_ptr<grpc::ChannelCredentials> channel = grpc::InsecureChannelCredentials();
-};
-
-absl::StatusOr<Credentials> MakeCredentials(const Options& options) {
-  if (!options.tls()) return Credentials();
-  absl::StatusOr<std::string> cert = ReadFile("--tls-cert", options.tls_cert);
-  absl::StatusOr<std::string> key = ReadFile("--tls-key", options.tls_key);
-  absl::StatusOr<std::string> ca = ReadFile("--tls-ca", options.tls_ca);
-  for (const absl::Status& status : {cert.status(), key.status(), ca.status()}) {
-    if (!status.ok()) return status;
-  }
-  grpc::SslServerCredentialsOptions server(
-      GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  server.pem_root_certs = *ca;
-  server.pem_key_cert_pairs.push_back({*key, *cert});
-  return Credentials{grpc::SslServerCredentials(server), grpc::SslCredentials({*ca, *key, *cert})};
-}
 
 // The implementation of OrlopServer.
 class Running : public OrlopServer {
@@ -103,12 +69,12 @@ class Running : public OrlopServer {
   }
 
   const std::string& address() const override { return address_; }
-  bool ready() const override { return ready_; }
+  bool ready() const override { return readiness_->is_ready(); }
 
   absl::Status Stop() override {
     if (stopped_.exchange(true)) return absl::OkStatus();
     spdlog::info("stopping: finishing what is decided, then flushing");
-    EndReadiness();
+    readiness_->End();
     health_->SetServingStatus(false);
     const absl::Status flushed = jobs_->Stop(std::chrono::steady_clock::now() + kStopTimeout);
     Halt();
@@ -154,6 +120,10 @@ class Running : public OrlopServer {
     const auto identity = [this] { return Identity(); };
     environment.identity = identity;
     jobs_ = std::make_unique<JobTable>(environment);
+    readiness_ = std::make_unique<Readiness>(jobs_.get(), [this] {
+      health_->SetServingStatus(true);
+      spdlog::info("ready");
+    });
     data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get());
     job_service_ = std::make_unique<JobService>(jobs_.get());
     peer_service_ = std::make_unique<PeerService>(jobs_.get(), identity);
@@ -189,40 +159,8 @@ class Running : public OrlopServer {
     ticker_ = std::thread([this] { TickLoop(); });
     spdlog::info("{} listens on {}, data in {}, {} kernels", options_.name, address_,
                  options_.data_dir, kernels::TargetName(kernels::SupportedTargets().front()));
-    readiness_ = std::thread([this] { BecomeReady(); });
+    readiness_->Start();
     return absl::OkStatus();
-  }
-
-  // The body of the readiness_ thread. Sets the health to SERVING once every job that was found on
-  // disk has a state (server/services/readiness.h). There is no time limit; the log says which job
-  // is awaited.
-  void BecomeReady() {
-    auto next_report = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-    for (std::string awaited; !(awaited = AwaitedBy(*jobs_)).empty();) {
-      const auto now = std::chrono::steady_clock::now();
-      if (now >= next_report) {
-        spdlog::warn("not ready yet: {}", awaited);
-        next_report = now + kReadinessReport;
-      }
-      MutexLock lock(&mutex_);
-      awaited_ = awaited;
-      const auto until = now + kReadinessPoll;
-      while (!readiness_ends_ && tick_.WaitUntil(&mutex_, until)) {
-      }
-      if (readiness_ends_) return;
-    }
-    ready_ = true;
-    health_->SetServingStatus(true);
-    spdlog::info("ready");
-  }
-
-  void EndReadiness() {
-    {
-      MutexLock lock(&mutex_);
-      readiness_ends_ = true;
-      tick_.SignalAll();
-    }
-    if (readiness_.joinable()) readiness_.join();
   }
 
   // Reports the memory that RocksDB uses to the accountant. If the reservation becomes too small,
@@ -286,11 +224,12 @@ class Running : public OrlopServer {
     info.set_address(options_.peers.size() == 1 ? address_ : options_.self().address);
     info.set_incarnation(data_->incarnation());
     info.set_failure_domain(options_.failure_domain);
-    info.set_ready(ready_ && !stopped_);
+    info.set_ready(ready() && !stopped_);
     if (!info.ready()) {
-      info.set_state(stopped_           ? "stopping"
-                     : awaited_.empty() ? "starting"
-                                        : absl::StrCat("starting: ", awaited_));
+      const std::string awaited = readiness_->awaited();
+      info.set_state(stopped_          ? "stopping"
+                     : awaited.empty() ? "starting"
+                                       : absl::StrCat("starting: ", awaited));
     }
     info.set_leader(options_.peers.front().name == options_.name);
     return info;
@@ -323,7 +262,7 @@ class Running : public OrlopServer {
   // Ends the calls and the threads, users before what they use: a call uses jobs, a tick submits
   // tasks to the pool, and a task sends messages through peers_.
   void Halt() {
-    EndReadiness();
+    if (readiness_ != nullptr) readiness_->End();
     if (server_ != nullptr)
       server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
     {
@@ -347,23 +286,20 @@ class Running : public OrlopServer {
   std::unique_ptr<PeerLinks> peers_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<JobTable> jobs_;
+  std::unique_ptr<Readiness> readiness_;
   std::unique_ptr<DataService> data_service_;
   std::unique_ptr<JobService> job_service_;
   std::unique_ptr<PeerService> peer_service_;
   std::unique_ptr<AdminService> admin_service_;
   std::unique_ptr<grpc::Server> server_;
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // owned by server_
-  std::atomic<bool> ready_ = false;
   std::atomic<bool> stopped_ = false;
   mutable Mutex mutex_;
   // BuildServer writes it under mutex_, because calls are already being answered. It does not
   // change after Open, so address() takes no lock.
   std::string address_;
   ServerFacts facts_ GUARDED_BY(mutex_);
-  CondVar tick_;                            // readiness_ends_ or halting_ was set
-  std::string awaited_ GUARDED_BY(mutex_);  // the last answer of AwaitedBy; empty: none yet
-  bool readiness_ends_ GUARDED_BY(mutex_) = false;
-  std::thread readiness_;
+  CondVar tick_;  // halting_ was set
   bool halting_ GUARDED_BY(mutex_) = false;
   std::thread ticker_;
 };

@@ -5,11 +5,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/services/job_status.h"
+#include "spdlog/spdlog.h"
 
 namespace orlop::server {
 namespace {
 
 constexpr auto kAnswerTimeout = std::chrono::seconds(1);
+constexpr auto kPoll = std::chrono::milliseconds(50);
+constexpr auto kReport = std::chrono::seconds(10);
 
 bool IsAnswered(const v1::JobStatusResponse& status) {
   return status.state() != v1::JobStatusResponse::RECOVERING &&
@@ -18,7 +21,7 @@ bool IsAnswered(const v1::JobStatusResponse& status) {
 
 }  // namespace
 
-std::string AwaitedBy(const JobTable& jobs) {
+std::string WhatIsAwaited(const JobTable& jobs) {
   const std::vector<std::shared_ptr<JobRuntime>> here = jobs.List();
   if (here.empty()) return "";
   const Environment& environment = jobs.environment();
@@ -46,6 +49,44 @@ std::string AwaitedBy(const JobTable& jobs) {
                         status->explanation());
   }
   return "";
+}
+
+void Readiness::Start() {
+  MutexLock lock(&join_mutex_);
+  thread_ = std::thread([this] { Run(); });
+}
+
+std::string Readiness::awaited() const {
+  MutexLock lock(&mutex_);
+  return awaited_;
+}
+
+void Readiness::Run() {
+  auto next_report = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  for (std::string awaited; !(awaited = WhatIsAwaited(*jobs_)).empty();) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now >= next_report) {
+      spdlog::warn("not ready yet: {}", awaited);
+      next_report = now + kReport;
+    }
+    MutexLock lock(&mutex_);
+    awaited_ = awaited;
+    while (!ends_ && ended_.WaitUntil(&mutex_, now + kPoll)) {
+    }
+    if (ends_) return;
+  }
+  is_ready_ = true;
+  on_ready_();
+}
+
+void Readiness::End() {
+  {
+    MutexLock lock(&mutex_);
+    ends_ = true;
+    ended_.SignalAll();
+  }
+  MutexLock lock(&join_mutex_);
+  if (thread_.joinable()) thread_.join();
 }
 
 }  // namespace orlop::server

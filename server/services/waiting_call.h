@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
-#include "server/runtime/job_runtime.h"
+#include "server/runtime/job_table.h"
 
 namespace orlop::server {
 
