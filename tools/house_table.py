@@ -81,8 +81,8 @@ ELSEWHERE = {"python/core/*.cc": ("python/CMakeLists.txt", "/core/*.cc"),
 PACKAGE = [
     #    part        doors                      may import
     Room("ground",   EVERY,                     ""),
-    Room("job",      "job wire workers",        "ground"),
-    Room("state",    "checkpoint foreign",      "job ground"),
+    Room("job",      "job",                     "ground"),
+    Room("state",    "checkpoint",              "job ground"),
     Room("optim",    "__init__",                "state job ground"),
     Room("sharded",  "shard",                   "job ground"),
     Room("face",     "",                        "sharded optim state job ground"),
