@@ -56,8 +56,10 @@ inline constexpr int kMaxStallMs = 60'000;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 // Limit on manifests and layouts of which some pages have not arrived.
 inline constexpr size_t kMaxUnfinishedLists = size_t{4} * kMaxWorldSize;
-// Each RPC in progress occupies one thread.
+// Each RPC in progress occupies one thread, but for Join, CommitStep and AbortStep, of which a
+// server holds so many at a time.
 inline constexpr int kMaxServerThreads = 1024;
+inline constexpr int kMaxWaitingCalls = 8 * kMaxWorldSize;
 inline constexpr size_t kMaxServers = 1024;  // of one cluster
 
 }  // namespace orlop

@@ -70,6 +70,21 @@ def test_a_client_that_goes_away_waits_no_longer(job):
     assert len(answers) == RANKS and {answer.generation for answer in answers} == {job.generation}
 
 
+def test_too_many_calls_that_wait_are_refused_and_the_others_stay(job):
+    """One client asks 4,200 times; the limit of a server is 4,096."""
+    calls = list(joins(job, [1]).values())
+    calls += [joins(job, [1])[1] for _ in range(4199)]
+    wait_until(lambda: any(call.done() for call in calls))
+    refused = [call for call in calls if call.done()]
+    assert {call.exception().code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(calls) - len(refused) <= 4096
+    assert joined_count(job) == 1
+    for call in calls:
+        call.cancel()
+    layout = job.layout(mode="SUM")
+    assert job.job().Join(job.join_request(0, layout, world_size=2), timeout=60).generation > job.generation
+
+
 def test_a_deadline_ends_the_wait(job):
     layout = job.layout(mode="SUM")
     generation = job.job().Join(job.join_request(0, layout, world_size=2), timeout=60).generation

@@ -70,10 +70,13 @@ std::shared_ptr<const JobModel> JobRuntime::model() const {
 absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
   absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(std::move(definition));
   if (!model.ok()) return model.status();
-  if (leader_ != nullptr) leader_->BeginConfigure();
-  absl::Status status = BeginConfigure(**model);
-  if (status.ok()) {
-    status = shards_->Configure((*model)->Optimizers());
+  const bool is_deciding = leader_ != nullptr && !leader_->BeginConfigure();
+  absl::Status status = BeginConfigure(**model, is_deciding);
+  const bool has_begun = status.ok();
+  if (has_begun) status = shards_->Configure((*model)->Optimizers());
+  // The leader first: what is held may bring a decision about.
+  if (leader_ != nullptr && !is_deciding) leader_->EndConfigure(status.ok() ? *model : nullptr);
+  if (has_begun) {
     Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
       configuring_ = false;
       if (status.ok()) model_ = *model;
@@ -81,15 +84,15 @@ absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
         participant_->OnMessage(from, message, now, actions);
     });
   }
-  if (leader_ != nullptr) leader_->EndConfigure(status.ok() ? *std::move(model) : nullptr);
   return status;
 }
 
 // From here on, until the new configuration is there, no step begins here, and no piece.
-absl::Status JobRuntime::BeginConfigure(const JobModel& model) {
+// `is_deciding`: the leader on this server has decided a step that may not be prepared here yet.
+absl::Status JobRuntime::BeginConfigure(const JobModel& model, bool is_deciding) {
   MutexLock lock(&mutex_);
-  const bool has_stepped =
-      participant_->position().committed_step > 0 || participant_->prepared() != nullptr;
+  const bool has_stepped = is_deciding || participant_->position().committed_step > 0 ||
+                           participant_->prepared() != nullptr;
   if (has_stepped && !shards_->IsConfiguredAs(model.Optimizers())) {
     return MakeError(absl::StatusCode::kFailedPrecondition,
                      absl::StrCat("job '", job_, "' steps with another optimizer configuration"),
@@ -208,10 +211,6 @@ std::vector<step::StagedPiece> JobRuntime::PiecesFrom(uint32_t rank, size_t* exp
 step::Position JobRuntime::position() const {
   MutexLock lock(&mutex_);
   return participant_->position();
-}
-int64_t JobRuntime::incarnation() const {
-  MutexLock lock(&mutex_);
-  return participant_->incarnation();
 }
 bool JobRuntime::HasReported() const {
   MutexLock lock(&mutex_);

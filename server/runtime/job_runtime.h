@@ -89,8 +89,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   // The staged pieces of this server's shards from one rank, by shard.
   std::vector<step::StagedPiece> PiecesFrom(uint32_t rank, size_t* expected_count) const;
   step::Position position() const;  // as this server knows it
-  int64_t incarnation() const;
-  bool HasReported() const;  // to the present epoch, what this process holds
+  bool HasReported() const;         // to the present epoch, what this process holds
   std::shared_ptr<const step::Layout> layout() const;
   StepTimes last_step() const;
   // Updates that a tensor has seen, as of the last decision applied here.
@@ -99,7 +98,8 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   // ---- Life ----
   void OnMessage(int from, const step::Message& message);  // of a server of the cluster
   void Tick();
-  // Clean stop: refuses new work, finishes what is decided, flushes. BeginStop does not wait.
+  // Clean stop: refuses new work, finishes the applies that have begun, and flushes. A step that is
+  // prepared but whose Apply has not come is flushed as that. BeginStop does not wait.
   void BeginStop();
   // Waits until that is done: for other servers and for room on the disk until `deadline`, for the
   // flush as long as it takes. OK only when all is on disk, and noted under CleanKey.
@@ -111,7 +111,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model,
              int64_t record_version);
   void Restore(OpenedJob opened);
-  absl::Status BeginConfigure(const JobModel& model);
+  absl::Status BeginConfigure(const JobModel& model, bool is_deciding);
   void Unpin(step::RequestId pull);
 
   void Do(const step::Action& action) override REQUIRES(mutex_);

@@ -33,13 +33,11 @@ step::RequestId LeaderShell::Join(const step::JoinRequest& join, Caller caller) 
 }
 
 step::RequestId LeaderShell::Commit(const step::CommitRequest& commit, Caller caller) {
-  return Ask(std::move(caller), [&](step::RequestId id, int64_t now,
-                                    step::Actions* actions) REQUIRES(mutex_) {
-    if (!is_configuring_) return leader_.OnCommitStep(id, commit, now, actions);
-    AnswerCaller(
-        {.request = id,
-         .status = absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"))});
-  });
+  return Ask(std::move(caller),
+             [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
+               if (!is_configuring_) return leader_.OnCommitStep(id, commit, now, actions);
+               AnswerCaller({.request = id, .status = BeingConfigured()});
+             });
 }
 
 step::RequestId LeaderShell::Abort(const step::AbortRequest& abort, Caller caller) {
@@ -72,14 +70,18 @@ step::RequestId LeaderShell::AwaitRecovery(Caller caller) {
 
 void LeaderShell::AfterEvent() {
   if (recoveries_.empty()) return;
-  const step::JobStatusReport report = leader_.Status();
-  if (!report.serving && !report.has_lost_memory) return;
+  if (!leader_.serving() && !leader_.has_lost_memory()) return;
   for (const step::RequestId id : std::exchange(recoveries_, {})) AnswerCaller({.request = id});
 }
 
 step::JobStatusReport LeaderShell::Status() const {
   MutexLock lock(&mutex_);
   return leader_.Status();
+}
+
+bool LeaderShell::HasLostMemory() const {
+  MutexLock lock(&mutex_);
+  return leader_.has_lost_memory();
 }
 
 // ---- Events ------------------------------------------------------------------------------------
@@ -99,9 +101,10 @@ void LeaderShell::Tick() {
 
 void LeaderShell::Close() { CloseCallers(); }
 
-void LeaderShell::BeginConfigure() {
+bool LeaderShell::BeginConfigure() {
   MutexLock lock(&mutex_);
-  is_configuring_ = true;
+  if (!leader_.is_deciding()) is_configuring_ = true;
+  return is_configuring_;
 }
 
 void LeaderShell::EndConfigure(std::shared_ptr<const JobModel> model) {
@@ -110,7 +113,12 @@ void LeaderShell::EndConfigure(std::shared_ptr<const JobModel> model) {
   if (model != nullptr) model_ = std::move(model);
 }
 
+absl::Status LeaderShell::BeingConfigured() const {
+  return absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"));
+}
+
 absl::StatusOr<std::string> LeaderShell::ScalarsOf(const step::ScalarInputs& inputs) {
+  if (is_configuring_) return BeingConfigured();  // to commits of before
   if (model_->definition().optimizer().reduce() == "sum") return BuildScalars(*model_, 1, inputs);
   if (counted_layout_ != leader_.layout()) {
     counted_layout_ = leader_.layout();

@@ -34,20 +34,22 @@ class LeaderShell final : public MachineShell {
   step::RequestId AwaitRecovery(Caller caller);
 
   step::JobStatusReport Status() const;
-  bool HasLostMemory() const { return Status().has_lost_memory; }
+  bool HasLostMemory() const;
 
   // ---- Life ----
   void OnMessage(int from, const step::Message& message);  // that is ForLeader
   void Tick();
   void Close();
-  // Between the two, commits are answered Unavailable. `model`: what steps are decided by from now
-  // on; null: as before.
-  void BeginConfigure();
+  // Between the two, commits are answered Unavailable, and no step is decided. BeginConfigure
+  // returns false, and changes nothing, if a decided step has not been committed yet. `model`: what
+  // steps are decided by from now on; null: as before.
+  bool BeginConfigure();
   void EndConfigure(std::shared_ptr<const JobModel> model);
 
  private:
   void Do(const step::Action& action) override REQUIRES(mutex_);
   void AfterEvent() override REQUIRES(mutex_);
+  absl::Status BeingConfigured() const;
   absl::StatusOr<std::string> ScalarsOf(const step::ScalarInputs& inputs) REQUIRES(mutex_);
   void PersistInPool(const step::PersistRecord& action);
 

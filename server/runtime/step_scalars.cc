@@ -34,6 +34,11 @@ absl::Status BadValue(int group, const std::string& name, const std::string& wha
                    detail);
 }
 
+absl::Status AnewError() {
+  return absl::FailedPreconditionError(
+      "the optimizer was configured anew since this CommitStep: commit again");
+}
+
 }  // namespace
 
 absl::StatusOr<int64_t> ContributionsPerElement(const JobModel& model, const step::Layout& layout) {
@@ -97,8 +102,11 @@ absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contribu
                                          const step::ScalarInputs& inputs) {
   const v1::ConfigureOptimizerRequest& optimizer = model.definition().optimizer();
   if (static_cast<int>(inputs.groups->size()) != optimizer.groups_size()) {
-    return absl::FailedPreconditionError(
-        "the optimizer was configured anew since this CommitStep: commit again");
+    return AnewError();
+  }
+  for (int g = 0; g < optimizer.groups_size(); ++g) {
+    if ((*inputs.groups)[g].values.size() != OptimizerOf(model, g).hyper_parameters.size())
+      return AnewError();
   }
   const int64_t count = optimizer.reduce() == "sum" ? 1 : contributions_per_element;
   const kernels::GradientScale scale = kernels::PrepareGradientScale(

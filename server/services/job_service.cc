@@ -301,6 +301,7 @@ grpc::ServerUnaryReactor* JobService::Join(grpc::CallbackServerContext* context,
                                            const v1::JoinRequest* request,
                                            v1::JoinResponse* response) {
   auto* call = new WaitingCall(context);
+  if (absl::Status status = call->CheckLimit(); !status.ok()) return call->End(status);
   absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime> job = *std::move(found);
@@ -315,16 +316,16 @@ grpc::ServerUnaryReactor* JobService::Join(grpc::CallbackServerContext* context,
   // A page of a layout claims the rank too: pages of two clients do not mix.
   if (absl::Status status = job->leader()->ClaimRank(join); !status.ok())
     return call->End(Explained(*job, status));
-  AfterRecovery(call, job, [this, call, job, join, request, response]() mutable {
-    if (join.generation > 0) {
-      auto layout =
-          layouts_.Add({request->job(), request->generation(), request->rank()}, request->layout());
-      if (!layout.ok() || !layout->has_value()) return void(call->End(layout.status()));
-      auto contributions =
-          Contributions(*job->model(), **layout, request->rank(), request->world_size());
-      if (!contributions.ok()) return void(call->End(contributions.status()));
-      join.contributions = *std::move(contributions);
-    }
+  if (join.generation > 0) {
+    auto layout =
+        layouts_.Add({request->job(), request->generation(), request->rank()}, request->layout());
+    if (!layout.ok() || !layout->has_value()) return call->End(layout.status());
+    auto contributions =
+        Contributions(*job->model(), **layout, request->rank(), request->world_size());
+    if (!contributions.ok()) return call->End(contributions.status());
+    join.contributions = *std::move(contributions);
+  }
+  AfterRecovery(call, job, [=, this] {
     call->Ask(
         job,
         [&](LeaderShell& leader, Caller caller) { return leader.Join(join, std::move(caller)); },
@@ -358,6 +359,7 @@ grpc::ServerUnaryReactor* JobService::CommitStep(grpc::CallbackServerContext* co
                                                  const v1::CommitStepRequest* request,
                                                  v1::CommitStepResponse* response) {
   auto* call = new WaitingCall(context);
+  if (absl::Status status = call->CheckLimit(); !status.ok()) return call->End(status);
   absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime> job = *std::move(found);
@@ -384,6 +386,7 @@ grpc::ServerUnaryReactor* JobService::AbortStep(grpc::CallbackServerContext* con
                                                 const v1::AbortStepRequest* request,
                                                 v1::AbortStepResponse* response) {
   auto* call = new WaitingCall(context);
+  if (absl::Status status = call->CheckLimit(); !status.ok()) return call->End(status);
   absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime> job = *std::move(found);

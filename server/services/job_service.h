@@ -1,6 +1,7 @@
 // The service v1::Job. The step leader serves it; other servers answer FailedPrecondition
 // (NOT_LEADER). A handler checks the request, calls the job's runtime, and fills the response.
-//   Threads  one for each call in progress.
+//   Threads  one for each call in progress, but none for a Join, CommitStep or AbortStep that
+//            waits.
 //   Status   as job.proto says.
 #pragma once
 

@@ -2,12 +2,26 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
 #include "proto/status.h"
 #include "server/runtime/answers.h"
 
 namespace orlop::server {
 
-WaitingCall::WaitingCall(grpc::CallbackServerContext* context) : deadline_(DeadlineOf(*context)) {}
+std::atomic<int> WaitingCall::live_ = 0;
+
+WaitingCall::WaitingCall(grpc::CallbackServerContext* context) : deadline_(DeadlineOf(*context)) {
+  ++live_;
+}
+
+absl::Status WaitingCall::CheckLimit() const {
+  if (live_ <= kMaxWaitingCalls) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kResourceExhausted,
+                   absl::StrCat("the limit is ", kMaxWaitingCalls,
+                                " calls of Join, CommitStep and AbortStep at a time"),
+                   v1::ErrorDetail::BUDGET);
+}
 
 void WaitingCall::Ask(const std::shared_ptr<JobRuntime>& job,
                       const std::function<step::RequestId(LeaderShell&, Caller)>& ask,

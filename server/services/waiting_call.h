@@ -4,6 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -15,13 +16,17 @@
 namespace orlop::server {
 
 // Made by a handler of gRPC's callback API, which returns it; deletes itself after its end. A
-// client that goes away withdraws the request that the call waits for.
+// client that goes away withdraws the request that the call waits for. At most kMaxWaitingCalls
+// live at a time.
 //   Threads  The handler's until it asks; then the one that runs `next`, and so on.
 class WaitingCall final : public grpc::ServerUnaryReactor {
  public:
   // The call waits until its own deadline, but at most ten minutes.
   explicit WaitingCall(grpc::CallbackServerContext* context);
+  ~WaitingCall() override { --live_; }
 
+  // ResourceExhausted (BUDGET): too many calls wait. End then.
+  absl::Status CheckLimit() const;
   // Begins a request at the job's leader, and calls `next` with the answer: here, or later in
   // another thread. `next` asks again or ends the call. Nothing may touch the call after Ask.
   void Ask(const std::shared_ptr<JobRuntime>& job,
@@ -48,6 +53,8 @@ class WaitingCall final : public grpc::ServerUnaryReactor {
 
   void OnCancel() override { pending_->Cancel(); }
   void OnDone() override { delete this; }
+
+  static std::atomic<int> live_;
 
   const std::chrono::steady_clock::time_point deadline_;
   const std::shared_ptr<Pending> pending_ = std::make_shared<Pending>();

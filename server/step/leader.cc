@@ -31,7 +31,7 @@ JobStatusReport Leader::Status() const {
   report.applied_step = committed_step();
   if (committed_ != nullptr && !AllServers(&Server::applied)) --report.applied_step;
   report.generation_issued = record_.generation;
-  report.serving = phase_ == Phase::kServing && !deposed_;
+  report.serving = serving();
   report.last_decision = committed_;
   report.in_sync = record_.in_sync;
   report.joined_ranks = gathering_.claimed_ranks();
@@ -47,7 +47,7 @@ JobStatusReport Leader::Status() const {
       if (!reports_[server].has_value()) absl::StrAppend(&report.waiting_for, " ", server);
     }
     report.is_stuck = HaveAllReported();
-    report.has_lost_memory = IsLost();
+    report.has_lost_memory = has_lost_memory();
     report.rollback_offers = RollbackOffers(*spec_, reports_);
   } else if (phase_ != Phase::kServing) {
     report.waiting_for = phase_ == Phase::kCatchUp ? "copies to catch up" : "recovery to finish";
@@ -214,11 +214,12 @@ void Leader::MaybeInstallGeneration(int64_t now_ms, Actions* actions) {
 }
 
 bool Leader::IsLost() const {
-  if (phase_ != Phase::kCollect || !HaveAllReported()) return false;
-  if (record_.rolling_back) return !HoldsRollback();
+  if (phase_ != Phase::kCollect) return false;
+  if (record_.rolling_back) return HaveAllReported() && !HoldsRollback();
   if (verdict_.outcome == Verdict::Outcome::kDamaged) return true;
   const auto is_gone = [this](const Copy& copy) {
-    return reports_[copy.server]->incarnation != copy.incarnation;
+    const auto& report = reports_[copy.server];
+    return report.has_value() && report->incarnation != copy.incarnation;
   };
   return std::any_of(record_.in_sync.begin(), record_.in_sync.end(), [&](const auto& copies) {
     return !copies.empty() && std::all_of(copies.begin(), copies.end(), is_gone);
@@ -256,7 +257,7 @@ void Leader::OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms
     rollbacks_.push_back(request);
     return BeginEpoch(now_ms, actions);
   }
-  if (phase_ != Phase::kServing && !is_lost) {
+  if (phase_ != Phase::kServing && !has_lost_memory()) {
     return Reply(request, absl::UnavailableError("not every server has told what it holds yet"),
                  actions);
   }

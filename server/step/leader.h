@@ -126,6 +126,10 @@ class Leader {
   void OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms, Actions* actions);
 
   JobStatusReport Status() const;
+  // Two of its fields, without the cost of the others.
+  bool serving() const { return phase_ == Phase::kServing && !deposed_; }
+  bool has_lost_memory() const { return HaveAllReported() && IsLost(); }
+  bool is_deciding() const { return decision_ != nullptr; }  // it is prepared, not yet committed
   bool deposed() const { return deposed_; }
   // Of the newest generation that has formed; null: none has.
   const std::shared_ptr<const Layout>& layout() const { return record_.layout; }
@@ -190,9 +194,9 @@ class Leader {
   bool HaveAllReported() const;
   void AdoptPresentCopies();
   bool HoldsRollback() const;
-  // Every server has reported, and what was committed is gone: all in-sync copies of some shard
-  // were in processes that have ended, or copies contradict one another, or no server holds the
-  // state of the rollback under way any more.
+  // What was committed is gone: all in-sync copies of some shard were in processes that have ended,
+  // as their servers have reported, or copies contradict one another. During a rollback: every
+  // server has reported, and the state to go back to is gone too.
   bool IsLost() const;
   void StartRollBack(int64_t now_ms, Actions* actions);
   void CheckRollBack(int64_t now_ms, Actions* actions);

@@ -375,7 +375,7 @@ class Participant {
   int64_t start_epoch_ = 0;
   int64_t reported_epoch_ = -1;  // the highest one in which this life has sent its report
   int64_t incarnation_ = 0;
-  bool has_lost_memory_ = false;  // as RecoverReport::has_lost_memory
+  bool has_lost_memory_ = false;  // this life began without the state of the one before
   bool opened_ = false;           // an OpenJob of this epoch was obeyed
   int64_t register_sent_ms_ = INT64_MIN / 2;
 
