@@ -1,5 +1,9 @@
 #include "proto/dtype.h"
 
+#include <string_view>
+
+#include "orlop/v1/types.pb.h"
+
 namespace orlop {
 
 std::string_view DTypeName(v1::DType dtype) {
