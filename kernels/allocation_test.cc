@@ -3,11 +3,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
+#include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/blocks.h"
 #include "kernels/optimizer.h"
 #include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The operations of a fused step in vectors (blocks.h).
 #include "kernels/blocks.h"
 
-#include "kernels/reference.h"
+#include "kernels/reference.h"  // IWYU pragma: keep (the version without fused multiply-add)
 #include "kernels/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE

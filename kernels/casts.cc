@@ -1,10 +1,16 @@
 #include "kernels/casts.h"
 
 #include <bit>
+#include <cstddef>
+#include <cstdint>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kernels/arithmetic.h"
 #include "kernels/checks.h"
 #include "kernels/reference.h"
 #include "kernels/simd_targets.h"
+#include "kernels/types.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/casts.cc"

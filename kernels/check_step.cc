@@ -1,9 +1,16 @@
 // Checks the arguments of a step, and computes the sizes of its arrays.
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "kernels/blocks.h"
-#include "kernels/casts.h"
+#include "kernels/code_books4.h"
+#include "kernels/optimizer.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 

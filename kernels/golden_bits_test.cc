@@ -7,10 +7,20 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
+#include "kernels/blocks.h"
+#include "kernels/casts.h"
+#include "kernels/code_books4.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "kernels/random.h"
+#include "kernels/reduce.h"
 #include "kernels/reference.h"
 #include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {

@@ -1,11 +1,16 @@
 #include "kernels/int8_blocks.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "kernels/checks.h"
 #include "kernels/reference.h"
 #include "kernels/simd_targets.h"
+#include "kernels/types.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/int8_blocks.cc"

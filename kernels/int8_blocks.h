@@ -32,11 +32,9 @@ namespace orlop::kernels {
 inline constexpr size_t kInt8BlockBytes = sizeof(float) + kQuantBlock;
 
 // Returns the encoded bytes of `count` elements.
-inline constexpr size_t Int8Bytes(size_t count) {
-  return count + BlockCount(count) * sizeof(float);
-}
+constexpr size_t Int8Bytes(size_t count) { return count + BlockCount(count) * sizeof(float); }
 // Returns the number of elements that encode to `bytes`, which must be the size of some count.
-inline constexpr size_t Int8Count(size_t bytes) {
+constexpr size_t Int8Count(size_t bytes) {
   return bytes - (bytes + kInt8BlockBytes - 1) / kInt8BlockBytes * sizeof(float);
 }
 

@@ -2,12 +2,25 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/blocks.h"
+#include "kernels/code_books.h"
+#include "kernels/quantize.h"
+#include "kernels/random.h"
+#include "kernels/reference.h"
+#include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {
@@ -341,6 +354,7 @@ TEST(SgdFp32, FollowsTorchsDefinition) {
     const std::vector<double> values = {config.learning_rate, config.momentum, config.dampening,
                                         config.weight_decay, config.nesterov ? 1.0 : 0.0};
     std::vector<SgdModel> exact;
+    exact.reserve(start.size());
     for (const float value : start) exact.push_back({value});
     for (int step = 0; step < 20; ++step) {
       const std::vector<float> gradient = source.Floats(start.size(), Hostility::kTame);

@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <utility>
 
+#include "kernels/optimizer.h"
 #include "kernels/reduce.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {

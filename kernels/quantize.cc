@@ -1,8 +1,13 @@
 #include "kernels/quantize.h"
 
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/checks.h"
 #include "kernels/reference.h"
 #include "kernels/simd_targets.h"
+#include "kernels/types.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/quantize.cc"

@@ -1,13 +1,20 @@
 #include "kernels/quantize.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/testing/test_data.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {

@@ -1,11 +1,14 @@
 #include "kernels/reduce.h"
 
 #include <cmath>
-#include <type_traits>
+#include <type_traits>  // IWYU pragma: keep (std::conditional_t, with vectors)
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/checks.h"
 #include "kernels/reference.h"
 #include "kernels/simd_targets.h"
+#include "kernels/types.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/reduce.cc"

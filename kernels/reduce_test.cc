@@ -3,13 +3,20 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <limits>
+#include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/casts.h"
 #include "kernels/testing/test_data.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {

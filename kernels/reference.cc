@@ -1,12 +1,22 @@
 #include "kernels/reference.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "absl/types/span.h"
+#include "kernels/arithmetic.h"
+#include "kernels/casts.h"
+#include "kernels/code_books.h"
 #include "kernels/code_books4.h"
+#include "kernels/quantize.h"
+#include "kernels/random.h"
+#include "kernels/reduce.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels::reference {
 namespace {

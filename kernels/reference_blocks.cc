@@ -3,11 +3,19 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
+#include "absl/types/span.h"
+#include "kernels/arithmetic.h"
 #include "kernels/blocks.h"
 #include "kernels/code_books4.h"
+#include "kernels/int8_blocks.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "kernels/random.h"
 #include "kernels/reference.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels::reference {
 namespace {

@@ -1,9 +1,15 @@
 // Finds optimizers by name, and computes what the step leader needs once per step, in fp64.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "kernels/blocks.h"
 #include "kernels/optimizer.h"
 

@@ -4,10 +4,16 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/checks.h"
+#include "kernels/code_books4.h"
 #include "kernels/quantize.h"
 #include "kernels/reference.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {

@@ -1,13 +1,28 @@
 // Compares every kernel on every instruction set with the scalar reference, bit for bit: all counts
 // from 0 to 513, spans at odd addresses, tame, heavy-tailed and arbitrary bit patterns.
 #include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
+#include "kernels/blocks.h"
+#include "kernels/casts.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "kernels/reduce.h"
 #include "kernels/reference.h"
+#include "kernels/targets.h"
 #include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
+#include "kernels/whole_tensor.h"
 
 namespace orlop::kernels {
 namespace {

@@ -1,13 +1,19 @@
 // One push, 8 of 8 (ARCHITECTURE.md): a range of a shard, one 256-element block after another.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/blocks.h"
+#include "kernels/code_books.h"
 #include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "kernels/random.h"
 #include "kernels/reference.h"
+#include "kernels/types.h"
+#include "kernels/whole_tensor.h"
 
 namespace orlop::kernels {
 namespace {

@@ -1,5 +1,9 @@
 #include "kernels/targets.h"
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 // The instruction sets must be declared before Highway is included.
 // clang-format off
 #include "kernels/simd_targets.h"

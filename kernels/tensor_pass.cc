@@ -1,6 +1,11 @@
 #include "kernels/tensor_pass.h"
 
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/optimizer.h"
 #include "kernels/orthogonalize.h"
+#include "kernels/whole_tensor.h"
 
 namespace orlop::kernels {
 

@@ -1,13 +1,24 @@
 // Compares the first phase with plain loops in float64, and tests that no cut changes a bit.
 #include "kernels/tensor_pass.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
+#include "kernels/optimizer.h"
 #include "kernels/orthogonalize.h"
 #include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
+#include "kernels/whole_tensor.h"
 
 namespace orlop::kernels {
 namespace {

@@ -4,9 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 
+#include "absl/types/span.h"
 #include "kernels/arithmetic.h"
 #include "kernels/casts.h"
+#include "kernels/optimizer.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 namespace {

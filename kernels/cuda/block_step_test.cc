@@ -1,17 +1,36 @@
 // Compares the CUDA kernels' template on the host (host_execution.h) with the scalar reference, bit
 // for bit: every optimizer and format, all counts from 0 to 513 as ranges of one batch, and hostile
 // values. Also ranges beyond 2^31 elements, of which only the touched pages exist.
+#include "kernels/cuda/block_step.h"
+
 #include <sys/mman.h>
 
+#include <cfloat>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <memory>
 #include <random>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
+#include "kernels/blocks.h"
+#include "kernels/code_books.h"
+#include "kernels/code_books4.h"
 #include "kernels/cuda/batch.h"
+#include "kernels/cuda/codec.h"
+#include "kernels/cuda/geometry.h"
 #include "kernels/cuda/host_execution.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
 #include "kernels/reference.h"
 #include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels {
 #define ORLOP_OPTIMIZER(name) OptimizerUnit name##Unit();

@@ -2,15 +2,20 @@
 // no device.
 #include <cuda_runtime_api.h>
 
-#include <string>
-#include <utility>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "gtest/gtest.h"
+#include "kernels/blocks.h"
 #include "kernels/cuda/step.h"
+#include "kernels/optimizer.h"
 #include "kernels/reference.h"
 #include "kernels/testing/test_data.h"
 #include "kernels/testing/test_range.h"
+#include "kernels/types.h"
 
 namespace orlop::kernels::cuda {
 namespace {

@@ -1,8 +1,18 @@
 #include "kernels/cuda/step.h"
 
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "kernels/blocks.h"
 #include "kernels/cuda/batch.h"
+#include "kernels/cuda/geometry.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/optimizer.h"
 
 namespace orlop::kernels::cuda {
 namespace {

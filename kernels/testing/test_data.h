@@ -30,6 +30,7 @@ template <class T>
 ::testing::AssertionResult SameBits(const std::vector<T>& actual, const std::vector<T>& expected) {
   if (actual.size() != expected.size()) return ::testing::AssertionFailure() << "sizes differ";
   for (size_t i = 0; i < actual.size(); ++i) {
+    // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): floats with other bits differ
     if (std::memcmp(&actual[i], &expected[i], sizeof(T)) != 0) {
       return ::testing::AssertionFailure() << "element " << i << " of " << actual.size() << " is "
                                            << +actual[i] << ", expected " << +expected[i];

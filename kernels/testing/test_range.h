@@ -46,7 +46,7 @@ inline const std::vector<Formats>& AllFormats() {
 
 // Returns an optimizer's default values, with `changes` by name.
 inline std::vector<double> Values(const Optimizer& optimizer,
-                                  std::vector<std::pair<std::string, double>> changes = {}) {
+                                  const std::vector<std::pair<std::string, double>>& changes = {}) {
   std::vector<double> values;
   for (const HyperParameter& parameter : optimizer.hyper_parameters) {
     values.push_back(parameter.default_value);
