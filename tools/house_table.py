@@ -35,19 +35,21 @@ ROOMS = [
     Room("server/tiers",      "tier slot_home residency "
                               "job_room window",                         "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image piece_writer",    "server/tiers server/memory server/job server/step kernels"),
-    Room("server/cluster",    EVERY,                                     "server/job"),
+    Room("server/cluster",    EVERY,                                     "server/job kernels"),     # bytes that an element takes
     Room("server/durability", EVERY,                                     "server/cluster server/shards server/job storage"),
-    Room("server/runtime",    "job_table answers "
+    Room("server/runtime",    "job_table environment answers "
                               "step_scalars wait",                           "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "
                                                                          "kernels"),                # hyper-parameters of a step
     Room("server/lanes",      EVERY,                                     "server/runtime server/shards "
                                                                          "server/job server/step"),  # regions, reasons
     Room("server/services",   EVERY,                                     "server/lanes server/runtime server/cluster "
-                                                                         "server/tiers server/memory server/job server/step "
+                                                                         "server/shards server/tiers server/memory "
+                                                                         "server/job server/step "
                                                                          "kernels"),                # for what they list and refuse
-    Room("server",            "orlop_server",                            "server/services server/cluster "
-                                                                         "server/memory kernels"),  # what the program sets up
+    Room("server",            "orlop_server",                            "server/services server/runtime server/cluster "
+                                                                         "server/tiers server/memory storage "
+                                                                         "kernels"),                # what the program sets up
     Room("client/link",       EVERY,                                     ""),
     Room("client/lanes",      EVERY,                                     "client/link"),
     Room("client",            "client session",                          "client/lanes client/link"),

@@ -10,7 +10,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "server/runtime/job_runtime.h"
+#include "server/runtime/job_runtime.h"   // IWYU pragma: export
+#include "server/runtime/piece_intake.h"  // IWYU pragma: export
 
 namespace orlop::server {
 

@@ -19,11 +19,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/job/slots.h"
-#include "server/memory/accountant.h"
-#include "server/shards/gradient_stage.h"
-#include "server/shards/load_stage.h"
+#include "server/memory/accountant.h"      // IWYU pragma: export
+#include "server/shards/gradient_stage.h"  // IWYU pragma: export
+#include "server/shards/gradient_sum.h"    // IWYU pragma: export
+#include "server/shards/load_stage.h"      // IWYU pragma: export
 #include "server/shards/shard.h"
-#include "server/shards/shard_info.h"
+#include "server/shards/shard_info.h"  // IWYU pragma: export
 #include "server/shards/staging_room.h"
 #include "server/tiers/slot_home.h"
 

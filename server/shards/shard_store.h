@@ -41,9 +41,9 @@
 #include "server/job/contributions.h"
 #include "server/job/slots.h"
 #include "server/shards/piece_writer.h"
-#include "server/shards/shard_read.h"
-#include "server/shards/shard_update.h"
-#include "server/shards/staged.h"
+#include "server/shards/shard_read.h"    // IWYU pragma: export
+#include "server/shards/shard_update.h"  // IWYU pragma: export
+#include "server/shards/staged.h"        // IWYU pragma: export
 #include "server/shards/staging_room.h"
 #include "server/tiers/job_room.h"
 #include "server/tiers/residency.h"

@@ -24,7 +24,7 @@
 #include "absl/types/span.h"
 #include "base/mutex.h"
 #include "server/job/slots.h"
-#include "server/memory/accountant.h"
+#include "server/memory/accountant.h"  // IWYU pragma: export
 #include "storage/store.h"
 
 namespace orlop::server {
