@@ -2,12 +2,22 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
 #include "server/step/reason.h"
+#include "server/step/requests.h"
 
 namespace orlop::step {
 namespace {

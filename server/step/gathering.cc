@@ -1,9 +1,18 @@
 #include "server/step/gathering.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/step/actions.h"
+#include "server/step/layout.h"
 #include "server/step/reason.h"
+#include "server/step/requests.h"
 
 namespace orlop::step {
 namespace {
@@ -42,6 +51,7 @@ absl::Status Gathering::Claim(const JoinRequest& join, int64_t issued) {
 
 std::vector<Rank> Gathering::claimed_ranks() const {
   std::vector<Rank> ranks;
+  ranks.reserve(client_of_rank_.size());
   for (const auto& [rank, client] : client_of_rank_) ranks.push_back(rank);
   return ranks;
 }

@@ -1,6 +1,9 @@
 #include "server/step/identity.h"
 
 #include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
 
 namespace orlop::step {
 namespace {

@@ -1,8 +1,16 @@
 #include "server/step/job.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "server/step/identity.h"
+#include "server/step/layout.h"
 
 namespace orlop::step {
 namespace {

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/box.h"
+#include "server/step/identity.h"
 
 namespace orlop::step {
 namespace {

@@ -1,8 +1,14 @@
 #include "server/step/layout.h"
 
-#include <random>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "base/box.h"
 #include "gtest/gtest.h"
+#include "server/step/identity.h"
 
 namespace orlop::step {
 namespace {

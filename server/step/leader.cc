@@ -3,10 +3,22 @@
 #include "server/step/leader.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <memory>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "server/step/actions.h"
+#include "server/step/decision.h"
+#include "server/step/gathering.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
 #include "server/step/reason.h"
+#include "server/step/recovery.h"
 
 namespace orlop::step {
 
@@ -314,6 +326,7 @@ absl::Status Leader::CheckCommit(const CommitRequest& commit) const {
         absl::InvalidArgumentError("a LOAD has no absent tensors: what it does not set stays"));
   }
   std::vector<const CommitRequest*> by_rank;
+  by_rank.reserve(commits_.size());
   for (const Commit& other : commits_) by_rank.push_back(other.present ? &other.request : nullptr);
   return CompareCommits(*spec_, commit, by_rank);
 }

@@ -1,10 +1,24 @@
 // Epochs and recovery of a leader: from a raised epoch to an open job.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <type_traits>
 #include <utility>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/step/actions.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
 #include "server/step/leader.h"
+#include "server/step/messages.h"
 #include "server/step/reason.h"
+#include "server/step/recovery.h"
 
 namespace orlop::step {
 

@@ -2,10 +2,21 @@
 // and no lost message. The simulator (tests/) tests all rules together, with faults.
 #include <deque>
 #include <map>
+#include <memory>
+#include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/box.h"
 #include "gtest/gtest.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
 #include "server/step/leader.h"
+#include "server/step/messages.h"
 #include "server/step/participant.h"
 #include "server/step/reason.h"
 
@@ -95,7 +106,7 @@ class Job : public ::testing::Test {
   }
 
   static std::vector<Contribution> Contributions(Rank rank, bool with_gap = false) {
-    const auto begin = static_cast<uint64_t>(rank * 2);
+    const auto begin = static_cast<uint64_t>(rank) * 2;
     return {{0, Mode::kExactlyOnce, {FlatBox(begin, with_gap ? 1 : 2)}},
             {1, Mode::kSum, {FlatBox(0, 2)}}};
   }

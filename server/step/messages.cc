@@ -1,5 +1,8 @@
 #include "server/step/messages.h"
 
+#include <type_traits>
+#include <variant>
+
 namespace orlop::step {
 
 bool ForLeader(const Message& message) {

@@ -3,9 +3,21 @@
 #include "server/step/participant.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
 #include <utility>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/checksum.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
 
 namespace orlop::step {
 

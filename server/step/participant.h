@@ -357,8 +357,8 @@ class Participant {
   void SendStagingFailure(int64_t now_ms, Actions* actions);
   absl::Status AttemptFailure() const;  // why the open attempt cannot be decided; OK if it can
   void DropAttempt(Actions* actions);
-  void FailPendingPushes(absl::Status status, Actions* actions);
-  void FailWaitingPulls(absl::Status status, Actions* actions);
+  void FailPendingPushes(const absl::Status& status, Actions* actions);
+  void FailWaitingPulls(const absl::Status& status, Actions* actions);
   void WakePulls(Shard* shard, int64_t now_ms, Actions* actions);
   void Reply(RequestId request, absl::Status status, Actions* actions) const;
 

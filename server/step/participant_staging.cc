@@ -1,8 +1,21 @@
 // What workers push and pull, until every shard of the server is staged.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "server/step/actions.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
 #include "server/step/participant.h"
 #include "server/step/reason.h"
 
@@ -367,7 +380,7 @@ void Participant::OnForwardReply(ServerId from, const ForwardReply& reply, Actio
   pending_pushes_.erase(at);
 }
 
-void Participant::FailPendingPushes(absl::Status status, Actions* actions) {
+void Participant::FailPendingPushes(const absl::Status& status, Actions* actions) {
   for (const PendingPush& push : pending_pushes_) {
     for (RequestId request : push.requests) Reply(request, status, actions);
   }
@@ -423,7 +436,10 @@ absl::Status Participant::CheckFirstLoad() const {
 ShardName Participant::NameOf(ShardId shard) const {
   const TensorId tensor = spec_->shards[shard].tensor;
   ShardName name{spec_->tensors[tensor].name, 0};
-  while (shard > 0 && spec_->shards[--shard].tensor == tensor) ++name.index;
+  while (shard > 0 && spec_->shards[shard - 1].tensor == tensor) {
+    --shard;
+    ++name.index;
+  }
   return name;
 }
 
@@ -625,7 +641,7 @@ void Participant::OnPullCancelled(RequestId request, int64_t now_ms, Actions* ac
   OnPullDone(request, now_ms, actions);
 }
 
-void Participant::FailWaitingPulls(absl::Status status, Actions* actions) {
+void Participant::FailWaitingPulls(const absl::Status& status, Actions* actions) {
   for (Shard& shard : shards_) {
     for (const WaitingPull& pull : std::exchange(shard.pulls, {})) {
       Reply(pull.request, status, actions);

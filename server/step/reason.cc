@@ -1,5 +1,10 @@
 #include "server/step/reason.h"
 
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"

@@ -1,8 +1,14 @@
 #include "server/step/recovery.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
 
 namespace orlop::step {
 namespace {

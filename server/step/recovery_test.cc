@@ -1,6 +1,13 @@
 #include "server/step/recovery.h"
 
+#include <cstdint>
+#include <memory>
+#include <optional>
+
 #include "gtest/gtest.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
 
 namespace orlop::step {
 namespace {
