@@ -1,15 +1,25 @@
 #include "server/job/contributions.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <map>
-#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/job_model.h"
 #include "server/job/manifest.h"
+#include "server/job/slots.h"
+#include "server/step/layout.h"
 
 namespace orlop::server {
 
@@ -89,6 +99,7 @@ absl::StatusOr<std::vector<step::Contribution>> Contributions(const JobModel& mo
     by_tensor[t].mode = step::Mode::kNone;
   }
   std::vector<step::Contribution> contributions;
+  contributions.reserve(by_tensor.size());
   for (auto& [tensor, contribution] : by_tensor) contributions.push_back(std::move(contribution));
   return contributions;
 }

@@ -1,14 +1,28 @@
 #include "server/job/job_model.h"
 
+#include <cstdint>
+#include <memory>
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
 #include "kernels/types.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/job/manifest.h"
 #include "server/job/optimizer_config.h"
+#include "server/job/slots.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
 
 namespace orlop::server {
 
@@ -129,7 +143,7 @@ std::vector<TensorOptimizer> JobModel::Optimizers() const {
     const TensorOptimizer wanted = OptimizerOf(group);
     for (uint32_t t : group.tensors()) {
       optimizers[t] = wanted;
-      optimizers[t].state = StateFormatOf(tensors_[t], wanted.state, fp32.count(t) > 0);
+      optimizers[t].state = StateFormatOf(tensors_[t], wanted.state, fp32.contains(t));
     }
   }
   return optimizers;

@@ -1,6 +1,16 @@
 #include "server/job/job_model.h"
 
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
 #include "gtest/gtest.h"
+#include "kernels/optimizer.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 #include "server/job/manifest.h"
 #include "server/job/optimizer_config.h"

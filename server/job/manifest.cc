@@ -1,8 +1,18 @@
 #include "server/job/manifest.h"
 
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"

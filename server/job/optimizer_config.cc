@@ -1,16 +1,28 @@
 #include "server/job/optimizer_config.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
 #include <iterator>
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/job_model.h"
 #include "server/job/manifest.h"
+#include "server/job/slots.h"
 
 namespace orlop::server {
 namespace {

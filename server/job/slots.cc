@@ -1,10 +1,22 @@
 #include "server/job/slots.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "base/box.h"
 #include "kernels/blocks.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
 #include "kernels/tensor_pass.h"
 #include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 
 namespace orlop::server {

@@ -1,9 +1,23 @@
 #include "server/job/step_codec.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <memory>
 #include <optional>
+#include <string>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/box.h"
+#include "orlop/v1/peer.pb.h"
+#include "proto/convert.h"
 #include "proto/status.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
 #include "server/step/reason.h"
 
 namespace orlop::server {

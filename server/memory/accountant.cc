@@ -1,14 +1,21 @@
 #include "server/memory/accountant.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 
 namespace orlop::server {
@@ -31,8 +38,8 @@ uint8_t* MapPages(uint64_t bytes) {
   if (mapped == MAP_FAILED) return nullptr;
   uint8_t* begin = static_cast<uint8_t*>(mapped);
   if (slack == 0) return begin;
-  uint8_t* aligned =
-      reinterpret_cast<uint8_t*>(RoundUp(reinterpret_cast<uintptr_t>(begin), kHugePageBytes));
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  uint8_t* aligned = begin + (RoundUp(address, kHugePageBytes) - address);
   if (aligned > begin) munmap(begin, aligned - begin);
   const uint64_t tail = slack - (aligned - begin);
   if (tail > 0) munmap(aligned + bytes, tail);

@@ -90,7 +90,7 @@ class Reservation {
  public:
   Reservation() = default;
   Reservation(Reservation&&) = default;
-  Reservation& operator=(Reservation&& other);
+  Reservation& operator=(Reservation&& other) noexcept;
   ~Reservation();
 
   uint64_t reserved_bytes() const;  // the used ones included

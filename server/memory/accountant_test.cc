@@ -3,12 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdint>
 #include <cstring>
 #include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "proto/status.h"
 
 namespace orlop::server {
@@ -124,6 +127,7 @@ TEST(Accountant, CountsBytesOfOthersAndTrims) {
 TEST(Accountant, NeverPassesItsLimitUnderThreads) {
   Accountant accountant({16 * kMiB, 0});
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> granted = 0;
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&] {
@@ -162,7 +166,7 @@ TEST(Accountant, ReportsWhatTheSystemReports) {
   ASSERT_GT(before, 0u);
   auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 256 * kMiB).value();
   std::vector<BufferPtr> buffers;
-  for (int i = 0; i < 25; ++i) {
+  for (uint64_t i = 0; i < 25; ++i) {
     buffers.push_back(room.Allocate(8 * kMiB + 4096 * i).value());
     std::memset(buffers.back()->data(), 1, buffers.back()->size());
   }

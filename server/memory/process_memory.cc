@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 
+#include <cstdint>
 #include <fstream>
 #include <sstream>
 #include <string>

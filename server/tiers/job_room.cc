@@ -1,5 +1,13 @@
 #include "server/tiers/job_room.h"
 
+#include <cstdint>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "server/memory/accountant.h"
+
 namespace orlop::server {
 
 absl::Status JobRoom::Resize(uint64_t bytes) {

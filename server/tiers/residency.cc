@@ -1,16 +1,29 @@
 #include "server/tiers/residency.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/tiers/slot_home.h"
+#include "server/tiers/tier.h"
 
 namespace orlop::server {
 namespace {
 
 std::vector<int32_t> ShardsOf(const std::vector<SlotHome*>& homes) {
   std::vector<int32_t> shards;
+  shards.reserve(homes.size());
   for (const SlotHome* home : homes) shards.push_back(home->shard());
   return shards;
 }

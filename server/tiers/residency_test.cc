@@ -5,12 +5,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "orlop/v1/types.pb.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/tiers/slot_home.h"
+#include "server/tiers/tier.h"
 #include "storage/testing/faulty_store.h"
 #include "storage/testing/memory_store.h"
 
@@ -55,6 +62,7 @@ struct World {
   // Returns whether the slot is on disk, for each shard.
   std::vector<bool> Spilled(Slot slot) {
     std::vector<bool> spilled;
+    spilled.reserve(homes.size());
     for (const auto& home : homes) spilled.push_back(home->tier(slot) == Tier::kNvme);
     return spilled;
   }

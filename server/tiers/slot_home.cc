@@ -1,10 +1,22 @@
 #include "server/tiers/slot_home.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <optional>
+#include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/tiers/tier.h"
+#include "server/tiers/window.h"
 
 namespace orlop::server {
 namespace {

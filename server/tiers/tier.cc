@@ -1,11 +1,25 @@
 #include "server/tiers/tier.h"
 
+#include <cstdint>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/types/span.h"
 #include "base/checksum.h"
+#include "base/mutex.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "storage/store.h"
 
 namespace orlop::server {
 namespace {

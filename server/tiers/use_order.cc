@@ -1,5 +1,12 @@
 #include "server/tiers/use_order.h"
 
+#include <cstdint>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+
 namespace orlop::server {
 
 void UseOrder::Used(int32_t shard, int64_t version) {

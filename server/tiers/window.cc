@@ -1,5 +1,12 @@
 #include "server/tiers/window.h"
 
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "server/memory/accountant.h"
+
 namespace orlop::server {
 
 uint64_t Window::memory_bytes() const {
