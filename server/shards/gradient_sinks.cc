@@ -1,14 +1,25 @@
 #include "server/shards/gradient_sinks.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/box.h"
 #include "kernels/int8_blocks.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 #include "proto/status.h"
+#include "server/memory/accountant.h"
+#include "server/shards/piece_writer.h"
 #include "server/shards/run_cursor.h"
+#include "server/shards/shard_info.h"
 
 namespace orlop::server {
 namespace {

@@ -3,12 +3,31 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "base/mutex.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/contributions.h"
+#include "server/memory/accountant.h"
 #include "server/shards/gradient_sinks.h"
+#include "server/shards/gradient_sum.h"
+#include "server/shards/piece_writer.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/staged.h"
+#include "server/shards/staging_room.h"
 
 namespace orlop::server {
 namespace {
@@ -152,7 +171,7 @@ absl::StatusOr<StagedShard> GradientStage::Sum() {
     whole = whole_;
     dtype = dtype_;
   }
-  if (!direct_) return SumSeveral(std::move(pieces));
+  if (!direct_) return SumSeveral(pieces);
   StagedShard staged;
   if (pieces.size() == 1 && pieces[0].dtype == dtype) {  // its PieceWriter has measured it
     const PieceResult& result = pieces[0].result;
@@ -165,11 +184,11 @@ absl::StatusOr<StagedShard> GradientStage::Sum() {
   return *(result_ = staged);
 }
 
-absl::StatusOr<StagedShard> GradientStage::SumSeveral(std::vector<GradientPiece> pieces) {
+absl::StatusOr<StagedShard> GradientStage::SumSeveral(const std::vector<GradientPiece>& pieces) {
   auto sum = room_->Allocate(shard_.count() * sizeof(float));
   if (!sum.ok()) return Annotated(sum.status(), shard_.Name());
   const auto staged = SumPieces(shard_, pieces, (*sum)->as<float>());
-  if (!staged.ok()) return staged;
+  if (!staged.ok()) return staged.status();
   MutexLock lock(&mutex_);
   if (dropped_) return AttemptDropped(shard_);
   for (GradientPiece& piece : pieces_) piece.bytes.reset();

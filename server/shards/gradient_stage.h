@@ -95,7 +95,8 @@ class GradientStage : public std::enable_shared_from_this<GradientStage> {
 
   absl::StatusOr<Begun> ClaimPiece(uint32_t rank, int32_t region, v1::DType dtype);
   absl::StatusOr<BufferPtr> Whole(v1::DType dtype) REQUIRES(work_mutex_);
-  absl::StatusOr<StagedShard> SumSeveral(std::vector<GradientPiece> pieces) REQUIRES(work_mutex_);
+  absl::StatusOr<StagedShard> SumSeveral(const std::vector<GradientPiece>& pieces)
+      REQUIRES(work_mutex_);
   bool HasPieces() const REQUIRES(mutex_);
 
   const ShardInfo shard_;

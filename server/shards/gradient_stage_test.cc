@@ -1,12 +1,28 @@
 // Tests the staging of gradients.
 #include <bit>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <thread>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "base/checksum.h"
 #include "kernels/int8_blocks.h"
+#include "kernels/optimizer.h"
+#include "kernels/reduce.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/status.h"
+#include "server/job/contributions.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/piece_writer.h"
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {
@@ -112,6 +128,7 @@ TEST(Staging, SumsInRankOrder) {
   }
   ASSERT_TRUE(store->SetLayout(pieces).ok());
   std::vector<std::vector<float>> gradients;
+  gradients.reserve(3);
   for (uint32_t rank = 0; rank < 3; ++rank)
     gradients.push_back(Normal(kRows * kColumns, rank + 10));
   for (const OwnedShard& shard : store->layout().shards)
@@ -148,6 +165,7 @@ TEST(Staging, JoinsPartsOfOneGradient) {
   for (const std::vector<Box>& boxes : layouts) {
     auto store = NewStore(&world, Layout({Parameter("w", {kRows, kColumns})}, 1 << 22));
     std::vector<ExpectedPiece> pieces;
+    pieces.reserve(boxes.size());
     for (uint32_t rank = 0; rank < boxes.size(); ++rank)
       pieces.push_back({0, rank, 0, boxes[rank]});
     ASSERT_TRUE(store->SetLayout(pieces).ok());
@@ -390,6 +408,7 @@ TEST(Staging, ALayoutReplacesAnotherBesideItsStreams) {
   const auto bytes = AsBytes(Normal(16'000, 1));
   std::atomic<bool> done = false;
   std::vector<std::thread> streams;
+  streams.reserve(2);
   for (uint32_t rank = 0; rank < 2; ++rank)
     streams.emplace_back([&, rank] {
       while (!done)

@@ -1,12 +1,23 @@
 #include "server/shards/gradient_sum.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <vector>
 
-#include "kernels/casts.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "base/checksum.h"
 #include "kernels/reduce.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
+#include "server/memory/accountant.h"
 #include "server/shards/gradient_sinks.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/staged.h"
 
 namespace orlop::server {
 namespace {

@@ -1,10 +1,21 @@
 #include "server/shards/load_converter.h"
 
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "kernels/casts.h"
+#include "kernels/quantize.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
+#include "server/job/slots.h"
+#include "server/shards/load_plan.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/slot_mapping.h"
 
 namespace orlop::server {
 

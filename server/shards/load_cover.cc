@@ -1,9 +1,17 @@
 #include "server/shards/load_cover.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "base/box.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/shard_info.h"
 #include "server/shards/slot_mapping.h"
 
 namespace orlop::server {

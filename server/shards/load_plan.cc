@@ -1,10 +1,20 @@
 #include "server/shards/load_plan.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "base/box.h"
 #include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
+#include "server/job/slots.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/slot_mapping.h"
 
 namespace orlop::server {
 namespace {

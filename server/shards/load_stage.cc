@@ -1,12 +1,37 @@
 #include "server/shards/load_stage.h"
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <iterator>
+#include <memory>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/box.h"
 #include "base/checksum.h"
+#include "base/mutex.h"
+#include "kernels/quantize.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/load_converter.h"
 #include "server/shards/load_cover.h"
+#include "server/shards/load_plan.h"
+#include "server/shards/piece_writer.h"
+#include "server/shards/shard_info.h"
 #include "server/shards/slot_mapping.h"
+#include "server/shards/staged.h"
+#include "server/shards/staging_room.h"
+#include "server/tiers/slot_home.h"
+#include "server/tiers/tier.h"
 
 namespace orlop::server {
 namespace {
@@ -210,7 +235,7 @@ absl::StatusOr<StagedShard> LoadStage::Fill(const SlotHold& hold) {
     filling_ = true;
     std::ranges::copy_if(pieces_, std::back_inserter(pieces), &LoadPiece::stored);
   }
-  const auto filled = FillPlanes(hold, pieces);
+  auto filled = FillPlanes(hold, pieces);
   MutexLock lock(&mutex_);
   filling_ = false;
   if (dropped_) return AttemptDropped(shard_);

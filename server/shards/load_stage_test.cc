@@ -1,6 +1,19 @@
 // Tests the staging of SetState.
 #include <thread>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "orlop/v1/types.pb.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/piece_writer.h"
+#include "server/shards/shard_store.h"
+#include "server/shards/shard_update.h"
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {

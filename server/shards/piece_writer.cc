@@ -2,10 +2,20 @@
 #include "server/shards/piece_writer.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <memory>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/checksum.h"
+#include "kernels/reduce.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 

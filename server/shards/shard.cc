@@ -1,6 +1,19 @@
 #include "server/shards/shard.h"
 
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "server/job/contributions.h"
+#include "server/job/slots.h"
+#include "server/shards/gradient_stage.h"
+#include "server/shards/load_stage.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/staging_room.h"
+#include "server/tiers/tier.h"
 
 namespace orlop::server {
 

@@ -2,10 +2,24 @@
 #include "server/shards/shard_apply.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/optimizer.h"
+#include "kernels/tensor_pass.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/shards/load_stage.h"
+#include "server/shards/shard.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/shard_update.h"
+#include "server/shards/working_slots.h"
+#include "server/tiers/slot_home.h"
 
 namespace orlop::server {
 namespace {

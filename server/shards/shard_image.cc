@@ -1,6 +1,17 @@
 #include "server/shards/shard_image.h"
 
+#include <array>
+#include <memory>
+#include <optional>
 #include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/gradient_stage.h"
+#include "server/shards/load_stage.h"
 
 namespace orlop::server {
 

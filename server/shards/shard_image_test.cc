@@ -1,9 +1,16 @@
 // Tests that a copy of a shard, made by images, steps to the same bits as the shard.
 #include "server/shards/shard_image.h"
 
+#include <array>
 #include <cstring>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/gradient_sum.h"
+#include "server/shards/shard_store.h"
+#include "server/shards/shard_update.h"
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {

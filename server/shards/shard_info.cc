@@ -1,5 +1,12 @@
 #include "server/shards/shard_info.h"
 
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/status.h"
+
 namespace orlop::server {
 
 absl::Status ShardError(absl::StatusCode code, const ShardInfo& shard, const std::string& message,

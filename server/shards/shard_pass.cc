@@ -1,10 +1,29 @@
 #include "server/shards/shard_pass.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <utility>
+#include <vector>
 
-#include "proto/status.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "kernels/optimizer.h"
+#include "kernels/tensor_pass.h"
+#include "orlop/v1/types.pb.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/shard.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/shard_update.h"
 #include "server/shards/working_slots.h"
+#include "server/tiers/job_room.h"
+#include "server/tiers/residency.h"
+#include "server/tiers/slot_home.h"
 
 namespace orlop::server {
 namespace {

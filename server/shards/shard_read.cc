@@ -2,15 +2,33 @@
 #include "server/shards/shard_read.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "base/checksum.h"
 #include "kernels/casts.h"
+#include "kernels/optimizer.h"
 #include "kernels/quantize.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
-#include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
 #include "server/shards/shard.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/slot_mapping.h"
+#include "server/tiers/slot_home.h"
 
 namespace orlop::server {
 namespace {

@@ -1,24 +1,50 @@
 #include "server/shards/shard_store.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <map>
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "base/mutex.h"
+#include "kernels/optimizer.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
 #include "proto/status.h"
+#include "server/job/contributions.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/gradient_sum.h"
 #include "server/shards/load_plan.h"
+#include "server/shards/load_stage.h"
+#include "server/shards/piece_writer.h"
 #include "server/shards/shard.h"
 #include "server/shards/shard_apply.h"
 #include "server/shards/shard_image.h"
+#include "server/shards/shard_info.h"
 #include "server/shards/shard_pass.h"
+#include "server/shards/shard_read.h"
+#include "server/shards/shard_update.h"
 #include "server/shards/slot_configuration.h"
+#include "server/shards/staged.h"
 #include "server/shards/working_slots.h"
+#include "server/tiers/residency.h"
+#include "server/tiers/slot_home.h"
+#include "server/tiers/tier.h"
 
 namespace orlop::server {
 namespace {
 
 std::vector<std::unique_ptr<Shard>> ShardsOf(const OwnedShards& owned, Tiers* tiers) {
   std::vector<std::unique_ptr<Shard>> shards;
+  shards.reserve(owned.shards.size());
   for (const OwnedShard& shard : owned.shards)
     shards.push_back(
         std::make_unique<Shard>(ShardInfo{shard, &owned.tensors[shard.tensor]}, owned.job, tiers));
@@ -29,6 +55,7 @@ std::unique_ptr<Residency> ResidencyOf(const OwnedShards& owned,
                                        const std::vector<std::unique_ptr<Shard>>& shards,
                                        Tiers* tiers) {
   std::vector<SlotHome*> homes;
+  homes.reserve(shards.size());
   for (const auto& shard : shards) homes.push_back(&shard->slots);
   return std::make_unique<Residency>(owned.job, tiers, std::move(homes));
 }

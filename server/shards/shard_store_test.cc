@@ -2,8 +2,27 @@
 // helpers (World, Layout, LoadTensor, AdamWStep and others) are in testing/shard_fixture.h.
 #include "server/shards/shard_store.h"
 
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
 #include <thread>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "kernels/casts.h"
+#include "kernels/optimizer.h"
+#include "kernels/quantize.h"
+#include "kernels/types.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/shard_read.h"
+#include "server/shards/shard_update.h"
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {
@@ -161,6 +180,7 @@ TEST(Apply, ThreadsChangeNoBit) {
         }
     });
     std::vector<std::thread> workers;
+    workers.reserve(3);
     for (int worker = 0; worker < 3; ++worker)
       workers.emplace_back([&, worker] {
         for (int step = 1; step <= 2; ++step)

@@ -1,6 +1,16 @@
 #include "server/shards/slot_configuration.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/shard.h"
+#include "server/tiers/slot_home.h"
 
 namespace orlop::server {
 

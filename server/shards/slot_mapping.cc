@@ -2,7 +2,14 @@
 
 #include <string>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
+#include "server/job/slots.h"
+#include "server/shards/shard_info.h"
 
 namespace orlop::server {
 

@@ -1,5 +1,10 @@
 #include "server/shards/staging_room.h"
 
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "server/memory/accountant.h"
+
 namespace orlop::server {
 
 absl::StatusOr<BufferPtr> StagingRoom::Allocate(uint64_t bytes) {

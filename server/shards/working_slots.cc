@@ -1,12 +1,19 @@
 #include "server/shards/working_slots.h"
 
 #include <chrono>
+#include <cstdint>
 #include <cstring>
 #include <thread>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "kernels/optimizer.h"
 #include "kernels/types.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/shards/shard_info.h"
+#include "server/shards/shard_update.h"
 
 namespace orlop::server {
 namespace {
