@@ -1,8 +1,22 @@
 #include "server/cluster/peer_links.h"
 
 #include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "orlop/v1/admin.grpc.pb.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/peer.grpc.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 
@@ -26,7 +40,7 @@ struct Flight {
 }  // namespace
 
 PeerLinks::PeerLinks(std::vector<PeerAddress> peers,
-                     std::shared_ptr<grpc::ChannelCredentials> credentials)
+                     const std::shared_ptr<grpc::ChannelCredentials>& credentials)
     : addresses_(std::move(peers)) {
   for (const PeerAddress& peer : addresses_) {
     grpc::ChannelArguments arguments;
@@ -60,7 +74,7 @@ void PeerLinks::Send(int to, v1::StepMessage message) {
     ++under_way_;
   }
   links_[to].peer->async()->Step(&flight->context, &flight->message, &flight->ack,
-                                 [this, to, flight](grpc::Status status) {
+                                 [this, to, flight](const grpc::Status& status) {
                                    std::function<void(int, const std::string&)> unknown;
                                    {
                                      MutexLock lock(&mutex_);

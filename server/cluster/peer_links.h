@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "orlop/v1/admin.grpc.pb.h"
 #include "orlop/v1/job.grpc.pb.h"

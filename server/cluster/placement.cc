@@ -1,15 +1,25 @@
 #include "server/cluster/placement.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <queue>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/box.h"
+#include "kernels/optimizer.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
 
 namespace orlop::server {
 namespace {

@@ -1,6 +1,8 @@
 #include "server/cluster/placement.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <map>
 #include <random>
 #include <string>
@@ -21,6 +23,7 @@ std::vector<TensorLoad> RandomTensors(std::mt19937_64& random) {
 
 std::vector<std::string> ServerNames(size_t count) {
   std::vector<std::string> names;
+  names.reserve(count);
   for (size_t i = 0; i < count; ++i) names.push_back(std::string(1, static_cast<char>('a' + i)));
   return names;
 }
@@ -30,6 +33,7 @@ std::vector<std::string> ServerNames(size_t count) {
 std::vector<std::vector<uint32_t>> OwnersByBruteForce(const std::vector<TensorLoad>& tensors,
                                                       uint64_t shard_elements, size_t servers) {
   std::vector<std::vector<uint32_t>> owners;
+  owners.reserve(tensors.size());
   for (const TensorLoad& tensor : tensors)
     owners.emplace_back(ShardCount(tensor.element_count, shard_elements), UINT32_MAX);
   std::vector<double> held(servers, 0.0);

@@ -1,17 +1,22 @@
 #include "server/durability/flush.h"
 
 #include <algorithm>
-#include <utility>
+#include <cstdint>
+#include <string>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/strip.h"
 #include "base/checksum.h"
 #include "proto/status.h"
 #include "server/durability/flush_codec.h"
 #include "server/durability/flush_shard.h"
-#include "server/shards/shard_image.h"
+#include "server/job/slots.h"
+#include "server/shards/shard_store.h"
+#include "storage/store.h"
 
 namespace orlop::server {
 namespace {

@@ -1,13 +1,24 @@
 #include "server/durability/flush_shard.h"
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/checksum.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
+#include "server/durability/flush_codec.h"
+#include "server/job/slots.h"
+#include "server/shards/shard_image.h"
+#include "server/shards/shard_store.h"
+#include "storage/store.h"
 
 namespace orlop::server {
 namespace {
@@ -74,8 +85,7 @@ absl::Status FlushedShard::Write(int64_t step, storage::Store* store, Encoder* i
 
 absl::Status FlushedShard::WriteBytes(const std::string& name, const BufferPtr& bytes,
                                       storage::Store* store, Encoder* index) const {
-  index->Add(uint64_t{bytes ? bytes->size() : 0})
-      .Add(bytes ? Checksum64(bytes->data(), bytes->size()) : 0);
+  index->Add(bytes ? bytes->size() : 0).Add(bytes ? Checksum64(bytes->data(), bytes->size()) : 0);
   if (!bytes) return absl::OkStatus();
   return Annotated(store->WriteBulk(Key(name), bytes->bytes()), What(name));
 }

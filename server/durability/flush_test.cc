@@ -1,8 +1,24 @@
 #include "server/durability/flush.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <map>
+#include <memory>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "orlop/v1/types.pb.h"
+#include "server/job/contributions.h"
+#include "server/job/slots.h"
+#include "server/shards/shard_image.h"
+#include "server/shards/shard_store.h"
 #include "server/shards/testing/shard_fixture.h"
+#include "storage/store.h"
+#include "storage/testing/faulty_store.h"
+#include "storage/testing/memory_store.h"
 
 namespace orlop::server {
 namespace {
@@ -276,7 +292,7 @@ class WrittenBytes : public storage::MemoryStore {
 std::vector<float> Ramp(size_t count, uint32_t seed) {
   std::vector<float> values(count);
   for (size_t i = 0; i < count; ++i)
-    values[i] = static_cast<float>((i * 7919 + seed * 104'729) % 2003) / 2048 - 0.5f;
+    values[i] = static_cast<float>((i * 7919 + size_t{seed} * 104'729) % 2003) / 2048 - 0.5f;
   return values;
 }
 
