@@ -1,8 +1,16 @@
 #include "server/runtime/answers.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
+#include "proto/status.h"
 #include "server/job/step_codec.h"
+#include "server/step/actions.h"
 
 namespace orlop::server {
 namespace {

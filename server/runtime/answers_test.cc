@@ -1,6 +1,14 @@
 #include "server/runtime/answers.h"
 
+#include <cstddef>
+#include <iterator>
+#include <utility>
+
+#include "absl/status/status.h"
 #include "gtest/gtest.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/status.h"
+#include "server/step/actions.h"
 #include "server/step/reason.h"
 
 namespace orlop::server {

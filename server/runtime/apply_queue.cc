@@ -1,8 +1,26 @@
 #include "server/runtime/apply_queue.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "base/thread_pool.h"
+#include "kernels/optimizer.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
+#include "server/runtime/step_scalars.h"
+#include "server/shards/shard_store.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {
@@ -18,7 +36,7 @@ ApplyQueue::ApplyQueue(std::shared_ptr<const step::JobSpec> spec, ShardStore* sh
 }
 
 absl::Status ApplyQueue::Begin(std::vector<step::StartApply> applies, const JobModel& model,
-                               Owner owner) {
+                               const Owner& owner) {
   std::map<int32_t, size_t> place;
   for (int32_t shard : shards_->NextUseOrder()) place.emplace(shard, place.size());
   std::stable_sort(applies.begin(), applies.end(),
@@ -125,7 +143,9 @@ void ApplyQueue::PassInPool(Pass pass, const Owner& owner) {
 // Counts an update of a matrix that has ended. After the last one, the next waiting pass begins.
 void ApplyQueue::EndUpdateOfMatrix(const Update& update, const Owner& owner) {
   if (ScopeOf(TensorOf(update.shard)) != kernels::Scope::kMatrix) return;
-  if (matrix_updates_left_ == 0 || --matrix_updates_left_ > 0 || passes_waiting_.empty()) return;
+  if (matrix_updates_left_ == 0) return;
+  --matrix_updates_left_;
+  if (matrix_updates_left_ > 0 || passes_waiting_.empty()) return;
   Pass next = std::move(passes_waiting_.front());
   passes_waiting_.pop_front();
   SubmitPass(std::move(next), owner);

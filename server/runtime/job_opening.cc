@@ -1,15 +1,26 @@
 #include "server/runtime/job_opening.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
 #include "server/durability/flush.h"
 #include "server/job/contributions.h"
+#include "server/job/job_model.h"
 #include "server/job/step_codec.h"
+#include "server/runtime/environment.h"
+#include "server/shards/shard_store.h"
+#include "server/step/job.h"
+#include "server/step/messages.h"
 #include "spdlog/spdlog.h"
+#include "storage/store.h"
 
 namespace orlop::server {
 namespace {
@@ -76,7 +87,7 @@ absl::Status LoadIfClean(const Environment& environment, const JobModel& model, 
   const absl::StatusOr<std::string> clean = environment.data->GetValue(CleanKey(model.job()));
   if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
   if (!clean.ok() || flushes->empty()) return absl::OkStatus();
-  const absl::Status loaded = LoadFlushed(environment, model, flushes->front(), opened);
+  absl::Status loaded = LoadFlushed(environment, model, flushes->front(), opened);
   if (!absl::IsDataLoss(loaded)) return loaded;
   spdlog::error("job {}: the state of the last stop cannot be read: {}", model.job(),
                 std::string(loaded.message()));

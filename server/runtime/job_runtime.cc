@@ -2,11 +2,17 @@
 #include "server/runtime/job_runtime.h"
 
 #include <utility>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "proto/status.h"
 #include "server/durability/flush.h"
 #include "server/job/contributions.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
 #include "server/job/step_codec.h"
 #include "spdlog/spdlog.h"
 
@@ -197,8 +203,8 @@ std::vector<step::StagedPiece> JobRuntime::PiecesFrom(uint32_t rank, size_t* exp
   std::vector<step::StagedPiece> pieces;
   *expected_count = 0;
   for (const OwnedShard& shard : shards_->layout().shards) {
-    for (step::StagedPiece& piece : participant_->PiecesOf(shard.id)) {
-      if (piece.key.rank == static_cast<step::Rank>(rank)) pieces.push_back(std::move(piece));
+    for (const step::StagedPiece& piece : participant_->PiecesOf(shard.id)) {
+      if (piece.key.rank == static_cast<step::Rank>(rank)) pieces.push_back(piece);
     }
   }
   if (layout_ != nullptr) {

@@ -1,17 +1,46 @@
 #include "server/runtime/job_runtime.h"
 
-#include <bit>
-#include <cstdlib>
-#include <filesystem>
-#include <thread>
+#include <stdlib.h>
 
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "base/mutex.h"
+#include "base/thread_pool.h"
 #include "grpcpp/grpcpp.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/limits.h"
+#include "server/cluster/peer_links.h"
 #include "server/durability/flush.h"
 #include "server/job/manifest.h"
+#include "server/job/slots.h"
 #include "server/runtime/job_table.h"
+#include "server/runtime/piece_intake.h"
+#include "server/runtime/wait.h"
+#include "server/shards/piece_writer.h"
 #include "server/shards/testing/shard_fixture.h"
+#include "server/step/layout.h"
+#include "server/step/leader.h"
+#include "server/tiers/tier.h"
+#include "storage/data_directory.h"
+#include "storage/store.h"
+#include "storage/testing/faulty_store.h"
 
 namespace orlop::server {
 namespace {

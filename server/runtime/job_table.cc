@@ -1,12 +1,25 @@
 #include "server/runtime/job_table.h"
 
+#include <chrono>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/durability/flush.h"
+#include "server/job/job_model.h"
 #include "server/runtime/job_opening.h"
+#include "server/runtime/job_runtime.h"
 #include "spdlog/spdlog.h"
+#include "storage/store.h"
 
 namespace orlop::server {
 namespace {
@@ -95,6 +108,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobTable::FindOnLeader(const std::st
 std::vector<std::shared_ptr<JobRuntime>> JobTable::List() const {
   MutexLock lock(&mutex_);
   std::vector<std::shared_ptr<JobRuntime>> jobs;
+  jobs.reserve(jobs_.size());
   for (const auto& [name, job] : jobs_) jobs.push_back(job);
   return jobs;
 }

@@ -1,15 +1,31 @@
 #include "server/runtime/step_scalars.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <map>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
 #include "kernels/optimizer.h"
+#include "orlop/v1/job.pb.h"
 #include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/convert.h"
 #include "proto/status.h"
-#include "server/job/step_codec.h"
+#include "server/job/job_model.h"
+#include "server/shards/shard_store.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/leader.h"
 
 namespace orlop::server {
 namespace {
@@ -21,6 +37,7 @@ const kernels::Optimizer& OptimizerOf(const JobModel& model, int group) {
 
 std::vector<double> ValuesOf(const step::ParameterGroup& group) {
   std::vector<double> values;
+  values.reserve(group.values.size());
   for (const step::HyperParameter& value : group.values)
     values.push_back(std::bit_cast<double>(value.bits));
   return values;
