@@ -1,12 +1,24 @@
 // One pull, 3 of 4 (ARCHITECTURE.md); next: server/shards/shard_read.cc
 #include "server/lanes/pull_stream.h"
 
+#include <cstdint>
+#include <memory>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "base/checksum.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/slots.h"
+#include "server/lanes/region.h"
+#include "server/runtime/job_table.h"
+#include "server/shards/shard_store.h"
+#include "server/step/actions.h"
 #include "server/step/reason.h"
 
 namespace orlop::server {

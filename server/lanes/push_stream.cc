@@ -1,11 +1,27 @@
 // One push, 3 of 8 (ARCHITECTURE.md); next: server/runtime/job_runtime.cc
 #include "server/lanes/push_stream.h"
 
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/checksum.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/chunk.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/job/contributions.h"
+#include "server/lanes/region.h"
 #include "server/runtime/answers.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_table.h"
+#include "server/runtime/wait.h"
+#include "server/step/layout.h"
 
 namespace orlop::server {
 

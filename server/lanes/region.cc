@@ -2,13 +2,25 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/job/contributions.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
 #include "server/runtime/answers.h"
+#include "server/runtime/wait.h"
+#include "server/step/actions.h"
+#include "server/step/participant.h"
 
 namespace orlop::server {
 namespace {

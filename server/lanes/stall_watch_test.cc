@@ -1,6 +1,9 @@
 #include "server/lanes/stall_watch.h"
 
+#include <chrono>
+
 #include "gtest/gtest.h"
+#include "proto/limits.h"
 
 namespace orlop::server {
 namespace {

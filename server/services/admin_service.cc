@@ -1,15 +1,34 @@
 #include "server/services/admin_service.h"
 
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
 #include "kernels/targets.h"
 #include "kernels/types.h"
+#include "orlop/v1/admin.grpc.pb.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
 #include "server/memory/process_memory.h"
 #include "server/runtime/answers.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_table.h"
 #include "server/services/describe.h"
 #include "server/services/job_status.h"
+#include "server/step/actions.h"
 
 namespace orlop::server {
 namespace {
@@ -105,7 +124,7 @@ grpc::Status AdminService::DescribeTensor(grpc::ServerContext*,
   for (uint64_t s = request->first_shard(); s < end; ++s) {
     const int32_t id = model->FirstShard(*tensor) + static_cast<int32_t>(s);
     const int owner = model->Owner(id);
-    if (asked.count(owner) == 0) {
+    if (!asked.contains(owner)) {
       auto part = owner == environment.self ? DescribeHere(*jobs_, *request)
                                             : environment.peers->DescribeShards(owner, *request);
       asked[owner] = part.status();

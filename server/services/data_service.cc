@@ -2,17 +2,36 @@
 
 #include <grpcpp/support/method_handler.h>
 
-#include "absl/strings/str_cat.h"
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "orlop/v1/data.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
 #include "proto/convert.h"
-#include "proto/dtype.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/job/contributions.h"
-#include "server/job/step_codec.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
 #include "server/lanes/pull_stream.h"
 #include "server/lanes/push_stream.h"
+#include "server/lanes/region.h"
+#include "server/lanes/stall_watch.h"
+#include "server/memory/accountant.h"
+#include "server/memory/message_room.h"
 #include "server/runtime/answers.h"
+#include "server/runtime/job_table.h"
+#include "server/runtime/wait.h"
+#include "server/shards/shard_store.h"
+#include "server/step/actions.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
 
 namespace orlop::server {
 namespace {

@@ -1,10 +1,20 @@
 #include "server/services/describe.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <vector>
 
+#include "absl/status/statusor.h"
+#include "orlop/v1/admin.pb.h"
 #include "proto/limits.h"
+#include "server/job/job_model.h"
 #include "server/job/optimizer_config.h"
+#include "server/job/slots.h"
+#include "server/memory/accountant.h"
+#include "server/runtime/job_table.h"
+#include "server/shards/shard_store.h"
 
 namespace orlop::server {
 namespace {

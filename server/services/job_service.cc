@@ -5,16 +5,26 @@
 #include <optional>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "base/mutex.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/convert.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/cluster/placement.h"
 #include "server/job/contributions.h"
+#include "server/job/job_model.h"
 #include "server/job/manifest.h"
 #include "server/job/optimizer_config.h"
-#include "server/job/step_codec.h"
 #include "server/runtime/answers.h"
+#include "server/runtime/job_table.h"
 #include "server/runtime/step_scalars.h"
+#include "server/runtime/wait.h"
 #include "server/services/job_status.h"
 #include "server/services/waiting_call.h"
 #include "server/step/reason.h"
@@ -56,7 +66,7 @@ bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& ex
   return ManifestDigest(asked) == ManifestDigest(existing);
 }
 
-bool SameOptimizer(v1::ConfigureOptimizerRequest a, v1::ConfigureOptimizerRequest b) {
+bool SameOptimizer(const v1::ConfigureOptimizerRequest& a, const v1::ConfigureOptimizerRequest& b) {
   return a.SerializeAsString() == b.SerializeAsString();
 }
 

@@ -1,11 +1,23 @@
 #include "server/services/job_status.h"
 
+#include <cstdint>
 #include <memory>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/cluster/peer_links.h"
+#include "server/job/job_model.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_table.h"
 #include "server/runtime/step_scalars.h"
+#include "server/runtime/wait.h"
+#include "server/step/layout.h"
+#include "server/step/leader.h"
 
 namespace orlop::server {
 

@@ -102,7 +102,8 @@ class PagedLists {
     last = std::chrono::steady_clock::now();
     joined.mutable_tensors()->DeleteSubrange(static_cast<int>(page.first()),
                                              static_cast<int>(before - page.first()));
-    const auto count = static_cast<size_t>(joined.tensors_size() + page.tensors_size());
+    const size_t count =
+        static_cast<size_t>(joined.tensors_size()) + static_cast<size_t>(page.tensors_size());
     if (count > kMaxTensors || joined.ByteSizeLong() + page.ByteSizeLong() > kMaxBytes) {
       lists_.erase(key);
       return MakeError(absl::StatusCode::kInvalidArgument,

@@ -1,9 +1,19 @@
 #include "server/services/peer_service.h"
 
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 #include "server/job/step_codec.h"
+#include "server/runtime/job_table.h"
 #include "server/services/describe.h"
+#include "server/step/messages.h"
 
 namespace orlop::server {
 

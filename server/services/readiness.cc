@@ -2,8 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_table.h"
 #include "server/services/job_status.h"
 #include "spdlog/spdlog.h"
 
