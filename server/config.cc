@@ -1,24 +1,35 @@
 #include "server/config.h"
 
 #include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <fstream>
 #include <functional>
 #include <iostream>
 #include <map>
 #include <set>
 #include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
+#include "base/thread_pool.h"
 #include "proto/limits.h"
+#include "server/cluster/peer_links.h"
 
 #define TOML_HEADER_ONLY 0
 #include "toml++/toml.h"
@@ -80,8 +91,9 @@ absl::Status SetThreads(const std::string& value, Options* options) {
 
 absl::Status SetCpus(const std::string& value, Options* options) {
   absl::StatusOr<std::vector<int>> cpus = ParseCpuList(value);
-  if (cpus.ok()) options->workers.cpus = *std::move(cpus);
-  return cpus.status();
+  if (!cpus.ok()) return cpus.status();
+  options->workers.cpus = *std::move(cpus);
+  return absl::OkStatus();
 }
 
 absl::Status SetNumaNode(const std::string& value, Options* options) {

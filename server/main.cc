@@ -12,7 +12,11 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
+#include <memory>
+#include <string>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "server/config.h"
 #include "server/memory/process_memory.h"
 #include "server/orlop_server.h"
@@ -44,7 +48,7 @@ bool IsEnd(int signal_fd, int parent_fd, int timeout_ms) {
 
 // Prints the address on stdout and writes it to --ready-file.
 absl::Status TellReady(const Options& options, const std::string& address) {
-  std::cout << "ready " << address << std::endl;
+  std::cout << "ready " << address << "\n" << std::flush;
   if (options.ready_file.empty()) return absl::OkStatus();
   const std::string partial = options.ready_file + ".partial";
   std::ofstream(partial) << address << "\n";

@@ -5,21 +5,31 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
+#include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "base/thread_pool.h"
 #include "kernels/targets.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "server/credentials.h"
 #include "server/memory/process_memory.h"
+#include "server/runtime/environment.h"
 #include "server/services/admin_service.h"
 #include "server/services/data_service.h"
 #include "server/services/job_service.h"
 #include "server/services/peer_service.h"
 #include "server/services/readiness.h"
+#include "server/tiers/tier.h"
 #include "spdlog/spdlog.h"
+#include "storage/data_directory.h"
 
 namespace orlop::server {
 namespace {
@@ -60,7 +70,10 @@ class Running : public OrlopServer {
     absl::StatusOr<Reservation> rocksdb =
         tiers_->Reserve({Tier::kDram, "", "rocksdb"}, kStoreMemoryBytes + kStoreSlackBytes);
     if (!rocksdb.ok()) return rocksdb.status();
-    rocksdb_ = *std::move(rocksdb);
+    {
+      MutexLock lock(&store_mutex_);
+      rocksdb_ = *std::move(rocksdb);
+    }
     absl::StatusOr<Reservation> room = tiers_->Reserve(
         {Tier::kDram, "", "messages"}, MessageRoom::BytesFor(options_.memory_bytes));
     if (!room.ok()) return room.status();
