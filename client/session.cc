@@ -1,10 +1,32 @@
 #include "client/session.h"
 
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "client/lanes/grpc_pull.h"
+#include "client/lanes/pieces.h"
+#include "client/lanes/push_queue.h"
+#include "client/lanes/rounds.h"
+#include "client/link/link.h"
 #include "client/link/pages.h"
+#include "client/link/retry.h"
 #include "client/session_core.h"
+#include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
+#include "proto/status.h"
 
 namespace orlop::client {
 namespace {
@@ -202,7 +224,7 @@ absl::StatusOr<Transfer> Session::PullLatest(const std::vector<Piece>& pieces,
     }
     const int64_t step = status->committed_step();
     if (step < 0) {
-      const absl::Status none = NothingCommitted(*status);
+      absl::Status none = NothingCommitted(*status);
       if (!absl::IsUnavailable(none) ||
           !core_->link->PrepareRetry(Verdict::kBackOff, number, deadline, &never))
         return none;

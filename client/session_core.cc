@@ -1,8 +1,28 @@
 #include "client/session_core.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <memory>
 #include <random>
+#include <string>
+#include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "client/lanes/push_queue.h"
+#include "client/lanes/rounds.h"
+#include "client/link/link.h"
+#include "client/link/manifest.h"
+#include "client/link/parts.h"
+#include "client/link/placement.h"
+#include "client/link/retry.h"
+#include "client/session.h"
+#include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/status.h"
 
 namespace orlop::client {
 namespace {

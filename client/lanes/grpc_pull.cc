@@ -37,7 +37,7 @@ constexpr size_t kLeastRequestBytes = 8 << 20, kMostRequestBytes = 64 << 20;
 
 using Reader = grpc::ClientReader<grpc::ByteBuffer>;
 
-absl::Status BadAnswer(std::string text) {
+absl::Status BadAnswer(const std::string& text) {
   return absl::DataLossError(absl::StrCat("answer of Pull: ", text));
 }
 
@@ -162,7 +162,7 @@ absl::Status Fetch(const DataDoor& door, int64_t version, const Connection& conn
   for (grpc::ByteBuffer message; fault.ok() && reader->Read(&message); message.Clear())
     fault = receiver->Accept(message);
   if (!fault.ok()) context.TryCancel();
-  const absl::Status status = FromGrpc(reader->Finish());
+  absl::Status status = FromGrpc(reader->Finish());
   door.cancels->Remove(&context);
   if (!fault.ok()) return fault;
   if (status.ok() && !receiver->complete())

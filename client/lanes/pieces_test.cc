@@ -88,7 +88,7 @@ TEST(SplitPart, RefusesWrongSizesAndBoxesNamingTheTensor) {
   const Manifest manifest = OneTensor({4, 5}, 256);
   char bytes[80];
   std::vector<Piece> pieces;
-  const auto split = [&](uint32_t tensor, std::optional<Box> box, size_t size) {
+  const auto split = [&](uint32_t tensor, const std::optional<Box>& box, size_t size) {
     return SplitPart({tensor, "gradient", v1::DTYPE_F32, &box, bytes, size}, manifest, &pieces);
   };
   EXPECT_TRUE(split(0, {}, 80).ok());

@@ -1,8 +1,23 @@
 #include "client/lanes/push_queue.h"
 
-#include <iterator>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "client/lanes/pending_push.h"
+#include "client/lanes/pieces.h"
+#include "client/lanes/rounds.h"
+#include "client/link/link.h"
+#include "client/link/parts.h"
+#include "client/link/retry.h"
 
 namespace orlop::client {
 

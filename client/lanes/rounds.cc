@@ -1,9 +1,24 @@
 #include "client/lanes/rounds.h"
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
 #include <thread>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "proto/limits.h"
+#include "base/mutex.h"
+#include "client/lanes/pieces.h"
+#include "client/link/link.h"
+#include "client/link/parts.h"
+#include "client/link/placement.h"
+#include "client/link/retry.h"
+#include "orlop/v1/types.pb.h"
+#include "proto/status.h"
 
 namespace orlop::client {
 namespace {

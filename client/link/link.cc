@@ -1,11 +1,27 @@
 #include "client/link/link.h"
 
+#include <chrono>
+#include <cstdint>
 #include <fstream>
+#include <ios>
+#include <memory>
 #include <random>
 #include <sstream>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/checksum.h"
+#include "base/mutex.h"
+#include "client/link/options.h"
+#include "client/link/retry.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
+#include "proto/status.h"
 
 namespace orlop::client {
 namespace {
@@ -189,7 +205,7 @@ absl::Status Link::CallWithRetries(Rpc rpc, std::string_view where, std::string_
   for (int number = 0;; ++number) {
     grpc::ClientContext context;
     context.set_deadline(SystemDeadline(deadline));
-    const absl::Status status = FromGrpc(attempt(ChannelTo(address, -1), &context));
+    absl::Status status = FromGrpc(attempt(ChannelTo(address, -1), &context));
     if (status.ok()) return status;
     const Verdict verdict = Judge(rpc, status);
     if (verdict == Verdict::kRefresh || !PrepareRetry(verdict, number, deadline, &never)) {

@@ -102,7 +102,7 @@ absl::StatusOr<Response> Link::Call(
     grpc::Status (Service::StubInterface::*method)(grpc::ClientContext*, const Request&, Response*),
     const Request& request, std::optional<Milliseconds> timeout) {
   Response response;
-  const absl::Status status = CallWithRetries(
+  absl::Status status = CallWithRetries(
       rpc, where, subject, timeout.value_or(options_.control_timeout),
       [&](const std::shared_ptr<grpc::Channel>& channel, grpc::ClientContext* context) {
         response.Clear();

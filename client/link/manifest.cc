@@ -1,7 +1,17 @@
 #include "client/link/manifest.h"
 
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "base/box.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 

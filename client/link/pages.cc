@@ -1,6 +1,20 @@
 #include "client/link/pages.h"
 
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "client/link/link.h"
+#include "client/link/manifest.h"
+#include "client/link/retry.h"
+#include "orlop/v1/job.grpc.pb.h"
+#include "orlop/v1/job.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 
 namespace orlop::client {

@@ -1,6 +1,16 @@
 #include "client/link/placement.h"
 
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "client/link/manifest.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop::client {
 namespace {

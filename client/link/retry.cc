@@ -1,7 +1,13 @@
 #include "client/link/retry.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
 
+#include "absl/status/status.h"
+#include "base/mutex.h"
+#include "client/link/parts.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 
 namespace orlop::client {

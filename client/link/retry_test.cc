@@ -2,6 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "client/link/parts.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 
 namespace orlop::client {
