@@ -163,7 +163,7 @@ absl::StatusOr<int64_t> ImportFrom(Session* session, const std::string& path, ui
   for (const SafetensorsEntry& entry : reader->entries()) {
     const uint32_t tensor = *session->manifest().Find(entry.name);
     const size_t element_bytes = ElementBytes(entry.dtype);
-    const absl::Status status =
+    absl::Status status =
         ForEachRange(session->manifest().element_count(tensor),
                      [&](const Box& box, uint64_t first, uint64_t count) {
                        buffer.resize(count * element_bytes);
