@@ -1,6 +1,6 @@
 #include "python/core/gil.h"
 
-#include <cxxabi.h>
+#include <cxxabi.h>  // IWYU pragma: keep (__forced_unwind)
 #include <unistd.h>
 
 namespace orlop::python {

@@ -39,7 +39,13 @@ constexpr size_t kRangeElements = size_t{1} << 18;  // elements of one task
 constexpr size_t kShardElements = size_t{1} << 22;  // the norms of shards are summed in order
 
 template <typename T>
-T Word(const char* what, const std::string& word, std::vector<std::pair<const char*, T>> known) {
+T* At(uintptr_t address) {
+  return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr): as torch gives it
+}
+
+template <typename T>
+T Word(const char* what, const std::string& word,
+       const std::vector<std::pair<const char*, T>>& known) {
   for (const auto& [name, value] : known)
     if (word == name) return value;
   throw nb::value_error((std::string(what) + " '" + word + "' is unknown").c_str());
@@ -123,7 +129,7 @@ class Pass {
 
 // Makes one step of a whole tensor, which the threads share in ranges.
 void Step(const std::string& optimizer, const std::vector<double>& values, int64_t applied_count,
-          float gradient_scale, std::pair<uintptr_t, std::string> gradient, size_t count,
+          float gradient_scale, const std::pair<uintptr_t, std::string>& gradient, size_t count,
           uintptr_t weight, uintptr_t remainder, const std::string& master,
           const std::string& state, const std::string& rounding,
           const std::vector<std::pair<uintptr_t, uintptr_t>>& states, uint64_t seed,
@@ -135,7 +141,7 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
       whole.optimizer->Prepare(values, applied_count, gradient_scale);
   whole.scalars = scalars.span();
   const kernels::DType dtype = DTypeOf(gradient.second);
-  whole.gradient = {dtype, reinterpret_cast<const void*>(gradient.first), count};
+  whole.gradient = {dtype, At<const void>(gradient.first), count};
   whole.master = Word<kernels::MasterFormat>("master", master,
                                              {{"exact", kernels::MasterFormat::kExact},
                                               {"24bit", kernels::MasterFormat::k24Bit},
@@ -148,17 +154,16 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
                                            {{"no_zero", kernels::Rounding::kNoZero},
                                             {"nearest", kernels::Rounding::kNearest},
                                             {"stochastic", kernels::Rounding::kStochastic}});
-  whole.weight = whole.new_weight = reinterpret_cast<uint16_t*>(weight);
-  whole.remainder = reinterpret_cast<void*>(remainder);
+  whole.weight = whole.new_weight = At<uint16_t>(weight);
+  whole.remainder = At<void>(remainder);
   if (states.size() > kernels::kMaxStates) throw nb::value_error("too many states");
   for (size_t i = 0; i < states.size(); ++i)
-    whole.states[i] = {reinterpret_cast<void*>(states[i].first),
-                       reinterpret_cast<float*>(states[i].second)};
+    whole.states[i] = {At<void>(states[i].first), At<float>(states[i].second)};
   whole.random = kernels::RandomKey::Of(seed, tensor, static_cast<uint64_t>(applied_count) + 1);
   std::optional<Pass> pass;
   if (whole.optimizer->scope != kernels::Scope::kElement) {
     ReleasedGil released;
-    pass.emplace(whole, scalars, shape, reinterpret_cast<float*>(averages));
+    pass.emplace(whole, scalars, shape, At<float>(averages));
   }
   if (pass.has_value()) {
     ThrowIfError(pass->status());
@@ -173,10 +178,9 @@ void Step(const std::string& optimizer, const std::vector<double>& values, int64
 
 // The sum of squares of the finite elements and the count of the others, shard by shard, as servers
 // compute them.
-std::pair<double, uint64_t> SquaredNorm(std::pair<uintptr_t, std::string> gradient, size_t count,
-                                        int threads) {
-  const kernels::TypedSpan whole{DTypeOf(gradient.second),
-                                 reinterpret_cast<const void*>(gradient.first), count};
+std::pair<double, uint64_t> SquaredNorm(const std::pair<uintptr_t, std::string>& gradient,
+                                        size_t count, int threads) {
+  const kernels::TypedSpan whole{DTypeOf(gradient.second), At<const void>(gradient.first), count};
   std::vector<kernels::BlockSums> sums((count + kShardElements - 1) / kShardElements);
   RunOnPool(threads, sums.size(), [&](size_t i) {
     kernels::ReduceGradient(kernels::Slice(whole, i * kShardElements, kShardElements), &sums[i]);
@@ -209,17 +213,16 @@ size_t Int8BytesOf(uint64_t first, size_t count, uint64_t shard_elements) {
 }
 
 // Encodes the pieces of a flat range one after another, as client::PushPart requires.
-void EncodeInt8(std::pair<uintptr_t, std::string> gradient, uint64_t first, size_t count,
+void EncodeInt8(const std::pair<uintptr_t, std::string>& gradient, uint64_t first, size_t count,
                 uint64_t shard_elements, double loss_scale, uintptr_t residual,
                 uintptr_t next_residual, uintptr_t encoded, int threads) {
-  const kernels::TypedSpan whole{DTypeOf(gradient.second),
-                                 reinterpret_cast<const void*>(gradient.first), count};
+  const kernels::TypedSpan whole{DTypeOf(gradient.second), At<const void>(gradient.first), count};
   struct Task {
     size_t begin, count;
     uint8_t* to;
   };
   std::vector<Task> tasks;
-  auto* to = reinterpret_cast<uint8_t*>(encoded);
+  auto* to = At<uint8_t>(encoded);
   ForEachPiece(first, count, shard_elements, [&](size_t begin, size_t end) {
     for (; begin < end; begin += kRangeElements) {
       tasks.push_back({begin, std::min(kRangeElements, end - begin), to});
@@ -228,10 +231,9 @@ void EncodeInt8(std::pair<uintptr_t, std::string> gradient, uint64_t first, size
   });
   RunOnPool(threads, tasks.size(), [&](size_t i) {
     const Task& task = tasks[i];
-    const kernels::ErrorFeedback feedback{
-        static_cast<float>(loss_scale),
-        {reinterpret_cast<const uint16_t*>(residual) + task.begin, task.count},
-        {reinterpret_cast<uint16_t*>(next_residual) + task.begin, task.count}};
+    const kernels::ErrorFeedback feedback{static_cast<float>(loss_scale),
+                                          {At<const uint16_t>(residual) + task.begin, task.count},
+                                          {At<uint16_t>(next_residual) + task.begin, task.count}};
     // The only error is a wrong size, and the sizes are computed here.
     (void)kernels::EncodeInt8(kernels::Slice(whole, task.begin, task.count), &feedback,
                               {task.to, kernels::Int8Bytes(task.count)});
