@@ -1,8 +1,19 @@
 #include "tests/oracle.h"
 
+#include <algorithm>
 #include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
 
 namespace orlop::step {
 

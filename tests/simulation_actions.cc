@@ -1,9 +1,25 @@
 // The shell around the step machines of a simulated server: carries out each action that they ask
 // for.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "server/step/actions.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
+#include "tests/oracle.h"
 #include "tests/simulation.h"
+#include "tests/simulator.h"
 
 namespace orlop::step {
 

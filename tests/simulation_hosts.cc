@@ -1,9 +1,26 @@
 // Servers of the simulation: starts, crashes, clean stops, and what their disks keep.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/leader.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
+#include "server/step/requests.h"
+#include "tests/oracle.h"
 #include "tests/simulation.h"
+#include "tests/simulator.h"
 
 namespace orlop::step {
 
@@ -127,6 +144,7 @@ void Simulation::ReadJournal(Host* host, ParticipantImage* image) {
     for (ShardId shard : host->shards) image->shards.push_back({shard, kLoading, {}});
   }
   std::vector<JournalRecord> records;
+  records.reserve(disk.journal.size());
   for (const Disk::Entry& entry : disk.journal) records.push_back(entry.record);
   const JournalReplay replay = ReplayJournal(records, base_step);
   const auto staged_of = [&](const DecisionPtr& decision) -> const std::vector<Staged>* {

@@ -1,8 +1,25 @@
 // Workers and the operator of the simulation: join, push, commit, abort, roll back.
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/leader.h"
+#include "server/step/messages.h"
+#include "server/step/reason.h"
+#include "server/step/requests.h"
+#include "tests/oracle.h"
 #include "tests/simulation.h"
+#include "tests/simulator.h"
 
 namespace orlop::step {
 
@@ -30,8 +47,8 @@ void Simulation::Ask(ServerId server, Call call,
 // Everybody has all of tensor 0; the rows of tensor 1 are dealt out.
 std::vector<Contribution> Simulation::ContributionsOf(Rank rank, int64_t generation) const {
   const int64_t world_size = WorldSize(generation);
-  const int64_t begin = rank * int64_t{4} / world_size;
-  const int64_t end = (rank + 1) * int64_t{4} / world_size;
+  const auto begin = static_cast<uint64_t>(rank * int64_t{4} / world_size);
+  const auto end = static_cast<uint64_t>((rank + 1) * int64_t{4} / world_size);
   return {{0, Mode::kSum, {FlatBox(0, 3)}},
           {1, Mode::kExactlyOnce, {Box{{begin, 0}, {end - begin, 2}}}}};
 }

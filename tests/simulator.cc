@@ -1,6 +1,15 @@
-#include <algorithm>
+#include "tests/simulator.h"
+
+#include <cstddef>
+#include <cstdint>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "server/step/actions.h"
+#include "server/step/identity.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
 #include "tests/simulation.h"
 
 namespace orlop::step {
@@ -124,7 +133,7 @@ void Simulation::Fault() {
       return StartLeader(server);
     case 8:
       return CrashWorker(&workers_[random_.Below(most_workers_)]);
-    case 9:
+    default:
       return ClaimARank();
   }
 }

@@ -3,6 +3,7 @@
 
 namespace orlop::step {
 
+// NOLINTNEXTLINE(readability-function-size): two lines for each thing
 const char* Describe(Met met) {
   switch (met) {
     case Met::kMemory:

@@ -1,5 +1,6 @@
 // Runs schedules until one fails: `simulator FIRST COUNT`. Prints the seed of the first failure and
 // exits with 1, or exits with 0. For planted bugs and for replaying a seed.
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cinttypes>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
