@@ -31,7 +31,8 @@ class PeerLinks {
   // `peers` are all servers of the cluster, sorted by name. The methods below name a server by its
   // index in `peers`. `credentials` are those of this server (mutual TLS or none). The constructor
   // does not connect.
-  PeerLinks(std::vector<PeerAddress> peers, std::shared_ptr<grpc::ChannelCredentials> credentials);
+  PeerLinks(std::vector<PeerAddress> peers,
+            const std::shared_ptr<grpc::ChannelCredentials>& credentials);
   ~PeerLinks();  // waits until every message of Send is answered or has failed, at most 5 s each
 
   // Sets the callback for messages of Send that a server has answered with NotFound: it does not

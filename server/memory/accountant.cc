@@ -152,7 +152,7 @@ Buffer::~Buffer() {
 
 // ---- Reservation ----
 
-Reservation& Reservation::operator=(Reservation&& other) {
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
   Reservation old(std::move(*this));  // ends as the destructor says
   pool_ = std::move(other.pool_);
   return *this;

@@ -49,7 +49,8 @@ class ApplyQueue {
   // more applies of the same decision. `model` must have the job's current configuration.
   //   Status  DataLoss: the decision's scalars cannot be read or do not fit the configuration.
   //           Nothing was submitted, and `done` will not be called.
-  absl::Status Begin(std::vector<step::StartApply> applies, const JobModel& model, Owner owner);
+  absl::Status Begin(std::vector<step::StartApply> applies, const JobModel& model,
+                     const Owner& owner);
   // Submits the waiting passes and updates again. JobRuntime calls it at every tick.
   void Retry(const Owner& owner);
   // Drops all passes and updates that have not finished, because a flush is about to replace the
