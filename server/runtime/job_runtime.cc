@@ -260,6 +260,9 @@ void JobRuntime::Tick() {
 }
 
 void JobRuntime::BeginStop() {
+  // The Apply of a commit that was answered may be on its way from the leader: without it the flush
+  // would be of the step before, with this one prepared.
+  local_->AwaitDelivery();
   Complete([this](int64_t now, step::Actions* actions)
                REQUIRES(mutex_) { participant_->OnStop(now, actions); });
 }

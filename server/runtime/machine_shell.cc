@@ -15,6 +15,7 @@ using std::chrono::steady_clock;
 void LocalMessages::Add(step::Message message) {
   MutexLock lock(&mutex_);
   waiting_.push_back(std::move(message));
+  ++added_;
 }
 
 void LocalMessages::Deliver() {
@@ -35,7 +36,16 @@ void LocalMessages::Deliver() {
       waiting_.pop_front();
     }
     deliver_(message);
+    MutexLock lock(&mutex_);
+    ++delivered_;
+    has_delivered_.SignalAll();
   }
+}
+
+void LocalMessages::AwaitDelivery() {
+  MutexLock lock(&mutex_);
+  const uint64_t last = added_;
+  while (delivered_ < last) has_delivered_.Wait(&mutex_);
 }
 
 MachineShell::MachineShell(const Environment& environment, std::string job,
@@ -200,8 +210,8 @@ void MachineShell::Leave(const Outbox& outbox) {
     message->set_from(static_cast<uint32_t>(environment_.self));
     environment_.peers->Send(send.to, *std::move(message));
   }
-  for (const auto& [caller, answer] : outbox.answers) caller.done(answer);
   local_->Deliver();
+  for (const auto& [caller, answer] : outbox.answers) caller.done(answer);
 }
 
 }  // namespace orlop::server

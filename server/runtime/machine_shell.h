@@ -9,6 +9,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
@@ -38,12 +39,18 @@ class LocalMessages {
   // Delivers until no message is left. If another thread is in here, returns at once: that thread
   // delivers what was added meanwhile.
   void Deliver();
+  // Waits until all messages that were added before this call have been delivered. The caller holds
+  // no lock.
+  void AwaitDelivery();
 
  private:
   const std::function<void(const step::Message&)> deliver_;
   Mutex mutex_;  // taken last
   std::deque<step::Message> waiting_ GUARDED_BY(mutex_);
   bool is_delivering_ GUARDED_BY(mutex_) = false;
+  uint64_t added_ GUARDED_BY(mutex_) = 0;
+  uint64_t delivered_ GUARDED_BY(mutex_) = 0;
+  CondVar has_delivered_;
 };
 
 // Who waits for the answer to a request.
