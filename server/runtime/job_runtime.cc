@@ -81,7 +81,7 @@ absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
   const bool has_begun = status.ok();
   if (has_begun) status = shards_->Configure((*model)->Optimizers());
   // The leader first: what is held may bring a decision about.
-  if (leader_ != nullptr && !is_deciding) leader_->EndConfigure(status.ok() ? *model : nullptr);
+  if (leader_ != nullptr) leader_->EndConfigure(status.ok() ? *model : nullptr);
   if (has_begun) {
     Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
       configuring_ = false;
@@ -126,9 +126,7 @@ BegunPiece JobRuntime::BeginPiece(const PieceRequest& request,
     MutexLock lock(&mutex_);
     if (closed_) return {false, JobGone(), {}};
     step::KeyVerdict verdict = participant_->CheckKey(request.key);
-    if (configuring_ && verdict.status.ok())
-      verdict = {true,
-                 absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"))};
+    if (configuring_ && verdict.status.ok()) verdict = {true, BeingConfigured()};
     if (verdict.is_later) sleepers_.push_back(wakeup);
     if (verdict.status.ok()) verdict.status = CheckPiece(request, &ticket.piece);
     if (!verdict.status.ok()) return {verdict.is_later, std::move(verdict.status), {}};
@@ -241,9 +239,10 @@ int64_t JobRuntime::AppliedCount(uint32_t tensor) const {
 // ---- Events ------------------------------------------------------------------------------------
 
 void JobRuntime::OnMessage(int from, const step::Message& message) {
-  const bool is_for_leader = step::ForLeader(message);
-  if (is_for_leader && leader_ != nullptr) leader_->OnMessage(from, message);
-  if (is_for_leader && !std::holds_alternative<step::Fenced>(message)) return;
+  if (step::ForLeader(message)) {
+    if (leader_ != nullptr) leader_->OnMessage(from, message);
+    return;
+  }
   Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     if (configuring_) return held_.emplace_back(from, message), void();
     participant_->OnMessage(from, message, now, actions);

@@ -99,7 +99,8 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   void OnMessage(int from, const step::Message& message);  // of a server of the cluster
   void Tick();
   // Clean stop: refuses new work, finishes the applies that have begun, and flushes. A step that is
-  // prepared but whose Apply has not come is flushed as that. BeginStop does not wait.
+  // prepared but whose Apply has not come is flushed as that. BeginStop
+  // waits for messages between the two machines here only.
   void BeginStop();
   // Waits until that is done: for other servers and for room on the disk until `deadline`, for the
   // flush as long as it takes. OK only when all is on disk, and noted under CleanKey.
@@ -140,8 +141,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   std::unique_ptr<LeaderShell> leader_;  // set once, before Start
   std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
   std::unique_ptr<step::Participant> participant_ GUARDED_BY(mutex_);
-  std::shared_ptr<const step::Layout> layout_
-      GUARDED_BY(mutex_);  // that was last taken, or refused
+  std::shared_ptr<const step::Layout> layout_ GUARDED_BY(mutex_);     // last taken, or refused
   std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*
   std::vector<step::StartApply> beginning_ GUARDED_BY(mutex_);        // of this event
   CondVar changed_;  // an event is over, or the job was deleted; Stop waits for it

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "server/job/contributions.h"
 #include "server/runtime/step_scalars.h"
 #include "spdlog/spdlog.h"
@@ -111,10 +110,6 @@ void LeaderShell::EndConfigure(std::shared_ptr<const JobModel> model) {
   MutexLock lock(&mutex_);
   is_configuring_ = false;
   if (model != nullptr) model_ = std::move(model);
-}
-
-absl::Status LeaderShell::BeingConfigured() const {
-  return absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"));
 }
 
 absl::StatusOr<std::string> LeaderShell::ScalarsOf(const step::ScalarInputs& inputs) {

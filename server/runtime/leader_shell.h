@@ -49,7 +49,6 @@ class LeaderShell final : public MachineShell {
  private:
   void Do(const step::Action& action) override REQUIRES(mutex_);
   void AfterEvent() override REQUIRES(mutex_);
-  absl::Status BeingConfigured() const;
   absl::StatusOr<std::string> ScalarsOf(const step::ScalarInputs& inputs) REQUIRES(mutex_);
   void PersistInPool(const step::PersistRecord& action);
 

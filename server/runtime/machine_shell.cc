@@ -66,6 +66,10 @@ absl::Status MachineShell::JobGone() const {
                    v1::ErrorDetail::UNKNOWN_JOB);
 }
 
+absl::Status MachineShell::BeingConfigured() const {
+  return absl::UnavailableError(absl::StrCat("job '", job_, "' is being configured"));
+}
+
 absl::Status MachineShell::DeadlinePassed() const {
   const absl::Status disk = disk_->status();
   return absl::DeadlineExceededError(

@@ -103,6 +103,7 @@ class MachineShell {
   // The job was deleted: callers are answered NotFound, now and later, and completions ignored.
   void CloseCallers();
   absl::Status JobGone() const;
+  absl::Status BeingConfigured() const;  // Unavailable
 
   // The machines wait for their epoch and their record without asking again, so the shell tries a
   // write that failed again with the next tick.

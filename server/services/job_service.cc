@@ -307,14 +307,19 @@ void Committed(const step::Answer& answer, v1::CommitStepResponse* response) {
 
 }  // namespace
 
+absl::StatusOr<std::shared_ptr<JobRuntime>> JobService::FindFor(const WaitingCall& call,
+                                                                const std::string& job) const {
+  if (absl::Status status = call.CheckLimit(); !status.ok()) return status;
+  return jobs_->FindOnLeader(job);
+}
+
 grpc::ServerUnaryReactor* JobService::Join(grpc::CallbackServerContext* context,
                                            const v1::JoinRequest* request,
                                            v1::JoinResponse* response) {
   auto* call = new WaitingCall(context);
-  if (absl::Status status = call->CheckLimit(); !status.ok()) return call->End(status);
-  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = FindFor(*call, request->job());
   if (!found.ok()) return call->End(found.status());
-  const std::shared_ptr<JobRuntime> job = *std::move(found);
+  const std::shared_ptr<JobRuntime>& job = *found;
   for (const absl::Status& status : {CheckControlSize(*request), CheckClient(*request)})
     if (!status.ok()) return call->End(status);
   step::JoinRequest join;
@@ -369,10 +374,9 @@ grpc::ServerUnaryReactor* JobService::CommitStep(grpc::CallbackServerContext* co
                                                  const v1::CommitStepRequest* request,
                                                  v1::CommitStepResponse* response) {
   auto* call = new WaitingCall(context);
-  if (absl::Status status = call->CheckLimit(); !status.ok()) return call->End(status);
-  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = FindFor(*call, request->job());
   if (!found.ok()) return call->End(found.status());
-  const std::shared_ptr<JobRuntime> job = *std::move(found);
+  const std::shared_ptr<JobRuntime>& job = *found;
   for (const absl::Status& status :
        {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
     if (!status.ok()) return call->End(Explained(*job, status));
@@ -396,10 +400,9 @@ grpc::ServerUnaryReactor* JobService::AbortStep(grpc::CallbackServerContext* con
                                                 const v1::AbortStepRequest* request,
                                                 v1::AbortStepResponse* response) {
   auto* call = new WaitingCall(context);
-  if (absl::Status status = call->CheckLimit(); !status.ok()) return call->End(status);
-  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request->job());
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = FindFor(*call, request->job());
   if (!found.ok()) return call->End(found.status());
-  const std::shared_ptr<JobRuntime> job = *std::move(found);
+  const std::shared_ptr<JobRuntime>& job = *found;
   if (request->reason().size() > kMaxReasonBytes) {
     return call->End(Refuse(absl::StatusCode::kInvalidArgument,
                             absl::StrCat("reason has ", request->reason().size(),

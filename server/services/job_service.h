@@ -13,6 +13,7 @@
 #include "orlop/v1/job.grpc.pb.h"
 #include "server/runtime/job_table.h"
 #include "server/services/paged_lists.h"
+#include "server/services/waiting_call.h"
 
 namespace orlop::server {
 
@@ -55,6 +56,8 @@ class JobService final : public JobServiceBase {
                       v1::CreateJobResponse* response);
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                          const Wait& wait, bool* changed);
+  absl::StatusOr<std::shared_ptr<JobRuntime>> FindFor(const WaitingCall& call,
+                                                      const std::string& job) const;
   void Joined(const JobRuntime& job, const v1::JoinRequest& request, const step::Answer& answer,
               v1::JoinResponse* response) const;
 
