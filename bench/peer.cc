@@ -55,6 +55,7 @@ std::shared_ptr<grpc::Channel> ChannelTo(int port) {
 absl::Status GrpcPush(const std::shared_ptr<grpc::Channel>& channel, const Start& start,
                       absl::Span<char> bytes) {
   grpc::ClientContext context;
+  context.set_wait_for_ready(true);  // gRPC's first connect may fail without a cause
   grpc::ByteBuffer answer;
   std::unique_ptr<grpc::ClientWriter<grpc::ByteBuffer>> writer(
       grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(
@@ -71,6 +72,7 @@ absl::Status GrpcPush(const std::shared_ptr<grpc::Channel>& channel, const Start
 absl::Status GrpcPull(const std::shared_ptr<grpc::Channel>& channel, const Start& start,
                       absl::Span<char> bytes) {
   grpc::ClientContext context;
+  context.set_wait_for_ready(true);  // gRPC's first connect may fail without a cause
   std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
       grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
           channel.get(), RpcMethod(kPullMethod, RpcMethod::SERVER_STREAMING, channel), &context,

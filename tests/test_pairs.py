@@ -55,10 +55,21 @@ def test_too_few_pairs_give_all_there_is():
     assert pairs.interval([1.2, 0.9, 1.0]) == (0.9, 1.2)
 
 
-def test_a_run_that_fails_is_said(tmp_path):
+def test_a_run_that_fails_is_repeated_and_said(tmp_path, capfd):
+    folder = build(tmp_path / "once", 1.0)
+    program = folder / "orlop"
+    program.rename(folder / "works")
+    program.write_text(f"#!/bin/sh\n[ -e {tmp_path}/failed ] && exec {folder}/works\ntouch {tmp_path}/failed; echo no disk >&2; exit 3\n")
+    program.chmod(0o755)
+    assert set(pairs.figures(folder, "wire", [])) == {"x.push", "x.cpu"}
+    assert "no disk" in capfd.readouterr().err
+
+
+def test_a_run_that_always_fails_ends_the_comparison(tmp_path, capfd):
     folder = tmp_path / "broken"
     folder.mkdir()
     (folder / "orlop").write_text("#!/bin/sh\necho no disk >&2; exit 3\n")
     (folder / "orlop").chmod(0o755)
-    with pytest.raises(SystemExit, match="no disk"):
+    with pytest.raises(SystemExit, match="failed 3 times"):
         pairs.figures(folder, "wire", [])
+    assert "no disk" in capfd.readouterr().err
