@@ -2,6 +2,7 @@
 // instruction sets of one machine; this test compares machines (x86, AArch64) and versions of the
 // code. A constant may change only when kArithmeticVersion is raised. Input values are built from
 // integers and scalars are literals, so no maths library influences them.
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <string>

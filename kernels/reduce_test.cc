@@ -62,7 +62,7 @@ TEST(Reduce, AddsInTheStatedOrder) {
     std::vector<float> values(256, 0);
     values[0] = large;
     // Elements that are 16 apart are in one lane, which adds them one by one: each 1 is lost.
-    for (int i = 1; i < 16; ++i) values[16 * i] = 1;
+    for (size_t i = 1; i < 16; ++i) values[16 * i] = 1;
     BlockSums same_lane;
     ReduceGradient(Span(values), &same_lane);
     EXPECT_EQ(same_lane.sum_squares, square);

@@ -1,10 +1,14 @@
 #include "server/credentials.h"
 
 #include <fstream>
+#include <ios>
 #include <sstream>
 #include <string>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "server/config.h"
 
 namespace orlop::server {
 namespace {

@@ -7,6 +7,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -19,7 +23,10 @@
 #include "kernels/targets.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
+#include "server/cluster/peer_links.h"
+#include "server/config.h"
 #include "server/credentials.h"
+#include "server/memory/message_room.h"
 #include "server/memory/process_memory.h"
 #include "server/runtime/environment.h"
 #include "server/services/admin_service.h"

@@ -1,8 +1,16 @@
 #include "server/runtime/job_disk.h"
 
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 #include "server/job/step_codec.h"
 #include "server/runtime/job_opening.h"
+#include "server/step/job.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {

@@ -1,6 +1,10 @@
 // One push, 4 of 8 (ARCHITECTURE.md); next: server/shards/piece_writer.cc
 #include "server/runtime/job_runtime.h"
 
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -8,12 +12,31 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/checksum.h"
+#include "base/mutex.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 #include "server/durability/flush.h"
 #include "server/job/contributions.h"
 #include "server/job/job_model.h"
 #include "server/job/slots.h"
 #include "server/job/step_codec.h"
+#include "server/runtime/apply_queue.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_disk.h"
+#include "server/runtime/job_opening.h"
+#include "server/runtime/leader_shell.h"
+#include "server/runtime/machine_shell.h"
+#include "server/runtime/piece_intake.h"
+#include "server/runtime/wait.h"
+#include "server/shards/piece_writer.h"
+#include "server/shards/shard_store.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {

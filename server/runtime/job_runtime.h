@@ -20,8 +20,8 @@
 #include "server/job/job_model.h"
 #include "server/runtime/apply_queue.h"
 #include "server/runtime/job_opening.h"
-#include "server/runtime/leader_shell.h"
-#include "server/runtime/machine_shell.h"
+#include "server/runtime/leader_shell.h"   // IWYU pragma: export
+#include "server/runtime/machine_shell.h"  // IWYU pragma: export
 #include "server/runtime/piece_intake.h"
 #include "server/runtime/wait.h"
 #include "server/shards/shard_store.h"

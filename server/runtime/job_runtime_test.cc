@@ -1,5 +1,6 @@
 #include "server/runtime/job_runtime.h"
 
+#include <grpcpp/grpcpp.h>
 #include <stdlib.h>
 
 #include <algorithm>
@@ -22,7 +23,6 @@
 #include "base/checksum.h"
 #include "base/mutex.h"
 #include "base/thread_pool.h"
-#include "grpcpp/grpcpp.h"
 #include "orlop/v1/job.pb.h"
 #include "orlop/v1/peer.pb.h"
 #include "orlop/v1/types.pb.h"
@@ -32,10 +32,13 @@
 #include "server/job/manifest.h"
 #include "server/job/slots.h"
 #include "server/runtime/job_table.h"
+#include "server/runtime/leader_shell.h"
+#include "server/runtime/machine_shell.h"
 #include "server/runtime/piece_intake.h"
 #include "server/runtime/wait.h"
 #include "server/shards/piece_writer.h"
 #include "server/shards/testing/shard_fixture.h"
+#include "server/step/actions.h"
 #include "server/step/layout.h"
 #include "server/step/leader.h"
 #include "server/tiers/tier.h"

@@ -1,9 +1,22 @@
 #include "server/runtime/leader_shell.h"
 
+#include <cstdint>
+#include <memory>
 #include <utility>
+#include <variant>
 
-#include "server/job/contributions.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "server/job/job_model.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_disk.h"
+#include "server/runtime/machine_shell.h"
 #include "server/runtime/step_scalars.h"
+#include "server/step/actions.h"
+#include "server/step/job.h"
+#include "server/step/leader.h"
+#include "server/step/messages.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {

@@ -1,11 +1,29 @@
 #include "server/runtime/machine_shell.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/status.h"
 #include "server/job/step_codec.h"
+#include "server/runtime/environment.h"
+#include "server/runtime/job_disk.h"
+#include "server/runtime/wait.h"
+#include "server/step/actions.h"
+#include "server/step/messages.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {

@@ -1,9 +1,19 @@
 #include "server/runtime/piece_intake.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/box.h"
+#include "server/job/job_model.h"
+#include "server/job/slots.h"
+#include "server/step/layout.h"
+#include "server/step/messages.h"
+#include "server/step/participant.h"
 
 namespace orlop::server {
 namespace {

@@ -1,8 +1,12 @@
 #include "server/services/job_service.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -27,6 +31,9 @@
 #include "server/runtime/wait.h"
 #include "server/services/job_status.h"
 #include "server/services/waiting_call.h"
+#include "server/step/actions.h"
+#include "server/step/layout.h"
+#include "server/step/leader.h"
 #include "server/step/reason.h"
 
 namespace orlop::server {

@@ -15,7 +15,6 @@
 #include "server/runtime/environment.h"
 #include "server/runtime/job_table.h"
 #include "server/runtime/step_scalars.h"
-#include "server/runtime/wait.h"
 #include "server/step/layout.h"
 #include "server/step/leader.h"
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 #include "orlop/v1/admin.pb.h"
 #include "orlop/v1/job.pb.h"
 #include "server/runtime/environment.h"

@@ -1,11 +1,20 @@
 #include "server/services/waiting_call.h"
 
+#include <atomic>
+#include <functional>
+#include <memory>
 #include <utility>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/runtime/answers.h"
+#include "server/runtime/job_table.h"
+#include "server/step/actions.h"
 
 namespace orlop::server {
 

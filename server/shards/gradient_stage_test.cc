@@ -1,4 +1,5 @@
 // Tests the staging of gradients.
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,8 @@
 // Tests the staging of SetState.
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 

@@ -1,5 +1,6 @@
 // Tests of single rules of the leader and the participant, most of them with one server, two ranks
 // and no lost message. The simulator (tests/) tests all rules together, with faults.
+#include <cstdint>
 #include <deque>
 #include <map>
 #include <memory>
