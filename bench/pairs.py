@@ -22,20 +22,20 @@ import statistics
 import subprocess
 import sys
 
-ATTEMPTS = 3  # of one run. A hundred runs meet an accident, and an hour of pairs would be lost.
+ATTEMPTS = 3  # of one run: without a repetition, one accident in a hundred runs loses an hour of pairs
 
 
 def figures(folder: pathlib.Path, bench: str, extra: list[str]) -> dict[str, float]:
     """Medians of one run by name; a figure of which more is better is inverted, and shares are left out."""
     environment = {**os.environ, "PATH": f"{folder.resolve()}:{os.environ['PATH']}"}
-    for attempts_left in reversed(range(ATTEMPTS)):
+    for _ in range(ATTEMPTS):
         run = subprocess.run([folder / "orlop", "bench", bench, "--json", *extra], env=environment, capture_output=True,
                              text=True)
         if run.returncode == 0:
             break
         print(f"{folder}/orlop bench {bench} failed:\n{run.stderr}", file=sys.stderr)
-        if attempts_left == 0:
-            sys.exit(f"{folder}/orlop bench {bench} failed {ATTEMPTS} times one after the other")
+    else:
+        sys.exit(f"{folder}/orlop bench {bench} failed {ATTEMPTS} times one after the other")
     rows = json.loads(run.stdout)
     return {row["name"]: row["median"] if row["better"] == "lower" else 1 / row["median"]
             for row in rows if not row["name"].endswith(".share")}

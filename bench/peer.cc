@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -55,7 +56,6 @@ std::shared_ptr<grpc::Channel> ChannelTo(int port) {
 absl::Status GrpcPush(const std::shared_ptr<grpc::Channel>& channel, const Start& start,
                       absl::Span<char> bytes) {
   grpc::ClientContext context;
-  context.set_wait_for_ready(true);  // gRPC's first connect may fail without a cause
   grpc::ByteBuffer answer;
   std::unique_ptr<grpc::ClientWriter<grpc::ByteBuffer>> writer(
       grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(
@@ -72,7 +72,6 @@ absl::Status GrpcPush(const std::shared_ptr<grpc::Channel>& channel, const Start
 absl::Status GrpcPull(const std::shared_ptr<grpc::Channel>& channel, const Start& start,
                       absl::Span<char> bytes) {
   grpc::ClientContext context;
-  context.set_wait_for_ready(true);  // gRPC's first connect may fail without a cause
   std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
       grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
           channel.get(), RpcMethod(kPullMethod, RpcMethod::SERVER_STREAMING, channel), &context,
@@ -110,6 +109,10 @@ absl::StatusOr<std::unique_ptr<BarePeers>> BarePeers::Start(int count) {
       const absl::StatusOr<int> socket = ConnectTo(socket_port);
       if (!socket.ok()) return socket.status();
       peers->connections_.push_back({ChannelTo(grpc_port), *socket, number});
+      // gRPC's first connect may fail, and a later one succeed.
+      if (!peers->connections_.back().channel->WaitForConnected(std::chrono::system_clock::now() +
+                                                                std::chrono::seconds(30)))
+        return absl::UnavailableError("no connection to the peer process within 30 s");
     }
     peers->children_.push_back(*std::move(child));
   }
