@@ -262,7 +262,11 @@ absl::Status LoadStage::FillPlane(const SlotHold& hold, const std::vector<LoadPi
       return added;
   if (slot == Slot::kWeight && slots_->version() < 0 && !cover.is_whole())
     return FirstLoadIncomplete(shard_);
-  if (cover.is_untouched(slots_->has_contents(hold, slot))) return absl::OkStatus();
+  if (cover.is_untouched(slots_->has_contents(hold, slot))) {
+    MutexLock lock(&mutex_);
+    if (!plane(slot).moving) Discard(slot);  // a piece that was refused may have begun it
+    return absl::OkStatus();
+  }
   {
     MutexLock lock(&mutex_);
     if (plane(slot).bytes.spilled) {  // Settle has hashed it; only whole planes go to disk
@@ -311,10 +315,14 @@ void LoadStage::Drop() {
   MutexLock lock(&mutex_);
   dropped_ = true;
   for (size_t i = 0; i < kStoredSlotCount; ++i)
-    if (auto& spilled = planes_[i].bytes.spilled) {
-      slots_->tiers()->Discard(slots_->Key(static_cast<Slot>(i)), *spilled);
-      spilled.reset();
-    }
+    if (planes_[i].bytes.spilled) Discard(static_cast<Slot>(i));
+}
+
+// Drops a plane, which Settle is not moving.
+void LoadStage::Discard(Slot slot) {
+  LoadPlane& dropped = plane(slot);
+  if (dropped.bytes.spilled) slots_->tiers()->Discard(slots_->Key(slot), *dropped.bytes.spilled);
+  dropped = {};
 }
 
 // ---- What can be seen ----
@@ -322,6 +330,11 @@ void LoadStage::Drop() {
 bool LoadStage::has_begun() const {
   MutexLock lock(&mutex_);
   return std::ranges::any_of(pieces_, [](const LoadPiece& p) { return p.claimed || p.stored; });
+}
+
+bool LoadStage::has_kept() const {
+  MutexLock lock(&mutex_);
+  return std::ranges::any_of(pieces_, &LoadPiece::stored);
 }
 
 std::vector<std::pair<Slot, Box>> LoadStage::Stored() const {

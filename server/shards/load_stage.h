@@ -1,8 +1,8 @@
 // What is staged of one shard in one attempt of a LOAD. SetState sends pieces, which are boxes of
 // any slots of the shard. The stage writes them into planes: a plane is the whole new contents of
-// one stored slot, in the format in which the slot is stored. Fill copies what no piece has set
-// from the present slots (load_cover.h has the exception). The apply of the LOAD then takes the
-// planes.
+// one stored slot, in the format in which the slot is stored. Fill copies what no kept piece has
+// set from the present slots (load_cover.h has the exception), and drops the planes that only
+// refused pieces have written to. The apply of the LOAD then takes the planes.
 //
 // The bytes of a plane are in memory, or on disk once PieceWriter::Settle has moved them. All
 // methods treat both alike.
@@ -89,6 +89,8 @@ class LoadStage : public std::enable_shared_from_this<LoadStage> {
 
   // Whether a piece is being sent or was kept.
   bool has_begun() const;
+  // Whether a piece was kept. A LOAD sets what was kept, and nothing of a piece that was refused.
+  bool has_kept() const;
   // Slot and box of every piece that was kept.
   std::vector<std::pair<Slot, Box>> Stored() const;
   // For people: "staged", or "staging 2 pieces of state".
@@ -117,6 +119,7 @@ class LoadStage : public std::enable_shared_from_this<LoadStage> {
   absl::Status FillPlane(const SlotHold& hold, const std::vector<LoadPiece>& pieces, Slot slot,
                          std::vector<uint64_t>* identity);
   absl::StatusOr<BufferPtr> PlaneToFill(Slot slot, uint64_t bytes);
+  void Discard(Slot slot) REQUIRES(mutex_);
   LoadPlane& plane(Slot slot) REQUIRES(mutex_) { return planes_[SlotIndex(slot)]; }
   PieceWriter::Options OptionsOf(const LoadPlan& plan) const;
 

@@ -3,10 +3,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/box.h"
 #include "base/checksum.h"
@@ -161,6 +163,87 @@ TEST(Load, AStreamLeftOpenWritesNothingIntoWhatIsCommitted) {
   const auto before = AllBytes(store.get(), 1);
   EXPECT_TRUE(absl::IsAborted(Send(open.get(), AsBytes(Normal(256, 3)))));
   EXPECT_EQ(AllBytes(store.get(), 1), before);
+}
+
+// Begins a piece of 2 MiB, writes half of it, and gives it up, as a stream does whose piece is
+// refused.
+void Refuse(absl::StatusOr<std::unique_ptr<PieceWriter>> writer,
+            const std::vector<uint8_t>& bytes) {
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const absl::Span<const uint8_t> slices[] = {{bytes.data(), bytes.size() / 2}};
+  const std::string_view half(reinterpret_cast<const char*>(bytes.data()), bytes.size() / 2);
+  ASSERT_TRUE((*writer)->WriteChunk(0, slices, ChunkChecksum(LeafHashes(half))).ok());
+  EXPECT_FALSE((*writer)->Finish(DigestOfBytes(bytes)).ok());
+  EXPECT_FALSE((*writer)->Keep().ok());
+}
+
+// A LOAD sets what was acknowledged. Whatever a refused piece has written, it neither changes a
+// slot nor stops the step.
+TEST(Load, ARefusedPieceSetsNothing) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {1 << 19})}, 1 << 19));
+  ASSERT_TRUE(store->Configure(AllAdamW(store->layout())).ok());
+  LoadTensor(store.get(), 0, Normal(1 << 19, 1));
+  CommitLoad(store.get(), 0);
+  const auto before = AllBytes(store.get(), 0);
+  const auto whole = Flat(0, 1 << 19);
+  for (Slot slot : {Slot::kWeight, Slot::kExpAvg, Slot::kExpAvgSq})
+    Refuse(store->BeginLoad(0, slot, v1::DTYPE_F32, whole), AsBytes(Normal(1 << 19, 2)));
+  // The step machine stages no shard without pieces.
+  ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kLoad, 1}).ok());
+  EXPECT_EQ(AllBytes(store.get(), 1), before);
+  Refuse(store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, whole), AsBytes(Normal(1 << 19, 2)));
+  EXPECT_TRUE(StageLoad(store, 0).value().absent);
+  ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kLoad, 2}).ok());
+  EXPECT_EQ(AllBytes(store.get(), 2), before);
+  // A stream that began before the decision and is still open when the step is applied.
+  auto open = store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, whole).value();
+  ASSERT_TRUE(store->Apply(0, {ShardUpdate::Kind::kLoad, 3}).ok());
+  EXPECT_TRUE(absl::IsAborted(Send(open.get(), AsBytes(Normal(1 << 19, 2)))));
+  EXPECT_EQ(AllBytes(store.get(), 3), before);
+}
+
+TEST(Load, ARefusedPieceBesideAnotherSetsNothing) {
+  World world;
+  const auto values = Normal(1 << 19, 1);
+  auto bf16 = FromBytes<uint16_t>(AsBytes(values));  // any bits
+  for (size_t i = 0; i < bf16.size() / 2; ++i) bf16[i] = bf16[2 * i + 1];
+  bf16.resize(values.size());
+  const auto whole = Flat(0, 1 << 19);
+  std::vector<uint8_t> results[2];
+  for (const bool refused : {false, true}) {
+    auto store = NewStore(&world, Layout({Parameter("w", {1 << 19})}, 1 << 19));
+    ASSERT_TRUE(store->Configure(AllAdamW(store->layout())).ok());
+    if (refused) {
+      // It begins a plane for the remainder, which is zero if only bf16 weights are set.
+      Refuse(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_F32, whole), AsBytes(values));
+      Refuse(store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, whole), AsBytes(values));
+    }
+    ASSERT_TRUE(
+        Send(store->BeginLoad(0, Slot::kWeight, v1::DTYPE_BF16, whole), AsBytes(bf16)).ok());
+    CommitLoad(store.get(), 0);
+    results[refused] = AllBytes(store.get(), 0);
+  }
+  EXPECT_EQ(results[1], results[0]);
+}
+
+// The planes of a refused piece are of the formats of before.
+TEST(Load, AnotherConfigurationForgetsRefusedPieces) {
+  World world;
+  auto store = NewStore(&world, Layout({Parameter("w", {1 << 19})}, 1 << 19));
+  auto wanted = AllAdamW(store->layout());
+  ASSERT_TRUE(store->Configure(wanted).ok());
+  LoadTensor(store.get(), 0, Normal(1 << 19, 1));
+  const auto moment = AsBytes(Normal(1 << 19, 2));
+  Refuse(store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 1 << 19)), moment);
+  CommitLoad(store.get(), 0);
+  Refuse(store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 1 << 19)), moment);
+  wanted[0].state = kernels::StateFormat::kFp32;
+  ASSERT_TRUE(store->Configure(wanted).ok());
+  ASSERT_TRUE(
+      Send(store->BeginLoad(0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 1 << 19)), moment).ok());
+  CommitLoad(store.get(), 1);
+  EXPECT_EQ(Read(store.get(), {0, Slot::kExpAvg, v1::DTYPE_F32, Flat(0, 1 << 19), 1}), moment);
 }
 
 TEST(Load, AnotherConfigurationWaitsForNothingStaged) {

@@ -56,15 +56,22 @@ std::shared_ptr<LoadStage> Shard::Load() const {
 }
 
 void Shard::DropStaged() {
-  std::shared_ptr<GradientStage> dropped_gradient;
-  std::shared_ptr<LoadStage> dropped_load;
+  std::shared_ptr<GradientStage> dropped;
   {
     MutexLock lock(&mutex);
-    dropped_gradient = std::exchange(gradient, nullptr);
-    dropped_load = std::exchange(load, nullptr);
+    dropped = std::exchange(gradient, nullptr);
   }
-  if (dropped_gradient) dropped_gradient->Drop();
-  if (dropped_load) dropped_load->Drop();
+  if (dropped) dropped->Drop();
+  DropLoad();
+}
+
+void Shard::DropLoad() {
+  std::shared_ptr<LoadStage> dropped;
+  {
+    MutexLock lock(&mutex);
+    dropped = std::exchange(load, nullptr);
+  }
+  if (dropped) dropped->Drop();
 }
 
 bool Shard::HasStaged() const {

@@ -37,6 +37,7 @@ struct Shard {
   // Returns the stage of the open LOAD; null if nothing was set.
   std::shared_ptr<LoadStage> Load() const EXCLUDES(mutex);
   void DropStaged() EXCLUDES(mutex);
+  void DropLoad() EXCLUDES(mutex);
   // Returns whether some piece is being sent or was kept.
   bool HasStaged() const EXCLUDES(mutex);
   // Returns ShardStatus::stage (shard_store.h).

@@ -155,6 +155,8 @@ absl::Status ShardStore::ChangeSlots(const std::vector<TensorOptimizer>& before,
       return ShardError(absl::StatusCode::kFailedPrecondition, shard->info,
                         "holds staged pieces of the other optimizer configuration",
                         v1::ErrorDetail::CONFLICT);
+  // Pieces that were refused have left planes in the formats of before.
+  for (const auto& shard : shards_) shard->DropLoad();
   SlotChange change(&shards_, residency_.get());
   absl::Status placed = change.Place(after);
   if (placed.ok()) placed = pass_room_.Resize(PassBytes(owned_, after));
