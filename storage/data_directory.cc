@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -137,6 +138,7 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
   auto directory = std::unique_ptr<DataDirectory>(new DataDirectory());
   directory->path_ = options.path;
   directory->lock_fd_ = *lock;
+  (void)chmod(options.path.c_str(), S_IRWXU);  // refused if another user made the directory
   if (absl::Status own = CheckIdentity(options.path, options.server_name); !own.ok()) return own;
   auto store = OpenRocksDbStore(options.path + "/store", options.store_memory_bytes);
   if (!store.ok()) return store.status();

@@ -4,6 +4,8 @@
 //   DIR/LOCK      held with flock by the running process; holds its pid
 //   DIR/IDENTITY  "orlop data directory 1\nserver NAME\n"
 //   DIR/store/    RocksDB (storage/store.h)
+//
+// Only its user may read the directory (mode 0700), unless another user has made it.
 #pragma once
 
 #include <cstdint>

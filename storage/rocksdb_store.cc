@@ -28,6 +28,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/types/span.h"
+#include "spdlog/spdlog.h"
 #include "storage/store.h"
 
 namespace orlop::storage {
@@ -38,8 +39,8 @@ constexpr size_t kPartBytes = 1 << 20;
 constexpr uint64_t kLeastMemoryBytes = 8 << 20;
 constexpr char kBulkFamily[] = "bulk";
 
-// Prints RocksDB's errors to the standard error. RocksDB would write them to a log file, but the
-// writer of that file ends the process if the disk is full.
+// Puts RocksDB's errors into the log. RocksDB would write them to a file of its own, but the writer
+// of that file ends the process if the disk is full.
 class ErrorLog : public rocksdb::Logger {
  public:
   ErrorLog() : rocksdb::Logger(rocksdb::InfoLogLevel::ERROR_LEVEL) {}
@@ -47,7 +48,7 @@ class ErrorLog : public rocksdb::Logger {
   void Logv(const char* format, va_list arguments) override {
     char line[512];
     std::vsnprintf(line, sizeof(line), format, arguments);
-    std::fprintf(stderr, "rocksdb: %s\n", line);
+    spdlog::error("rocksdb: {}", line);
   }
 };
 
@@ -128,6 +129,8 @@ class RocksDbStore : public Store {
     for (const std::string& key : batch.erase) changes.Delete(values_, key);
     for (const std::string& key : batch.erase_bulk)
       changes.DeleteRange(bulk_, PartKey(key, 0), key + "\1");
+    for (const std::string& prefix : batch.erase_bulk_prefixes)
+      changes.DeleteRange(bulk_, prefix, prefix + "\xff");
     rocksdb::WriteOptions options;
     options.sync = true;
     return FromRocksDb(db_->Write(options, &changes), "commit");
@@ -233,6 +236,9 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
   options.max_total_wal_size = 8 << 20;
   options.info_log = std::make_shared<ErrorLog>();
   options.max_open_files = 256;
+  // No Commit references what Sync has not written. Besides, RocksDB 7.8 aborts if a flush at the end
+  // follows one that has failed.
+  options.avoid_flush_during_shutdown = true;
   const std::shared_ptr<rocksdb::Cache> cache =
       BoundMemory(memory_bytes, &options, &values_options);
   rocksdb::ColumnFamilyOptions bulk_options = values_options;

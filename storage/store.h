@@ -28,6 +28,9 @@ struct Batch {
   std::vector<std::pair<std::string, std::string>> put;
   std::vector<std::string> erase;
   std::vector<std::string> erase_bulk;  // unknown keys are ignored
+  // Bulk values whose keys begin with one of these are erased unread, so that a damaged one is no
+  // obstacle. Not empty.
+  std::vector<std::string> erase_bulk_prefixes;
 };
 
 class Store {
@@ -55,7 +58,8 @@ class Store {
   //   Status  DataLoss.
   virtual absl::StatusOr<std::vector<std::pair<std::string, std::string>>> Scan(
       const std::string& prefix) const = 0;
-  // Returns the bulk keys that begin with `prefix`, ascending.
+  // Returns the bulk keys that begin with `prefix`, ascending. Reads the values, so that a damaged
+  // one is an error: for tests and for repair.
   //   Status  DataLoss.
   virtual absl::StatusOr<std::vector<std::string>> ScanBulk(const std::string& prefix) const = 0;
 

@@ -104,6 +104,17 @@ TEST_P(StoreContract, CommitsTogetherAndScansInOrder) {
   EXPECT_TRUE(store_->ReadBulk("y", absl::MakeSpan(read)).ok());
 }
 
+TEST_P(StoreContract, ErasesBulkValuesByPrefix) {
+  for (const char* key : {"x", "x/1", "x/10", "x0", "x/\xc3\xa9", "y/1"})
+    ASSERT_TRUE(store_->WriteBulk(key, Bytes(2 << 20, 1)).ok());
+  storage::Batch erased;
+  erased.erase_bulk_prefixes = {"x/", "z/"};
+  ASSERT_TRUE(store_->Commit(erased).ok());
+  EXPECT_THAT(store_->ScanBulk("").value(), testing::ElementsAre("x", "x0", "y/1"));
+  ASSERT_TRUE(store_->WriteBulk("x/1", Bytes(10, 2)).ok());
+  EXPECT_THAT(store_->ScanBulk("x/").value(), testing::ElementsAre("x/1"));
+}
+
 TEST_P(StoreContract, WritesAKeyAgainAfterItsErasure) {
   ASSERT_TRUE(store_->WriteBulk("a", Bytes(3 << 20, 1)).ok());
   ASSERT_TRUE(store_->Commit({{}, {}, {"a"}}).ok());

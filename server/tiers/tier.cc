@@ -65,11 +65,8 @@ absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(
     auto values = store->Scan(kPrefix);
     if (!values.ok()) return values.status();
     for (auto& [key, value] : *values) leftovers.erase.push_back(key);
-    auto bulk = store->ScanBulk(kPrefix);
-    if (!bulk.ok()) return bulk.status();
-    leftovers.erase_bulk = *std::move(bulk);
-    if (!leftovers.erase.empty() || !leftovers.erase_bulk.empty())
-      if (absl::Status erased = store->Commit(leftovers); !erased.ok()) return erased;
+    leftovers.erase_bulk_prefixes = {kPrefix};
+    if (absl::Status erased = store->Commit(leftovers); !erased.ok()) return erased;
   }
   return std::unique_ptr<Tiers>(new Tiers(accountant, store, std::move(free_disk_bytes)));
 }

@@ -41,6 +41,8 @@ class MemoryStore : public Store {
     for (const auto& [key, value] : batch.put) values_[key] = value;
     for (const std::string& key : batch.erase) values_.erase(key);
     for (const std::string& key : batch.erase_bulk) bulk_.erase(key);
+    for (const std::string& prefix : batch.erase_bulk_prefixes)
+      std::erase_if(bulk_, [&](const auto& value) { return value.first.starts_with(prefix); });
     return absl::OkStatus();
   }
 
