@@ -17,6 +17,7 @@ int Tensors(const Context& context, const std::string& job, const std::string& n
 // If `job` is empty, uses the only job of the cluster; prints an error if there are several.
 int Describe(const Context& context, const std::string& job, const std::string& tensor);
 int Rollback(const Context& context, const std::string& job, int64_t to_step);
+int Flush(const Context& context, const std::string& job);
 int Delete(const Context& context, const std::string& job);
 // Writes all weights and buffers of one version to a safetensors file. `dtype`: "fp32", "bf16", or
 // empty for the manifest's.

@@ -1,5 +1,5 @@
-// The commands `orlop rollback`, `delete`, `export` and `import`, by which an operator acts on one
-// job.
+// The commands `orlop flush`, `rollback`, `delete`, `export` and `import`, by which an operator
+// acts on one job.
 #include <unistd.h>
 
 #include <algorithm>
@@ -198,6 +198,17 @@ int Rollback(const Context& context, const std::string& job, int64_t to_step) {
   if (context.json) return PrintJson(ToJson(*response)), kOk;
   Print(absl::StrCat("job ", job, " is at step ", response->committed_step(), " (epoch ",
                      response->epoch(), ")\n"));
+  return kOk;
+}
+
+int Flush(const Context& context, const std::string& job) {
+  const auto client = context.Connect();
+  if (!client.ok()) return Fail(context, client.status());
+  const auto response = (*client)->FlushJob(job);
+  if (!response.ok()) return Fail(context, response.status());
+  if (context.json) return PrintJson(ToJson(*response)), kOk;
+  Print(
+      absl::StrCat("step ", response->step(), " of job ", job, " is on disk on all its servers\n"));
   return kOk;
 }
 

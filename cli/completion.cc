@@ -13,7 +13,7 @@ constexpr char kBash[] =
 _orlop() {
   local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
   case $previous in
-    tensors|export|rollback|delete|--job)
+    tensors|export|flush|rollback|delete|--job)
       COMPREPLY=($(compgen -W "$(orlop jobs --json 2>/dev/null | sed -n 's/^    "job": "\(.*\)",$/\1/p')" -- "$current")); return ;;
     bench) COMPREPLY=($(compgen -W "wire step kernels" -- "$current")); return ;;
     completion) COMPREPLY=($(compgen -W "bash zsh fish" -- "$current")); return ;;
@@ -22,7 +22,7 @@ _orlop() {
   esac
   case $current in
     -*) COMPREPLY=($(compgen -W "--server --json --tls-cert --tls-key --tls-ca --timeout --help --version" -- "$current")) ;;
-    *) COMPREPLY=($(compgen -W "servers tensors describe status jobs export import rollback delete bench completion" -- "$current")) ;;
+    *) COMPREPLY=($(compgen -W "servers tensors describe status jobs export import flush rollback delete bench completion" -- "$current")) ;;
   esac
 }
 complete -F _orlop orlop
@@ -33,10 +33,10 @@ constexpr char kZshHead[] =
     "bashcompinit\n";
 
 constexpr char kFish[] = R"sh(# orlop completion for fish: orlop completion fish | source
-set -l commands servers tensors describe status jobs export import rollback delete bench completion
+set -l commands servers tensors describe status jobs export import flush rollback delete bench completion
 complete -c orlop -f
 complete -c orlop -n "not __fish_seen_subcommand_from $commands" -a "$commands"
-complete -c orlop -n "__fish_seen_subcommand_from tensors export rollback delete" -a "(orlop jobs --json 2>/dev/null | string match -rg '^    \"job\": \"(.*)\",\$')"
+complete -c orlop -n "__fish_seen_subcommand_from tensors export flush rollback delete" -a "(orlop jobs --json 2>/dev/null | string match -rg '^    \"job\": \"(.*)\",\$')"
 complete -c orlop -n "__fish_seen_subcommand_from bench" -a "wire step kernels"
 complete -c orlop -n "__fish_seen_subcommand_from completion" -a "bash zsh fish"
 complete -c orlop -n "__fish_seen_subcommand_from import" -F

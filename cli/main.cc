@@ -70,6 +70,9 @@ void AddActions(CLI::App* app, const Context& context, Arguments* args, Run* run
   imports->add_option("--job", args->job, "job to load into")->required();
   imports->callback(
       [&, args, run] { *run = [&, args] { return Import(context, args->job, args->path); }; });
+  CLI::App* flush = app->add_subcommand("flush", "write a running job to disk on all its servers");
+  flush->add_option("JOB", args->job, "job")->required();
+  flush->callback([&, args, run] { *run = [&, args] { return Flush(context, args->job); }; });
   CLI::App* rollback =
       app->add_subcommand("rollback", "accept the loss of steps after memory was lost");
   rollback->add_option("JOB", args->job, "job")->required();

@@ -1,6 +1,7 @@
 #include "client/client.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <iterator>
 #include <memory>
@@ -26,6 +27,8 @@
 
 namespace orlop::client {
 namespace {
+
+constexpr Milliseconds kFlushTimeout = std::chrono::hours(1);  // a server writes 0.5 GB/s or so
 
 std::string JobSubject(std::string_view job) { return absl::StrCat("job ", std::string(job)); }
 
@@ -86,6 +89,13 @@ absl::StatusOr<v1::AcceptRollbackResponse> Client::AcceptRollback(std::string_vi
   request.set_to_step(to_step);
   return link_->Call<v1::Admin>(Rpc::kChange, Link::kLeader, JobSubject(job),
                                 &v1::Admin::StubInterface::AcceptRollback, request);
+}
+
+absl::StatusOr<v1::FlushJobResponse> Client::FlushJob(std::string_view job) {
+  v1::FlushJobRequest request;
+  request.set_job(std::string(job));
+  return link_->Call<v1::Admin>(Rpc::kChange, Link::kLeader, JobSubject(job),
+                                &v1::Admin::StubInterface::FlushJob, request, kFlushTimeout);
 }
 
 absl::StatusOr<std::vector<v1::ServerInfo>> Client::ListServers() {

@@ -43,6 +43,9 @@ class Client {
   absl::StatusOr<bool> DeleteJob(std::string_view job);
   absl::StatusOr<v1::JobStatusResponse> JobStatus(std::string_view job);
   absl::StatusOr<v1::AcceptRollbackResponse> AcceptRollback(std::string_view job, int64_t to_step);
+  // Has the committed step of the job written to the disks of its servers, and waits until it is
+  // there, at most an hour.
+  absl::StatusOr<v1::FlushJobResponse> FlushJob(std::string_view job);
 
   absl::StatusOr<std::vector<v1::ServerInfo>> ListServers();
   absl::StatusOr<std::vector<v1::JobStatusResponse>> ListJobs();

@@ -68,6 +68,18 @@ absl::Status SetMemory(const std::string& value, Options* options) {
   return absl::OkStatus();
 }
 
+absl::Status SetFlushEvery(const std::string& value, Options* options) {
+  absl::StatusOr<int64_t> every = ParseDuration(value);
+  if (every.ok()) options->flush_every_ms = *every;
+  return every.status();
+}
+
+absl::Status SetRollback(const std::string& value, Options* options) {
+  options->accepts_rollback = value == "auto";
+  if (value == "auto" || value == "ask") return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("'", value, "' is neither ask nor auto"));
+}
+
 absl::Status SetPeers(const std::string& value, Options* options) {
   absl::StatusOr<std::vector<PeerAddress>> peers = ParsePeers(value);
   if (!peers.ok()) return peers.status();
@@ -132,6 +144,13 @@ const std::vector<Setting>& Settings() {
       {"--data-dir", "storage", "data_dir",
        "directory of spilled state and flushes, one per server", Text(&Options::data_dir)},
       {"--memory", "storage", "memory", "budget of all large memory, as 4GiB", SetMemory},
+      {"--flush-every", "storage", "flush_every",
+       "how often a running job is written to disk, as 10min; never: on a clean stop only",
+       SetFlushEvery},
+      {"--rollback", "storage", "rollback",
+       "who accepts to go back to the newest flush after memory was lost: ask (an operator) or "
+       "auto",
+       SetRollback},
       {"--tls-cert", "tls", "cert", "PEM certificate of this server", Text(&Options::tls_cert)},
       {"--tls-key", "tls", "key", "PEM private key of this server", Text(&Options::tls_key)},
       {"--tls-ca", "tls", "ca", "PEM certificates that sign every client and server",
@@ -290,6 +309,23 @@ absl::StatusOr<uint64_t> ParseBytes(absl::string_view text) {
     return absl::InvalidArgumentError(absl::StrCat("'", text, "' is over the limit of 2^60 bytes"));
   }
   return static_cast<uint64_t>(bytes);
+}
+
+absl::StatusOr<int64_t> ParseDuration(absl::string_view text) {
+  if (text == "never") return 0;
+  static const auto* units = new std::map<std::string, int64_t, std::less<>>{
+      {"ms", 1}, {"s", 1000}, {"min", 60'000}, {"h", 3'600'000}};
+  constexpr int64_t kYearMs = int64_t{365} * 24 * 3'600'000;
+  const size_t digits = std::min(text.find_first_not_of("0123456789"), text.size());
+  const auto unit = units->find(std::string(text.substr(digits)));
+  int64_t number = 0;
+  if (unit == units->end() || !absl::SimpleAtoi(text.substr(0, digits), &number))
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is not a time such as 90s, 10min or 2h, nor never"));
+  if (number < 1 || number > kYearMs / unit->second)
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", text, "' is not from 1ms to a year; never turns it off"));
+  return number * unit->second;
 }
 
 absl::StatusOr<std::vector<PeerAddress>> ParsePeers(absl::string_view text) {

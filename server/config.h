@@ -2,7 +2,7 @@
 // validated.
 //
 //   [server]   listen, name, peers, failure_domain, log_level, threads, cpus, numa_node
-//   [storage]  data_dir, memory
+//   [storage]  data_dir, memory, flush_every, rollback
 //   [tls]      cert, key, ca
 //
 // Every key has a flag with the same meaning (`data_dir` has --data-dir, `cert` has --tls-cert). A
@@ -36,8 +36,12 @@ struct Options {
   std::string log_level = "info";             // trace, debug, info, warning, error
   std::string data_dir = "orlop-data";        // created if missing; used by one process at a time
   uint64_t memory_bytes = uint64_t{4} << 30;  // hard limit of all large memory; at least 64 MiB
-  ThreadPlacement workers;                    // of the threads that stage, apply and flush shards
-  std::string tls_cert, tls_key, tls_ca;      // PEM files; all three, or none: no TLS
+  // A running job is written to disk this often; 0: only on a clean stop.
+  int64_t flush_every_ms = 600'000;
+  // After memory was lost: false: a person accepts the rollback. True: the server does.
+  bool accepts_rollback = false;
+  ThreadPlacement workers;                // of the threads that stage, apply and flush shards
+  std::string tls_cert, tls_key, tls_ca;  // PEM files; all three, or none: no TLS
   // The program orlopd writes the address to this file once the server is ready; empty: no file.
   std::string ready_file;
   // The program orlopd stops gracefully when this process ends; 0: no process is watched.
@@ -53,6 +57,11 @@ struct Options {
 // fraction of a byte is cut off.
 //   Status  InvalidArgument: the text has another form, or the number is above 2^60.
 absl::StatusOr<uint64_t> ParseBytes(absl::string_view text);
+
+// Parses a time, written as a whole number and ms, s, min or h ("90s", "10min"), to ms. "never" is
+// 0.
+//   Status  InvalidArgument: the text has another form, or the time is zero or above a year.
+absl::StatusOr<int64_t> ParseDuration(absl::string_view text);
 
 // Parses "a=host:1,b=host:2", or "host:1,host:2", where each address is also the name. The result
 // is sorted by name.

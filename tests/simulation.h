@@ -72,13 +72,13 @@ struct Disk {
   std::vector<ShardReport> base;
   DecisionPtr base_decision;
   std::vector<Values> base_values;
-  // A Flush is all state of the host at one step, as a clean stop wrote it. A rollback restores it.
+  // A Flush is all state of the host at one step. A rollback restores it.
   struct Flush {
     RecoverReport::Flush id;
     DecisionPtr decision;
     std::vector<Values> values;  // by local shard
   };
-  std::vector<Flush> flushes;  // oldest first, at most two
+  std::vector<Flush> flushes;  // newest first
   // A CleanStop is what a clean stop wrote. The next start takes it.
   struct CleanStop {
     ParticipantImage image;
@@ -109,7 +109,17 @@ struct Host {
 };
 
 // These are the kinds of calls. kIssue is the Join that asks for a new generation.
-enum class Asked : uint8_t { kIssue, kJoin, kPush, kCommit, kAbort, kPull, kHold, kRollback };
+enum class Asked : uint8_t {
+  kIssue,
+  kJoin,
+  kPush,
+  kCommit,
+  kAbort,
+  kPull,
+  kHold,
+  kRollback,
+  kFlush
+};
 // A Call is a call to a server. The simulator keeps it until the answer arrives.
 struct Call {
   int worker = -1;  // the rank of the caller; -1: the operator, or an impostor (ClaimARank)
@@ -211,6 +221,7 @@ class Simulation {
   void Do(ServerId server, FetchShard& action);
   void Do(ServerId server, LoadFlush& action);
   void Do(ServerId server, WriteFlush& action);
+  void Do(ServerId server, KeepFlushes& action);
   void Do(ServerId server, PersistRecord& action);
   // Writes to the disk of a host. `done` is called when the write is synced; a crash before that
   // may lose the write, and drops the call.
@@ -252,6 +263,10 @@ class Simulation {
   void TickOperator();
   // Accepts the newest rollback that the leader offers (level MEMORY).
   void TickRollback();
+  // Has the servers write the committed step to their disks.
+  void AskForFlush();
+  // Takes note of the newest step of which every server has a flush.
+  void FindCommonFlush();
   // Ends the schedule with a lost job. Fails it if the job could have been restored.
   void FindLost();
   void Fault();      // injects one random fault
@@ -314,6 +329,9 @@ class Simulation {
   int64_t target_step_ = 4;  // the last step of the schedule
   int64_t loss_percent_ = 0;
   int64_t rollback_retry_ms_ = 0;
+  // The newest step of which every server has had a flush at one time, or of which a flush was
+  // acknowledged. A job at level MEMORY never goes back behind it.
+  int64_t common_flush_ = kLoading;
   bool is_damage_told_ = false;  // a worker or the operator knows of damage
   int64_t stuck_since_ms_ = 0;   // when the job last served, or some host was down
   struct Held {

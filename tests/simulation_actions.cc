@@ -398,29 +398,54 @@ void Simulation::Do(ServerId server, LoadFlush& action) {
   });
 }
 
+namespace {
+
+// Keeps the newest flush of each of these steps.
+void Keep(std::vector<int64_t> steps, std::vector<Disk::Flush>* flushes) {
+  std::erase_if(*flushes,
+                [&](const Disk::Flush& flush) { return std::erase(steps, flush.id.step) == 0; });
+}
+
+}  // namespace
+
+// The bytes of a running job are read at the end of the write: nothing may change them meanwhile.
 void Simulation::Do(ServerId server, WriteFlush& action) {
-  Disk::CleanStop stop{hosts_[server].participant->Image(), hosts_[server].values,
-                       hosts_[server].staged};
-  // A server keeps two flushes.
+  Disk::CleanStop stop{hosts_[server].participant->Image(), {}, hosts_[server].staged};
   const bool is_empty = stop.image.last_applied == nullptr && stop.image.prepared == nullptr;
   if (is_empty && !hosts_[server].disk.flushes.empty())
     return Fail("a flush of nothing takes the place of one that can be rolled back to");
+  const bool fails = !action.is_stop && FaultsOn() && random_.OneIn(20);
+  const bool is_trimmed =
+      !random_.OneIn(10);  // the end of the process, or the disk, may prevent it
+  const auto write = [this, server, stop, action, is_trimmed](Disk* disk) {
+    const std::vector<Values>& values = hosts_[server].values;
+    RecoverReport::Flush id;
+    if (FlushOf(stop.image, &id)) {
+      disk->flushes.insert(disk->flushes.begin(), {id, stop.image.last_applied, values});
+      std::vector<int64_t> steps = action.keep;
+      if (std::find(steps.begin(), steps.end(), id.step) == steps.end()) steps.push_back(id.step);
+      if (is_trimmed) Keep(std::move(steps), &disk->flushes);
+    }
+    if (!action.is_stop) return;
+    disk->clean_stop = stop;
+    disk->clean_stop->values = values;
+  };
+  const auto end = [this, server, fails](Host& host) {
+    Actions actions;
+    host.participant->OnFlushed(
+        fails ? absl::ResourceExhaustedError("no space for the flush") : absl::OkStatus(), now_,
+        &actions);
+    Perform(server, &actions);
+  };
+  if (fails) return OnHost(server, 1 + random_.Below(50), end);
+  OnHost(server, action.is_stop ? 0 : random_.Below(50),
+         [this, server, write, end](Host&) { Sync(server, write, end); });
+}
+
+void Simulation::Do(ServerId server, KeepFlushes& action) {
+  if (random_.OneIn(10)) return;
   Sync(
-      server,
-      [stop](Disk* disk) {
-        RecoverReport::Flush id;
-        if (FlushOf(stop.image, &id)) {
-          std::erase_if(disk->flushes, [&](const auto& f) { return f.id.decision == id.decision; });
-          disk->flushes.push_back({id, stop.image.last_applied, stop.values});
-          if (disk->flushes.size() > 2) disk->flushes.erase(disk->flushes.begin());
-        }
-        disk->clean_stop = stop;
-      },
-      [this, server](Host& host) {
-        Actions actions;
-        host.participant->OnFlushed(now_, &actions);
-        Perform(server, &actions);
-      });
+      server, [steps = action.keep](Disk* disk) { Keep(steps, &disk->flushes); }, [](Host&) {});
 }
 
 void Simulation::MeetRecord(const JobRecord& record) {
@@ -448,6 +473,8 @@ void Simulation::Do(ServerId server, PersistRecord& action) {
       const bool is_new = !store_.rolling_back || record.rollback_digest != store_.rollback_digest;
       if (record.rolling_back && is_new) {
         Meet(Met::kRollback);
+        if (record.rollback_step < common_flush_)
+          Fail("the job goes back behind a flush that all servers had");
         oracle_->RollBack(record.rollback_step, record.rollback_digest, record.epoch);
       }
       if (record.formed != store_.formed) {

@@ -234,6 +234,11 @@ void Simulation::OnAnswer(const Call& call, const Answer& answer, int64_t leader
     Meet(Met::kHold);
     holds_.push_back({call.step, answer.position.epoch, call.until_ms});
   }
+  if (call.asked == Asked::kFlush && status.ok()) {
+    Meet(Met::kFlush);
+    common_flush_ = std::max(common_flush_, answer.position.committed_step);
+  }
+  if (call.asked == Asked::kFlush && absl::IsResourceExhausted(status)) Meet(Met::kFlushFailed);
   if (call.asked == Asked::kJoin && status.ok()) CheckHolder(call, leader_start);
   if (call.asked == Asked::kJoin && absl::IsAlreadyExists(status)) Meet(Met::kRankContested);
   // A LOAD is not committed before its pushes have succeeded: only these can learn of damage.
@@ -353,7 +358,27 @@ void Simulation::TickOperator() {
           if (host.leader != nullptr) host.leader->OnJoin(request, join, now_, actions);
         });
   }
-  if (spec_->level == Level::kMemory && now_ >= rollback_retry_ms_) TickRollback();
+  if (random_.OneIn(20)) AskForFlush();
+  if (spec_->level != Level::kMemory) return;
+  FindCommonFlush();
+  if (now_ >= rollback_retry_ms_) TickRollback();
+}
+
+void Simulation::AskForFlush() {
+  Ask(leader_, Call{-1, Asked::kFlush}, [this](RequestId request, Host& host, Actions* actions) {
+    if (host.leader != nullptr) host.leader->OnFlush(request, now_, actions);
+  });
+}
+
+void Simulation::FindCommonFlush() {
+  for (const Disk::Flush& flush : hosts_[0].disk.flushes) {
+    const bool is_common = std::all_of(hosts_.begin(), hosts_.end(), [&](const Host& host) {
+      return host.shards.empty() ||
+             std::any_of(host.disk.flushes.begin(), host.disk.flushes.end(),
+                         [&](const auto& other) { return other.id.decision == flush.id.decision; });
+    });
+    if (is_common) common_flush_ = std::max(common_flush_, flush.id.step);
+  }
 }
 
 // Level MEMORY: whoever finds the job lost takes the newest rollback it offers.
@@ -401,14 +426,7 @@ void Simulation::FindLost() {
       }
     }
   }
-  for (const Disk::Flush& flush : hosts_[0].disk.flushes) {
-    const bool is_common = std::all_of(hosts_.begin(), hosts_.end(), [&](const Host& host) {
-      return std::any_of(
-          host.disk.flushes.begin(), host.disk.flushes.end(),
-          [&](const Disk::Flush& other) { return other.id.decision == flush.id.decision; });
-    });
-    if (is_common) return Fail("a job is lost of which every server has a flush");
-  }
+  if (common_flush_ != kLoading) Fail("a job is lost of which every server had a flush");
 }
 
 }  // namespace orlop::step

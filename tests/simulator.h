@@ -64,6 +64,8 @@ enum class Met : uint8_t {
   kDamageBesideOthers,
   kLayoutRefused,
   kLayoutTakenLater,
+  kFlush,
+  kFlushFailed,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

@@ -112,6 +112,10 @@ const char* Describe(Met met) {
       return "layout that a server has no room for";
     case Met::kLayoutTakenLater:
       return "refused layout taken later";
+    case Met::kFlush:
+      return "flush of a running job";
+    case Met::kFlushFailed:
+      return "flush that a server cannot write";
     case Met::kCount:
       break;
   }

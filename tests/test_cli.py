@@ -16,7 +16,7 @@ from test_bad_input import ready_job
 
 JOB = "trained"
 COLUMNS = 100  # width of a usual terminal window
-SUBCOMMANDS = {"servers", "status", "jobs", "tensors", "describe", "export", "import", "rollback", "delete", "bench", "completion"}
+SUBCOMMANDS = {"servers", "status", "jobs", "tensors", "describe", "export", "import", "flush", "rollback", "delete", "bench", "completion"}
 
 
 @pytest.fixture(scope="module")

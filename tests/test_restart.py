@@ -45,6 +45,11 @@ def recovered(job):
     return job.status()
 
 
+def rejoin_at(job, step):
+    job.committed_step = step
+    job.join()
+
+
 def snapshots_of_undisturbed_run(cluster, steps, world_size=1):
     job = start_job(cluster, "undisturbed", world_size)
     made = [job.snapshot()]

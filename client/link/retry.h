@@ -15,8 +15,9 @@
 namespace orlop::client {
 
 enum class Rpc {
-  kRead,    // lists, status, manifest, placement, QueryPush
-  kChange,  // CreateJob, ConfigureOptimizer, Join, DeleteJob, AcceptRollback, Hold, AbortStep
+  kRead,  // lists, status, manifest, placement, QueryPush
+  // CreateJob, ConfigureOptimizer, Join, DeleteJob, AcceptRollback, FlushJob, Hold, AbortStep
+  kChange,
   kCommit,
   kPush,  // Push and SetState
   kPull,

@@ -101,6 +101,12 @@ void BindClient(nb::module_& module) {
                 ValueOrThrow(WithoutGil([&] { return self.AcceptRollback(job, to_step); })));
           },
           "job"_a, "to_step"_a)
+      .def(
+          "flush_job",
+          [](Client& self, const std::string& job) {
+            return ToPython(ValueOrThrow(WithoutGil([&] { return self.FlushJob(job); })));
+          },
+          "job"_a)
       .def("list_servers",
            [](Client& self) {
              return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListServers(); })));

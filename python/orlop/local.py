@@ -133,7 +133,8 @@ class LocalServers:
         data.mkdir(exist_ok=True)
         command = [find_binary("orlopd"), "--listen", address, "--name", f"s{index}", "--peers", peers, "--memory", memory,
                    "--data-dir", str(data), "--ready-file", f"{self._sockets.name}/{index}.ready",
-                   "--parent-pid", str(os.getpid()), "--log-level", "warning"]
+                   "--parent-pid", str(os.getpid()), "--log-level", "warning",
+                   "--rollback", "auto", *([] if self._keeps else ["--flush-every", "never"])]
         with open(self._log(index), "ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
 

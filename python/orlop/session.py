@@ -234,6 +234,26 @@ class Session:
         servers = [self.client.server_status(server["name"]) for server in self.client.list_servers()]
         return {"job": job, "servers": servers}
 
+    def checkpoint(self) -> int:
+        """Has the servers write the job's committed step to their disks, and waits until it is there.
+
+        If a server is killed later, the job can go back to this step. The servers also do it by themselves (``orlopd --flush-every``),
+        and when they are stopped. Any process may call it, and several may at once.
+
+        Returns
+        -------
+        int
+            The step that is on disk.
+
+        Raises
+        ------
+        orlop.ResourceExhausted
+            A disk is full. The job goes on.
+        orlop.Unavailable
+            The job is recovering: nothing was written.
+        """
+        return self.client.flush_job(self.job)["step"]
+
     def export(self, path: str | Path, dtype: str = "fp32") -> None:
         """Writes the job's weights and buffers as a safetensors file. Buffers of the bound model are stored first.
 

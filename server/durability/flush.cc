@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -102,18 +103,19 @@ absl::StatusOr<std::string> ReadIndex(const storage::Store& store, const std::st
   return index;
 }
 
-// Adds the bulk values of a flush to those that `batch` erases.
-absl::Status EraseBulk(storage::Store* store, const std::string& job, uint64_t serial,
-                       storage::Batch* batch) {
-  auto keys = store->ScanBulk(HeadKey(job, serial) + "/");
-  if (!keys.ok()) return keys.status();
-  batch->erase_bulk.insert(batch->erase_bulk.end(), keys->begin(), keys->end());
-  return absl::OkStatus();
+// Returns the batch that erases flushes. It reads none of their bytes.
+storage::Batch Erasure(const std::string& job, const std::vector<uint64_t>& serials) {
+  storage::Batch batch;
+  for (const uint64_t serial : serials) {
+    batch.erase.push_back(HeadKey(job, serial));
+    batch.erase_bulk_prefixes.push_back(HeadKey(job, serial) + "/");
+  }
+  return batch;
 }
 
 // Writes and syncs the bulk values of a flush. Sets the size and checksum of the index in `head`.
-absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, ShardStore* shards,
-                             Head* head) {
+absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, bool with_staged,
+                             ShardStore* shards, Head* head) {
   const std::string prefix = HeadKey(header.job, head->info.serial) + "/";
   const std::vector<OwnedShard>& owned = shards->layout().shards;
   Encoder index;
@@ -124,7 +126,8 @@ absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, S
   for (const OwnedShard& shard : owned) {
     auto image = shards->Image(shard.id);
     if (!image.ok()) return image.status();
-    absl::Status written = FlushedShard(prefix, image->get()).Write(header.step, store, &index);
+    absl::Status written =
+        FlushedShard(prefix, image->get()).Write(header.step, with_staged, store, &index);
     if (!written.ok()) return written;
   }
   const std::string& bytes = index.bytes();
@@ -137,36 +140,41 @@ absl::Status WriteBulkValues(storage::Store* store, const FlushHeader& header, S
 
 }  // namespace
 
-absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, ShardStore* shards) {
+absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, bool with_staged,
+                        ShardStore* shards) {
   auto all = Heads(*store, header.job);
   if (!all.ok()) return all.status();
   Head head;
   head.info = {header.step, all->empty() ? 1 : all->front().info.serial + 1};
-  const std::string key = HeadKey(header.job, head.info.serial);
-  storage::Batch batch;
   // A flush that did not reach its head may have left values under this serial.
-  if (absl::Status swept = EraseBulk(store, header.job, head.info.serial, &batch); !swept.ok())
-    return swept;
-  if (!batch.erase_bulk.empty())
-    if (absl::Status swept = store->Commit(batch); !swept.ok()) return swept;
-  absl::Status written = WriteBulkValues(store, header, shards, &head);
+  absl::Status written = store->Commit(Erasure(header.job, {head.info.serial}));
+  if (!written.ok()) return written;
+  written = WriteBulkValues(store, header, with_staged, shards, &head);
   if (!written.ok()) {
-    storage::Batch undo;
-    if (EraseBulk(store, header.job, head.info.serial, &undo).ok())
-      (void)store->Commit(undo);  // the first error is the one to return
+    (void)store->Commit(Erasure(header.job, {head.info.serial}));  // the first error is returned
     return Annotated(written,
                      absl::StrCat("flush of job '", header.job, "' at step ", header.step));
   }
-  batch = {};
-  batch.put.emplace_back(key, EncodeHead(header.job, head));
-  int kept = 1;
-  for (const Head& old : *all) {
-    if (!old.info.damaged && old.info.step != header.step && kept++ < kKeptFlushes) continue;
-    batch.erase.push_back(HeadKey(header.job, old.info.serial));
-    if (absl::Status erased = EraseBulk(store, header.job, old.info.serial, &batch); !erased.ok())
-      return erased;
+  storage::Batch complete;
+  complete.put.emplace_back(HeadKey(header.job, head.info.serial), EncodeHead(header.job, head));
+  return store->Commit(complete);
+}
+
+absl::Status KeepFlushes(storage::Store* store, const std::string& job,
+                         const std::vector<int64_t>& steps) {
+  auto heads = Heads(*store, job);
+  if (!heads.ok()) return heads.status();
+  std::vector<int64_t> wanted = steps;
+  std::vector<uint64_t> old;
+  for (const Head& head : *heads) {
+    const auto step = std::ranges::find(wanted, head.info.step);
+    if (head.info.damaged || step == wanted.end()) {
+      old.push_back(head.info.serial);
+    } else {
+      wanted.erase(step);
+    }
   }
-  return store->Commit(batch);
+  return old.empty() ? absl::OkStatus() : store->Commit(Erasure(job, old));
 }
 
 absl::StatusOr<std::vector<FlushInfo>> ListFlushes(const storage::Store& store,
@@ -193,7 +201,8 @@ absl::StatusOr<FlushHeader> ReadFlushHeader(const storage::Store& store, const s
 }
 
 absl::Status LoadFlush(const storage::Store& store, const std::string& job, int64_t step,
-                       bool with_staged, ShardStore* shards) {
+                       bool with_staged, ShardStore* shards,
+                       const std::function<bool()>& is_cancelled) {
   auto head = FindHead(store, job, step);
   if (!head.ok()) return head.status();
   auto index = ReadIndex(store, job, *head);
@@ -207,6 +216,7 @@ absl::Status LoadFlush(const storage::Store& store, const std::string& job, int6
     return absl::FailedPreconditionError(absl::StrCat(
         "flush of job '", job, "' has ", count, " shards; ", owned.size(), " are placed here"));
   for (const OwnedShard& shard : owned) {
+    if (is_cancelled && is_cancelled()) return absl::CancelledError("the server is to end");
     auto image = shards->Image(shard.id);
     if (!image.ok()) return image.status();
     absl::Status loaded = FlushedShard(prefix, image->get()).Load(step, with_staged, store, &in);
@@ -216,15 +226,12 @@ absl::Status LoadFlush(const storage::Store& store, const std::string& job, int6
 }
 
 absl::Status EraseFlushes(storage::Store* store, const std::string& job) {
-  auto heads = Heads(*store, job);
+  auto heads = store->Scan(JobKey(job));
   if (!heads.ok()) return heads.status();
   storage::Batch batch;
-  for (const Head& head : *heads) {
-    batch.erase.push_back(HeadKey(job, head.info.serial));
-    if (absl::Status erased = EraseBulk(store, job, head.info.serial, &batch); !erased.ok())
-      return erased;
-  }
-  return batch.erase.empty() ? absl::OkStatus() : store->Commit(batch);
+  for (const auto& [key, head] : *heads) batch.erase.push_back(key);
+  batch.erase_bulk_prefixes = {JobKey(job)};
+  return store->Commit(batch);
 }
 
 }  // namespace orlop::server

@@ -1,16 +1,18 @@
-// Flushes: on a clean stop, each server writes the state of its shards of a job, all at one step.
-// The next start, or a rollback, loads it.
+// Flushes: a server writes the state of its shards of a job, all at one step, on a clean stop and
+// when the leader asks for it. The next start, or a rollback, loads it.
 //
-// The two newest flushes of a job are kept. A flush has a small value, the head, and bulk values.
-// The head names the index, and the index names the others, each with its size and XXH3-64. The
-// head is written last, in one synced batch that also erases the oldest flush. A flush is therefore
-// whole or does not exist. A damaged flush does not affect other jobs.
+// A flush has a small value, the head, and bulk values. The head names the index, and the index
+// names the others, each with its size and XXH3-64. The head is written last, in one synced batch.
+// A flush is therefore whole or does not exist. Which flushes are kept is decided by the step
+// machines (step::Participant). To erase a flush reads none of its bytes, so that a damaged one
+// affects neither later flushes nor other jobs.
 //   Threads  Calls for different jobs may run at once. The caller makes one call at a time for a
 //            job.
 //   Disk     Every function waits for the disk.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,14 +39,17 @@ struct FlushInfo {
   bool damaged = false;  // the head is damaged; the index and the other values were not checked
 };
 
-inline constexpr int kKeptFlushes = 2;
-
-// Writes all state of `shards` at header.step, staged pieces included. No apply and no push may be
-// running. Then erases the flush of the same step, damaged flushes, and the oldest beyond
-// kKeptFlushes.
+// Writes all state of `shards` at header.step. No apply may be running. With `with_staged`, also
+// writes staged pieces; then no push may be running either.
 //   Status  FailedPrecondition (a shard is at another version), ResourceExhausted, DataLoss. After
 //           an error the earlier flushes are as they were.
-absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, ShardStore* shards);
+absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, bool with_staged,
+                        ShardStore* shards);
+
+// Keeps the newest undamaged flush of each of these steps, and erases all others of the job.
+//   Status  ResourceExhausted, DataLoss.
+absl::Status KeepFlushes(storage::Store* store, const std::string& job,
+                         const std::vector<int64_t>& steps);
 
 // Returns the flushes of a job, newest first, damaged ones included.
 //   Status  DataLoss: the store cannot be read, or has a key that no flush writes.
@@ -62,10 +67,12 @@ absl::StatusOr<FlushHeader> ReadFlushHeader(const storage::Store& store, const s
 // when the flush was written; for staged pieces it must also have the same contribution layout.
 // Every checksum is verified.
 //   Status  NotFound and DataLoss as ReadFlushHeader; DataLoss also names tensor, shard and slot of
-//           a damaged value. FailedPrecondition (other shards or formats), ResourceExhausted. After
+//           a damaged value. FailedPrecondition (other shards or formats), ResourceExhausted.
+//           Cancelled: `is_cancelled`, which is asked before each shard, has returned true. After
 //           an error `shards` has old and new state mixed and must be discarded.
 absl::Status LoadFlush(const storage::Store& store, const std::string& job, int64_t step,
-                       bool with_staged, ShardStore* shards);
+                       bool with_staged, ShardStore* shards,
+                       const std::function<bool()>& is_cancelled = nullptr);
 
 // Erases every flush of a job. Status: ResourceExhausted, DataLoss.
 absl::Status EraseFlushes(storage::Store* store, const std::string& job);

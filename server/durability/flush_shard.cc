@@ -55,7 +55,8 @@ std::string FlushedShard::What(const std::string& name) const {
 
 // ---- Writing ----
 
-absl::Status FlushedShard::Write(int64_t step, storage::Store* store, Encoder* index) const {
+absl::Status FlushedShard::Write(int64_t step, bool with_staged, storage::Store* store,
+                                 Encoder* index) const {
   const ShardInfo& shard = image_->info();
   if (image_->version() != step)
     return ShardError(
@@ -73,12 +74,12 @@ absl::Status FlushedShard::Write(int64_t step, storage::Store* store, Encoder* i
     absl::Status written = WriteBytes(SlotName(static_cast<Slot>(i)), *bytes, store, index);
     if (!written.ok()) return written;
   }
-  const auto gradient = image_->ReadGradient();
+  const auto gradient = with_staged ? image_->ReadGradient() : std::nullopt;
   index->Add(uint64_t{gradient.has_value()});
   if (gradient)
     if (absl::Status written = WriteGradient(*gradient, store, index); !written.ok())
       return written;
-  const auto load = image_->ReadLoad();
+  const auto load = with_staged ? image_->ReadLoad() : std::nullopt;
   index->Add(uint64_t{load.has_value()});
   return load ? WriteLoad(*load, store, index) : absl::OkStatus();
 }

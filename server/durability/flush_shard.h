@@ -31,9 +31,10 @@ class FlushedShard {
   // `prefix` begins the flush's keys and ends with a slash. `image` must outlive this object.
   FlushedShard(std::string prefix, ShardImage* image) : prefix_(std::move(prefix)), image_(image) {}
 
-  // Writes the bulk values of the shard and adds its entry to the index.
+  // Writes the bulk values of the shard and adds its entry to the index. Staged pieces are written
+  // if `with_staged`.
   //   Status  FailedPrecondition (the shard is not at version `step`), ResourceExhausted, DataLoss.
-  absl::Status Write(int64_t step, storage::Store* store, Encoder* index) const;
+  absl::Status Write(int64_t step, bool with_staged, storage::Store* store, Encoder* index) const;
   // Reads the next entry of the index and replaces the shard's state by its values. The version
   // becomes `step`. Staged pieces are loaded if `with_staged`.
   //   Status  FailedPrecondition (another shard, format or contribution layout), DataLoss,

@@ -82,7 +82,7 @@ TEST(Flush, RestoredCopyStepsAsOneThatNeverStopped) {
   auto disk = storage::NewMemoryStore();
   Running original;
   original.Start();
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, original.store.get()).ok());
   Running restored;
   const FlushHeader header = ReadFlushHeader(*disk, "job", 2).value();
   EXPECT_EQ(header.manifest, "manifest bytes");
@@ -104,7 +104,7 @@ TEST(Flush, KeepsWhatWasStaged) {
   original.Start();
   original.Push(3);
   const StagedShard staged = StageGradient(original.store, 0).value();
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, original.store.get()).ok());
   Running restored, rolled_back;
   restored.Join();
   ASSERT_TRUE(LoadFlush(*disk, "job", 2, true, restored.store.get()).ok());
@@ -123,7 +123,7 @@ TEST(Flush, KeepsALoadInProgress) {
   Running original;
   original.Start();
   LoadTensor(original.store.get(), 0, Normal(12'800, 77));
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, original.store.get()).ok());
   Running restored;
   restored.Join();
   ASSERT_TRUE(LoadFlush(*disk, "job", 2, true, restored.store.get()).ok());
@@ -132,37 +132,62 @@ TEST(Flush, KeepsALoadInProgress) {
   EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
 }
 
+// A running job is written down while its next pieces arrive: they are not part of the flush.
+TEST(Flush, LeavesOutWhatIsStaged) {
+  auto disk = storage::NewMemoryStore();
+  Running original, restored;
+  original.Start();
+  original.Push(3);
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), false, original.store.get()).ok());
+  restored.Join();
+  ASSERT_TRUE(LoadFlush(*disk, "job", 2, true, restored.store.get()).ok());
+  EXPECT_EQ(restored.store->Describe(0).value().stage, "idle");
+  EXPECT_EQ(AllBytes(restored.store.get(), 2), AllBytes(original.store.get(), 2));
+  restored.Step(3);
+  original.Finish(3);
+  EXPECT_EQ(AllBytes(restored.store.get(), 3), AllBytes(original.store.get(), 3));
+}
+
 TEST(Flush, WorksAcrossMemoryBudgets) {
   auto disk = storage::NewMemoryStore();
   Running original;
   original.Start();
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, original.store.get()).ok());
   Running small(125 << 10, 16 * kMiB);
   small.Join();
   const absl::Status loaded = LoadFlush(*disk, "job", 2, true, small.store.get());
   ASSERT_TRUE(loaded.ok()) << loaded;
   EXPECT_GT(small.world.accountant.used_bytes(Tier::kNvme), 0u);
   auto disk_again = storage::NewMemoryStore();
-  ASSERT_TRUE(WriteFlush(disk_again.get(), Header(2), small.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk_again.get(), Header(2), true, small.store.get()).ok());
   original.Step(3);
   small.Step(3);
   EXPECT_EQ(AllBytes(small.store.get(), 3), AllBytes(original.store.get(), 3));
 }
 
-TEST(Flush, KeepsTheTwoNewest) {
+std::vector<int64_t> FlushedSteps(const storage::Store& disk) {
+  std::vector<int64_t> steps;
+  const std::vector<FlushInfo> flushes = ListFlushes(disk, "job").value();
+  for (const FlushInfo& flush : flushes) steps.push_back(flush.step);
+  return steps;
+}
+
+TEST(Flush, KeepsTheStepsItIsTold) {
+  using testing::ElementsAre;
   auto disk = storage::NewMemoryStore();
   Running job;
   job.Start();
   for (int64_t step = 2; step < 6; ++step) {
-    ASSERT_TRUE(WriteFlush(disk.get(), Header(step), job.store.get()).ok());
-    // A flush of the same step replaces the first one.
-    ASSERT_TRUE(WriteFlush(disk.get(), Header(step), job.store.get()).ok());
-    const auto flushes = ListFlushes(*disk, "job").value();
-    ASSERT_EQ(flushes.size(), step == 2 ? 1u : 2u);
-    EXPECT_EQ(flushes[0].step, step);
+    for (int i = 0; i < 2; ++i)
+      ASSERT_TRUE(WriteFlush(disk.get(), Header(step), true, job.store.get()).ok());
     job.Step(step + 1);
   }
-  EXPECT_TRUE(absl::IsFailedPrecondition(WriteFlush(disk.get(), Header(5), job.store.get())));
+  EXPECT_TRUE(absl::IsFailedPrecondition(WriteFlush(disk.get(), Header(5), true, job.store.get())));
+  EXPECT_THAT(FlushedSteps(*disk), ElementsAre(5, 5, 4, 4, 3, 3, 2, 2));
+  // Of several flushes of a step, the newest is kept. Step 7 was never written.
+  ASSERT_TRUE(KeepFlushes(disk.get(), "job", {2, 5, 7}).ok());
+  EXPECT_THAT(FlushedSteps(*disk), ElementsAre(5, 2));
+  EXPECT_EQ(ListFlushes(*disk, "job").value()[0].serial, 8u);
   EXPECT_TRUE(absl::IsNotFound(ReadFlushHeader(*disk, "job", 3).status()));
   ASSERT_TRUE(EraseFlushes(disk.get(), "job").ok());
   EXPECT_TRUE(disk->ScanBulk("flush/").value().empty());
@@ -172,7 +197,7 @@ TEST(Flush, FlippedByteIsDataLossByName) {
   storage::FaultyStore disk(storage::NewMemoryStore());
   Running original;
   original.Start();
-  ASSERT_TRUE(WriteFlush(&disk, Header(2), original.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(&disk, Header(2), true, original.store.get()).ok());
   disk.FlipReadsOf("/exp_avg_sq");
   Running restored;
   const absl::Status status = LoadFlush(disk, "job", 2, true, restored.store.get());
@@ -191,10 +216,10 @@ TEST(Flush, DamagedHeadIsItsJobsAlone) {
   job.Start();
   FlushHeader other = Header(2);
   other.job = "job/other";
-  ASSERT_TRUE(WriteFlush(disk.get(), other, job.store.get()).ok());
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), other, true, job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, job.store.get()).ok());
   job.Step(3);
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(3), job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(3), true, job.store.get()).ok());
   const auto [key, head] = disk->Scan("flush/job:").value().back();
   for (size_t byte = 0; byte <= head.size(); ++byte) {
     std::string damaged = head.substr(0, byte);
@@ -210,7 +235,8 @@ TEST(Flush, DamagedHeadIsItsJobsAlone) {
     EXPECT_FALSE(ListFlushes(*disk, "job/other").value()[0].damaged);
   }
   job.Step(4);
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(4), job.store.get()).ok());  // replaces the damaged one
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(4), true, job.store.get()).ok());
+  ASSERT_TRUE(KeepFlushes(disk.get(), "job", {2, 3, 4}).ok());  // the damaged one goes
   const auto flushes = ListFlushes(*disk, "job").value();
   ASSERT_EQ(flushes.size(), 2u);
   EXPECT_EQ(flushes[0].step, 4);
@@ -226,7 +252,7 @@ TEST(Flush, ReplacesWhatTheStoreHeld) {
     Running job(nvme_bytes > 0 ? 150 << 10 : 64 * kMiB, nvme_bytes);
     if (nvme_bytes > 0) job.Join();
     job.Start();
-    ASSERT_TRUE(WriteFlush(disk.get(), Header(2), job.store.get()).ok());
+    ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, job.store.get()).ok());
     const auto before = AllBytes(job.store.get(), 2);
     job.Step(3);
     job.Push(4);
@@ -245,13 +271,13 @@ TEST(Flush, FullDiskKeepsTheOneBefore) {
   storage::FaultyStore disk(storage::NewMemoryStore());
   Running job;
   job.Start();
-  ASSERT_TRUE(WriteFlush(&disk, Header(2), job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(&disk, Header(2), true, job.store.get()).ok());
   const auto before = AllBytes(job.store.get(), 2);
   job.Step(3);
   int failures = 0;
   for (int writes = 0;; ++writes) {
     disk.FailWritesAfter(writes, absl::ResourceExhaustedError("no space left on device"));
-    const absl::Status status = WriteFlush(&disk, Header(3), job.store.get());
+    const absl::Status status = WriteFlush(&disk, Header(3), true, job.store.get());
     disk.Heal();
     if (status.ok()) break;
     ++failures;
@@ -320,7 +346,7 @@ TEST(Flush, WritesTheBytesOfFormatOne) {
   for (uint32_t rank : {0u, 1u}) PushTensor(job.store.get(), 0, rank, Ramp(12'800, 30 + rank));
   PushTensor(job.store.get(), 1, 1, Ramp(100, 40));  // one of two ranks
   ASSERT_TRUE(StageGradient(job.store, 0).ok());
-  ASSERT_TRUE(WriteFlush(&disk, Header(1), job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(&disk, Header(1), true, job.store.get()).ok());
   EXPECT_EQ(disk.count(), 31u);
   EXPECT_EQ(disk.Digest(), "3fd1d183bcf0f381769f4979bf8adf9d");
 
@@ -331,7 +357,7 @@ TEST(Flush, WritesTheBytesOfFormatOne) {
                    AsBytes(Ramp(512, 51)))
                   .ok());
   ASSERT_TRUE(StageLoad(job.store, 3).ok());
-  ASSERT_TRUE(WriteFlush(&with_load, Header(1), job.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(&with_load, Header(1), true, job.store.get()).ok());
   EXPECT_EQ(with_load.Digest(), "2e3a00fde2855bda9714f9f65a5a4c04");
 }
 
@@ -339,7 +365,7 @@ TEST(Flush, RefusesAnotherPlacement) {
   auto disk = storage::NewMemoryStore();
   Running original;
   original.Start();
-  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), original.store.get()).ok());
+  ASSERT_TRUE(WriteFlush(disk.get(), Header(2), true, original.store.get()).ok());
   World world;
   OwnedShards fewer = TestLayout();
   fewer.shards.pop_back();

@@ -117,6 +117,14 @@ step::Placement PlacementToStep(const v1::PlacementBody& in) {
 
 // ---- the longer messages ----
 
+void FlushToWire(const step::RecoverReport::Flush& flush, v1::FlushBody* out) {
+  out->set_step(flush.step);
+  ToWire(flush.decision, out->mutable_decision());
+}
+step::RecoverReport::Flush FlushToStep(const v1::FlushBody& in) {
+  return {in.step(), ToStep(in.decision())};
+}
+
 v1::RecoverReportBody ReportToWire(const step::RecoverReport& m) {
   v1::RecoverReportBody out;
   out.set_epoch(m.epoch);
@@ -130,11 +138,7 @@ v1::RecoverReportBody ReportToWire(const step::RecoverReport& m) {
   out.set_is_staged(m.is_staged);
   out.set_highest_attempt(m.highest_attempt);
   out.set_highest_attempt_step(m.highest_attempt_step);
-  for (const step::RecoverReport::Flush& flush : m.flushes) {
-    v1::FlushBody* body = out.add_flushes();
-    body->set_step(flush.step);
-    ToWire(flush.decision, body->mutable_decision());
-  }
+  for (const step::RecoverReport::Flush& flush : m.flushes) FlushToWire(flush, out.add_flushes());
   return out;
 }
 
@@ -151,8 +155,7 @@ step::RecoverReport ReportToStep(const v1::RecoverReportBody& in) {
   m.is_staged = in.is_staged();
   m.highest_attempt = in.highest_attempt();
   m.highest_attempt_step = in.highest_attempt_step();
-  for (const v1::FlushBody& flush : in.flushes())
-    m.flushes.push_back({flush.step(), ToStep(flush.decision())});
+  for (const v1::FlushBody& flush : in.flushes()) m.flushes.push_back(FlushToStep(flush));
   return m;
 }
 
@@ -202,6 +205,7 @@ v1::OpenJobBody OpenToWire(const step::OpenJob& m) {
   ToWire(m.manifest_digest, out.mutable_manifest_digest());
   if (m.layout != nullptr) ToWire(*m.layout, out.mutable_layout());
   if (m.placement != nullptr) PlacementToWire(*m.placement, out.mutable_placement());
+  if (!m.kept.decision.empty()) FlushToWire(m.kept, out.mutable_kept());
   return out;
 }
 
@@ -214,6 +218,7 @@ step::OpenJob OpenToStep(const v1::OpenJobBody& in) {
   m.manifest_digest = ToStep(in.manifest_digest());
   if (in.has_layout()) m.layout = ToStep(in.layout());
   m.placement = std::make_shared<step::Placement>(PlacementToStep(in.placement()));
+  if (in.has_kept()) m.kept = FlushToStep(in.kept());
   return m;
 }
 
@@ -276,6 +281,17 @@ struct BodyWriter {
   }
   bool operator()(const step::OpenReply& m) {
     return KeyToWire(m, out->mutable_open_reply()), true;
+  }
+  bool operator()(const step::Flush& m) {
+    v1::FlushStepBody* body = out->mutable_flush();
+    body->set_epoch(m.epoch);
+    body->set_step(m.step);
+    ToWire(m.decision, body->mutable_decision());
+    if (!m.kept.decision.empty()) FlushToWire(m.kept, body->mutable_kept());
+    return true;
+  }
+  bool operator()(const step::FlushReply& m) {
+    return KeyToWire(m, out->mutable_flush_reply()), true;
   }
   bool operator()(const step::Seal& m) { return KeyToWire(m, out->mutable_seal()), true; }
   bool operator()(const step::SealReply& m) {
@@ -414,6 +430,12 @@ absl::StatusOr<Message> ToStep(const v1::StepMessage& in) {
       return Message(OpenToStep(in.open_job()));
     case S::kOpenReply:
       return Message(KeyToStep<step::OpenReply>(in.open_reply()));
+    case S::kFlush:
+      return Message(step::Flush{
+          in.flush().epoch(), in.flush().step(), ToStep(in.flush().decision()),
+          in.flush().has_kept() ? FlushToStep(in.flush().kept()) : step::RecoverReport::Flush()});
+    case S::kFlushReply:
+      return Message(KeyToStep<step::FlushReply>(in.flush_reply()));
     case S::kAbsent:
       return Message(AbsentToStep<step::Absent>(in.absent()));
     case S::kAbsentReply:

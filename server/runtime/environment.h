@@ -1,6 +1,8 @@
 // The parts of a server that all of its jobs use.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -22,8 +24,13 @@ struct Environment {
   ThreadPool* pool = nullptr;  // sums, applies, flushes, small writes
   PeerLinks* peers = nullptr;
   std::function<v1::ServerInfo()> identity;  // this server as ListServers shows it; any thread
+  int64_t flush_every_ms = 0;                // of a job that this server leads; 0: never
+  bool accepts_rollback = false;             // to the newest flush, without an operator
+  // True: the server is to end, so nothing more is to be opened. Null: never.
+  const std::atomic<bool>* is_ending = nullptr;
 
   bool is_leader() const { return self == 0; }
+  bool must_end() const { return is_ending != nullptr && *is_ending; }
 };
 
 }  // namespace orlop::server

@@ -70,7 +70,8 @@ absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
     if (!room.ok()) return room;
   }
   absl::Status loaded =
-      LoadFlush(store, model.job(), header->step, /*with_staged=*/true, opened->shards.get());
+      LoadFlush(store, model.job(), header->step, /*with_staged=*/true, opened->shards.get(),
+                [&environment] { return environment.must_end(); });
   if (!loaded.ok()) return loaded;
   opened->layout = stored->layout;
   opened->image = std::move(stored->image);
@@ -91,6 +92,30 @@ absl::Status LoadIfClean(const Environment& environment, const JobModel& model, 
   if (!absl::IsDataLoss(loaded)) return loaded;
   spdlog::error("job {}: the state of the last stop cannot be read: {}", model.job(),
                 std::string(loaded.message()));
+  opened->shards.reset();  // the new shards need this memory
+  auto shards = CreateShards(environment, model);
+  if (!shards.ok()) return shards.status();
+  opened->shards = *std::move(shards);
+  return absl::OkStatus();
+}
+
+// Leaves only those flushes that can be read whole: others must not be offered. Reads all of them.
+//   Status  Cancelled; as CreateShards
+absl::Status CheckFlushes(const Environment& environment, const JobModel& model,
+                          std::vector<step::RecoverReport::Flush>* flushes, OpenedJob* opened) {
+  if (flushes->empty()) return absl::OkStatus();
+  absl::Status cancelled;
+  std::erase_if(*flushes, [&](const step::RecoverReport::Flush& flush) {
+    const absl::Status read =
+        LoadFlush(environment.data->store(), model.job(), flush.step, /*with_staged=*/false,
+                  opened->shards.get(), [&environment] { return environment.must_end(); });
+    if (absl::IsCancelled(read)) cancelled = read;
+    if (absl::IsDataLoss(read) || absl::IsFailedPrecondition(read))
+      spdlog::error("job {}: the flush of step {} is not offered: {}", model.job(), flush.step,
+                    std::string(read.message()));
+    return absl::IsDataLoss(read) || absl::IsFailedPrecondition(read);
+  });
+  if (!cancelled.ok()) return cancelled;
   opened->shards.reset();  // the new shards need this memory
   auto shards = CreateShards(environment, model);
   if (!shards.ok()) return shards.status();
@@ -121,6 +146,9 @@ absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel
   absl::StatusOr<std::vector<step::RecoverReport::Flush>> known =
       KnownFlushes(environment, model.job());
   if (!known.ok()) return known.status();
+  if (!opened.image.has_memory)
+    if (absl::Status checked = CheckFlushes(environment, model, &*known, &opened); !checked.ok())
+      return checked;
   opened.image.flushes = *std::move(known);
   // Each server counts its own starts. The stride keeps the numbers of different servers apart.
   opened.incarnation =

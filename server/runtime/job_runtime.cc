@@ -446,16 +446,24 @@ void JobRuntime::LoadFlushInPool(const step::LoadFlush& action) {
   });
 }
 
-void JobRuntime::Do(const step::WriteFlush&) {
+void JobRuntime::Do(const step::WriteFlush& action) {
   flushing_ = true;
-  environment_.pool->Submit([self = shared_from_this()] { self->WriteFlushInPool(); });
+  ++flush_count_;
+  environment_.pool->Submit(
+      [self = shared_from_this(), action] { self->WriteFlushInPool(action); });
 }
 
-void JobRuntime::WriteFlushInPool() {
+void JobRuntime::WriteFlushInPool(const step::WriteFlush& action) {
   FlushHeader header;
   {
     MutexLock lock(&mutex_);
-    const step::ParticipantImage image = participant_->Image();
+    step::ParticipantImage image = participant_->Image();
+    if (!action.is_stop) {  // what is staged is not written
+      image.pieces.clear();
+      image.absent.clear();
+      image.prepared = nullptr;
+      image.attempt = 0;
+    }
     header.job = job_;
     header.step = image.last_applied == nullptr ? step::kLoading : image.last_applied->step;
     header.manifest = model_->definition().manifest().SerializeAsString();
@@ -463,12 +471,42 @@ void JobRuntime::WriteFlushInPool() {
     const bool has_room = !image.layout.empty();  // for layout_
     header.machine = Serialize(image, has_room ? layout_.get() : nullptr);
   }
-  absl::Status status = WriteFlush(&environment_.data->store(), header, shards_.get());
-  if (status.ok()) status = disk_->WriteCleanMark();
+  absl::Status status = WriteFlushOf(header, action);
+  if (status.ok() && action.is_stop) status = disk_->WriteCleanMark();
+  if (!status.ok())
+    spdlog::error("job {}: step {} cannot be written to disk: {}", job_, header.step,
+                  std::string(status.message()));
   Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
-    flush_status_ = status;
-    if (status.ok()) participant_->OnFlushed(now, actions);
+    flushing_ = false;
+    if (action.is_stop) flush_status_ = status;
+    participant_->OnFlushed(status, now, actions);
   });
+}
+
+absl::Status JobRuntime::WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action) {
+  MutexLock lock(&flush_mutex_);
+  absl::Status status = WriteFlush(&environment_.data->store(), header,
+                                   /*with_staged=*/action.is_stop, shards_.get());
+  if (!status.ok()) return status;
+  std::vector<int64_t> steps = action.keep;
+  steps.push_back(header.step);
+  KeepFlushesOf(steps);
+  return status;
+}
+
+void JobRuntime::Do(const step::KeepFlushes& action) {
+  environment_.pool->Submit([self = shared_from_this(), action, count = flush_count_.load()] {
+    MutexLock lock(&self->flush_mutex_);
+    if (count == self->flush_count_) self->KeepFlushesOf(action.keep);  // later ones keep their own
+  });
+}
+
+// An old flush that cannot be erased costs only room, and the next one tries again.
+void JobRuntime::KeepFlushesOf(const std::vector<int64_t>& steps) {
+  const absl::Status erased = KeepFlushes(&environment_.data->store(), job_, steps);
+  if (!erased.ok())
+    spdlog::warn("job {}: flushes that are not needed any more stay on the disk: {}", job_,
+                 std::string(erased.message()));
 }
 
 // What only journals, further copies and the leader ask for. Jobs that need the first two are

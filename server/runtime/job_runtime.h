@@ -9,7 +9,9 @@
 //   Next     a push goes on in server/shards/shard_store.h, a decision in server/step/leader.h.
 #pragma once
 
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -17,6 +19,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "server/durability/flush.h"
 #include "server/job/job_model.h"
 #include "server/runtime/apply_queue.h"
 #include "server/runtime/job_opening.h"
@@ -125,6 +128,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   void Do(const step::Serve& action) REQUIRES(mutex_);
   void Do(const step::LoadFlush& action) REQUIRES(mutex_);
   void Do(const step::WriteFlush& action) REQUIRES(mutex_);
+  void Do(const step::KeepFlushes& action) REQUIRES(mutex_);
   template <typename Other>
   void Do(const Other& action) REQUIRES(mutex_);
   void PersistInPool(const step::PersistEpoch& action);
@@ -132,10 +136,15 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
   void LoadFlushInPool(const step::LoadFlush& action);
-  void WriteFlushInPool();
+  void WriteFlushInPool(const step::WriteFlush& action);
+  absl::Status WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action)
+      EXCLUDES(flush_mutex_);
+  void KeepFlushesOf(const std::vector<int64_t>& steps) REQUIRES(flush_mutex_);
   absl::Status CheckPiece(const PieceRequest& request, step::PushPiece* piece) const
       REQUIRES(mutex_);
 
+  Mutex flush_mutex_;  // one task writes or erases flushes at a time; taken before mutex_
+  std::atomic<int64_t> flush_count_ = 0;  // WriteFlush actions until now
   std::unique_ptr<ShardStore> shards_;
   std::unique_ptr<ApplyQueue> applies_;
   std::unique_ptr<LeaderShell> leader_;  // set once, before Start

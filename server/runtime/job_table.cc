@@ -32,6 +32,7 @@ absl::Status JobTable::OpenAll() {
   auto stored = environment_.data->store().Scan(kPrefix);
   if (!stored.ok()) return stored.status();
   for (const auto& [key, value] : *stored) {
+    if (environment_.must_end()) return absl::CancelledError("the server is to end");
     v1::JobDefinition definition;
     if (!definition.ParseFromString(value))
       return absl::DataLossError(absl::StrCat("the definition under ", key, " is damaged"));
@@ -201,6 +202,12 @@ JobTable::Deletion::~Deletion() {
 void JobTable::PutAgain(int server, const std::string& name) {
   const absl::StatusOr<std::shared_ptr<JobRuntime>> job = Find(name);
   if (!job.ok()) return;
+  if (!environment_.is_leader()) {
+    // While a job is created, the leader is the last to know it. Later it must have lost it.
+    if ((*job)->position().epoch == 0) return;
+    spdlog::warn("job {}: the step leader, server {}, does not know it: its directory is lost",
+                 name, environment_.server_names[server]);
+  }
   {
     MutexLock lock(&mutex_);
     if (deleting_.contains(name) || !jobs_.contains(name)) return;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 #include <variant>
 
@@ -30,7 +31,8 @@ LeaderShell::LeaderShell(const Environment& environment, std::shared_ptr<const J
           model->spec(), environment.self, std::move(record),
           [this](const step::ScalarInputs& inputs) REQUIRES(mutex_) { return ScalarsOf(inputs); },
           step::LeaderOptions()),
-      model_(std::move(model)) {}
+      model_(std::move(model)),
+      schedule_(environment.flush_every_ms, now_ms()) {}
 
 // ---- Calls -------------------------------------------------------------------------------------
 
@@ -72,6 +74,11 @@ step::RequestId LeaderShell::AcceptRollback(int64_t to_step, Caller caller) {
                  REQUIRES(mutex_) { leader_.OnAcceptRollback(id, to_step, now, actions); });
 }
 
+step::RequestId LeaderShell::Flush(Caller caller) {
+  return Ask(std::move(caller), [&](step::RequestId id, int64_t now, step::Actions* actions)
+                                    REQUIRES(mutex_) { leader_.OnFlush(id, now, actions); });
+}
+
 step::RequestId LeaderShell::AwaitRecovery(Caller caller) {
   return Ask(
       std::move(caller),
@@ -81,19 +88,28 @@ step::RequestId LeaderShell::AwaitRecovery(Caller caller) {
 }
 
 void LeaderShell::AfterEvent() {
+  NoteFlush();
   if (recoveries_.empty()) return;
-  if (!leader_.serving() && !leader_.has_lost_memory()) return;
+  if (!leader_.serving() && !IsLost()) return;
   for (const step::RequestId id : std::exchange(recoveries_, {})) AnswerCaller({.request = id});
 }
 
 step::JobStatusReport LeaderShell::Status() const {
   MutexLock lock(&mutex_);
-  return leader_.Status();
+  step::JobStatusReport report = leader_.Status();
+  report.has_lost_memory = IsLost();
+  return report;
 }
 
 bool LeaderShell::HasLostMemory() const {
   MutexLock lock(&mutex_);
-  return leader_.has_lost_memory();
+  return IsLost();
+}
+
+// Whether somebody has to decide what becomes of a job that has lost its memory.
+bool LeaderShell::IsLost() const {
+  return leader_.has_lost_memory() &&
+         !(environment_.accepts_rollback && !leader_.Status().rollback_offers.empty());
 }
 
 // ---- Events ------------------------------------------------------------------------------------
@@ -109,6 +125,59 @@ void LeaderShell::Tick() {
     leader_.OnTick(now, actions);
   });
   ExpireCallers();
+  AcceptRollbackIfTold();
+  FlushIfDue();
+}
+
+// Says when a flush begins and ends.
+void LeaderShell::NoteFlush() {
+  if (leader_.is_flushing() == (flush_begin_ms_ > 0)) return;
+  const int64_t now = now_ms();
+  if (leader_.is_flushing()) {
+    flush_begin_ms_ = now;
+    flush_step_ = leader_.committed_step();
+    return spdlog::info("job {}: step {} is being written to disk on all servers", job_,
+                        flush_step_);
+  }
+  schedule_.Ended(flush_begin_ms_, now);
+  const auto seconds = static_cast<double>(now - std::exchange(flush_begin_ms_, 0)) / 1e3;
+  const step::RecoverReport::Flush& kept = leader_.kept_flush();
+  const bool is_written = !kept.decision.empty() && kept.step == flush_step_;
+  spdlog::info("job {}: step {} is {} disk on all servers, after {:.1f} s", job_, flush_step_,
+               is_written ? "on" : "not on", seconds);
+}
+
+void LeaderShell::FlushIfDue() {
+  {
+    MutexLock lock(&mutex_);
+    const step::RecoverReport::Flush& kept = leader_.kept_flush();
+    const int64_t flushed = kept.decision.empty() ? step::kLoading : kept.step;
+    if (closed_ || leader_.is_flushing() || !leader_.serving() ||
+        !schedule_.IsDue(now_ms(), leader_.committed_step(), flushed))
+      return;
+  }
+  Flush({[job = job_](const absl::StatusOr<step::Answer>& answer) {
+    if (!answer.ok())
+      spdlog::error("job {}: its state cannot be written to disk: {}", job,
+                    std::string(answer.status().message()));
+  }});
+}
+
+void LeaderShell::AcceptRollbackIfTold() {
+  if (!environment_.accepts_rollback) return;
+  int64_t step = 0;
+  {
+    MutexLock lock(&mutex_);
+    if (!leader_.has_lost_memory() || IsLost()) return;
+    step = leader_.Status().rollback_offers.front().step;
+  }
+  spdlog::warn("job {}: its memory is lost; goes back to step {}, the newest that all servers have",
+               job_, step);
+  AcceptRollback(step, {[job = job_, step](const absl::StatusOr<step::Answer>& answer) {
+                   if (!answer.ok())
+                     spdlog::error("job {}: cannot go back to step {}: {}", job, step,
+                                   std::string(answer.status().message()));
+                 }});
 }
 
 void LeaderShell::Close() { CloseCallers(); }

@@ -3,11 +3,13 @@
 //   Threads  all methods are safe from any thread.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <set>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "server/durability/flush_schedule.h"
 #include "server/job/job_model.h"
 #include "server/runtime/machine_shell.h"
 #include "server/step/leader.h"
@@ -30,10 +32,13 @@ class LeaderShell final : public MachineShell {
   step::RequestId Abort(const step::AbortRequest& abort, Caller caller);
   step::RequestId Hold(const std::string& holder, int64_t step, int64_t duration_ms, Caller caller);
   step::RequestId AcceptRollback(int64_t to_step, Caller caller);
+  step::RequestId Flush(Caller caller);
   // Answered OK once the job serves, or its memory is known to be lost.
   step::RequestId AwaitRecovery(Caller caller);
 
   step::JobStatusReport Status() const;
+  // Not if the server itself is about to go back to a flush (Environment::accepts_rollback). The
+  // same holds for Status().
   bool HasLostMemory() const;
 
   // ---- Life ----
@@ -51,11 +56,18 @@ class LeaderShell final : public MachineShell {
   void AfterEvent() override REQUIRES(mutex_);
   absl::StatusOr<std::string> ScalarsOf(const step::ScalarInputs& inputs) REQUIRES(mutex_);
   void PersistInPool(const step::PersistRecord& action);
+  bool IsLost() const REQUIRES(mutex_);
+  void NoteFlush() REQUIRES(mutex_);
+  void FlushIfDue();
+  void AcceptRollbackIfTold();
 
   const std::weak_ptr<void> owner_;
   step::Leader leader_ GUARDED_BY(mutex_);
   std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
   bool is_configuring_ GUARDED_BY(mutex_) = false;
+  FlushSchedule schedule_ GUARDED_BY(mutex_);
+  int64_t flush_begin_ms_ GUARDED_BY(mutex_) = 0;            // of the flush under way; 0: none is
+  int64_t flush_step_ GUARDED_BY(mutex_) = 0;                // of the last one
   std::set<step::RequestId> recoveries_ GUARDED_BY(mutex_);  // of AwaitRecovery, unanswered
   // ContributionsPerElement of `counted_layout_`, which takes long to count.
   std::shared_ptr<const step::Layout> counted_layout_ GUARDED_BY(mutex_);

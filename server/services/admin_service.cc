@@ -222,4 +222,25 @@ grpc::Status AdminService::AcceptRollback(grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
+grpc::Status AdminService::FlushJob(grpc::ServerContext* context,
+                                    const v1::FlushJobRequest* request,
+                                    v1::FlushJobResponse* response) {
+  if (!jobs_->environment().is_leader())
+    return Forward(context, jobs_->environment(), &v1::Admin::Stub::FlushJob, *request, response);
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
+  if (!job.ok()) return ToGrpc(job.status());
+  if (absl::Status lost = CheckMemory(job->get()); !lost.ok()) return ToGrpc(lost);
+  LeaderShell& leader = *(*job)->leader();
+  absl::StatusOr<step::Answer> answer =
+      leader.Await(WaitOf(context), [&](Caller caller) { return leader.Flush(std::move(caller)); });
+  if (!answer.ok()) {
+    const absl::Status status =
+        WithPosition(answer.status(), leader.Status().position, request->job());
+    return ToGrpc(Annotated(status, absl::StrCat("job '", request->job(), "'")));
+  }
+  response->set_step(answer->position.committed_step);
+  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
+  return grpc::Status::OK;
+}
+
 }  // namespace orlop::server

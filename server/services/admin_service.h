@@ -1,5 +1,6 @@
-// The service v1::Admin: it shows servers, jobs, tensors and shards, and accepts rollbacks. The
-// step leader answers ListServers, ListJobs and AcceptRollback; other servers forward them to it.
+// The service v1::Admin: it shows servers, jobs, tensors and shards, accepts rollbacks, and has
+// jobs written to disk. The step leader answers ListServers, ListJobs, AcceptRollback and FlushJob;
+// other servers forward them to it.
 //   Threads  one for each call in progress.
 //   Status   as admin.proto says.
 #pragma once
@@ -41,6 +42,8 @@ class AdminService : public v1::Admin::Service {
                             v1::ServerStatusResponse*) override;
   grpc::Status AcceptRollback(grpc::ServerContext*, const v1::AcceptRollbackRequest*,
                               v1::AcceptRollbackResponse*) override;
+  grpc::Status FlushJob(grpc::ServerContext*, const v1::FlushJobRequest*,
+                        v1::FlushJobResponse*) override;
 
  private:
   JobTable* const jobs_;

@@ -108,9 +108,17 @@ struct LoadFlush {
   int64_t step = 0;
   Digest decision;
 };
-// Clean stop: write all state with Participant::Image(), sync, keep the two newest flushes.
-// Event: OnFlushed.
-struct WriteFlush {};
+// Write all state and Participant::Image() to disk, and sync. Of a clean stop, with what is staged;
+// otherwise without, while pieces arrive. Then erase all flushes but this one and those of the
+// steps `keep`; that this fails is no error. Event: OnFlushed.
+struct WriteFlush {
+  bool is_stop = false;
+  std::vector<int64_t> keep;
+};
+// Erase all flushes but those of the steps `keep`. No event: a flush that stays is no error.
+struct KeepFlushes {
+  std::vector<int64_t> keep;
+};
 
 // ---- Leader ----------------------------------------------------------------------------------
 
@@ -122,7 +130,7 @@ struct PersistRecord {
 
 using Action = std::variant<Send, Answer, PersistEpoch, PersistDecision, PersistDiscard, TakeLayout,
                             StageShard, DropStaged, StartApply, ForwardBytes, Serve, FetchShard,
-                            LoadFlush, WriteFlush, PersistRecord>;
+                            LoadFlush, WriteFlush, KeepFlushes, PersistRecord>;
 using Actions = std::vector<Action>;
 
 }  // namespace orlop::step

@@ -210,7 +210,8 @@ void Leader::HandleJoin(const PendingJoin& pending, int64_t now_ms, Actions* act
     }
     return;
   }
-  status = CheckRepeatedJoin(join, *record_.layout);
+  status = record_.layout == nullptr ? StaleGeneration(join.generation, record_.generation + 1)
+                                     : CheckRepeatedJoin(join, *record_.layout);
   if (!status.ok()) return Reply(pending.request, std::move(status), actions);
   opening_.push_back(pending.request);
 }
@@ -466,6 +467,7 @@ void Leader::MaybeCommit(int64_t now_ms, Actions* actions) {
 }
 
 bool Leader::MayApply(int64_t now_ms) const {
+  if (flush_ && flush_->step == committed_step() - 1) return false;
   return std::none_of(holds_.begin(), holds_.end(), [&](const auto& entry) {
     return entry.second.step == committed_step() - 1 && now_ms < entry.second.until_ms;
   });
@@ -519,6 +521,59 @@ void Leader::OnHold(RequestId request, const std::string& holder, int64_t held_s
   }
   Reply(request, absl::OkStatus(), actions);
   Advance(now_ms, actions);
+}
+
+// ---- Flushes ---------------------------------------------------------------------------------
+
+void Leader::OnFlush(RequestId request, int64_t now_ms, Actions* actions) {
+  if (deposed_ || phase_ != Phase::kServing) return Reply(request, Recovering(), actions);
+  if (committed_ == nullptr) {
+    return Reply(request,
+                 Because(Reason::kLoading,
+                         absl::FailedPreconditionError("the job is LOADING: nothing to write")),
+                 actions);
+  }
+  if (absl::Status damage = Damage(); !damage.ok()) return Reply(request, damage, actions);
+  flush_requests_.push_back(request);
+  if (!flush_) {
+    if (kept_flush_.decision == committed_->identity) return EndFlush(absl::OkStatus(), actions);
+    flush_ = {committed_->step, committed_->identity};
+    for (Server& server : servers_) {
+      server.flushed = false;
+      if (server.applied) server.sent_ms = INT64_MIN / 2;
+    }
+  }
+  Advance(now_ms, actions);
+}
+
+void Leader::On(ServerId from, const FlushReply& message, int64_t now_ms, Actions* actions) {
+  if (!flush_ || message.decision != flush_->decision) return;
+  if (!message.status.ok()) {
+    EndFlush(message.status, actions);
+    return Advance(now_ms, actions);
+  }
+  servers_[from].flushed = true;
+  Resend(from);
+  if (AllServers(&Server::flushed)) {
+    kept_flush_ = *flush_;
+    EndFlush(absl::OkStatus(), actions);
+    // The servers learn it, so that they may erase older ones. If the message is lost, the next
+    // OpenJob tells them.
+    for (ServerId server = 0; server < spec_->server_count && !installing_; ++server) {
+      if (HoldsInSync(server)) actions->push_back(Send{server, OpenMessage()});
+    }
+  }
+  Advance(now_ms, actions);
+}
+
+// Ends the flush under way, and answers those who wait for it.
+void Leader::EndFlush(const absl::Status& status, Actions* actions) {
+  const int64_t flushed = flush_ ? flush_->step : committed_step();
+  flush_.reset();
+  for (RequestId request : std::exchange(flush_requests_, {})) {
+    Reply(request, status, actions);
+    std::get<Answer>(actions->back()).position.committed_step = flushed;
+  }
 }
 
 }  // namespace orlop::step

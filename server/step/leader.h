@@ -125,10 +125,21 @@ class Leader {
   // has reported. DataLoss: a flush that was offered cannot be read.
   void OnAcceptRollback(RequestId request, int64_t to_step, int64_t now_ms, Actions* actions);
 
+  // Has every server write the committed step to disk, once it is applied. The next step is not
+  // applied before that is done; its pieces and its commit go on. OK: all servers have it, and it
+  // is what a rollback can go back to; the position names the step. Two requests may share a flush.
+  // FailedPrecondition: LOADING. Unavailable: recovering, also if a server is lost meanwhile. Any
+  // other code: a server could not write.
+  void OnFlush(RequestId request, int64_t now_ms, Actions* actions);
+
   JobStatusReport Status() const;
   // Two of its fields, without the cost of the others.
   bool serving() const { return phase_ == Phase::kServing && !deposed_; }
   bool has_lost_memory() const { return HaveAllReported() && IsLost(); }
+  bool is_flushing() const { return flush_.has_value(); }
+  // The newest flush that all servers have. Empty decision: there is none, or it is not known yet.
+  const RecoverReport::Flush& kept_flush() const { return kept_flush_; }
+  int64_t committed_step() const { return committed_ == nullptr ? kLoading : committed_->step; }
   bool is_deciding() const { return decision_ != nullptr; }  // it is prepared, not yet committed
   bool deposed() const { return deposed_; }
   // Of the newest generation that has formed; null: none has.
@@ -160,6 +171,7 @@ class Leader {
     bool caught_up = false;
     bool catch_up_failed = false;
     bool sealed = false;
+    bool flushed = false;               // FlushReply for flush_
     std::vector<uint8_t> absent_known;  // by rank: Absent was answered
     std::optional<StageReport> staged;
     int64_t heard_ms = 0;
@@ -193,6 +205,7 @@ class Leader {
   bool IsSettled(const Copy& copy, int64_t now_ms) const;
   bool HaveAllReported() const;
   void AdoptPresentCopies();
+  void CheckGeneration();
   bool HoldsRollback() const;
   // What was committed is gone: all in-sync copies of some shard were in processes that have ended,
   // as their servers have reported, or copies contradict one another. During a rollback: every
@@ -214,7 +227,8 @@ class Leader {
   bool CanSpare(ServerId server) const;
   void FindSilentCopies(int64_t now_ms, Actions* actions);
   void SendWanted(int64_t now_ms, Actions* actions);
-  bool WantedMessage(ServerId server, Message* message) const;
+  bool WantedMessage(ServerId server, int64_t now_ms, Message* message) const;
+  OpenJob OpenMessage() const;
   void Resend(ServerId server) { servers_[server].sent_ms = INT64_MIN / 2; }
 
   void On(ServerId from, const Register& message, int64_t now_ms, Actions* actions);
@@ -223,6 +237,7 @@ class Leader {
   void On(ServerId from, const RestoreReply& message, int64_t now_ms, Actions* actions);
   void On(ServerId from, const CatchUpReply& message, int64_t now_ms, Actions* actions);
   void On(ServerId from, const OpenReply& message, int64_t now_ms, Actions* actions);
+  void On(ServerId from, const FlushReply& message, int64_t now_ms, Actions* actions);
   void On(ServerId from, const AbsentReply& message, int64_t now_ms, Actions* actions);
   void On(ServerId from, const SealReply& message, int64_t now_ms, Actions* actions);
   void On(ServerId from, const Prepared& message, int64_t now_ms, Actions* actions);
@@ -232,7 +247,6 @@ class Leader {
 
   // leader.cc
   int64_t step() const { return committed_step() + 1; }
-  int64_t committed_step() const { return committed_ == nullptr ? kLoading : committed_->step; }
   bool AllServers(bool Server::*flag) const;  // of those with an in-sync copy
   void Reply(RequestId request, absl::Status status, Actions* actions) const;
   void ReplyCommitted(RequestId request, Actions* actions) const;
@@ -249,6 +263,7 @@ class Leader {
   absl::Status Damage() const;  // of some server, in making the committed step; OK if none
   void MaybeDecide(int64_t now_ms, Actions* actions);
   void MaybeCommit(int64_t now_ms, Actions* actions);
+  void EndFlush(const absl::Status& status, Actions* actions);
   bool MayApply(int64_t now_ms) const;
 
   std::shared_ptr<const JobSpec> spec_;
@@ -288,6 +303,9 @@ class Leader {
   bool installing_ = false;  // the record with the new generation is being persisted
   int64_t claimed_loss_ = kLoading;
   std::map<std::string, Held> holds_;  // by holder
+  std::vector<RequestId> flush_requests_;
+  std::optional<RecoverReport::Flush> flush_;  // is being written
+  RecoverReport::Flush kept_flush_;
 };
 
 }  // namespace orlop::step

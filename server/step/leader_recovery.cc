@@ -42,6 +42,7 @@ void Leader::BeginEpoch(int64_t now_ms, Actions* actions) {
   ReplyAll(&aborts_, Recovering(), actions);
   ReplyAll(&issuing_, Recovering(), actions);
   ReplyAll(&accepting_, Recovering(), actions);
+  EndFlush(Recovering(), actions);
   if (persisting_) {
     new_epoch_wanted_ = true;
     return;
@@ -57,6 +58,7 @@ void Leader::OnRecordPersisted(int64_t version, bool ok, int64_t now_ms, Actions
     deposed_ = true;
     const absl::Status status = absl::UnavailableError("another server leads the job now");
     FailCommits(status, actions);
+    EndFlush(status, actions);
     std::vector<RequestId> gathered = gathering_.Finish();
     for (auto* list : {&aborts_, &rollbacks_, &opening_, &issuing_, &accepting_, &gathered}) {
       ReplyAll(list, status, actions);
@@ -162,9 +164,21 @@ void Leader::Collect(int64_t now_ms, Actions* actions) {
   }
   if (verdict_.outcome != Verdict::Outcome::kFound) return;
   record_.in_sync = verdict_.in_sync;
+  CheckGeneration();
   phase_ = Phase::kNarrow;
   phase_ms_ = now_ms;
   Persist(actions);
+}
+
+// If a server has seen a later generation than the record has, the record is a lost one, or an
+// older one that was put back. Its contributors are not known, so they have to join anew.
+void Leader::CheckGeneration() {
+  for (const auto& report : reports_) {
+    if (!report.has_value() || report->generation <= record_.formed) continue;
+    record_.formed = report->generation;
+    record_.generation = std::max(record_.generation, record_.formed);
+    record_.layout = nullptr;
+  }
 }
 
 // ---- Rollback --------------------------------------------------------------------------------
@@ -310,6 +324,7 @@ void Leader::EnterOpen(int64_t now_ms, Actions* actions) {
   phase_ = Phase::kOpen;
   phase_ms_ = now_ms;
   placement_ = std::make_shared<const Placement>(record_.in_sync);
+  kept_flush_ = NewestCommonFlush(*spec_, reports_, committed_step());
   for (Server& server : servers_) {
     server.opened = false;
     server.applied = true;
@@ -391,7 +406,7 @@ void Leader::Advance(int64_t now_ms, Actions* actions) {
 // ---- Messages --------------------------------------------------------------------------------
 
 // Sets `*message` to the next message that the server must answer. Returns false if there is none.
-bool Leader::WantedMessage(ServerId server, Message* message) const {
+bool Leader::WantedMessage(ServerId server, int64_t now_ms, Message* message) const {
   const Server& state = servers_[server];
   const int64_t epoch = record_.epoch;
   // An epoch or a new generation is not sent to any server before it is persisted.
@@ -430,15 +445,18 @@ bool Leader::WantedMessage(ServerId server, Message* message) const {
     return true;
   }
   if (phase_ != Phase::kFinish && phase_ != Phase::kOpen && phase_ != Phase::kServing) return false;
+  const bool is_flush_due = flush_ && !state.flushed;
+  if (!state.applied && phase_ == Phase::kServing && !MayApply(now_ms)) {
+    if (is_flush_due) *message = Flush{epoch, flush_->step, flush_->decision, kept_flush_};
+    return is_flush_due;
+  }
   if (!state.applied) {
     *message = Apply{epoch, committed_->step, committed_->identity};
     return true;
   }
   if (phase_ == Phase::kFinish) return false;
   if (!state.opened) {
-    *message =
-        OpenJob{epoch,          record_.formed, committed_step(), attempt_, spec_->manifest_digest,
-                record_.layout, placement_};
+    *message = OpenMessage();
     return true;
   }
   if (decision_ != nullptr && !state.prepared) {
@@ -456,16 +474,21 @@ bool Leader::WantedMessage(ServerId server, Message* message) const {
     *message = Seal{epoch, record_.formed, step(), attempt_};
     return true;
   }
-  return false;
+  if (is_flush_due) *message = Flush{epoch, flush_->step, flush_->decision, kept_flush_};
+  return is_flush_due;
+}
+
+OpenJob Leader::OpenMessage() const {
+  return {record_.epoch,          record_.formed, committed_step(), attempt_,
+          spec_->manifest_digest, record_.layout, placement_,       kept_flush_};
 }
 
 void Leader::SendWanted(int64_t now_ms, Actions* actions) {
   for (ServerId server = 0; server < spec_->server_count; ++server) {
     Server& state = servers_[server];
     if (now_ms - state.sent_ms < options_.resend_ms) continue;
-    if (!state.applied && phase_ == Phase::kServing && !MayApply(now_ms)) continue;
     Message message;
-    if (!WantedMessage(server, &message)) continue;
+    if (!WantedMessage(server, now_ms, &message)) continue;
     state.sent_ms = now_ms;
     actions->push_back(Send{server, std::move(message)});
   }
@@ -576,10 +599,7 @@ void Leader::FindSilentCopies(int64_t now_ms, Actions* actions) {
       if (now_ms - servers_[server].sent_ms < options_.resend_ms) continue;
       servers_[server].sent_ms = now_ms;
       Message message = Prepare{record_.epoch, committed_};
-      if (servers_[server].applied) {
-        message = OpenJob{record_.epoch,          record_.formed, committed_step(), attempt_,
-                          spec_->manifest_digest, record_.layout, placement_};
-      }
+      if (servers_[server].applied) message = OpenMessage();
       actions->push_back(Send{server, std::move(message)});
     }
   }

@@ -49,9 +49,9 @@ struct RecoverReport {
   std::vector<ShardReport> shards;  // the ones this server has a copy of
   DecisionPtr last_applied;         // null: nothing applied. The newest over its shards
   DecisionPtr prepared;             // null: none
+  int64_t generation = 0;           // the newest of which an attempt was opened here; 0: none
   // The attempt of which this server still holds every byte that it has staged, whether or not the
   // attempt is complete. staged_attempt 0: none.
-  int64_t generation = 0;
   int64_t staged_step = 0;
   int64_t staged_attempt = 0;
   bool is_staged = false;  // every shard of this server is staged in that attempt: it can prepare
@@ -62,7 +62,8 @@ struct RecoverReport {
     int64_t step = 0;
     Digest decision;  // identity of the decision that made `step`
   };
-  std::vector<Flush> flushes;  // complete ones on disk; each has all shards of this server
+  std::vector<Flush>
+      flushes;  // whole ones on disk, newest first; each has all shards of the server
 };
 
 // The result of staging one shard.
@@ -138,6 +139,8 @@ struct OpenJob {
   Digest manifest_digest;
   std::shared_ptr<const Layout> layout;  // null: no generation has formed, so pushes are refused
   std::shared_ptr<const Placement> placement;
+  // The newest flush that all servers have. A server may erase older ones. Empty decision: none.
+  RecoverReport::Flush kept;
 };
 struct OpenReply {
   int64_t epoch = 0;
@@ -145,6 +148,22 @@ struct OpenReply {
   int64_t committed_step = 0;
   int64_t attempt = 0;
   // ResourceExhausted: the shell has no room to stage this layout. The leader repeats OpenJob.
+  absl::Status status;
+};
+
+// Flush message: the participant writes its shards to disk at `step`, which all of them have
+// applied, and goes on serving. Meanwhile the leader sends no Apply of a later step. The
+// participant answers with FlushReply when the flush is on disk, or cannot be written.
+struct Flush {
+  int64_t epoch = 0;
+  int64_t step = 0;
+  Digest decision;
+  RecoverReport::Flush kept;  // as in OpenJob
+};
+struct FlushReply {
+  int64_t epoch = 0;
+  int64_t step = 0;
+  Digest decision;
   absl::Status status;
 };
 
@@ -283,9 +302,9 @@ struct ForwardReply {
 };
 
 using Message = std::variant<Register, RecoverReport, StageReport, Recover, Restore, RestoreReply,
-                             CatchUp, CatchUpReply, OpenJob, OpenReply, Absent, AbsentReply, Seal,
-                             SealReply, StageReply, Prepare, Prepared, Apply, Applied, Discard,
-                             Discarded, Fenced, Forward, ForwardReply>;
+                             CatchUp, CatchUpReply, OpenJob, OpenReply, Flush, FlushReply, Absent,
+                             AbsentReply, Seal, SealReply, StageReply, Prepare, Prepared, Apply,
+                             Applied, Discard, Discarded, Fenced, Forward, ForwardReply>;
 
 // The action, of either machine, of sending `message` to server `to`: to its Leader if ForLeader is
 // true of the message, else to its Participant. A machine may send to its own server.

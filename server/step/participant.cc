@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -20,6 +21,12 @@
 #include "server/step/messages.h"
 
 namespace orlop::step {
+namespace {
+
+// A server keeps this many flushes of a job, and the newest one that all servers have.
+constexpr size_t kKeptFlushes = 2;
+
+}  // namespace
 
 JournalReplay ReplayJournal(const std::vector<JournalRecord>& journal, int64_t base_step) {
   JournalReplay replay;
@@ -176,6 +183,7 @@ void Participant::MaybeReport(Actions* actions) {
   // report waits until that is known.
   if (!discard_durable_ || (prepared_ != nullptr && !prepared_durable_)) return;
   reported_epoch_ = epoch_;
+  reported_flushes_ = flushes_;
   SendToLeader(BuildReport(), actions);
 }
 
@@ -189,8 +197,8 @@ RecoverReport Participant::BuildReport() const {
   }
   report.last_applied = last_applied_;
   report.prepared = prepared_;
+  report.generation = generation_;
   if (attempt_ > 0 && prepared_ == nullptr) {
-    report.generation = generation_;
     report.staged_step = committed_step_ + 1;
     report.staged_attempt = attempt_;
     report.is_staged = IsStaged();
@@ -228,7 +236,7 @@ void Participant::AdoptCommitted(DecisionPtr decision, Actions* actions) {
 }
 
 void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Actions* actions) {
-  if (restoring_) return;  // OnFlushRestored answers
+  if (restoring_ || flushing_) return;  // OnFlushRestored answers, or a repeat of the message
   const bool live = std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
     return shard.applied == message.decision && !shard.applying && !damaged_.contains(shard.id);
   });
@@ -264,6 +272,8 @@ void Participant::OnFlushRestored(const Digest& decision, DecisionPtr restored, 
       shard.applied = restored->identity;
     }
     AdoptCommitted(std::move(restored), actions);
+  } else if (absl::IsDataLoss(status)) {  // it must not be offered again
+    std::erase_if(flushes_, [&](const auto& flush) { return flush.decision == decision; });
   }
   SendToLeader(RestoreReply{epoch_, restore_.step, restore_.decision, std::move(status)}, actions);
 }
@@ -284,6 +294,7 @@ void Participant::Obey(ServerId from, const CatchUp& message, int64_t now_ms, Ac
   const bool same = catching_up_ && (catch_up_ == nullptr) == (message.decision == nullptr) &&
                     (catch_up_ == nullptr || catch_up_->identity == message.decision->identity);
   if (same) return ReplyCatchUp(catch_up_status_, actions);
+  if (flushing_) return;  // the bytes must not change; the leader repeats itself
   catching_up_ = true;
   catch_up_ = message.decision;
   catch_up_status_ = absl::OkStatus();
@@ -422,7 +433,7 @@ void Participant::Obey(ServerId from, const Apply& message, int64_t now_ms, Acti
 }
 
 void Participant::StartApplies(int64_t now_ms, Actions* actions) {
-  if (!committed_) return;
+  if (!committed_ || flushing_) return;
   bool all_applied = true;
   for (Shard& shard : shards_) {
     if (shard.applied_step == prepared_->step) continue;
@@ -540,21 +551,95 @@ void Participant::OnStop(int64_t now_ms, Actions* actions) {
 }
 
 void Participant::MaybeFlush(Actions* actions) {
-  if (life_ != Life::kDraining || committed_ || restoring_) return;
+  if (life_ != Life::kDraining || committed_ || restoring_ || flushing_) return;
   if (durable_epoch_ != epoch_ || !discard_durable_ || !taking_layout_.empty()) return;
   if (prepared_ != nullptr && !prepared_durable_) return;
   for (Shard& shard : shards_) {
     if (!shard.fetching.empty()) return;
   }
-  // A server keeps two flushes, and a flush without any decision would take the place of one that
-  // can be rolled back to.
+  // A flush without any decision would take the place of one that can be rolled back to.
   const bool is_empty = last_applied_ == nullptr && prepared_ == nullptr;
   life_ = has_lost_memory_ && is_empty ? Life::kStopped : Life::kFlushing;
-  if (life_ == Life::kFlushing) actions->push_back(WriteFlush{});
+  if (life_ != Life::kFlushing) return;
+  std::erase_if(flushes_, [&](const auto& flush) {  // the new one takes its place
+    return last_applied_ != nullptr && flush.step == last_applied_->step;
+  });
+  DropOldFlushes();
+  actions->push_back(WriteFlush{/*is_stop=*/true, FlushedSteps()});
 }
 
-void Participant::OnFlushed(int64_t now_ms, Actions* actions) {
-  if (life_ == Life::kFlushing) life_ = Life::kStopped;
+// ---- Flushes ---------------------------------------------------------------------------------
+
+void Participant::Obey(ServerId from, const Flush& message, int64_t now_ms, Actions* actions) {
+  if (flushing_) return;  // OnFlushed answers
+  // A delayed message of an earlier step would name an older one.
+  if (!committed_ && message.step == committed_step_) LearnKept(message.kept, actions);
+  const auto reply = [&](absl::Status status) {
+    SendToLeader(FlushReply{epoch_, message.step, message.decision, std::move(status)}, actions);
+  };
+  const bool is_written = std::any_of(flushes_.begin(), flushes_.end(), [&](const auto& flush) {
+    return flush.decision == message.decision;
+  });
+  if (is_written) return reply(absl::OkStatus());
+  if (absl::Status damaged = damage(); !damaged.ok()) return reply(std::move(damaged));
+  const bool is_here =
+      !committed_ && std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
+        return shard.applied == message.decision && shard.fetching.empty();
+      });
+  if (!is_here || restoring_) return;  // the leader repeats itself
+  flushing_ = {message.step, message.decision};
+  DropOldFlushes();
+  actions->push_back(WriteFlush{/*is_stop=*/false, FlushedSteps()});
+}
+
+void Participant::OnFlushed(absl::Status status, int64_t now_ms, Actions* actions) {
+  if (life_ == Life::kFlushing) {
+    if (status.ok()) life_ = Life::kStopped;
+    return;
+  }
+  if (!flushing_) return;
+  const RecoverReport::Flush written = *std::exchange(flushing_, std::nullopt);
+  if (status.ok()) flushes_.insert(flushes_.begin(), written);
+  if (Joined()) {
+    SendToLeader(FlushReply{epoch_, written.step, written.decision, std::move(status)}, actions);
+  }
+  StartApplies(now_ms, actions);
+  MaybeFlush(actions);
+}
+
+// Takes note of the newest flush that all servers have, and forgets those that are not needed.
+void Participant::LearnKept(const RecoverReport::Flush& kept, Actions* actions) {
+  kept_ = kept;
+  const auto is_needless = [&](const RecoverReport::Flush& flush) {
+    // The job went back to the committed step: what was written of later ones is another history.
+    const bool is_made = last_applied_ != nullptr && flush.decision == last_applied_->identity;
+    if (flush.step > committed_step_ || (flush.step == committed_step_ && !is_made)) return true;
+    // The leader has seen this flush in the report, and some server does not have it. No server can
+    // write it any more.
+    const bool is_reported =
+        std::any_of(reported_flushes_.begin(), reported_flushes_.end(),
+                    [&](const auto& reported) { return reported.decision == flush.decision; });
+    return is_reported && flush.step < committed_step_ &&
+           (kept.decision.empty() || flush.step > kept.step);
+  };
+  if (std::erase_if(flushes_, is_needless) > 0) actions->push_back(KeepFlushes{FlushedSteps()});
+}
+
+// Forgets the flushes that are not needed once the next one is written. One that is newer than what
+// all servers have may be what all have by now, if only the leader knows it. Before the leader has
+// told, every one may be.
+void Participant::DropOldFlushes() {
+  if (!kept_ || kept_->decision.empty()) return;
+  size_t count = 1;  // the next one
+  std::erase_if(flushes_, [&](const auto& flush) {
+    return ++count > kKeptFlushes && flush.step < kept_->step;
+  });
+}
+
+std::vector<int64_t> Participant::FlushedSteps() const {
+  std::vector<int64_t> steps;
+  for (const RecoverReport::Flush& flush : flushes_) steps.push_back(flush.step);
+  return steps;
 }
 
 ParticipantImage Participant::Image() const {

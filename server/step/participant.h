@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -244,8 +245,9 @@ class Participant {
   // under way, and then asks for WriteFlush. A machine that has lost its memory and holds nothing
   // new stops without a flush.
   void OnStop(int64_t now_ms, Actions* actions);
-  // WriteFlush has succeeded: stopped() is true from now on.
-  void OnFlushed(int64_t now_ms, Actions* actions);
+  // WriteFlush has ended. If it was that of a clean stop and has succeeded, stopped() is true from
+  // now on.
+  void OnFlushed(absl::Status status, int64_t now_ms, Actions* actions);
   bool stopped() const { return life_ == Life::kStopped; }
 
   // ---- State ----
@@ -316,6 +318,7 @@ class Participant {
   void Obey(ServerId from, const Restore& message, int64_t now_ms, Actions* actions);
   void Obey(ServerId from, const CatchUp& message, int64_t now_ms, Actions* actions);
   void Obey(ServerId from, const OpenJob& message, int64_t now_ms, Actions* actions);
+  void Obey(ServerId from, const Flush& message, int64_t now_ms, Actions* actions);
   void Obey(ServerId from, const Absent& message, int64_t now_ms, Actions* actions);
   void Obey(ServerId from, const Seal& message, int64_t now_ms, Actions* actions);
   void Obey(ServerId from, const StageReply& message, int64_t now_ms, Actions* actions);
@@ -332,6 +335,9 @@ class Participant {
   bool CatchUpDone() const;
   void AdoptCommitted(DecisionPtr decision, Actions* actions);
   void MaybeFlush(Actions* actions);
+  void LearnKept(const RecoverReport::Flush& kept, Actions* actions);
+  void DropOldFlushes();
+  std::vector<int64_t> FlushedSteps() const;
   void SendToLeader(Message message, Actions* actions) const;
 
   // Defined in participant_staging.cc: pushes until they are staged, and pulls.
@@ -380,8 +386,12 @@ class Participant {
   int64_t register_sent_ms_ = INT64_MIN / 2;
 
   std::vector<Shard> shards_;
-  std::vector<int> local_index_;  // by ShardId; -1: not here
-  std::vector<RecoverReport::Flush> flushes_;
+  std::vector<int> local_index_;                        // by ShardId; -1: not here
+  std::vector<RecoverReport::Flush> flushes_;           // newest first
+  std::vector<RecoverReport::Flush> reported_flushes_;  // of the last report
+  // The newest flush that all servers have, as the leader has told; nullopt: it has not yet.
+  std::optional<RecoverReport::Flush> kept_;
+  std::optional<RecoverReport::Flush> flushing_;  // WriteFlush is under way, of a running job
 
   // The attempt under way, of step committed_step_ + 1.
   int64_t committed_step_ = kLoading;

@@ -101,6 +101,7 @@ void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Ac
     // repeats the open attempt.
     if (!opened_ || message.committed_step != committed_step_) return;
   }
+  if (!committed_ && !flushing_) LearnKept(message.kept, actions);
   const auto wanted = std::pair(message.generation, message.attempt);
   const auto open = std::pair(generation_, attempt_);
   if (wanted < open || (prepared_ != nullptr && !committed_ && wanted != open)) return;

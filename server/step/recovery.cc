@@ -151,15 +151,48 @@ bool IsStillLoading(const JobRecord& record, const Reports& reports) {
   return false;
 }
 
+namespace {
+
+bool HasFlush(const RecoverReport& report, const RecoverReport::Flush& target) {
+  return std::any_of(report.flushes.begin(), report.flushes.end(),
+                     [&](const auto& flush) { return flush.decision == target.decision; });
+}
+
+// Returns whether for every shard, some server that may hold it has reported, and `can` is true of
+// its report.
+template <typename Can>
+bool EveryShard(const JobSpec& spec, const Reports& reports, const Can& can) {
+  return std::all_of(spec.shards.begin(), spec.shards.end(), [&](const ShardSpec& shard) {
+    return std::any_of(shard.copies.begin(), shard.copies.end(), [&](ServerId server) {
+      return reports[server].has_value() && can(*reports[server]);
+    });
+  });
+}
+
+}  // namespace
+
 bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target) {
   const bool live = !report.shards.empty() && report.last_applied != nullptr &&
                     report.last_applied->identity == target.decision &&
                     std::all_of(report.shards.begin(), report.shards.end(), [&](const auto& shard) {
                       return shard.applied == target.decision;
                     });
-  if (live) return true;
-  return std::any_of(report.flushes.begin(), report.flushes.end(),
-                     [&](const auto& flush) { return flush.decision == target.decision; });
+  return live || HasFlush(report, target);
+}
+
+RecoverReport::Flush NewestCommonFlush(const JobSpec& spec, const Reports& reports,
+                                       int64_t committed_step) {
+  RecoverReport::Flush newest;
+  for (const auto& report : reports) {
+    if (!report.has_value()) continue;
+    for (const auto& flush : report->flushes) {
+      if (flush.step > committed_step) continue;
+      if (!newest.decision.empty() && flush.step <= newest.step) continue;
+      const auto has = [&](const RecoverReport& other) { return HasFlush(other, flush); };
+      if (EveryShard(spec, reports, has)) newest = flush;
+    }
+  }
+  return newest;
 }
 
 std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Reports& reports) {
@@ -168,13 +201,8 @@ std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Repo
     for (const auto& offer : offers) {
       if (offer.decision == target.decision) return;
     }
-    for (const ShardSpec& shard : spec.shards) {
-      const bool held = std::any_of(shard.copies.begin(), shard.copies.end(), [&](ServerId server) {
-        return reports[server].has_value() && CanRestore(*reports[server], target);
-      });
-      if (!held) return;
-    }
-    offers.push_back(target);
+    const auto can = [&](const RecoverReport& report) { return CanRestore(report, target); };
+    if (EveryShard(spec, reports, can)) offers.push_back(target);
   };
   for (const auto& report : reports) {
     if (!report.has_value()) continue;

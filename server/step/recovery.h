@@ -45,6 +45,11 @@ bool IsStillLoading(const JobRecord& record, const Reports& reports);
 // state, some server that may hold the shard can restore it (CanRestore).
 std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Reports& reports);
 
+// Returns the newest flush that every shard has on the disk of some server that may hold it, of
+// `committed_step` at most: a later one is of another history. Empty decision: there is none.
+RecoverReport::Flush NewestCommonFlush(const JobSpec& spec, const Reports& reports,
+                                       int64_t committed_step);
+
 // Returns whether the server can return to `target`: it has a flush of it, or all of its shards are
 // in that state now.
 bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target);

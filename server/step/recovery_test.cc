@@ -153,5 +153,22 @@ TEST(Recovery, OffersOnlyFlushesOfOneDecisionThatCoverEveryShard) {
   EXPECT_EQ(offers[0].step, 3);
 }
 
+TEST(Recovery, NamesTheNewestFlushThatEveryShardHas) {
+  const DecisionPtr one = Decide(1, 1, nullptr), three = Decide(3, 1, one);
+  const DecisionPtr nine = Decide(9, 1, three);
+  RecoverReport a = Empty(20), b = Empty(21);
+  a.flushes = {{9, nine->identity}, {3, three->identity}, {1, one->identity}};
+  b.flushes = {{3, three->identity}, {1, one->identity}};
+  JobSpec spec = TwoShards();
+  spec.shards[0].copies = {0};
+  spec.shards[1].copies = {1};
+  EXPECT_EQ(NewestCommonFlush(spec, {a, b}, 10).decision, three->identity);
+  EXPECT_EQ(NewestCommonFlush(spec, {a, b}, 2).decision, one->identity) << "of another history";
+  EXPECT_TRUE(NewestCommonFlush(spec, {a, b}, 0).decision.empty());
+  EXPECT_TRUE(NewestCommonFlush(spec, {a, std::nullopt}, 10).decision.empty());
+  EXPECT_EQ(NewestCommonFlush(TwoShards(), {a, b}, 10).decision, nine->identity)
+      << "of each shard one copy is enough";
+}
+
 }  // namespace
 }  // namespace orlop::step
