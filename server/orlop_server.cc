@@ -3,7 +3,6 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -23,6 +22,7 @@
 #include "kernels/targets.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
+#include "proto/status.h"
 #include "server/cluster/peer_links.h"
 #include "server/config.h"
 #include "server/credentials.h"
@@ -34,6 +34,7 @@
 #include "server/services/job_service.h"
 #include "server/services/peer_service.h"
 #include "server/services/readiness.h"
+#include "server/socket_path.h"
 #include "server/tiers/tier.h"
 #include "spdlog/spdlog.h"
 #include "storage/data_directory.h"
@@ -63,7 +64,7 @@ class Running : public OrlopServer {
     if (!stopped_.exchange(true)) Halt();
   }
 
-  absl::Status Open() {
+  absl::Status Open(const std::atomic<bool>* is_ending) {
     absl::StatusOr<Credentials> credentials = MakeCredentials(options_);
     if (!credentials.ok()) return credentials.status();
     auto data = storage::DataDirectory::Open({options_.data_dir, options_.name, kStoreMemoryBytes});
@@ -85,7 +86,7 @@ class Running : public OrlopServer {
         {Tier::kDram, "", "messages"}, MessageRoom::BytesFor(options_.memory_bytes));
     if (!room.ok()) return room.status();
     messages_ = std::make_unique<MessageRoom>(*std::move(room));
-    return Listen(*credentials);
+    return Listen(*credentials, is_ending);
   }
 
   const std::string& address() const override { return address_; }
@@ -118,7 +119,7 @@ class Running : public OrlopServer {
   };
   static Budget Limits(const Options& options) { return Budget(options.memory_bytes); }
 
-  absl::Status Listen(const Credentials& credentials) {
+  absl::Status Listen(const Credentials& credentials, const std::atomic<bool>* is_ending) {
     peers_ = std::make_unique<PeerLinks>(options_.peers, credentials.channel);
     const ThreadPlacement& workers = options_.workers;
     const auto processors =
@@ -139,6 +140,9 @@ class Running : public OrlopServer {
     environment.peers = peers_.get();
     const auto identity = [this] { return Identity(); };
     environment.identity = identity;
+    environment.flush_every_ms = options_.flush_every_ms;
+    environment.accepts_rollback = options_.accepts_rollback;
+    environment.is_ending = is_ending;
     jobs_ = std::make_unique<JobTable>(environment);
     readiness_ = std::make_unique<Readiness>(jobs_.get(), [this] {
       health_->SetServingStatus(true);
@@ -169,13 +173,11 @@ class Running : public OrlopServer {
       stopped_ = true;
       return status;
     }
-    // A server that does not know a job says so when it receives a message about it. The leader
-    // then sends it the job's definition.
-    if (environment.is_leader()) {
-      peers_->OnUnknownJob([this](int server, const std::string& job) {
-        pool_->Submit([this, server, job] { jobs_->PutAgain(server, job); });
-      });
-    }
+    // A server that does not know a job says so when it receives a message about it. It then gets
+    // the job's definition.
+    peers_->OnUnknownJob([this](int server, const std::string& job) {
+      pool_->Submit([this, server, job] { jobs_->PutAgain(server, job); });
+    });
     ticker_ = std::thread([this] { TickLoop(); });
     spdlog::info("{} listens on {}, data in {}, {} kernels", options_.name, address_,
                  options_.data_dir, kernels::TargetName(kernels::SupportedTargets().front()));
@@ -201,9 +203,11 @@ class Running : public OrlopServer {
     grpc::ServerBuilder builder;
     int port = 0;
     const bool is_unix = absl::StartsWith(options_.listen, "unix:");
-    // Removes the socket file of a killed process, because bind would refuse the path. No process
-    // uses this data directory but this one, which holds its lock.
-    if (is_unix) unlink(options_.listen.c_str() + 5);
+    if (is_unix) {
+      absl::StatusOr<SocketPath> taken = SocketPath::Take(options_.listen.substr(5));
+      if (!taken.ok()) return Annotated(taken.status(), absl::StrCat("--listen ", options_.listen));
+      socket_path_ = *std::move(taken);
+    }
     builder.AddListeningPort(options_.listen, credentials.server, &port);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
@@ -311,6 +315,7 @@ class Running : public OrlopServer {
   std::unique_ptr<JobService> job_service_;
   std::unique_ptr<PeerService> peer_service_;
   std::unique_ptr<AdminService> admin_service_;
+  SocketPath socket_path_;  // if the server listens on a Unix socket
   std::unique_ptr<grpc::Server> server_;
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // owned by server_
   std::atomic<bool> stopped_ = false;
@@ -326,9 +331,10 @@ class Running : public OrlopServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<OrlopServer>> OrlopServer::Start(const Options& options) {
+absl::StatusOr<std::unique_ptr<OrlopServer>> OrlopServer::Start(
+    const Options& options, const std::atomic<bool>* is_ending) {
   auto server = std::make_unique<Running>(options);
-  if (absl::Status status = server->Open(); !status.ok()) return status;
+  if (absl::Status status = server->Open(is_ending); !status.ok()) return status;
   return std::unique_ptr<OrlopServer>(std::move(server));
 }
 

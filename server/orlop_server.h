@@ -1,6 +1,7 @@
 // A state server: its data directory, memory, jobs and gRPC services.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -12,12 +13,14 @@ namespace orlop::server {
 class OrlopServer {
  public:
   // Starts a server. Returns once it answers calls and has opened every job that is on disk.
-  // `options` must have passed Validate.
-  //   Status  Unavailable (the address or the data directory is in use), FailedPrecondition (the
-  //           data directory belongs to another server, or a job to another list of peers),
-  //           DataLoss, ResourceExhausted (--memory is too small for the jobs), InvalidArgument (a
-  //           certificate or key cannot be read).
-  static absl::StatusOr<std::unique_ptr<OrlopServer>> Start(const Options& options);
+  // `options` must have passed Validate. Once `is_ending` is true (from any thread; null: never),
+  // the start ends soon, with Cancelled, and leaves on the disk what was there.
+  //   Status  Cancelled, Unavailable (the address or the data directory is in use),
+  //           FailedPrecondition (the data directory belongs to another server, or a job to another
+  //           list of peers), DataLoss, ResourceExhausted (--memory is too small for the jobs),
+  //           InvalidArgument (a certificate or key cannot be read).
+  static absl::StatusOr<std::unique_ptr<OrlopServer>> Start(
+      const Options& options, const std::atomic<bool>* is_ending = nullptr);
   // Ends the server without a flush if Stop was not called. State in memory is then lost.
   virtual ~OrlopServer() = default;
 

@@ -236,8 +236,8 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
   options.max_total_wal_size = 8 << 20;
   options.info_log = std::make_shared<ErrorLog>();
   options.max_open_files = 256;
-  // No Commit references what Sync has not written. Besides, RocksDB 7.8 aborts if a flush at the end
-  // follows one that has failed.
+  // No Commit references what Sync has not written. Besides, RocksDB 7.8 aborts if a flush at the
+  // end follows one that has failed.
   options.avoid_flush_during_shutdown = true;
   const std::shared_ptr<rocksdb::Cache> cache =
       BoundMemory(memory_bytes, &options, &values_options);

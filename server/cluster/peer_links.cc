@@ -56,13 +56,13 @@ PeerLinks::PeerLinks(std::vector<PeerAddress> peers,
 }
 
 PeerLinks::~PeerLinks() {
-  MutexLock lock(&mutex_);
-  while (under_way_ > 0) idle_.Wait(&mutex_);
+  MutexLock lock(&calls_->mutex);
+  while (calls_->under_way > 0) calls_->idle.Wait(&calls_->mutex);
 }
 
 void PeerLinks::OnUnknownJob(std::function<void(int, const std::string&)> callback) {
-  MutexLock lock(&mutex_);
-  on_unknown_job_ = std::move(callback);
+  MutexLock lock(&calls_->mutex);
+  calls_->on_unknown_job = std::move(callback);
 }
 
 void PeerLinks::Send(int to, v1::StepMessage message) {
@@ -70,20 +70,19 @@ void PeerLinks::Send(int to, v1::StepMessage message) {
   flight->message = std::move(message);
   SetDeadline(&flight->context, kMessageTimeout);
   {
-    MutexLock lock(&mutex_);
-    ++under_way_;
+    MutexLock lock(&calls_->mutex);
+    ++calls_->under_way;
   }
   links_[to].peer->async()->Step(&flight->context, &flight->message, &flight->ack,
-                                 [this, to, flight](const grpc::Status& status) {
+                                 [calls = calls_, to, flight](const grpc::Status& status) {
                                    std::function<void(int, const std::string&)> unknown;
-                                   {
-                                     MutexLock lock(&mutex_);
-                                     if (status.error_code() == grpc::StatusCode::NOT_FOUND)
-                                       unknown = on_unknown_job_;
+                                   if (status.error_code() == grpc::StatusCode::NOT_FOUND) {
+                                     MutexLock lock(&calls->mutex);
+                                     unknown = calls->on_unknown_job;
                                    }
                                    if (unknown) unknown(to, flight->message.job());
-                                   MutexLock lock(&mutex_);
-                                   if (--under_way_ == 0) idle_.SignalAll();
+                                   MutexLock lock(&calls->mutex);
+                                   if (--calls->under_way == 0) calls->idle.SignalAll();
                                  });
 }
 

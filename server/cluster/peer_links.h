@@ -66,12 +66,17 @@ class PeerLinks {
   };
   absl::Status Named(int to, const grpc::Status& status) const;
 
+  // What the ends of calls use. They may be at their last instruction when this object is gone.
+  struct Calls {
+    Mutex mutex;
+    CondVar idle;
+    int under_way GUARDED_BY(mutex) = 0;
+    std::function<void(int, const std::string&)> on_unknown_job GUARDED_BY(mutex);
+  };
+
   const std::vector<PeerAddress> addresses_;
   std::vector<Link> links_;
-  Mutex mutex_;
-  CondVar idle_;
-  int under_way_ GUARDED_BY(mutex_) = 0;
-  std::function<void(int, const std::string&)> on_unknown_job_ GUARDED_BY(mutex_);
+  const std::shared_ptr<Calls> calls_ = std::make_shared<Calls>();
 };
 
 }  // namespace orlop::server
