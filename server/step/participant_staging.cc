@@ -536,6 +536,9 @@ void Participant::SendStagingFailure(int64_t now_ms, Actions* actions) {
 }
 
 bool Participant::IsStaged() const {
+  // Of a LOAD nothing is staged before the Seal, although a shard that takes no gradients, as a
+  // buffer, counts as staged from the start of an attempt.
+  if (kind_ == Kind::kLoad && !sealed_) return false;
   return std::all_of(shards_.begin(), shards_.end(),
                      [](const Shard& shard) { return shard.stage == Stage::kStaged; });
 }
