@@ -47,6 +47,9 @@ void Simulation::Do(ServerId server, Send& action) {
   const ServerId to = action.to;
   if (const Prepare* prepare = std::get_if<Prepare>(message.get())) {
     OnPrepareSent(server, to, *prepare);
+  } else if (const OpenJob* open = std::get_if<OpenJob>(message.get())) {
+    if (open->generation > store_.formed)
+      Fail("a server hears of a generation that is not in the record");
   } else if (std::holds_alternative<Discard>(*message)) {
     Meet(Met::kDiscard);
   } else if (const SealReply* reply = std::get_if<SealReply>(message.get())) {

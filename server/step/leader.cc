@@ -413,6 +413,7 @@ void Leader::MaybeDecide(int64_t now_ms, Actions* actions) {
     if (!HoldsInSync(server)) continue;
     const Server& state = servers_[server];
     if (!state.staged.has_value() || state.staged->is_load != is_load) return;
+    if (is_load && !state.sealed) return;
     for (const Commit& commit : commits_) {
       if (!commit.request.absent.empty() && !state.absent_known[commit.request.rank]) return;
     }

@@ -228,6 +228,7 @@ class Leader {
   void FindSilentCopies(int64_t now_ms, Actions* actions);
   void SendWanted(int64_t now_ms, Actions* actions);
   bool WantedMessage(ServerId server, int64_t now_ms, Message* message) const;
+  CatchUp CatchUpMessage(ServerId server) const;
   OpenJob OpenMessage() const;
   void Resend(ServerId server) { servers_[server].sent_ms = INT64_MIN / 2; }
 

@@ -424,13 +424,7 @@ bool Leader::WantedMessage(ServerId server, int64_t now_ms, Message* message) co
   }
   if (phase_ == Phase::kCatchUp) {
     if (!NeedsCatchUp(server) || state.caught_up) return false;
-    CatchUp catch_up{epoch, committed_, std::vector<ServerId>(spec_->shards.size(), -1)};
-    for (size_t shard = 0; shard < spec_->shards.size(); ++shard) {
-      const std::vector<ServerId>& copies = spec_->shards[shard].copies;
-      const bool here = std::find(copies.begin(), copies.end(), server) != copies.end();
-      if (here) catch_up.sources[shard] = record_.in_sync[shard].front().server;
-    }
-    *message = std::move(catch_up);
+    *message = CatchUpMessage(server);
     return true;
   }
   if (!HoldsInSync(server)) return false;
@@ -476,6 +470,16 @@ bool Leader::WantedMessage(ServerId server, int64_t now_ms, Message* message) co
   }
   if (is_flush_due) *message = Flush{epoch, flush_->step, flush_->decision, kept_flush_};
   return is_flush_due;
+}
+
+CatchUp Leader::CatchUpMessage(ServerId server) const {
+  CatchUp message{record_.epoch, committed_, std::vector<ServerId>(spec_->shards.size(), -1)};
+  for (size_t shard = 0; shard < spec_->shards.size(); ++shard) {
+    const std::vector<ServerId>& copies = spec_->shards[shard].copies;
+    const bool here = std::find(copies.begin(), copies.end(), server) != copies.end();
+    if (here) message.sources[shard] = record_.in_sync[shard].front().server;
+  }
+  return message;
 }
 
 OpenJob Leader::OpenMessage() const {

@@ -182,6 +182,8 @@ void Participant::MaybeReport(Actions* actions) {
   // While a decision or discard is being synced, nobody knows whether a crash would keep it. The
   // report waits until that is known.
   if (!discard_durable_ || (prepared_ != nullptr && !prepared_durable_)) return;
+  // Nor while a flush is being written, whose end would make the report untrue.
+  if (flushing_) return;
   reported_epoch_ = epoch_;
   reported_flushes_ = flushes_;
   SendToLeader(BuildReport(), actions);
@@ -602,6 +604,8 @@ void Participant::OnFlushed(absl::Status status, int64_t now_ms, Actions* action
   if (status.ok()) flushes_.insert(flushes_.begin(), written);
   if (Joined()) {
     SendToLeader(FlushReply{epoch_, written.step, written.decision, std::move(status)}, actions);
+  } else if (epoch_ > start_epoch_) {
+    MaybeReport(actions);
   }
   StartApplies(now_ms, actions);
   MaybeFlush(actions);
@@ -638,6 +642,7 @@ void Participant::DropOldFlushes() {
 
 std::vector<int64_t> Participant::FlushedSteps() const {
   std::vector<int64_t> steps;
+  steps.reserve(flushes_.size());
   for (const RecoverReport::Flush& flush : flushes_) steps.push_back(flush.step);
   return steps;
 }

@@ -249,6 +249,8 @@ class Participant {
   // now on.
   void OnFlushed(absl::Status status, int64_t now_ms, Actions* actions);
   bool stopped() const { return life_ == Life::kStopped; }
+  // Whether a committed step is being applied here. Its end waits for nobody else.
+  bool is_applying() const { return committed_; }
 
   // ---- State ----
   // The state for the flush of a clean stop, with has_memory true.
