@@ -185,6 +185,15 @@ class Running : public OrlopServer {
     return absl::OkStatus();
   }
 
+  // Logs when the data directory goes, and when it is back.
+  void LookAtDirectory() {
+    const bool was_there = data_->presence().ok();
+    data_->Look();
+    const absl::Status presence = data_->presence();
+    if (was_there && !presence.ok()) spdlog::error("{}", std::string(presence.message()));
+    if (!was_there && presence.ok()) spdlog::info("data directory {} is back", data_->path());
+  }
+
   // Reports the memory that RocksDB uses to the accountant. If the reservation becomes too small,
   // logs one warning.
   void CountStore() {
@@ -270,6 +279,7 @@ class Running : public OrlopServer {
       while (!halting_ && tick_.WaitUntil(&mutex_, next)) {
       }
       mutex_.Unlock();
+      LookAtDirectory();
       jobs_->Tick();
       job_service_->Tick();
       data_service_->Tick();

@@ -4,7 +4,6 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/types.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -191,6 +190,19 @@ absl::StatusOr<std::string> DataDirectory::GetValue(const std::string& key) cons
 }
 absl::Status DataDirectory::EraseValue(const std::string& key) {
   return store_->Commit({{}, {absl::StrCat("value/", key)}});
+}
+
+void DataDirectory::Look() {
+  struct stat held = {}, found = {};
+  is_there_ = fstat(lock_fd_, &held) == 0 && stat((path_ + "/LOCK").c_str(), &found) == 0 &&
+              held.st_dev == found.st_dev && held.st_ino == found.st_ino;
+}
+
+absl::Status DataDirectory::presence() const {
+  if (is_there_) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(
+      "data directory ", path_,
+      " was removed or replaced, so no step is made; put it back, or export the weights"));
 }
 
 absl::StatusOr<uint64_t> DataDirectory::FreeBytes() const {

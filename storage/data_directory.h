@@ -8,6 +8,7 @@
 // Only its user may read the directory (mode 0700), unless another user has made it.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -56,6 +57,12 @@ class DataDirectory {
   absl::StatusOr<std::string> GetValue(const std::string& key) const;
   absl::Status EraseValue(const std::string& key);
 
+  // Looks whether the directory is where it was, for presence(). Call it now and then.
+  void Look();
+  // Unavailable: the directory was removed or replaced when Look was last called. What is written
+  // then is lost with the process.
+  absl::Status presence() const;
+
   // Returns the free bytes of the file system, as available to an ordinary user.
   absl::StatusOr<uint64_t> FreeBytes() const;
 
@@ -63,8 +70,9 @@ class DataDirectory {
   DataDirectory() = default;
 
   std::string path_;
-  int lock_fd_ = -1;
+  int lock_fd_ = -1;  // of DIR/LOCK
   uint64_t incarnation_ = 0;
+  std::atomic<bool> is_there_ = true;
   std::unique_ptr<Store> store_;
 };
 

@@ -8,6 +8,7 @@ import pytest
 from clusters import wait_until
 from plain_client import Tensor, stubs
 from test_bad_input import refused
+from test_flush import step_all_to_the_end
 from test_restart import SHARD_ELEMENTS, TENSORS, recovered, rejoin_at, snapshots_of_undisturbed_run, start_job, state_of, step_all
 
 
@@ -67,7 +68,7 @@ def test_directory_of_an_earlier_session_at_the_same_step_goes_on(make_cluster, 
     cluster = make_cluster(3)
     expected = snapshots_of_undisturbed_run(cluster, 2)
     job = start_job(cluster)
-    step_all(job, 1)
+    step_all_to_the_end(job, 1)
     cluster.stop()
     shutil.copytree(cluster.servers[victim].data_dir, tmp_path / "old")
     cluster.start()
@@ -89,13 +90,13 @@ def test_directory_of_an_earlier_step_is_named(make_cluster, tmp_path, victim):
     cluster = make_cluster(3)
     expected = snapshots_of_undisturbed_run(cluster, 3)
     job = start_job(cluster)
-    step_all(job, 1)
+    step_all_to_the_end(job, 1)
     cluster.stop()
     shutil.copytree(cluster.servers[victim].data_dir, tmp_path / "old")
     cluster.start()
     recovered(job)
     rejoin_at(job, 1)
-    step_all(job, 2)
+    step_all_to_the_end(job, 2)
     cluster.stop()
     shutil.rmtree(cluster.servers[victim].data_dir)
     shutil.copytree(tmp_path / "old", cluster.servers[victim].data_dir)
@@ -123,3 +124,25 @@ def test_directory_of_another_server_is_refused(make_cluster):
     one.rename(other)
     (cluster.directory / f"{one.name}.away").rename(one)
     cluster.start()
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["leader", "other"])
+def test_directory_that_is_removed_under_a_server_stops_new_steps(make_cluster, victim):
+    """It may be put back: until then the committed step is served, and no other is made."""
+    cluster = make_cluster(2)
+    expected = snapshots_of_undisturbed_run(cluster, 2)
+    job = start_job(cluster)
+    step_all(job, 1)
+    server = cluster.servers[victim]
+    away = server.data_dir.rename(f"{server.data_dir}.away")
+    wait_until(lambda: "was removed or replaced" in server.log())
+    job.patience_seconds = 0
+    with refused("UNAVAILABLE", "STOPPING", server.data_dir):
+        step_all(job, 2)
+    assert job.snapshot() == expected[1]
+    away.rename(server.data_dir)
+    wait_until(lambda: "is back" in server.log())
+    step_all(job, 2)
+    assert job.snapshot() == expected[2]
+    cluster.restart()
+    assert recovered(job).committed_step == 2

@@ -49,8 +49,10 @@ step::RequestId LeaderShell::Join(const step::JoinRequest& join, Caller caller) 
 step::RequestId LeaderShell::Commit(const step::CommitRequest& commit, Caller caller) {
   return Ask(std::move(caller),
              [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
-               if (!is_configuring_) return leader_.OnCommitStep(id, commit, now, actions);
-               AnswerCaller({.request = id, .status = BeingConfigured()});
+               absl::Status refusal = environment_.data->presence();
+               if (is_configuring_) refusal = BeingConfigured();
+               if (refusal.ok()) return leader_.OnCommitStep(id, commit, now, actions);
+               AnswerCaller({.request = id, .status = std::move(refusal)});
              });
 }
 
