@@ -66,7 +66,11 @@ absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
 }
 
 // Returns whether two manifests are equal if TensorSpec.whole is left aside.
-bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
+// `names_durability`: the client has named a level. If not, the level of the existing job is meant,
+// also when another one has become the default since.
+bool SameButPlacement(v1::CreateJobRequest asked, bool names_durability,
+                      const v1::CreateJobRequest& existing) {
+  if (!names_durability) asked.set_durability(existing.durability());
   if (asked.tensors_size() != existing.tensors_size()) return false;
   for (int t = 0; t < asked.tensors_size(); ++t)
     asked.mutable_tensors(t)->set_whole(existing.tensors(t).whole());
@@ -83,6 +87,7 @@ bool SameOptimizer(const v1::ConfigureOptimizerRequest& a, const v1::ConfigureOp
 
 absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
                                 v1::CreateJobResponse* response) {
+  const bool names_durability = manifest.durability() != v1::DURABILITY_UNSPECIFIED;
   if (absl::Status status = CompleteManifest(&manifest); !status.ok()) return status;
   v1::JobDefinition definition;
   ToWire(ManifestDigest(manifest), definition.mutable_manifest_digest());
@@ -108,7 +113,7 @@ absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
   }
   if (!found.ok()) return found.status();
   const std::shared_ptr<const JobModel> model = (*found)->model();
-  if (!SameButPlacement(std::move(manifest), model->definition().manifest())) {
+  if (!SameButPlacement(std::move(manifest), names_durability, model->definition().manifest())) {
     return Refuse(absl::StatusCode::kAlreadyExists,
                   absl::StrCat("job '", name, "' exists with another manifest"),
                   v1::ErrorDetail::CONFLICT);
