@@ -7,6 +7,7 @@
 //                Another one (of CLI11): the command line could not be parsed.
 #include <poll.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grpc/support/log.h>
 #include <signal.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -11,9 +12,9 @@
 #include <mutex>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "spdlog/common.h"
 #include "spdlog/details/log_msg.h"
-#include "spdlog/fmt/fmt.h"
 #include "spdlog/logger.h"
 #include "spdlog/sinks/base_sink.h"
 #include "spdlog/spdlog.h"
@@ -34,7 +35,7 @@ class LossySink : public spdlog::sinks::base_sink<std::mutex> {
   void sink_it_(const spdlog::details::log_msg& message) override {
     spdlog::memory_buf_t line;
     formatter_->format(message, line);
-    if (dropped_ > 0 && Write(fmt::format("{} lines of the log could not be written\n", dropped_)))
+    if (dropped_ > 0 && Write(absl::StrCat(dropped_, " lines of the log could not be written\n")))
       dropped_ = 0;
     if (dropped_ > 0 || !Write({line.data(), line.size()})) ++dropped_;
   }

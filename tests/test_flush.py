@@ -28,6 +28,12 @@ def kill_all(cluster):
     cluster.start()
 
 
+def step_all_to_the_end(job, step):
+    """A server that is stopped right after a commit may write the step before, with this one prepared."""
+    step_all(job, step)
+    wait_until(lambda: job.status().applied_step == step)
+
+
 def test_killed_servers_go_back_to_the_flush_of_a_running_job(make_cluster, bin_dir):
     cluster = make_cluster(3, flags=["--rollback", "auto"])
     expected = snapshots_of_undisturbed_run(cluster, 4)
@@ -111,7 +117,7 @@ def test_stops_of_single_servers_keep_what_all_have(make_cluster, victims):
     cluster = make_cluster(2)
     expected = snapshots_of_undisturbed_run(cluster, 1)
     job = start_job(cluster)
-    step_all(job, 1)
+    step_all_to_the_end(job, 1)
     cluster.restart()
     recovered(job)
     rejoin_at(job, 1)
@@ -136,7 +142,7 @@ def test_flushes_of_another_history_are_erased(make_cluster):
     cluster = make_cluster(2)
     job = start_job(cluster)
     for seed in (1, 2):
-        step_all(job, seed)
+        step_all_to_the_end(job, seed)
         cluster.restart()
         recovered(job)
         rejoin_at(job, seed)
@@ -193,13 +199,13 @@ def test_damaged_old_flush_stops_no_later_one(make_cluster, servers):
 
 def older_and_newer_blobs(cluster, job):
     """Make two flushes, of steps 1 and 2. Return the files that each server wrote for the second one."""
-    step_all(job, 1)
+    step_all_to_the_end(job, 1)
     cluster.stop()
     before = [set(server.data_dir.rglob("*.blob")) for server in cluster.servers]
     cluster.start()
     recovered(job)
     rejoin_at(job, 1)
-    step_all(job, 2)
+    step_all_to_the_end(job, 2)
     cluster.stop()
     return [sorted(set(server.data_dir.rglob("*.blob")) - old) for server, old in zip(cluster.servers, before)]
 

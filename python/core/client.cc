@@ -67,10 +67,46 @@ std::unique_ptr<JobHandle> CreateJob(Client& self, const std::string& job, nb::l
   return ValueOrThrow(WithoutGil([&] { return self.CreateJob(spec); }));
 }
 
+// What a client can see of a cluster.
+void BindLists(nb::class_<Client>* client) {
+  (*client)
+      .def("list_servers",
+           [](Client& self) {
+             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListServers(); })));
+           })
+      .def("list_jobs",
+           [](Client& self) {
+             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListJobs(); })));
+           })
+      .def(
+          "list_tensors",
+          [](Client& self, const std::string& job, const std::string& name_contains) {
+            return ListOf(
+                ValueOrThrow(WithoutGil([&] { return self.ListTensors(job, name_contains); })));
+          },
+          "job"_a, "name_contains"_a = "")
+      .def(
+          "describe_tensor",
+          [](Client& self, const std::string& job, const std::string& tensor) {
+            return ToPython(
+                ValueOrThrow(WithoutGil([&] { return self.DescribeTensor(job, tensor); })));
+          },
+          "job"_a, "tensor"_a)
+      .def(
+          "server_status",
+          [](Client& self, const std::string& server_name) {
+            return ToPython(
+                ValueOrThrow(WithoutGil([&] { return self.ServerStatus(server_name); })));
+          },
+          "server_name"_a = "");
+}
+
 }  // namespace
 
 void BindClient(nb::module_& module) {
-  nb::class_<Client>(module, "Client")
+  nb::class_<Client> client(module, "Client");
+  BindLists(&client);
+  client
       .def_static("connect", &Connect, "server"_a, "certificate"_a = "", "key"_a = "",
                   "authority"_a = "", "timeout_seconds"_a = 60.0,
                   "connect_timeout_seconds"_a = 10.0)
@@ -106,36 +142,7 @@ void BindClient(nb::module_& module) {
           [](Client& self, const std::string& job) {
             return ToPython(ValueOrThrow(WithoutGil([&] { return self.FlushJob(job); })));
           },
-          "job"_a)
-      .def("list_servers",
-           [](Client& self) {
-             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListServers(); })));
-           })
-      .def("list_jobs",
-           [](Client& self) {
-             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListJobs(); })));
-           })
-      .def(
-          "list_tensors",
-          [](Client& self, const std::string& job, const std::string& name_contains) {
-            return ListOf(
-                ValueOrThrow(WithoutGil([&] { return self.ListTensors(job, name_contains); })));
-          },
-          "job"_a, "name_contains"_a = "")
-      .def(
-          "describe_tensor",
-          [](Client& self, const std::string& job, const std::string& tensor) {
-            return ToPython(
-                ValueOrThrow(WithoutGil([&] { return self.DescribeTensor(job, tensor); })));
-          },
-          "job"_a, "tensor"_a)
-      .def(
-          "server_status",
-          [](Client& self, const std::string& server_name) {
-            return ToPython(
-                ValueOrThrow(WithoutGil([&] { return self.ServerStatus(server_name); })));
-          },
-          "server_name"_a = "");
+          "job"_a);
 }
 
 }  // namespace orlop::python

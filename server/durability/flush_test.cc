@@ -168,6 +168,7 @@ TEST(Flush, WorksAcrossMemoryBudgets) {
 std::vector<int64_t> FlushedSteps(const storage::Store& disk) {
   std::vector<int64_t> steps;
   const std::vector<FlushInfo> flushes = ListFlushes(disk, "job").value();
+  steps.reserve(flushes.size());
   for (const FlushInfo& flush : flushes) steps.push_back(flush.step);
   return steps;
 }

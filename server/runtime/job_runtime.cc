@@ -144,6 +144,7 @@ step::KeyVerdict JobRuntime::CheckKey(const step::AttemptKey& key,
 
 BegunPiece JobRuntime::BeginPiece(const PieceRequest& request,
                                   const std::shared_ptr<Wakeup>& wakeup) {
+  if (absl::Status gone = environment_.data->presence(); !gone.ok()) return {false, gone, {}};
   PieceTicket ticket;
   {
     MutexLock lock(&mutex_);
@@ -297,7 +298,8 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
     if (!flush_status_.ok()) return flush_status_;
     if (absl::Status damage = participant_->damage(); !damage.ok())
       return damage;  // no version is whole: the flushes before stay
-    if (flushing_) {
+    const bool is_applying = participant_->is_applying() && applies_->room_status().ok();
+    if (flushing_ || is_applying) {
       changed_.Wait(&mutex_);
       continue;
     }
@@ -305,8 +307,7 @@ absl::Status JobRuntime::Stop(steady_clock::time_point deadline) {
       if (absl::Status room = applies_->room_status(); !room.ok()) return room;
       if (absl::Status disk = disk_->status(); !disk.ok()) return disk;
       return absl::DeadlineExceededError(
-          absl::StrCat("job '", job_, "' did not come to rest: it waits for another server",
-                       ", or its step is still being applied"));
+          absl::StrCat("job '", job_, "' did not come to rest: it waits for another server"));
     }
   }
   return flush_status_;

@@ -106,7 +106,8 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   // waits for messages between the two machines here only.
   void BeginStop();
   // Waits until that is done: for other servers and for room on the disk until `deadline`, for the
-  // flush as long as it takes. OK only when all is on disk, and noted under CleanKey.
+  // applies and the flush as long as they take. OK only when all is on disk, and noted under
+  // CleanKey.
   absl::Status Stop(std::chrono::steady_clock::time_point deadline);
   // The job was deleted: callers are answered NotFound, late completions ignored.
   void Close();

@@ -451,6 +451,23 @@ TEST_F(JobOnAFaultyDisk, FlushMayTakeLongerThanTheDeadline) {
   EXPECT_TRUE(job_->AwaitVersion(0, 1, Soon()).ok());
 }
 
+// Nor does it limit the apply of a committed step, however slow the disk of spilled slots is.
+TEST_F(JobOnAFaultyDisk, ApplyMayTakeLongerThanTheDeadline) {
+  ASSERT_NO_FATAL_FAILURE(LoadAndStep());
+  world_.disk.HangWrites();
+  ASSERT_NO_FATAL_FAILURE(Step(3));
+  world_.disk.AwaitHangingWrite();
+  std::jthread heal([this] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    world_.disk.Heal();
+  });
+  const absl::Status stopped = table_->Stop(std::chrono::steady_clock::now());
+  ASSERT_TRUE(stopped.ok()) << stopped;
+  ASSERT_NO_FATAL_FAILURE(Restart());
+  Use("job");
+  EXPECT_TRUE(job_->AwaitVersion(0, 2, Soon()).ok());
+}
+
 // A flush is all of a job's state only until the job starts again.
 TEST_F(JobOnAFaultyDisk, KilledAfterACleanStopIsLostMemory) {
   ASSERT_NO_FATAL_FAILURE(LoadAndStep());
