@@ -108,10 +108,9 @@ int main(int argc, char** argv) {
   auto starting =
       std::async(std::launch::async, [&] { return OrlopServer::Start(*options, &is_ending); });
   bool is_end = false;
-  while (starting.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
-    is_end = IsEnd(signal_fd, parent_fd, kReadyPollMs) || is_end;
-    is_ending = is_end;
-  }
+  while (!is_end && starting.wait_for(std::chrono::seconds(0)) != std::future_status::ready)
+    is_end = IsEnd(signal_fd, parent_fd, kReadyPollMs);
+  is_ending = is_end;
   absl::StatusOr<std::unique_ptr<OrlopServer>> server = starting.get();
   if (absl::IsCancelled(server.status())) {
     spdlog::info("stopped before it had started; what was on disk stays");

@@ -155,3 +155,24 @@ def test_stops_under_load_end_with_zero(make_cluster, stops):
             assert recovered(job).committed_step == step
             rejoin_at(job, step)
         time.sleep(0.01)
+
+
+def test_signal_during_a_start_ends_it_and_leaves_the_state(make_cluster):
+    """The server reads a flush back, job by job, and is stopped at a random moment of that."""
+    cluster = make_cluster(1)
+    jobs = [start_job(cluster, f"job-{number}") for number in range(6)]
+    for job in jobs:
+        step_all(job, 1)
+    before = [job.snapshot() for job in jobs]
+    server = cluster.servers[0]
+    server.stop()
+    for delay in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08):
+        server.launch()
+        time.sleep(delay)
+        server.process.send_signal(signal.SIGTERM)
+        status = server.process.wait(STOP_SECONDS)
+        assert status in (0, -signal.SIGTERM), server.log()  # it may not have blocked the signal yet
+    server.start()
+    for job, expected in zip(jobs, before):
+        assert recovered(job).committed_step == 1 and state_of(job) == "READY"
+        assert job.snapshot() == expected
