@@ -8,7 +8,7 @@ pair is the ratio of the two medians, turned so that above 1 is always worse. Pa
 every figure lies within 1 +- `--within` of its median, or `--most` pairs have run. The interval is that of the sign test, which holds for
 any distribution of the ratios.
 
-Leave the machine alone meanwhile.
+Ctrl-C ends one comparison, which counts as far as it went. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -53,11 +53,14 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 
 def compare(first: pathlib.Path, second: pathlib.Path, bench: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Ratios second / first by figure, of as many pairs as it takes."""
+    """Ratios second / first by figure, of as many pairs as it takes, or as there were until Ctrl-C."""
     ratios: dict[str, list[float]] = {}
     for pair in range(options.most):
         order = (first, second) if pair % 2 == 0 else (second, first)
-        one, other = (figures(folder, bench, options.extra) for folder in order)
+        try:
+            one, other = (figures(folder, bench, options.extra) for folder in order)
+        except KeyboardInterrupt:
+            break
         before, after = (one, other) if pair % 2 == 0 else (other, one)
         for name, value in before.items():
             if name in after:

@@ -73,3 +73,16 @@ def test_a_run_that_always_fails_ends_the_comparison(tmp_path, capfd):
     with pytest.raises(SystemExit, match="failed 3 times"):
         pairs.figures(folder, "wire", [])
     assert "no disk" in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_a_comparison_with_the_pairs_it_has(monkeypatch, capsys):
+    calls = iter(range(1000))
+
+    def figures(folder, bench, extra):
+        if next(calls) in (5, 12):
+            raise KeyboardInterrupt
+        return {"x.push": 1.0 if folder.name == "a" else 2.0}
+    monkeypatch.setattr(pairs, "figures", figures)
+    pairs.main(["a", "b", "--bench", "wire"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(row[0], row[2], row[-1]) for row in rows] == [("A/A", "1.000", "2"), ("A/B", "2.000", "3")]
