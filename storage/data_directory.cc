@@ -144,6 +144,12 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
   directory->store_ =
       options.wrap_store ? options.wrap_store(*std::move(store)) : *std::move(store);
 
+  auto started = ReadFile(options.path + "/STARTED");
+  if (!started.ok() && !absl::IsNotFound(started.status())) return started.status();
+  if (started.ok() &&
+      !absl::SimpleAtoi(absl::StripAsciiWhitespace(*started), &directory->last_started_))
+    return absl::DataLossError(absl::StrCat(options.path, "/STARTED is damaged; remove it"));
+
   auto incarnation = directory->store_->Get(kIncarnationKey);
   if (incarnation.ok() && !absl::SimpleAtoi(*incarnation, &directory->incarnation_))
     return absl::DataLossError(
@@ -154,6 +160,10 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
       directory->store_->Commit({{{kIncarnationKey, absl::StrCat(directory->incarnation_)}}});
   if (!stored.ok()) return stored;
   return directory;
+}
+
+absl::Status DataDirectory::MarkStarted() {
+  return WriteFile(path_, "STARTED", absl::StrCat(incarnation_, "\n"));
 }
 
 DataDirectory::~DataDirectory() {

@@ -3,6 +3,7 @@
 //
 //   DIR/LOCK      held with flock by the running process; holds its pid
 //   DIR/IDENTITY  "orlop data directory 1\nserver NAME\n"
+//   DIR/STARTED   number of the last process that has started its jobs, as decimal text
 //   DIR/store/    RocksDB (storage/store.h)
 //
 // Only its user may read the directory (mode 0700), unless another user has made it.
@@ -44,6 +45,12 @@ class DataDirectory {
   // Returns a number, from 1, that no earlier process of this directory had. Open has synced it.
   uint64_t incarnation() const { return incarnation_; }
   Store& store() { return *store_; }
+  // Writes and syncs, apart from the store, that this process starts its jobs. Status: DataLoss,
+  // ResourceExhausted, InvalidArgument.
+  absl::Status MarkStarted();
+  // Returns the number of the last earlier process that has called MarkStarted; 0: none is known.
+  // If the store says that an earlier one was the last, the store is older than this file.
+  uint64_t last_started() const { return last_started_; }
 
   // Stores and syncs the highest epoch of a job that this server has accepted. Status:
   // FailedPrecondition if a higher one is stored, DataLoss, ResourceExhausted.
@@ -72,6 +79,7 @@ class DataDirectory {
   std::string path_;
   int lock_fd_ = -1;  // of DIR/LOCK
   uint64_t incarnation_ = 0;
+  uint64_t last_started_ = 0;
   std::atomic<bool> is_there_ = true;
   std::unique_ptr<Store> store_;
 };

@@ -111,6 +111,34 @@ def test_directory_of_an_earlier_step_is_named(make_cluster, tmp_path, victim):
     assert job.snapshot() == expected[3]
 
 
+@pytest.mark.parametrize("victim", [0, 1], ids=["leader", "other"])
+def test_store_that_is_older_than_its_last_process_is_named(make_cluster, tmp_path, victim):
+    """The store forgets a whole session, as if its log had been cut, but no file beside it does. One server alone would take the state of
+    the session before for the newest one."""
+    cluster = make_cluster(1 + victim)
+    expected = snapshots_of_undisturbed_run(cluster, 2)
+    job = start_job(cluster)
+    step_all_to_the_end(job, 1)
+    cluster.stop()
+    store = cluster.servers[victim].data_dir / "store"
+    shutil.copytree(store, tmp_path / "store")
+    cluster.start()
+    recovered(job)
+    rejoin_at(job, 1)
+    step_all_to_the_end(job, 2)
+    cluster.stop()
+    shutil.rmtree(store)
+    shutil.copytree(tmp_path / "store", store)
+    cluster.start()
+    assert known(job) == "ROLLBACK_OFFERED" and job.status().rollback_step == 1, job.status()
+    assert "is older than its last process" in cluster.servers[victim].log()
+    job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=1), timeout=60)
+    rejoin_at(job, 1)
+    assert job.snapshot() == expected[1]
+    step_all(job, 2)
+    assert job.snapshot() == expected[2]
+
+
 def test_directory_of_another_server_is_refused(make_cluster):
     cluster = make_cluster(2)
     start_job(cluster)

@@ -41,7 +41,7 @@ absl::StatusOr<bool> JobDisk::WriteRecord(const step::JobRecord& record) {
 
 absl::Status JobDisk::WriteCleanMark() {
   MutexLock lock(&write_mutex_);
-  return Write([&] { return data_->PutValue(CleanKey(job_), ""); });
+  return Write([&] { return data_->PutValue(CleanKey(job_), absl::StrCat(data_->incarnation())); });
 }
 
 absl::Status JobDisk::EraseCleanMark() {

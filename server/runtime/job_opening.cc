@@ -79,8 +79,9 @@ absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
   return absl::OkStatus();
 }
 
-// Loads the newest flush if CleanKey says that it is all of the job's state. If it is damaged, only
-// this job loses its memory: the server starts, with OK.
+// Loads the newest flush if CleanKey says that it is all of the job's state, as the last process
+// that started the job has left it. If it is damaged, only this job loses its memory: the server
+// starts, with OK.
 absl::Status LoadIfClean(const Environment& environment, const JobModel& model, OpenedJob* opened) {
   absl::StatusOr<std::vector<FlushInfo>> flushes =
       ListFlushes(environment.data->store(), model.job());
@@ -88,6 +89,14 @@ absl::Status LoadIfClean(const Environment& environment, const JobModel& model, 
   const absl::StatusOr<std::string> clean = environment.data->GetValue(CleanKey(model.job()));
   if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
   if (!clean.ok() || flushes->empty()) return absl::OkStatus();
+  const uint64_t last = environment.data->last_started();
+  if (last > 0 && !clean->empty() && *clean != absl::StrCat(last)) {
+    spdlog::error(
+        "job {}: the store in {} is older than its last process, number {}: what that one "
+        "wrote is gone",
+        model.job(), environment.data->path(), last);
+    return absl::OkStatus();
+  }
   absl::Status loaded = LoadFlushed(environment, model, flushes->front(), opened);
   if (!absl::IsDataLoss(loaded)) return loaded;
   spdlog::error("job {}: the state of the last stop cannot be read: {}", model.job(),

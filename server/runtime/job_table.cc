@@ -45,6 +45,7 @@ absl::Status JobTable::OpenAll() {
   }
   // Jobs are started only after all could be opened: a server that cannot start leaves every job on
   // disk as it was.
+  if (absl::Status marked = environment_.data->MarkStarted(); !marked.ok()) return marked;
   for (const std::shared_ptr<JobRuntime>& job : List())
     if (absl::Status status = job->Start(); !status.ok()) return status;
   MutexLock lock(&mutex_);
