@@ -418,8 +418,7 @@ void Simulation::Do(ServerId server, WriteFlush& action) {
   if (is_empty && !hosts_[server].disk.flushes.empty())
     return Fail("a flush of nothing takes the place of one that can be rolled back to");
   const bool fails = !action.is_stop && FaultsOn() && random_.OneIn(20);
-  const bool is_trimmed =
-      !random_.OneIn(10);  // the end of the process, or the disk, may prevent it
+  const bool is_trimmed = !random_.OneIn(10);  // the disk may prevent it
   const auto write = [this, server, stop, action, is_trimmed](Disk* disk) {
     const std::vector<Values>& values = hosts_[server].values;
     RecoverReport::Flush id;

@@ -539,9 +539,9 @@ void Leader::OnFlush(RequestId request, int64_t now_ms, Actions* actions) {
   if (!flush_) {
     if (kept_flush_.decision == committed_->identity) return EndFlush(absl::OkStatus(), actions);
     flush_ = {committed_->step, committed_->identity};
-    for (Server& server : servers_) {
-      server.flushed = false;
-      if (server.applied) server.sent_ms = INT64_MIN / 2;
+    for (ServerId server = 0; server < spec_->server_count; ++server) {
+      servers_[server].flushed = false;
+      if (servers_[server].applied) Resend(server);
     }
   }
   Advance(now_ms, actions);

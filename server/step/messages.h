@@ -62,8 +62,8 @@ struct RecoverReport {
     int64_t step = 0;
     Digest decision;  // identity of the decision that made `step`
   };
-  std::vector<Flush>
-      flushes;  // whole ones on disk, newest first; each has all shards of the server
+  // The whole ones on disk, newest first. Each has all shards of the server.
+  std::vector<Flush> flushes;
 };
 
 // The result of staging one shard.

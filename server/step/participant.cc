@@ -19,6 +19,7 @@
 #include "server/step/job.h"
 #include "server/step/layout.h"
 #include "server/step/messages.h"
+#include "server/step/recovery.h"
 
 namespace orlop::step {
 namespace {
@@ -579,10 +580,7 @@ void Participant::Obey(ServerId from, const Flush& message, int64_t now_ms, Acti
   const auto reply = [&](absl::Status status) {
     SendToLeader(FlushReply{epoch_, message.step, message.decision, std::move(status)}, actions);
   };
-  const bool is_written = std::any_of(flushes_.begin(), flushes_.end(), [&](const auto& flush) {
-    return flush.decision == message.decision;
-  });
-  if (is_written) return reply(absl::OkStatus());
+  if (HasFlush(flushes_, {message.step, message.decision})) return reply(absl::OkStatus());
   if (absl::Status damaged = damage(); !damaged.ok()) return reply(std::move(damaged));
   const bool is_here =
       !committed_ && std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
@@ -620,10 +618,7 @@ void Participant::LearnKept(const RecoverReport::Flush& kept, Actions* actions) 
     if (flush.step > committed_step_ || (flush.step == committed_step_ && !is_made)) return true;
     // The leader has seen this flush in the report, and some server does not have it. No server can
     // write it any more.
-    const bool is_reported =
-        std::any_of(reported_flushes_.begin(), reported_flushes_.end(),
-                    [&](const auto& reported) { return reported.decision == flush.decision; });
-    return is_reported && flush.step < committed_step_ &&
+    return HasFlush(reported_flushes_, flush) && flush.step < committed_step_ &&
            (kept.decision.empty() || flush.step > kept.step);
   };
   if (std::erase_if(flushes_, is_needless) > 0) actions->push_back(KeepFlushes{FlushedSteps()});

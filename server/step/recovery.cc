@@ -154,11 +154,6 @@ bool IsStillLoading(const JobRecord& record, const Reports& reports) {
 
 namespace {
 
-bool HasFlush(const RecoverReport& report, const RecoverReport::Flush& target) {
-  return std::any_of(report.flushes.begin(), report.flushes.end(),
-                     [&](const auto& flush) { return flush.decision == target.decision; });
-}
-
 // Returns whether for every shard, some server that may hold it has reported, and `can` is true of
 // its report.
 template <typename Can>
@@ -172,13 +167,19 @@ bool EveryShard(const JobSpec& spec, const Reports& reports, const Can& can) {
 
 }  // namespace
 
+bool HasFlush(const std::vector<RecoverReport::Flush>& flushes,
+              const RecoverReport::Flush& target) {
+  return std::any_of(flushes.begin(), flushes.end(),
+                     [&](const auto& flush) { return flush.decision == target.decision; });
+}
+
 bool CanRestore(const RecoverReport& report, const RecoverReport::Flush& target) {
   const bool live = !report.shards.empty() && report.last_applied != nullptr &&
                     report.last_applied->identity == target.decision &&
                     std::all_of(report.shards.begin(), report.shards.end(), [&](const auto& shard) {
                       return shard.applied == target.decision;
                     });
-  return live || HasFlush(report, target);
+  return live || HasFlush(report.flushes, target);
 }
 
 RecoverReport::Flush NewestCommonFlush(const JobSpec& spec, const Reports& reports,
@@ -189,7 +190,7 @@ RecoverReport::Flush NewestCommonFlush(const JobSpec& spec, const Reports& repor
     for (const auto& flush : report->flushes) {
       if (flush.step > committed_step) continue;
       if (!newest.decision.empty() && flush.step <= newest.step) continue;
-      const auto has = [&](const RecoverReport& other) { return HasFlush(other, flush); };
+      const auto has = [&](const RecoverReport& other) { return HasFlush(other.flushes, flush); };
       if (EveryShard(spec, reports, has)) newest = flush;
     }
   }

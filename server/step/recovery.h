@@ -45,6 +45,9 @@ bool IsStillLoading(const JobRecord& record, const Reports& reports);
 // state, some server that may hold the shard can restore it (CanRestore).
 std::vector<RecoverReport::Flush> RollbackOffers(const JobSpec& spec, const Reports& reports);
 
+// Returns whether the flush of the decision that `target` names is among `flushes`.
+bool HasFlush(const std::vector<RecoverReport::Flush>& flushes, const RecoverReport::Flush& target);
+
 // Returns the newest flush that every shard has on the disk of some server that may hold it, of
 // `committed_step` at most: a later one is of another history. Empty decision: there is none.
 RecoverReport::Flush NewestCommonFlush(const JobSpec& spec, const Reports& reports,
