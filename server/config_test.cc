@@ -120,6 +120,18 @@ TEST(Config, ServerFindsItselfAmongPeers) {
   EXPECT_FALSE(ParsePeers("a=host:70000").ok());
 }
 
+TEST(Config, TimesHaveAUnitAndLimits) {
+  EXPECT_EQ(ParseDuration("200ms").value(), 200);
+  EXPECT_EQ(ParseDuration("90s").value(), 90'000);
+  EXPECT_EQ(ParseDuration("10min").value(), 600'000);
+  EXPECT_EQ(ParseDuration("8760h").value(), int64_t{365} * 24 * 3'600'000);
+  EXPECT_EQ(ParseDuration("never").value(), 0);
+  for (const char* bad : {"", "10", "min", "-1s", "0s", "8761h", "1.5h", "10 min", "10minutes",
+                          "9223372036854775807s", "99999999999999999999s"})
+    EXPECT_THAT(std::string(ParseDuration(bad).status().message()),
+                HasSubstr(absl::StrCat("'", bad, "'")));
+}
+
 TEST(Config, LimitsAreToldWithTheValue) {
   Options options;
   options.memory_bytes = 1000;

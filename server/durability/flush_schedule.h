@@ -23,7 +23,6 @@ class FlushSchedule {
   void Ended(int64_t begin_ms, int64_t now_ms) {
     next_ms_ = now_ms + std::max(every_ms_, kShare * (now_ms - begin_ms));
   }
-  int64_t next_ms() const { return next_ms_; }
 
  private:
   static constexpr int64_t kShare = 49;  // of the time a flush takes, until the next one
