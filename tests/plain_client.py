@@ -310,6 +310,10 @@ class PlainJob:
     def status(self):
         return self.job().JobStatus(stubs().job.JobStatusRequest(job=self.name), timeout=DEADLINE_SECONDS)
 
+    def roll_back(self, to_step, address=None):
+        request = stubs().admin.AcceptRollbackRequest(job=self.name, to_step=to_step)
+        return self.admin(address).AcceptRollback(request, timeout=DEADLINE_SECONDS)
+
     def delete(self):
         return self.job().DeleteJob(stubs().job.DeleteJobRequest(job=self.name, confirm=self.name), timeout=DEADLINE_SECONDS)
 

@@ -261,7 +261,7 @@ def test_full_disk_at_a_stop_is_reported_and_keeps_the_last_flush(make_cluster, 
     server.start()
     status = recovered(job)
     assert stubs().job.JobStatusResponse.State.Name(status.state) == "ROLLBACK_OFFERED" and status.rollback_step == 1
-    job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=1), timeout=60)
+    job.roll_back(1)
     recovered(job)
     job.join()
     assert job.snapshot() == at_flush

@@ -19,10 +19,6 @@ def flush(job, address=None):
     return job.admin(address).FlushJob(stubs().admin.FlushJobRequest(job=job.name), timeout=60)
 
 
-def roll_back(job, to_step):
-    return job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=to_step), timeout=60)
-
-
 def kill_all(cluster):
     for server in cluster.servers:
         server.kill()
@@ -138,7 +134,7 @@ def test_stops_of_single_servers_keep_what_all_have(make_cluster, victims):
     cluster.servers[victims[0]].start()
     status = recovered(job)
     assert state_of(job) == "ROLLBACK_OFFERED" and status.rollback_step == 1, status
-    roll_back(job, 1)
+    job.roll_back(1)
     rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
 
@@ -156,13 +152,13 @@ def test_flushes_of_another_history_are_erased(make_cluster):
     cluster.servers[1].kill()
     cluster.servers[1].start()
     assert recovered(job).rollback_step == 2
-    roll_back(job, 1)
+    job.roll_back(1)
     rejoin_at(job, 1)
     step_all(job, 12)
     step_all(job, 13)
     kill_all(cluster)
     assert recovered(job).rollback_step == 1
-    roll_back(job, 1)
+    job.roll_back(1)
 
 
 def flip_a_bit(path, at):
@@ -226,7 +222,7 @@ def test_damaged_flush_is_not_offered_and_the_one_before_is(make_cluster, victim
     cluster.start()
     status = recovered(job)
     assert state_of(job) == "ROLLBACK_OFFERED" and status.rollback_step == 1, status
-    roll_back(job, 1)
+    job.roll_back(1)
     rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
     step_all(job, 2)
@@ -251,10 +247,10 @@ def test_flush_that_is_damaged_under_a_running_server_names_the_one_before(make_
     cluster.servers[1].start()
     assert recovered(job).rollback_step == 2
     with pytest.raises(grpc.RpcError) as caught:
-        roll_back(job, 2)
+        job.roll_back(2)
     assert caught.value.code() == grpc.StatusCode.DATA_LOSS
     wait_until(lambda: job.status().rollback_step == 1)
-    roll_back(job, 1)
+    job.roll_back(1)
     rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
 

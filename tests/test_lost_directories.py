@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clusters import wait_until
-from plain_client import Tensor, stubs
+from plain_client import Tensor
 from test_bad_input import refused
 from test_flush import step_all_to_the_end
 from test_restart import SHARD_ELEMENTS, TENSORS, recovered, rejoin_at, snapshots_of_undisturbed_run, start_job, state_of, step_all
@@ -33,6 +33,20 @@ def start_small_job(cluster, name):
     job.join()
     job.load({"w": np.ones(4, "<f4")})
     return job, set(job.owners.values()).pop()
+
+
+def forget_a_session(cluster, job, path, tmp_path, steps=()):
+    """Stop the servers, run one more session in which workers join and make these steps, and put `path` back as it was before it."""
+    cluster.stop()
+    shutil.copytree(path, tmp_path / "before")
+    cluster.start()
+    rejoin_at(job, recovered(job).committed_step)
+    for step in steps:
+        step_all_to_the_end(job, step)
+    cluster.stop()
+    shutil.rmtree(path)
+    shutil.copytree(tmp_path / "before", path)
+    cluster.start()
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["leader", "other"])
@@ -69,15 +83,7 @@ def test_directory_of_an_earlier_session_at_the_same_step_goes_on(make_cluster, 
     expected = snapshots_of_undisturbed_run(cluster, 2)
     job = start_job(cluster)
     step_all_to_the_end(job, 1)
-    cluster.stop()
-    shutil.copytree(cluster.servers[victim].data_dir, tmp_path / "old")
-    cluster.start()
-    recovered(job)
-    rejoin_at(job, 1)
-    cluster.stop()
-    shutil.rmtree(cluster.servers[victim].data_dir)
-    shutil.copytree(tmp_path / "old", cluster.servers[victim].data_dir)
-    cluster.start()
+    forget_a_session(cluster, job, cluster.servers[victim].data_dir, tmp_path)
     assert known(job) == "READY" and job.status().committed_step == 1
     rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
@@ -91,19 +97,10 @@ def test_directory_of_an_earlier_step_is_named(make_cluster, tmp_path, victim):
     expected = snapshots_of_undisturbed_run(cluster, 3)
     job = start_job(cluster)
     step_all_to_the_end(job, 1)
-    cluster.stop()
-    shutil.copytree(cluster.servers[victim].data_dir, tmp_path / "old")
-    cluster.start()
-    recovered(job)
-    rejoin_at(job, 1)
-    step_all_to_the_end(job, 2)
-    cluster.stop()
-    shutil.rmtree(cluster.servers[victim].data_dir)
-    shutil.copytree(tmp_path / "old", cluster.servers[victim].data_dir)
-    cluster.start()
+    forget_a_session(cluster, job, cluster.servers[victim].data_dir, tmp_path, steps=[2])
     state = known(job)
     assert state == "ROLLBACK_OFFERED" and job.status().rollback_step == 1, job.status()
-    job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=1), timeout=60)
+    job.roll_back(1)
     rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
     for seed in (2, 3):
@@ -119,20 +116,10 @@ def test_store_that_is_older_than_its_last_process_is_named(make_cluster, tmp_pa
     expected = snapshots_of_undisturbed_run(cluster, 2)
     job = start_job(cluster)
     step_all_to_the_end(job, 1)
-    cluster.stop()
-    store = cluster.servers[victim].data_dir / "store"
-    shutil.copytree(store, tmp_path / "store")
-    cluster.start()
-    recovered(job)
-    rejoin_at(job, 1)
-    step_all_to_the_end(job, 2)
-    cluster.stop()
-    shutil.rmtree(store)
-    shutil.copytree(tmp_path / "store", store)
-    cluster.start()
+    forget_a_session(cluster, job, cluster.servers[victim].data_dir / "store", tmp_path, steps=[2])
     assert known(job) == "ROLLBACK_OFFERED" and job.status().rollback_step == 1, job.status()
     assert "is older than its last process" in cluster.servers[victim].log()
-    job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=1), timeout=60)
+    job.roll_back(1)
     rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
     step_all(job, 2)

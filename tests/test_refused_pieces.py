@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clusters import wait_until
-from plain_client import ADAMW, chunk_checksum, chunks_of_piece, stubs
+from plain_client import ADAMW, chunk_checksum, chunks_of_piece
 from test_restart import TENSORS, random_arrays, recovered, rejoin_at, start_job, state_of, step_all
 
 BIAS = random_arrays(7)["bias"]
@@ -95,5 +95,4 @@ def test_load_of_refused_pieces_alone_changes_nothing(make_cluster):
     for name, values in before.items():
         assert np.array_equal(after[name], values), name
     cluster.restart()
-    assert recovered(job).committed_step == 2
-    assert stubs().job.JobStatusResponse.State.Name(job.status().state) == "READY"
+    assert recovered(job).committed_step == 2 and state_of(job) == "READY"

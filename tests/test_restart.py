@@ -169,21 +169,19 @@ def test_killed_server_offers_the_common_flush_and_no_mixture(make_cluster, bin_
         job.join(min_committed_step=2)
     assert detail_of(caught.value).version == 1
     assert_nothing_is_served(job)
-    accept = stubs().admin.AcceptRollbackRequest
     with refused("FAILED_PRECONDITION", "ROLLBACK_OFFERED", 1) as caught:
-        job.admin(cluster.servers[1].address).AcceptRollback(accept(job=job.name, to_step=0), timeout=60)  # forwarded
+        job.roll_back(0, cluster.servers[1].address)  # forwarded
     assert detail_of(caught.value).limit == "1"
 
     if victim == 0:
-        accepted = job.admin().AcceptRollback(accept(job=job.name, to_step=1), timeout=60)
+        accepted = job.roll_back(1)
         assert accepted.committed_step == 1
     else:
         command = [bin_dir / "orlop", "--server", cluster.address, "--json", "rollback", job.name, "--to-step", "1"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["committed_step"] in (1, "1")
-    job.committed_step = 1
-    job.join()
+    rejoin_at(job, 1)
     assert job.snapshot() == expected[1]
     step_all(job, 2)
     assert job.snapshot() == expected[2], "the step after the rollback makes the same bits again"
@@ -200,7 +198,7 @@ def test_killed_server_without_any_flush_is_data_loss(make_cluster):
         job.join()
     assert_nothing_is_served(job)
     with refused("FAILED_PRECONDITION", "LOST", job.name):
-        job.admin().AcceptRollback(stubs().admin.AcceptRollbackRequest(job=job.name, to_step=0), timeout=60)
+        job.roll_back(0)
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["leader", "other"])
