@@ -1,5 +1,6 @@
 #include "proto/status.h"
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
@@ -44,6 +45,14 @@ absl::Status Annotated(const absl::Status& status, std::string_view context,
       status.code(),
       absl::StrCat(absl::string_view(context.data(), context.size()), ": ", status.message()),
       detail);
+}
+
+std::string Beginning(std::string_view text, size_t bytes) {
+  if (text.size() > bytes) {
+    while (bytes > 0 && (static_cast<unsigned char>(text[bytes]) & 0xc0) == 0x80) --bytes;
+    text = text.substr(0, bytes);
+  }
+  return std::string(text);
 }
 
 // absl and gRPC use the same numbers for codes (google.rpc.Code); a test holds this.

@@ -5,6 +5,8 @@
 
 #include <grpcpp/support/status.h>
 
+#include <cstddef>
+#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -26,6 +28,10 @@ v1::ErrorDetail DetailOf(const absl::Status& status);
 // its detail; fields set in `more` win.
 absl::Status Annotated(const absl::Status& status, std::string_view context,
                        const v1::ErrorDetail& more = {});
+
+// Returns the beginning of a text in UTF-8 that someone has sent: at most `bytes`, cut between two
+// characters.
+std::string Beginning(std::string_view text, size_t bytes);
 
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
