@@ -185,3 +185,26 @@ def test_a_pull_that_nobody_takes_is_ended(make_cluster):
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert caught.value.code() == grpc.StatusCode.CANCELLED
+
+
+def nvme_bytes(status, job):
+    return total_bytes(use for use in status.uses if use.tier == "NVME" and use.job == job.name)
+
+
+def test_spilled_slots_come_back_when_a_guest_has_gone(make_cluster):
+    cluster = make_cluster(1, memory="128MiB")
+    tensors = [Tensor(f"layers.{i}.weight", (1024, 1024)) for i in range(4)]
+    host, guest = (cluster.job(name, tensors) for name in ("host", "guest"))
+    weights = {tensor.name: np.full(tensor.shape, 3, "f4") for tensor in tensors}
+    for job in (host, guest):
+        job.create()
+        job.configure(job.groups(state="fp32"))
+        job.join()
+        job.load(weights)
+    assert nvme_bytes(status_of(host, cluster.servers[0]), host) > 0
+    host.step(weights, [ADAMW])
+    held = {name: host.pull(name).tobytes() for name in weights}
+    guest.delete()
+    wait_until(lambda: nvme_bytes(status_of(host, cluster.servers[0]), host) == 0)
+    assert {name: host.pull(name).tobytes() for name in weights} == held
+    host.step(weights, [ADAMW])

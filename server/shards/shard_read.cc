@@ -114,13 +114,22 @@ absl::Status CheckBox(const ShardInfo& shard, const SlotFormat& format, const Re
 
 // Returns the bytes of a slot. If an apply replaces a value on disk while it is read, the error is
 // VERSION_GONE, not DataLoss.
-absl::StatusOr<BufferPtr> Fetch(const Shard& shard, const Seen& seen, int64_t version) {
-  auto bytes = shard.slots.Read(seen.slot, seen.bytes);
-  if (bytes.ok()) return bytes;
-  bool is_gone = false;
-  shard.slots.Inspect(
-      [&](const SlotHome::View& view) { is_gone = view.changing || view.version != version; });
-  return is_gone ? VersionGone(shard.info, version) : bytes.status();
+absl::StatusOr<BufferPtr> Fetch(const Shard& shard, Seen seen, int64_t version) {
+  for (;;) {
+    auto bytes = shard.slots.Read(seen.slot, seen.bytes);
+    if (bytes.ok()) return bytes;
+    bool is_gone = false, has_moved = false;
+    shard.slots.Inspect([&](const SlotHome::View& view) {
+      is_gone = view.changing || view.version != version;
+      const SlotBytes& now = view.slots[SlotIndex(seen.slot)].bytes;
+      // The slot may have been brought back, and spilled again.
+      has_moved =
+          now.data != nullptr || !now.spilled || now.spilled->serial != seen.bytes.spilled->serial;
+      if (has_moved) seen.bytes = now;
+    });
+    if (is_gone) return VersionGone(shard.info, version);
+    if (!has_moved || !absl::IsDataLoss(bytes.status())) return bytes.status();
+  }
 }
 
 }  // namespace

@@ -172,6 +172,22 @@ uint64_t Residency::SpillSome(uint64_t wanted_bytes) {
   return freed;
 }
 
+uint64_t Residency::BringBack(uint64_t most_bytes) {
+  std::vector<std::pair<SlotHome*, Slot>> warmest;
+  ForEachColdest([&](SlotHome* home, Slot slot) {
+    warmest.emplace_back(home, slot);
+    return true;
+  });
+  std::ranges::reverse(warmest);
+  uint64_t brought = 0;
+  for (const auto& [home, slot] : warmest) {
+    const auto bytes = home->BringBack(slot, most_bytes - brought);
+    if (!bytes.ok()) break;  // an error of the disk, which the next apply will tell
+    brought += *bytes;
+  }
+  return brought;
+}
+
 void Residency::ForEachColdest(absl::FunctionRef<bool(SlotHome*, Slot)> visit) const {
   std::vector<SlotHome*> coldest;
   for (int32_t shard : order_.Next())

@@ -7,12 +7,14 @@
 // first, because that leaves the most time to bring it back. Weights are spilled last, because
 // every pull reads them.
 //   Threads  All methods are safe from any thread.
-//   Locks    A method that may spill waits for the disk. It takes the lock of Tiers, then that of
-//            the slots of one shard at a time.
+//   Locks    A method that may spill waits for the disk, and takes the lock of the slots of one
+//            shard at a time.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -71,6 +73,10 @@ class Residency : public Spillable {
   // As Spillable::SpillCold. The bytes that the window of the job then takes do not count as given
   // back.
   uint64_t SpillCold(uint64_t wanted_bytes) override;
+  uint64_t BringBack(uint64_t most_bytes) override;
+  std::pair<std::chrono::steady_clock::time_point, std::string> Rank() const override {
+    return {order_.last_use(), job_};
+  }
 
  private:
   uint64_t WindowBytes() const;

@@ -5,10 +5,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -187,6 +189,77 @@ TEST(Residency, PlacesASlotWithoutMovingItsOwn) {
   ASSERT_TRUE(world.residency->Place(world.homes[0].get(), Slot::kExpAvgSq, large).ok());
   EXPECT_EQ(world.homes[0]->tier(Slot::kExpAvgSq), Tier::kNvme);
   EXPECT_LE(world.accountant.reserved_bytes(Tier::kDram), uint64_t{640 << 10});
+}
+
+// ---- Back into memory ----
+
+TEST(SlotHome, BringsASlotBackIfItFitsAndNobodyHoldsIt) {
+  World world(1);
+  SlotHome* home = world.homes[0].get();
+  world.Fill(home, Slot::kExpAvg, 42);
+  EXPECT_EQ(home->BringBack(Slot::kExpAvg, UINT64_MAX).value(), 0u);  // it is in memory
+  ASSERT_GT(home->Spill(Slot::kExpAvg).value(), 0u);
+  ASSERT_GT(home->Spill(Slot::kWeight).value(), 0u);  // without bytes
+  {
+    const SlotHold hold(home);
+    EXPECT_EQ(home->BringBack(Slot::kExpAvg, UINT64_MAX).value(), 0u);
+  }
+  const uint64_t bytes = Buffer::Footprint(kCount);
+  EXPECT_EQ(home->BringBack(Slot::kExpAvg, bytes - 1).value(), 0u);
+  EXPECT_EQ(home->BringBack(Slot::kExpAvg, bytes).value(), bytes);
+  EXPECT_EQ(home->BringBack(Slot::kWeight, UINT64_MAX).value(), Buffer::Footprint(2 * kCount));
+  EXPECT_EQ(home->SpilledFootprintBytes(), 0u);
+  EXPECT_EQ(world.FirstByte(home, Slot::kExpAvg), 42);
+  EXPECT_EQ(world.FirstByte(home, Slot::kWeight), -1);
+  EXPECT_EQ(world.accountant.reserved_bytes(Tier::kNvme), 0u);
+  EXPECT_EQ(world.disk.Scan("spill/").value().size(), 0u);
+}
+
+TEST(Tiers, BringsSlotsBackFromHalfTheMemoryFreeToASixteenth) {
+  World world(40, 8 << 20);  // 40 shards of 192 KiB
+  const uint64_t limit = world.accountant.limit_bytes(Tier::kDram);
+  for (const auto& home : world.homes) world.Fill(home.get(), Slot::kExpAvg, 7);
+  ASSERT_GT(world.residency->SpillCold(limit / 3), 0u);
+  EXPECT_FALSE(world.tiers->BringBack());  // less than half is free
+  ASSERT_GT(world.residency->SpillCold(limit / 3), 0u);
+  ASSERT_GE(world.accountant.free_bytes(Tier::kDram), limit / 2);
+  while (world.tiers->BringBack()) {
+  }
+  const uint64_t free = world.accountant.free_bytes(Tier::kDram);
+  EXPECT_GE(free, limit / 16);
+  EXPECT_LT(free, limit / 16 + Buffer::Footprint(2 * kCount));
+  EXPECT_FALSE(world.tiers->BringBack());
+  for (const auto& home : world.homes) EXPECT_EQ(world.FirstByte(home.get(), Slot::kExpAvg), 7);
+}
+
+// Spills or brings what it is asked for, and notes that it was asked.
+struct FakeJob : Spillable {
+  FakeJob(std::string name, int last_use, std::vector<std::string>* asked)
+      : rank{std::chrono::steady_clock::time_point(std::chrono::seconds(last_use)), name},
+        asked(asked) {}
+  uint64_t SpillCold(uint64_t) override { return asked->push_back(rank.second), 0; }
+  uint64_t BringBack(uint64_t) override { return asked->push_back(rank.second), 0; }
+  std::pair<std::chrono::steady_clock::time_point, std::string> Rank() const override {
+    return rank;
+  }
+  std::pair<std::chrono::steady_clock::time_point, std::string> rank;
+  std::vector<std::string>* asked;
+};
+
+TEST(Tiers, TheJobThatWasUsedLongestAgoSpillsFirst) {
+  Accountant accountant({1 << 20, 1 << 20});
+  storage::FaultyStore disk(storage::NewMemoryStore());
+  const auto tiers = Tiers::Create(&accountant, &disk).value();
+  std::vector<std::string> asked;
+  FakeJob busy("a", 9, &asked), idle("z", 1, &asked), twin("b", 9, &asked);
+  for (FakeJob* job : {&busy, &twin, &idle}) tiers->Register(job);
+  EXPECT_FALSE(tiers->BringBack());
+  EXPECT_THAT(asked, testing::ElementsAre("b", "a", "z"));
+  asked.clear();
+  const auto full = accountant.Reserve({Tier::kDram, "", "test"}, 1 << 20);
+  EXPECT_FALSE(tiers->Reserve({Tier::kDram, "", "more"}, 1).ok());
+  EXPECT_THAT(asked, testing::ElementsAre("z", "a", "b"));
+  for (FakeJob* job : {&busy, &twin, &idle}) tiers->Unregister(job);
 }
 
 }  // namespace

@@ -183,6 +183,37 @@ absl::StatusOr<uint64_t> SlotHome::Spill(Slot slot) {
   return before.room.reserved_bytes();
 }
 
+absl::StatusOr<uint64_t> SlotHome::BringBack(Slot slot, uint64_t most_bytes) {
+  const std::optional<SlotHold> hold = SlotHold::Try(this);
+  if (!hold) return 0;
+  SlotFormat format;
+  std::optional<SpilledSlot> spilled;
+  {
+    MutexLock lock(&mutex_);
+    const SlotState& from = state(slot);
+    if (!from.format.exists() || from.tier != Tier::kNvme || from.bytes.data) return 0;
+    format = from.format;
+    spilled = from.bytes.spilled;
+  }
+  const uint64_t bytes = format.Bytes(element_count_);
+  if (Buffer::Footprint(bytes) > most_bytes) return 0;
+  auto room = tiers_->accountant().Reserve(RoomOf(Tier::kDram, slot), Buffer::Footprint(bytes));
+  if (!room.ok()) return 0;
+  SlotBytes brought;
+  if (spilled) {
+    auto buffer = room->Allocate(bytes);
+    if (!buffer.ok()) return 0;
+    absl::Status restored =
+        tiers_->Restore(Key(slot), *spilled, {(*buffer)->data(), (*buffer)->size()});
+    if (!restored.ok()) return restored;
+    brought.data = *std::move(buffer);
+  }
+  const uint64_t reserved = room->reserved_bytes();
+  (void)Exchange(*hold, slot, {format, Tier::kDram, *std::move(room), std::move(brought)});
+  if (spilled) (void)tiers_->Erase(Key(slot), *spilled);  // else the next start erases the value
+  return reserved;
+}
+
 void SlotHome::WriteBack() {
   const std::optional<SlotHold> hold = SlotHold::Try(this);
   if (!hold) return;

@@ -117,6 +117,11 @@ class SlotHome {
   // not in memory. Waits for the disk, but never for a hold.
   //   Status  ResourceExhausted, DataLoss: the slot stays in memory
   absl::StatusOr<uint64_t> Spill(Slot slot);
+  // Moves a slot back into memory, if it takes at most `most_bytes` and that much is free, and
+  // returns the bytes that it takes there. Does nothing and returns 0 if not, or if somebody holds
+  // the slots. Waits for the disk, but never for a hold.
+  //   Status  DataLoss: the slot stays on disk
+  absl::StatusOr<uint64_t> BringBack(Slot slot, uint64_t most_bytes);
   // Tries again to write those slots of tier NVME whose write has failed, until one fails. Does
   // nothing if somebody holds the slots. Waits for the disk.
   void WriteBack();

@@ -1,5 +1,6 @@
 #include "server/tiers/tier.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -28,6 +29,8 @@ constexpr char kPrefix[] = "spill/";
 // The bytes that CheckDisk leaves free for the store's log and its compactions, which should never
 // find the disk full.
 constexpr uint64_t kDiskMarginBytes = 16 << 20;
+// One call of BringBack brings at most so much, so that its thread is soon free for an apply.
+constexpr uint64_t kBringBytes = 256 << 20;
 
 std::string ValueKey(const SlotKey& key, uint64_t serial) {
   return absl::StrCat(kPrefix, key.job, absl::StrFormat("/%08x/", key.shard), SlotName(key.slot),
@@ -74,16 +77,60 @@ absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(
 absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes, const Spillable* keeps) {
   auto reserved = accountant_->Reserve(use, bytes);
   if (reserved.ok() || use.tier != Tier::kDram || !can_spill()) return reserved;
-  MutexLock lock(&mutex_);
-  for (Spillable* spillable : spillables_) {
+  const std::vector<Spillable*> order = Borrow();
+  for (Spillable* spillable : order) {
     if (spillable == keeps) continue;
     const uint64_t free = accountant_->free_bytes(Tier::kDram);
     if (free < bytes && bytes <= accountant_->limit_bytes(Tier::kDram))
       spillable->SpillCold(bytes - free);
     reserved = accountant_->Reserve(use, bytes);
-    if (reserved.ok()) return reserved;
+    if (reserved.ok()) break;
   }
+  GiveBack(order);
   return reserved;
+}
+
+// Returns all spillables in the order of Rank. None is unregistered until GiveBack.
+std::vector<Spillable*> Tiers::Borrow() {
+  std::vector<std::pair<decltype(std::declval<Spillable>().Rank()), Spillable*>> ranked;
+  {
+    MutexLock lock(&mutex_);
+    for (auto& [spillable, users] : spillables_) {
+      ++users;
+      ranked.emplace_back(spillable->Rank(), spillable);
+    }
+  }
+  std::sort(ranked.begin(), ranked.end());
+  std::vector<Spillable*> order;
+  order.reserve(ranked.size());
+  for (const auto& [rank, spillable] : ranked) order.push_back(spillable);
+  return order;
+}
+
+void Tiers::GiveBack(const std::vector<Spillable*>& borrowed) {
+  MutexLock lock(&mutex_);
+  for (Spillable* spillable : borrowed) --spillables_[spillable];
+  given_back_.SignalAll();
+}
+
+bool Tiers::BringBack() {
+  const uint64_t limit = accountant_->limit_bytes(Tier::kDram);
+  const uint64_t spare = limit / 16;
+  {
+    MutexLock lock(&mutex_);
+    if (accountant_->free_bytes(Tier::kDram) >= limit / 2) is_bringing_back_ = true;
+    if (!is_bringing_back_) return false;
+  }
+  const std::vector<Spillable*> order = Borrow();
+  uint64_t brought = 0;
+  for (auto at = order.rbegin(); at != order.rend() && brought < kBringBytes; ++at) {
+    const uint64_t free = accountant_->free_bytes(Tier::kDram);
+    if (free > spare) brought += (*at)->BringBack(std::min(free - spare, kBringBytes - brought));
+  }
+  GiveBack(order);
+  MutexLock lock(&mutex_);
+  is_bringing_back_ = brought > 0;
+  return is_bringing_back_;
 }
 
 absl::StatusOr<BufferPtr> Tiers::NewBuffer(const Use& use, uint64_t bytes) {
@@ -94,10 +141,11 @@ absl::StatusOr<BufferPtr> Tiers::NewBuffer(const Use& use, uint64_t bytes) {
 
 void Tiers::Register(Spillable* spillable) {
   MutexLock lock(&mutex_);
-  spillables_.insert(spillable);
+  spillables_[spillable] = 0;
 }
 void Tiers::Unregister(Spillable* spillable) {
   MutexLock lock(&mutex_);
+  while (spillables_[spillable] > 0) given_back_.Wait(&mutex_);
   spillables_.erase(spillable);
 }
 

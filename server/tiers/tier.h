@@ -11,10 +11,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,19 +48,24 @@ struct SpilledSlot {
 };
 
 // A Spillable can free memory by moving slots to disk. The Residency of each job is one.
+//   Threads  All methods are safe from any thread.
 class Spillable {
  public:
   virtual ~Spillable() = default;
   // Spills slots, the coldest first, until `wanted_bytes` of reserved memory were given back or
-  // nothing more can be spilled. Returns the bytes given back. Waits for the disk. Tiers::Reserve
-  // calls it with the lock of Tiers held.
+  // nothing more can be spilled. Returns the bytes given back. Waits for the disk.
   virtual uint64_t SpillCold(uint64_t wanted_bytes) = 0;
+  // Brings slots back into memory, those that are used next first, as long as they take at most
+  // `most_bytes`. Returns the bytes that they take. Waits for the disk.
+  virtual uint64_t BringBack(uint64_t most_bytes) = 0;
+  // Who spills first: who was used least recently; among equals, the first by name.
+  virtual std::pair<std::chrono::steady_clock::time_point, std::string> Rank() const = 0;
 };
 
 // A Tiers has the spilled slots of all jobs of this server, and makes reservations that may spill.
 //   Threads  All methods are safe from any thread.
 //   Locks    Reserve and NewBuffer call SpillCold, so their caller must not hold a lock that
-//            SpillCold takes.
+//            SpillCold takes. No lock of Tiers is held meanwhile.
 class Tiers {
  public:
   // Erases the spilled values of earlier processes. If `store` is null, nothing can spill.
@@ -83,10 +89,15 @@ class Tiers {
   bool can_spill() const { return store_ != nullptr; }
   Accountant& accountant() { return *accountant_; }
 
-  // Registers a Spillable, which Reserve may then call until Unregister has returned. Unregister
-  // waits until no SpillCold is running.
+  // Registers a Spillable, which Reserve and BringBack may then call until Unregister has returned.
+  // Unregister waits until no call of it is running.
   void Register(Spillable* spillable);
   void Unregister(Spillable* spillable);
+
+  // Brings some of the spilled slots back, of the job that was used last first. Begins when half of
+  // the memory is free, and goes on with each call until a sixteenth is left or no slot is on disk.
+  // Returns whether there is more to bring. Waits for the disk.
+  bool BringBack();
 
   // Checks that the disk has `bytes` free and 16 MiB to spare. The accountant does not know this,
   // because others write to the same disk. If too little is free, discarded values are erased
@@ -119,6 +130,8 @@ class Tiers {
       : accountant_(accountant), store_(store), free_disk_bytes_(std::move(free_disk_bytes)) {}
   absl::StatusOr<uint64_t> FreeDiskBytes();
   std::vector<std::string> TakeDiscarded();
+  std::vector<Spillable*> Borrow();
+  void GiveBack(const std::vector<Spillable*>& borrowed);
 
   Accountant* const accountant_;
   storage::Store* const store_;
@@ -126,7 +139,9 @@ class Tiers {
   std::atomic<uint64_t> epoch_ = 0;
   std::atomic<uint64_t> next_serial_ = 1;
   Mutex mutex_;
-  std::set<Spillable*> spillables_ GUARDED_BY(mutex_);
+  CondVar given_back_;
+  std::map<Spillable*, int> spillables_ GUARDED_BY(mutex_);  // with the calls that use each
+  bool is_bringing_back_ GUARDED_BY(mutex_) = false;
   Mutex discarded_mutex_;                                            // taken last
   std::vector<std::string> discarded_ GUARDED_BY(discarded_mutex_);  // keys of values
 };

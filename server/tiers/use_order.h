@@ -3,6 +3,7 @@
 //   Threads  All methods are safe from any thread. Nothing waits.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <set>
 #include <utility>
@@ -24,10 +25,14 @@ class UseOrder {
   // Returns all shards by predicted next use. The shards used at the newest version are first, then
   // those used at the version before it, then the others in manifest order.
   std::vector<int32_t> Next() const;
+  // Returns when the last pull was recorded; before the first, when the object was made.
+  std::chrono::steady_clock::time_point last_use() const;
 
  private:
   const std::vector<int32_t> shards_;
   mutable Mutex mutex_;
+  std::chrono::steady_clock::time_point last_use_ GUARDED_BY(mutex_) =
+      std::chrono::steady_clock::now();
   int64_t version_ GUARDED_BY(mutex_) = -1;         // the newest recorded version
   std::vector<int32_t> used_ GUARDED_BY(mutex_);    // the shards used at it, by first use
   std::set<int32_t> seen_ GUARDED_BY(mutex_);       // the shards of `used_`
