@@ -6,7 +6,6 @@
 #include <map>
 #include <optional>
 #include <utility>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -55,7 +54,7 @@ class PagedLists {
  private:
   struct List {
     Page joined;
-    std::vector<Reservation> room;               // of its pages
+    std::map<uint64_t, Reservation> room;        // of its pages, by their first
     std::chrono::steady_clock::time_point last;  // when its latest page came
   };
   // A list goes to other servers in one message, which leaves 1 MiB for its other fields.
@@ -98,7 +97,8 @@ class PagedLists {
     const auto before = is_known ? static_cast<uint64_t>(found->second.joined.tensors_size()) : 0;
     if (absl::Status status = CheckPlace(page, is_known, before); !status.ok()) return status;
     auto& [joined, rooms, last] = lists_[key];
-    rooms.push_back(std::move(room));
+    rooms.erase(rooms.lower_bound(page.first()), rooms.end());  // of what this page replaces
+    rooms.emplace(page.first(), std::move(room));
     last = std::chrono::steady_clock::now();
     joined.mutable_tensors()->DeleteSubrange(static_cast<int>(page.first()),
                                              static_cast<int>(before - page.first()));
