@@ -28,10 +28,11 @@ ROOMS = [
                               "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets
     Room("storage",           "store data_directory",                    ""),
     Room("server/step",       "leader participant layout job "
-                              "messages actions reason",                 ""),  # what is coded, carried out, and answered
+                              "messages actions reason check",           ""),  # what is coded, carried out, and answered
     Room("proto",             EVERY,                                     ""),
     Room("server/job",        EVERY,                                     "server/step kernels"),
-    Room("server/memory",     "accountant message_room process_memory",  ""),
+    Room("server/memory",     "accountant message_room process_memory "
+                              "request_room",                            ""),
     Room("server/tiers",      "tier slot_home residency "
                               "job_room window",                         "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image piece_writer",    "server/tiers server/memory server/job server/step kernels"),

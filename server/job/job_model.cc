@@ -47,7 +47,11 @@ absl::Status JobModel::Build() {
   group_.assign(tensors_.size(), -1);
   for (int g = 0; g < definition_.optimizer().groups_size(); ++g) {
     for (uint32_t t : definition_.optimizer().groups(g).tensors()) {
-      if (t < group_.size()) group_[t] = g;
+      if (t >= group_.size())
+        return BadRequest(
+            "tensors", absl::StrCat(t), absl::StrCat(group_.size() - 1),
+            absl::StrCat("group ", g, " names tensor number ", t, " of ", group_.size()));
+      group_[t] = g;
     }
   }
   spec_ = std::move(spec);
@@ -86,14 +90,18 @@ absl::Status JobModel::AddPlacement(step::JobSpec* spec) {
   run_of_shard_.assign(spec->shards.size(), -1);
   for (int r = 0; r < definition_.runs_size(); ++r) {
     const v1::PlacementRun& run = definition_.runs(r);
-    if (run.tensor() >= tensors_.size() || run.servers_size() != 1 ||
-        run.first_shard() + run.shard_count() > ShardCountOf(run.tensor())) {
+    const bool is_known = run.tensor() < tensors_.size() && run.servers_size() == 1;
+    const uint64_t count = is_known ? ShardCountOf(run.tensor()) : 0;
+    if (run.first_shard() >= count || run.shard_count() > count - run.first_shard()) {
       return absl::InvalidArgumentError(
           absl::StrCat("placement run ", r, " does not fit the manifest"));
     }
     for (uint64_t s = 0; s < run.shard_count(); ++s) {
       const int32_t shard =
           first_shard_[run.tensor()] + static_cast<int32_t>(run.first_shard() + s);
+      if (run_of_shard_[shard] >= 0)
+        return absl::InvalidArgumentError(absl::StrCat("placement runs ", run_of_shard_[shard],
+                                                       " and ", r, " have shard ", shard));
       spec->shards[shard].copies = {static_cast<int32_t>(run.servers(0))};
       run_of_shard_[shard] = r;
     }
@@ -108,7 +116,7 @@ absl::StatusOr<uint32_t> JobModel::FindTensor(absl::string_view name) const {
   v1::ErrorDetail detail;
   detail.set_reason(v1::ErrorDetail::UNKNOWN_TENSOR);
   detail.set_job(job());
-  detail.set_tensor(std::string(name.substr(0, kMaxNameBytes)));
+  detail.set_tensor(Beginning({name.data(), name.size()}, kMaxNameBytes));
   return MakeError(absl::StatusCode::kNotFound,
                    absl::StrCat("job '", job(), "' has no tensor '", detail.tensor(), "'"), detail);
 }

@@ -35,7 +35,8 @@ Shape ShapeOf(const v1::TensorSpec& tensor) {
 
 absl::Status ValidateName(absl::string_view what, absl::string_view name) {
   // A refused name may have any length, so the message has only its beginning.
-  const std::string quoted = absl::StrCat(what, " '", name.substr(0, 300), "'");
+  const std::string quoted =
+      absl::StrCat(what, " '", Beginning({name.data(), name.size()}, 300), "'");
   if (name.empty() || name.size() > kMaxNameBytes) {
     return BadRequest(
         what, absl::StrCat(name.size(), " bytes"), absl::StrCat(kMaxNameBytes, " bytes"),

@@ -1,10 +1,12 @@
 #include "server/job/step_codec.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -25,8 +27,13 @@ namespace {
 
 using step::Message;
 
-step::Level LevelOf(uint32_t level) {
-  return static_cast<step::Level>(std::min<uint32_t>(level, 3));
+// Of the text of an error from another server, which goes on to workers.
+constexpr size_t kMaxStatusBytes = 2048;
+
+// Returns the enumerator, or a value that no enumerator has (step::CheckMessage refuses it).
+template <typename Enum>
+Enum EnumOf(uint32_t value) {
+  return static_cast<Enum>(std::min<uint32_t>(value, UINT8_MAX));
 }
 
 void StatusToWire(const absl::Status& status, v1::PeerStatus* out) {
@@ -37,7 +44,10 @@ void StatusToWire(const absl::Status& status, v1::PeerStatus* out) {
 
 absl::Status StatusToStep(const v1::PeerStatus& status) {
   if (status.code() == 0) return absl::OkStatus();
-  return MakeError(static_cast<absl::StatusCode>(status.code()), status.message(), status.detail());
+  const bool is_known = status.code() > 0 && status.code() <= 16;
+  return MakeError(
+      is_known ? static_cast<absl::StatusCode>(status.code()) : absl::StatusCode::kUnavailable,
+      Beginning(status.message(), kMaxStatusBytes), status.detail());
 }
 
 // ---- short messages: KeyBody has a field for every field that one of them has ----
@@ -67,7 +77,7 @@ M KeyToStep(const v1::KeyBody& in) {
   if constexpr (requires { m.attempt; }) m.attempt = in.attempt();
   if constexpr (requires { m.decision; }) m.decision = ToStep(in.decision());
   if constexpr (requires { m.manifest_digest; }) m.manifest_digest = ToStep(in.decision());
-  if constexpr (requires { m.level; }) m.level = LevelOf(in.level());
+  if constexpr (requires { m.level; }) m.level = EnumOf<step::Level>(in.level());
   if constexpr (requires { m.done; }) m.done = in.done();
   if constexpr (requires { m.is_load; }) m.is_load = in.is_load();
   if constexpr (requires { m.status; }) m.status = StatusToStep(in.status());
@@ -317,7 +327,7 @@ struct BodyWriter {
 v1::ErrorDetail DetailOfStep(const absl::Status& status) {
   static_assert(static_cast<int>(step::Reason::kLoading) == v1::ErrorDetail::LOADING);
   static_assert(static_cast<int>(step::Reason::kStopping) == v1::ErrorDetail::STOPPING);
-  static_assert(v1::ErrorDetail::Reason_MAX == v1::ErrorDetail::STOPPING);
+  static_assert(v1::ErrorDetail::Reason_MAX == v1::ErrorDetail::BUSY);  // none of a machine
   v1::ErrorDetail detail = DetailOf(status);
   if (detail.reason() == v1::ErrorDetail::REASON_UNSPECIFIED) {
     detail.set_reason(static_cast<v1::ErrorDetail::Reason>(step::ReasonOf(status)));
@@ -353,7 +363,7 @@ step::DecisionPtr ToStep(const v1::DecisionBody& in) {
   d->generation = in.generation();
   d->step = in.step();
   d->attempt = in.attempt();
-  d->kind = static_cast<step::DecisionKind>(std::min<uint32_t>(in.kind(), 2));
+  d->kind = EnumOf<step::DecisionKind>(in.kind());
   d->arithmetic_version = in.arithmetic_version();
   d->previous = ToStep(in.previous());
   d->staged = ToStep(in.staged());
@@ -390,7 +400,7 @@ std::shared_ptr<const step::Layout> ToStep(const v1::LayoutBody& in) {
     for (const v1::ContributionBody& body : rank.tensors()) {
       step::Contribution& contribution = contributions.emplace_back();
       contribution.tensor = body.tensor();
-      contribution.mode = static_cast<step::Mode>(std::min<uint32_t>(body.mode(), 2));
+      contribution.mode = EnumOf<step::Mode>(body.mode());
       for (const v1::StepBox& box : body.boxes()) {
         contribution.boxes.push_back({{box.offset().begin(), box.offset().end()},
                                       {box.extent().begin(), box.extent().end()},
@@ -463,7 +473,8 @@ absl::StatusOr<Message> ToStep(const v1::StepMessage& in) {
     case S::BODY_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError("a StepMessage without a body");
+  return MakeError(absl::StatusCode::kInvalidArgument, "a StepMessage without a body",
+                   v1::ErrorDetail::BAD_REQUEST);
 }
 
 std::string Serialize(const step::JobRecord& record) {

@@ -20,7 +20,9 @@ inline Digest128 ToStep(const v1::Digest& digest) { return FromWire(digest); }
 // converts step::Reason to the wire.
 v1::ErrorDetail DetailOfStep(const absl::Status& status);
 
-// No ToStep returns null. A number that no enumerator has becomes the largest enumerator.
+// No ToStep returns null. Nothing is checked here but the form: use step::CheckMessage on what a
+// peer has sent, CheckRecord and CheckImage on what was stored. A number that no enumerator has
+// becomes a value that these refuse.
 void ToWire(const step::DecisionRecord& decision, v1::DecisionBody* out);
 step::DecisionPtr ToStep(const v1::DecisionBody& decision);
 

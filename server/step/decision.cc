@@ -60,7 +60,10 @@ absl::Status CombineStaged(const DecisionInputs& inputs, std::vector<const Shard
           absl::StrCat("shard ", shard.shard, ": its copies have staged different bytes"));
     }
   }
-  return absl::OkStatus();
+  const auto missing = std::find(staged->begin(), staged->end(), nullptr);
+  if (missing == staged->end()) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("shard ", missing - staged->begin(),
+                                          ": no server has told what it staged of it"));
 }
 
 absl::Status CheckScales(const DecisionInputs& inputs) {

@@ -84,7 +84,7 @@ std::vector<RequestId> Gathering::Finish() {
 }
 
 Gathering::Refusals Gathering::Add(RequestId request, const JoinRequest& join,
-                                   const std::vector<TensorSpec>& tensors) {
+                                   const std::vector<TensorSpec>& tensors, uint64_t max_bytes) {
   Refusals refusals;
   const auto refuse_all = [&](const absl::Status& status) {
     for (RequestId waiting : std::exchange(waiting_, {})) refusals.emplace_back(waiting, status);
@@ -112,7 +112,14 @@ Gathering::Refusals Gathering::Add(RequestId request, const JoinRequest& join,
   auto layout = std::make_shared<Layout>();
   for (const auto& other : by_rank_) layout->by_rank.push_back(*other);
   layout->digest = DigestLayout(layout->by_rank);
-  if (absl::Status status = ValidateLayout(tensors, *layout); !status.ok()) {
+  absl::Status status = ValidateLayout(tensors, *layout);
+  if (const uint64_t bytes = EncodedBytes(*layout); status.ok() && bytes > max_bytes) {
+    status = absl::ResourceExhaustedError(absl::StrCat(
+        "the layout of ", join.world_size, " ranks and ", tensors.size(), " tensors takes ", bytes,
+        " bytes in a message between servers; the limit is ", max_bytes,
+        ": use fewer ranks or tensors, or let each rank contribute fewer of them"));
+  }
+  if (!status.ok()) {
     refuse_all(status);
     Finish();
     return refusals;

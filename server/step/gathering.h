@@ -36,8 +36,10 @@ class Gathering {
   absl::Status Check(const JoinRequest& join, int64_t issued, int64_t formed) const;
 
   // Adds one rank's part of a generation that has not formed. A newer generation than the one that
-  // is forming replaces it. If the rank is the last one, the layout is validated.
-  Refusals Add(RequestId request, const JoinRequest& join, const std::vector<TensorSpec>& tensors);
+  // is forming replaces it. If the rank is the last one, the layout is validated. A layout of more
+  // than `max_bytes` (EncodedBytes) is refused.
+  Refusals Add(RequestId request, const JoinRequest& join, const std::vector<TensorSpec>& tensors,
+               uint64_t max_bytes);
 
   int64_t generation() const { return generation_; }  // that is forming; 0: none
   // The whole layout of generation(), once every rank has joined and it is valid; else null.

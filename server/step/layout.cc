@@ -259,6 +259,44 @@ Digest DigestLayout(const std::vector<std::vector<Contribution>>& by_rank) {
   return builder.Finish();
 }
 
+namespace {
+
+uint64_t VarintBytes(uint64_t value) {
+  uint64_t bytes = 1;
+  for (; value >= 0x80; value >>= 7) ++bytes;
+  return bytes;
+}
+
+// A field of these bytes, with its tag and length.
+uint64_t FieldBytes(uint64_t content) { return 1 + VarintBytes(content) + content; }
+
+uint64_t PackedBytes(const std::vector<uint64_t>& values) {
+  uint64_t content = 0;
+  for (const uint64_t value : values) content += VarintBytes(value);
+  return values.empty() ? 0 : FieldBytes(content);
+}
+
+uint64_t ContributionBytes(const Contribution& part) {
+  uint64_t bytes = 0;
+  if (part.tensor != 0) bytes += 1 + VarintBytes(static_cast<uint64_t>(part.tensor));
+  if (part.mode != Mode::kSum) bytes += 2;
+  for (const Box& box : part.boxes)
+    bytes += FieldBytes(PackedBytes(box.offset) + PackedBytes(box.extent));
+  return bytes;
+}
+
+}  // namespace
+
+uint64_t EncodedBytes(const Layout& layout) {
+  uint64_t bytes = 0;
+  for (const std::vector<Contribution>& rank : layout.by_rank) {
+    uint64_t content = 0;
+    for (const Contribution& part : rank) content += FieldBytes(ContributionBytes(part));
+    bytes += FieldBytes(content);
+  }
+  return bytes;
+}
+
 absl::Status ValidateLayout(const std::vector<TensorSpec>& tensors, const Layout& layout) {
   std::vector<TensorParts> parts(tensors.size());
   for (Rank rank = 0; rank < layout.world_size(); ++rank) {

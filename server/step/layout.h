@@ -60,6 +60,10 @@ struct Layout {
 Digest DigestContributions(const std::vector<Contribution>& contributions);
 Digest DigestLayout(const std::vector<std::vector<Contribution>>& by_rank);
 
+// Returns the bytes that the layout takes in a message and on disk (LayoutBody in
+// proto/orlop/v1/peer.proto). A test holds that both are the same.
+uint64_t EncodedBytes(const Layout& layout);
+
 // Checks a whole layout against the manifest.
 //   Status  InvalidArgument, naming tensor, rank and numbers, for a bad tensor id or box, a rank
 //           with two contributions to a tensor, ranks with different modes for a tensor, boxes of

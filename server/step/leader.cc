@@ -205,7 +205,8 @@ void Leader::HandleJoin(const PendingJoin& pending, int64_t now_ms, Actions* act
     return Persist(actions);
   }
   if (join.generation > record_.formed) {
-    for (auto& [request, refusal] : gathering_.Add(pending.request, join, spec_->tensors)) {
+    for (auto& [request, refusal] :
+         gathering_.Add(pending.request, join, spec_->tensors, options_.max_layout_bytes)) {
       Reply(request, std::move(refusal), actions);
     }
     return;

@@ -34,9 +34,10 @@ namespace orlop::step {
 inline constexpr size_t kMaxHolders = 1024;  // of one job at a time
 
 struct LeaderOptions {
-  int64_t resend_ms = 1000;         // repeat an unanswered message
-  int64_t copy_timeout_ms = 10000;  // a silent copy is removed if another one is in sync
-  int64_t max_hold_ms = 600000;     // longest Hold
+  int64_t resend_ms = 1000;                // repeat an unanswered message
+  int64_t copy_timeout_ms = 10000;         // a silent copy is removed if another one is in sync
+  int64_t max_hold_ms = 600000;            // longest Hold
+  uint64_t max_layout_bytes = UINT64_MAX;  // of EncodedBytes
 };
 
 struct JobStatusReport {
@@ -144,6 +145,7 @@ class Leader {
   bool deposed() const { return deposed_; }
   // Of the newest generation that has formed; null: none has.
   const std::shared_ptr<const Layout>& layout() const { return record_.layout; }
+  int64_t epoch() const { return record_.epoch; }
 
  private:
   enum class Phase : uint8_t {

@@ -511,13 +511,20 @@ TEST_F(Job, AStopNeverEndsWhileAShardIsDamaged) {
 TEST_F(Job, DamageEndsWithTheFlushThatReplacesTheShards) {
   Load();
   const DecisionPtr loaded = participant_->last_applied();
+  Actions actions;
+  participant_->OnMessage(0, Flush{participant_->epoch(), 0, loaded->identity, {}}, kNow, &actions);
+  participant_->OnFlushed(absl::OkStatus(), kNow, &actions);
   hold_applies_ = true;
   PushAll(1);
   Commit(0, 1);
   Commit(1, 1);
   Damage(0, 1, absl::DataLossError("lost"));
   Damage(1, 1, absl::DataLossError("lost too"));
-  Actions actions;
+  actions.clear();
+  participant_->OnMessage(0, Restore{participant_->epoch(), 0, Digest{1, 2}}, kNow, &actions);
+  EXPECT_FALSE(std::get<RestoreReply>(std::get<Send>(actions.back()).message).status.ok());
+  EXPECT_FALSE(participant_->damage().ok());  // a flush that is not there changes nothing
+  actions.clear();
   participant_->OnMessage(0, Restore{participant_->epoch(), 0, loaded->identity}, kNow, &actions);
   ASSERT_FALSE(actions.empty());
   EXPECT_TRUE(std::holds_alternative<LoadFlush>(actions.back()));  // the shards are not at step 0

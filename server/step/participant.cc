@@ -255,6 +255,13 @@ void Participant::Obey(ServerId from, const Restore& message, int64_t now_ms, Ac
     SendToLeader(RestoreReply{epoch_, message.step, message.decision, absl::OkStatus()}, actions);
     return;
   }
+  if (!HasFlush(flushes_, {message.step, message.decision})) {  // what is here stays
+    SendToLeader(RestoreReply{epoch_, message.step, message.decision,
+                              absl::DataLossError(absl::StrCat(
+                                  "server ", self_, " has no flush of that step ", message.step))},
+                 actions);
+    return;
+  }
   restoring_ = true;
   restore_ = message;
   damaged_.clear();
