@@ -130,12 +130,14 @@ absl::StatusOr<std::unique_ptr<PrivateServers>> PrivateServers::Start(int count,
   std::string pattern = std::filesystem::temp_directory_path() / "orlop-bench-XXXXXX";
   if (mkdtemp(pattern.data()) == nullptr) return SystemError(pattern);
   servers->directory_ = pattern;
+  std::string peers;
   for (int i = 0; i < count; ++i) {
-    const absl::StatusOr<int> port = FreePort();
-    if (!port.ok()) return port.status();
+    const absl::StatusOr<int> port = FreePort(), peer_port = FreePort();
+    for (const absl::Status& status : {port.status(), peer_port.status()})
+      if (!status.ok()) return status;
     servers->addresses_.push_back(absl::StrCat("127.0.0.1:", *port));
+    absl::StrAppend(&peers, i > 0 ? "," : "", servers->addresses_[i], "@127.0.0.1:", *peer_port);
   }
-  const std::string peers = absl::StrJoin(servers->addresses_, ",");
   for (int i = 0; i < count; ++i) {
     const std::string home = absl::StrCat(servers->directory_, "/", i);
     auto child = Child::Start({SiblingProgram("orlopd"), "--listen", servers->addresses_[i],

@@ -1,6 +1,7 @@
 // servers, status, jobs: commands about the whole cluster.
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <map>
 #include <string>
 #include <utility>
@@ -110,13 +111,19 @@ int Status(const Context& context) {
   if (!servers.ok()) return Fail(context, servers.status());
   std::vector<v1::ServerStatusResponse> all;
   int exit_code = kOk;
+  std::string silent;
   for (const v1::ServerInfo& server : *servers) {
+    if (server.silent_ms() > 0) {  // its last known state is worth more than the wait
+      absl::StrAppend(&silent, server.name(), "  ", server.state(), "\n");
+      continue;
+    }
     auto status = (*client)->ServerStatus(server.name());
     if (status.ok())
       all.push_back(*std::move(status));
     else
       exit_code = Fail(context, status.status());
   }
+  std::fputs(silent.c_str(), stderr);
   if (context.json) return PrintJson(ToJsonList(all)), exit_code;
   for (size_t i = 0; i < all.size(); ++i) {
     if (i > 0) Print("\n");

@@ -28,6 +28,7 @@
 namespace orlop::client {
 namespace {
 
+constexpr Milliseconds kLookTimeout = std::chrono::seconds(5);
 constexpr Milliseconds kFlushTimeout = std::chrono::hours(1);  // a server writes 0.5 GB/s or so
 
 std::string JobSubject(std::string_view job) { return absl::StrCat("job ", std::string(job)); }
@@ -154,7 +155,8 @@ absl::StatusOr<v1::DescribeTensorResponse> Client::DescribeTensor(std::string_vi
 
 absl::StatusOr<v1::ServerStatusResponse> Client::ServerStatus(std::string_view server_name) {
   return link_->Call<v1::Admin>(Rpc::kRead, server_name, "server status",
-                                &v1::Admin::StubInterface::ServerStatus, v1::ServerStatusRequest());
+                                &v1::Admin::StubInterface::ServerStatus, v1::ServerStatusRequest(),
+                                kLookTimeout);
 }
 
 }  // namespace orlop::client

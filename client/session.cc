@@ -287,7 +287,7 @@ absl::StatusOr<uint32_t> Session::Abort(std::string_view reason, std::optional<u
   request.set_step(state.committed_step + 1);
   request.set_attempt(attempt.value_or(state.attempt));
   request.set_rank(state.rank);
-  request.set_reason(std::string(reason.substr(0, kMaxReasonBytes)));
+  request.set_reason(Beginning(reason, kMaxReasonBytes));
   auto response = core_->CallLeader(Rpc::kChange, &v1::Job::StubInterface::AbortStep, request);
   if (!response.ok()) return response.status();
   core_->SetAttempt(response->attempt());

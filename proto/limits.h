@@ -37,9 +37,7 @@ inline constexpr size_t kMaxShards = 1 << 20;
 inline constexpr size_t kMaxGroups = 1024;
 // Limit per contributor.
 inline constexpr size_t kMaxBoxesPerTensor = 4096;
-// A waiting Join or CommitStep occupies a thread. This limit leaves half of kMaxServerThreads to
-// pushes and pulls.
-inline constexpr uint32_t kMaxWorldSize = 512;
+inline constexpr uint32_t kMaxWorldSize = 512;  // contributors of a job
 inline constexpr size_t kMaxClientIdBytes = 64;
 inline constexpr size_t kMaxReasonBytes = 256;
 inline constexpr size_t kMaxRegionsPerPull = 4096;
@@ -56,10 +54,9 @@ inline constexpr int kMaxStallMs = 60'000;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 // Limit on manifests and layouts of which some pages have not arrived.
 inline constexpr size_t kMaxUnfinishedLists = size_t{4} * kMaxWorldSize;
-// Each RPC in progress occupies one thread, but for Join, CommitStep and AbortStep, of which a
-// server holds so many at a time.
-inline constexpr int kMaxServerThreads = 1024;
-inline constexpr int kMaxWaitingCalls = 8 * kMaxWorldSize;
+inline constexpr int kMaxServerThreads = 8;  // of gRPC's own services: health and reflection
+// Of control calls in progress at one door. A call that waits holds no thread.
+inline constexpr int kMaxCalls = 8 * kMaxWorldSize;
 inline constexpr size_t kMaxServers = 1024;  // of one cluster
 
 }  // namespace orlop

@@ -127,10 +127,17 @@ const std::vector<Setting>& Settings() {
   static const auto* settings = new std::vector<Setting>{
       {"--listen", "server", "listen",
        "where to listen: HOST:PORT (port 0: any free one) or unix:/PATH", Text(&Options::listen)},
+      {"--peer-listen", "server", "peer_listen",
+       "where the other servers of the cluster reach this one: HOST:PORT or unix:/PATH; the port "
+       "after that of --listen, or its path with .peer, unless told",
+       Text(&Options::peer_listen)},
       {"--name", "server", "name", "this server's name in --peers, where --listen does not tell",
        Text(&Options::name)},
       {"--peers", "server", "peers",
-       "all servers of the cluster: NAME=ADDRESS,... the same list on each", SetPeers},
+       "all servers of the cluster: NAME=ADDRESS,... the same list on each; NAME=ADDRESS@PEER "
+       "where "
+       "a server's peers reach it elsewhere than --peer-listen is by default",
+       SetPeers},
       {"--failure-domain", "server", "failure_domain", "host or rack label",
        Text(&Options::failure_domain)},
       {"--log-level", "server", "log_level", "trace, debug, info, warning or error",
@@ -240,7 +247,7 @@ absl::Status CheckPort(absl::string_view address) {
 absl::Status FindSelf(Options* options) {
   if (options->peers.empty()) {
     if (options->name.empty()) options->name = "orlop-0";
-    options->peers = {{options->name, options->listen}};
+    options->peers = {{options->name, options->listen, DefaultPeerAddress(options->listen)}};
     return absl::OkStatus();
   }
   if (options->name.empty()) {
@@ -271,15 +278,38 @@ absl::Status CheckTls(const Options& options) {
                      "--tls-ca; without them listen on "
                      "127.0.0.1, localhost or unix:/PATH"));
   }
+  if (given == 0 && !options.peer_listen.empty() && !IsLocalAddress(options.peer_listen)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--peer-listen ", options.peer_listen,
+                     " can be reached from other hosts, so it needs --tls-cert, --tls-key and "
+                     "--tls-ca"));
+  }
   if (given == 0) {
     for (const PeerAddress& peer : options.peers) {
-      if (!IsLocalAddress(peer.address)) {
+      for (const std::string& address : {peer.address, peer.peer_address}) {
+        if (IsLocalAddress(address)) continue;
         return absl::FailedPreconditionError(
-            absl::StrCat("--peers ", peer.name, "=", peer.address,
+            absl::StrCat("--peers ", peer.name, "=", address,
                          " is on another host: give --tls-cert, --tls-key and --tls-ca"));
       }
     }
   }
+  return absl::OkStatus();
+}
+
+// Sets `peer_listen` if this server has peers.
+absl::Status FindPeerDoor(Options* options) {
+  if (options->peer_listen.empty()) {
+    if (options->peers.size() == 1) return absl::OkStatus();
+    const PeerAddress& self = options->self();
+    const bool is_default = self.peer_address == DefaultPeerAddress(self.address);
+    options->peer_listen = is_default ? DefaultPeerAddress(options->listen) : self.peer_address;
+  }
+  if (absl::Status status = CheckPort(options->peer_listen); !status.ok())
+    return absl::InvalidArgumentError(absl::StrCat("--peer-listen ", status.message()));
+  if (options->peer_listen == options->listen)
+    return absl::InvalidArgumentError(absl::StrCat("--peer-listen ", options->peer_listen,
+                                                   " is --listen too: give each door an address"));
   return absl::OkStatus();
 }
 
@@ -328,6 +358,15 @@ absl::StatusOr<int64_t> ParseDuration(absl::string_view text) {
   return number * unit->second;
 }
 
+std::string DefaultPeerAddress(absl::string_view address) {
+  if (absl::StartsWith(address, "unix:")) return absl::StrCat(address, ".peer");
+  const size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  if (colon == absl::string_view::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port))
+    return std::string(address);  // CheckPort refuses it
+  return absl::StrCat(address.substr(0, colon + 1), port + 1);
+}
+
 absl::StatusOr<std::vector<PeerAddress>> ParsePeers(absl::string_view text) {
   std::vector<PeerAddress> peers;
   std::set<std::string> names;
@@ -336,9 +375,15 @@ absl::StatusOr<std::vector<PeerAddress>> ParsePeers(absl::string_view text) {
     const size_t equals = entry.find('=');
     PeerAddress peer;
     peer.name = std::string(entry.substr(0, equals));
-    peer.address =
-        std::string(equals == absl::string_view::npos ? entry : entry.substr(equals + 1));
-    if (absl::Status status = CheckPort(peer.address); !status.ok()) return status;
+    const std::vector<std::string> addresses =
+        absl::StrSplit(equals == absl::string_view::npos ? entry : entry.substr(equals + 1),
+                       absl::MaxSplits('@', 1));
+    peer.name = peer.name.substr(
+        0, equals == absl::string_view::npos ? peer.name.find('@') : std::string::npos);
+    peer.address = addresses[0];
+    peer.peer_address = addresses.size() > 1 ? addresses[1] : DefaultPeerAddress(peer.address);
+    for (const std::string& address : {peer.address, peer.peer_address})
+      if (absl::Status status = CheckPort(address); !status.ok()) return status;
     if (peer.name.empty() || peer.name.size() > kMaxNameBytes) {
       return absl::InvalidArgumentError(
           absl::StrCat("peer '", entry, "' needs a name of 1 to ", kMaxNameBytes, " bytes"));
@@ -408,6 +453,7 @@ absl::Status Validate(Options* options) {
   options->workers = {options->workers.thread_count, *std::move(cpus), -1};
   if (options->data_dir.empty()) return absl::InvalidArgumentError("--data-dir is empty");
   if (absl::Status status = FindSelf(options); !status.ok()) return status;
+  if (absl::Status status = FindPeerDoor(options); !status.ok()) return status;
   return CheckTls(*options);
 }
 

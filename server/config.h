@@ -1,7 +1,8 @@
 // The configuration of orlopd: a struct that is filled from a TOML file, then from flags, and then
 // validated.
 //
-//   [server]   listen, name, peers, failure_domain, log_level, threads, cpus, numa_node
+//   [server]   listen, peer_listen, name, peers, failure_domain, log_level, threads, cpus,
+//              numa_node
 //   [storage]  data_dir, memory, flush_every, rollback
 //   [tls]      cert, key, ca
 //
@@ -27,6 +28,10 @@ namespace orlop::server {
 
 struct Options {
   std::string listen = "127.0.0.1:7070";  // host:port (port 0: the system chooses) or unix:/path
+  // Where the other servers of the cluster reach this one; workers and `orlop` use `listen`. If it
+  // is empty, Validate sets it in a cluster, as DefaultPeerAddress says. Empty after that: this
+  // server is alone, and no door for peers is opened.
+  std::string peer_listen;
   // The name of this server's entry in `peers`. If it is empty, Validate takes the entry with the
   // address `listen`, or the only entry.
   std::string name;
@@ -63,8 +68,13 @@ absl::StatusOr<uint64_t> ParseBytes(absl::string_view text);
 //   Status  InvalidArgument: the text has another form, or the time is zero or above a year.
 absl::StatusOr<int64_t> ParseDuration(absl::string_view text);
 
-// Parses "a=host:1,b=host:2", or "host:1,host:2", where each address is also the name. The result
-// is sorted by name.
+// Returns the address of a server's door for its peers where none is given: the port after that of
+// its door for workers, or unix:/path.peer.
+std::string DefaultPeerAddress(absl::string_view address);
+
+// Parses "a=host:1,b=host:2", or "host:1,host:2", where each address is also the name. An address
+// may be followed by that of the door for peers, as in "a=host:1@host:9". The result is sorted by
+// name.
 //   Status  InvalidArgument: a name is repeated or too long, an address is malformed, or there are
 //           more than kMaxServers.
 absl::StatusOr<std::vector<PeerAddress>> ParsePeers(absl::string_view text);

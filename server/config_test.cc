@@ -120,6 +120,34 @@ TEST(Config, ServerFindsItselfAmongPeers) {
   EXPECT_FALSE(ParsePeers("a=host:70000").ok());
 }
 
+TEST(Config, PeersHaveADoorOfTheirOwn) {
+  const auto door = [](const std::string& listen, const std::string& peers,
+                       const std::string& peer_listen = "") {
+    Options options;
+    options.listen = listen;
+    options.peer_listen = peer_listen;
+    if (!peers.empty()) options.peers = ParsePeers(peers).value();
+    options.name = peers.empty() ? "" : "a";
+    const absl::Status status = Validate(&options);
+    return status.ok() ? options.peer_listen : std::string(status.message());
+  };
+  EXPECT_EQ(door("127.0.0.1:7070", ""), "");  // a server alone
+  EXPECT_EQ(door("127.0.0.1:7070", "a=127.0.0.1:7070,b=127.0.0.1:8070"), "127.0.0.1:7071");
+  EXPECT_EQ(door("127.0.0.2:7070", "a=127.0.0.1:7070,b=127.0.0.1:8070"), "127.0.0.2:7071");
+  EXPECT_EQ(door("unix:/tmp/a", "a=unix:/tmp/a,b=unix:/tmp/b"), "unix:/tmp/a.peer");
+  EXPECT_EQ(door("127.0.0.1:7070", "a=127.0.0.1:7070@127.0.0.1:9,b=127.0.0.1:1"), "127.0.0.1:9");
+  EXPECT_EQ(door("127.0.0.1:7070", "a=127.0.0.1:7070,b=127.0.0.1:1", "127.0.0.1:5"), "127.0.0.1:5");
+  EXPECT_EQ(door("127.0.0.1:7070", "", "127.0.0.1:5"), "127.0.0.1:5");
+  EXPECT_THAT(door("127.0.0.1:7070", "", "127.0.0.1:7070"), HasSubstr("--listen too"));
+  EXPECT_THAT(door("127.0.0.1:7070", "", "nowhere"), HasSubstr("--peer-listen"));
+  EXPECT_THAT(door("127.0.0.1:7070", "", "10.0.0.1:7071"), HasSubstr("--tls-cert"));
+  EXPECT_THAT(door("127.0.0.1:65535", "a=127.0.0.1:65535@127.0.0.1:1,b=127.0.0.1:2"),
+              HasSubstr("127.0.0.1:1"));
+  EXPECT_THAT(std::string(ParsePeers("a=127.0.0.1:65535").status().message()), HasSubstr("65536"));
+  EXPECT_EQ(ParsePeers("h:1@g:2").value()[0].name, "h:1");
+  EXPECT_EQ(ParsePeers("h:1@g:2").value()[0].peer_address, "g:2");
+}
+
 TEST(Config, TimesHaveAUnitAndLimits) {
   EXPECT_EQ(ParseDuration("200ms").value(), 200);
   EXPECT_EQ(ParseDuration("90s").value(), 90'000);

@@ -1,9 +1,5 @@
 #include "server/orlop_server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -15,26 +11,28 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
 #include "base/thread_pool.h"
 #include "kernels/targets.h"
+#include "orlop/v1/peer.pb.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/cluster/peer_links.h"
 #include "server/config.h"
 #include "server/credentials.h"
+#include "server/door.h"
 #include "server/memory/message_room.h"
 #include "server/memory/process_memory.h"
+#include "server/memory/request_room.h"
 #include "server/runtime/environment.h"
 #include "server/services/admin_service.h"
 #include "server/services/data_service.h"
+#include "server/services/gate.h"
 #include "server/services/job_service.h"
 #include "server/services/peer_service.h"
 #include "server/services/readiness.h"
-#include "server/socket_path.h"
 #include "server/tiers/tier.h"
 #include "spdlog/spdlog.h"
 #include "storage/data_directory.h"
@@ -54,6 +52,21 @@ constexpr auto kStopTimeout = std::chrono::seconds(60);
 // read cannot be evicted.
 constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
 constexpr uint64_t kStoreSlackBytes = uint64_t{2} << 20;
+constexpr int kCallThreads = 8, kPeerThreads = 4;
+// A server looks at one of its peers this often, and at each of them once a second or, in a large
+// cluster, less often.
+constexpr int kLooksPerTick = 8;
+
+// A stream that waits for its client takes some 16 KiB.
+int MaxStreams(uint64_t memory_bytes) {
+  return static_cast<int>(std::clamp<uint64_t>(memory_bytes >> 16, 1024, 8192));
+}
+
+// They copy and hash, which takes one thread for each processor, and wait for the disk, which may
+// take more.
+int StreamThreads() {
+  return static_cast<int>(std::clamp(2 * std::thread::hardware_concurrency(), 8u, 64u));
+}
 
 // The implementation of OrlopServer.
 class Running : public OrlopServer {
@@ -86,6 +99,12 @@ class Running : public OrlopServer {
         {Tier::kDram, "", "messages"}, MessageRoom::BytesFor(options_.memory_bytes));
     if (!room.ok()) return room.status();
     messages_ = std::make_unique<MessageRoom>(*std::move(room));
+    const Use requests{Tier::kDram, "", "requests"};
+    room = tiers_->Reserve(requests, RequestRoom::FixedBytesFor(options_.memory_bytes));
+    if (!room.ok()) return room.status();
+    requests_ = std::make_unique<RequestRoom>(
+        *std::move(room), RequestRoom::MostBytesFor(options_.memory_bytes),
+        [this, requests](uint64_t bytes) { return tiers_->Reserve(requests, bytes); });
     return Listen(*credentials, is_ending);
   }
 
@@ -96,7 +115,7 @@ class Running : public OrlopServer {
     if (stopped_.exchange(true)) return absl::OkStatus();
     spdlog::info("stopping: finishing what is decided, then flushing");
     readiness_->End();
-    health_->SetServingStatus(false);
+    door_->SetServing(false);
     const absl::Status flushed = jobs_->Stop(std::chrono::steady_clock::now() + kStopTimeout);
     Halt();
     return flushed;
@@ -145,7 +164,7 @@ class Running : public OrlopServer {
     environment.is_ending = is_ending;
     jobs_ = std::make_unique<JobTable>(environment);
     readiness_ = std::make_unique<Readiness>(jobs_.get(), [this] {
-      health_->SetServingStatus(true);
+      door_->SetServing(true);
       spdlog::info("ready");
     });
     data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get());
@@ -157,14 +176,18 @@ class Running : public OrlopServer {
           MutexLock lock(&mutex_);
           return facts_;
         });
+    data_service_->AddTo(&rpcs_);
+    job_service_->AddTo(&rpcs_);
+    admin_service_->AddTo(&rpcs_);
+    peer_service_->AddTo(&rpcs_);
     {
       MutexLock lock(&mutex_);
       facts_.started = std::chrono::steady_clock::now();
       facts_.data_dir = options_.data_dir;
     }
-    if (absl::Status status = BuildServer(credentials); !status.ok()) return status;
+    if (absl::Status status = OpenDoors(credentials); !status.ok()) return status;
     {
-      // Calls are being answered since BuildServer, and ServerStatus reads facts_.
+      // Calls are being answered, and ServerStatus reads facts_.
       MutexLock lock(&mutex_);
       facts_.baseline_bytes = ResidentBytes();
     }
@@ -173,16 +196,24 @@ class Running : public OrlopServer {
       stopped_ = true;
       return status;
     }
-    // A server that does not know a job says so when it receives a message about it. It then gets
-    // the job's definition.
-    peers_->OnUnknownJob([this](int server, const std::string& job) {
-      pool_->Submit([this, server, job] { jobs_->PutAgain(server, job); });
-    });
+    peers_->SetOnAnswer(
+        [this](int server, const v1::StepMessage& message, const absl::Status& answer) {
+          OnPeerAnswer(server, message, answer);
+        });
     ticker_ = std::thread([this] { TickLoop(); });
     spdlog::info("{} listens on {}, data in {}, {} kernels", options_.name, address_,
                  options_.data_dir, kernels::TargetName(kernels::SupportedTargets().front()));
     readiness_->Start();
     return absl::OkStatus();
+  }
+
+  // A server that does not know a job says so when it receives a message about it. It then gets the
+  // job's definition.
+  void OnPeerAnswer(int server, const v1::StepMessage& message, const absl::Status& answer) {
+    if (absl::IsNotFound(answer))
+      pool_->Submit([this, server, job = message.job()] { jobs_->PutAgain(server, job); });
+    if (const auto job = jobs_->Find(message.job()); job.ok())
+      (*job)->OnPeerAnswer(server, message, answer);
   }
 
   // Logs when the data directory goes, and when it is back.
@@ -192,6 +223,16 @@ class Running : public OrlopServer {
     const absl::Status presence = data_->presence();
     if (was_there && !presence.ok()) spdlog::error("{}", std::string(presence.message()));
     if (!was_there && presence.ok()) spdlog::info("data directory {} is back", data_->path());
+  }
+
+  // Asks the next few peers who they are, so that it is known who is silent.
+  void LookAtPeers() {
+    const int count = static_cast<int>(options_.peers.size());
+    const int looks = std::min(kLooksPerTick, (count + 3) / 4);
+    for (int i = 0; i < looks && count > 1; ++i) {
+      const int at = next_look_++ % count;
+      if (at != jobs_->environment().self) peers_->Look(at, [](const PeerLinks::Seen&) {});
+    }
   }
 
   // Reports the memory that RocksDB uses to the accountant. If the reservation becomes too small,
@@ -206,47 +247,39 @@ class Running : public OrlopServer {
     store_fits_ = fits;
   }
 
-  absl::Status BuildServer(const Credentials& credentials) {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-    grpc::ServerBuilder builder;
-    int port = 0;
-    const bool is_unix = absl::StartsWith(options_.listen, "unix:");
-    if (is_unix) {
-      absl::StatusOr<SocketPath> taken = SocketPath::Take(options_.listen.substr(5));
-      if (!taken.ok()) return Annotated(taken.status(), absl::StrCat("--listen ", options_.listen));
-      socket_path_ = *std::move(taken);
+  // Opens the doors. From here on calls are answered.
+  absl::Status OpenDoors(const Credentials& credentials) {
+    gate_ = std::make_unique<Gate>(
+        &rpcs_, requests_.get(),
+        Gate::Options{[](Role role) { return role != Role::kPeer; }, kMaxCalls,
+                      MaxStreams(options_.memory_bytes), &call_threads_, &stream_threads_});
+    absl::StatusOr<std::unique_ptr<Door>> door =
+        Door::Open({.flag = "--listen",
+                    .address = options_.listen,
+                    .credentials = credentials.server,
+                    .gate = gate_.get(),
+                    .services = {"orlop.v1.Data", "orlop.v1.Job", "orlop.v1.Admin"},
+                    .max_message_bytes = static_cast<int>(kMaxMessageBytes)});
+    if (!door.ok()) return door.status();
+    {
+      MutexLock lock(&mutex_);
+      address_ = (*door)->address();
+      door_ = *std::move(door);
     }
-    builder.AddListeningPort(options_.listen, credentials.server, &port);
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
-    // A message of another server may have kMaxPeerMessageBytes. The data plane checks its own,
-    // smaller limit before it decodes a message.
-    builder.SetMaxReceiveMessageSize(
-        static_cast<int>(options_.peers.size() > 1 ? kMaxPeerMessageBytes : kMaxMessageBytes));
-    builder.SetMaxSendMessageSize(static_cast<int>(kMaxPeerMessageBytes));
-    grpc::ResourceQuota quota("orlopd");
-    quota.SetMaxThreads(kMaxServerThreads);
-    builder.SetResourceQuota(quota);
-    builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 4);
-    builder.RegisterService(data_service_.get());
-    builder.RegisterService(job_service_.get());
-    builder.RegisterService(admin_service_.get());
-    builder.RegisterService(peer_service_.get());
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr)
-      return absl::UnavailableError(
-          absl::StrCat("--listen ", options_.listen, " cannot be bound: in use?"));
-    health_ = server_->GetHealthCheckService();
-    health_->SetServingStatus(false);
-    // Calls are already being answered, and Identity reads address_.
-    MutexLock lock(&mutex_);
-    address_ = is_unix
-                   ? options_.listen
-                   : absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port);
+    if (options_.peer_listen.empty()) return absl::OkStatus();
+    // A follower passes the calls of its operators on to the step leader's door for peers.
+    peer_gate_ =
+        std::make_unique<Gate>(&rpcs_, requests_.get(),
+                               Gate::Options{[](Role role) { return role != Role::kWorker; },
+                                             kMaxCalls, 0, &peer_threads_, nullptr});
+    door = Door::Open({.flag = "--peer-listen",
+                       .address = options_.peer_listen,
+                       .credentials = credentials.server,
+                       .gate = peer_gate_.get(),
+                       .services = {},
+                       .max_message_bytes = static_cast<int>(kMaxPeerMessageBytes)});
+    if (!door.ok()) return door.status();
+    peer_door_ = *std::move(door);
     return absl::OkStatus();
   }
 
@@ -281,9 +314,16 @@ class Running : public OrlopServer {
       mutex_.Unlock();
       LookAtDirectory();
       jobs_->Tick();
+      LookAtPeers();
       job_service_->Tick();
-      data_service_->Tick();
+      gate_->Tick();
       CountStore();
+      if (!is_bringing_back_.exchange(true)) {
+        pool_->Submit([this] {
+          tiers_->BringBack();
+          is_bringing_back_ = false;
+        });
+      }
       // While a job is busy, pages that gRPC and RocksDB have freed stay in the heap, because its
       // next step uses them again. They are returned to the system once no job is busy.
       const uint64_t before = std::exchange(message_count, messages_->message_count());
@@ -297,8 +337,8 @@ class Running : public OrlopServer {
   // tasks to the pool, and a task sends messages through peers_.
   void Halt() {
     if (readiness_ != nullptr) readiness_->End();
-    if (server_ != nullptr)
-      server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    for (Door* door : {door_.get(), peer_door_.get()})
+      if (door != nullptr) door->Close();
     {
       MutexLock lock(&mutex_);
       halting_ = true;
@@ -317,7 +357,10 @@ class Running : public OrlopServer {
   Reservation rocksdb_ GUARDED_BY(store_mutex_);
   bool store_fits_ GUARDED_BY(store_mutex_) = true;
   std::unique_ptr<MessageRoom> messages_;
+  std::unique_ptr<RequestRoom> requests_;
   std::unique_ptr<PeerLinks> peers_;
+  int next_look_ = 0;                           // of the ticker
+  std::atomic<bool> is_bringing_back_ = false;  // a task of the pool does
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<JobTable> jobs_;
   std::unique_ptr<Readiness> readiness_;
@@ -325,13 +368,16 @@ class Running : public OrlopServer {
   std::unique_ptr<JobService> job_service_;
   std::unique_ptr<PeerService> peer_service_;
   std::unique_ptr<AdminService> admin_service_;
-  SocketPath socket_path_;  // if the server listens on a Unix socket
-  std::unique_ptr<grpc::Server> server_;
-  grpc::HealthCheckServiceInterface* health_ = nullptr;  // owned by server_
+  Rpcs rpcs_;
+  // Of control calls. Those of peers have their own, so that workers cannot keep a step from them.
+  ThreadPool call_threads_{kCallThreads}, peer_threads_{kPeerThreads};
+  ThreadPool stream_threads_{StreamThreads()};
+  std::unique_ptr<Gate> gate_, peer_gate_;
+  std::unique_ptr<Door> door_, peer_door_;  // of workers, and of peers if there are any
   std::atomic<bool> stopped_ = false;
   mutable Mutex mutex_;
-  // BuildServer writes it under mutex_, because calls are already being answered. It does not
-  // change after Open, so address() takes no lock.
+  // OpenDoors writes it under mutex_, because calls are already being answered. It does not change
+  // after Open, so address() takes no lock.
   std::string address_;
   ServerFacts facts_ GUARDED_BY(mutex_);
   CondVar tick_;  // halting_ was set

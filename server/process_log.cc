@@ -1,6 +1,7 @@
 #include "server/process_log.h"
 
 #include <fcntl.h>
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 #include <signal.h>
 #include <sys/types.h>
@@ -78,6 +79,8 @@ void StartLog(const std::string& level) {
   logger->set_level(spdlog::level::from_str(level));
   spdlog::set_default_logger(logger);
   gpr_set_log_function(LogForGrpc);
+  // It would write a line for each name of a request that is no UTF-8. The caller gets an error.
+  google::protobuf::SetLogHandler(nullptr);
 }
 
 void ReportCrashes() {

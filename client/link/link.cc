@@ -27,10 +27,10 @@ namespace orlop::client {
 namespace {
 
 constexpr int kReconnectFirstMs = 100, kReconnectLongestMs = 2000;
-// Keepalive pings turn TCP_USER_TIMEOUT on: the kernel closes a connection whose peer takes no
-// bytes for 20 s, and so releases the payloads it still references. Pings are rare enough for every
-// server (gRPC refuses pings less than 5 minutes apart by default).
-constexpr int kKeepaliveMs = 600'000, kKeepaliveTimeoutMs = 20'000;
+// While a call is in progress, a connection that answers no ping within the timeout is closed, and
+// the call is repeated on a new one. gRPC also sets TCP_USER_TIMEOUT to the timeout: the kernel
+// closes a connection whose peer takes no bytes, and so releases the payloads that it references.
+constexpr int kKeepaliveMs = 5'000, kKeepaliveTimeoutMs = 7'000;
 
 absl::Status OptionError(std::string_view field, std::string actual, std::string limit) {
   v1::ErrorDetail detail;
@@ -77,6 +77,7 @@ grpc::ChannelArguments ChannelArguments(int connection) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectLongestMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Gives each channel its own connection.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);

@@ -28,6 +28,8 @@ Verdict JudgeTransport(absl::StatusCode code) {
     case absl::StatusCode::kUnknown:
     // gRPC reports a reset stream with this code.
     case absl::StatusCode::kInternal:
+    // gRPC has no thread or memory left for the call.
+    case absl::StatusCode::kResourceExhausted:
       return Verdict::kBackOff;
     default:
       return Verdict::kGiveUp;
@@ -53,6 +55,7 @@ Verdict Judge(Rpc rpc, const absl::Status& status) {
     case ErrorDetail::BUDGET:
       return IsData(rpc) ? Verdict::kBackOff : Verdict::kGiveUp;
     case ErrorDetail::STOPPING:
+    case ErrorDetail::BUSY:
       return Verdict::kBackOff;
     case ErrorDetail::REASON_UNSPECIFIED:
       return JudgeTransport(status.code());

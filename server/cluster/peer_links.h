@@ -1,11 +1,11 @@
-// PeerLinks has the connections to all servers of the cluster, this one included. Send does not
-// wait for an answer and does not report errors: the step machines repeat a message that may be
-// lost. The other calls wait for their answer.
+// PeerLinks has the connections to all servers of the cluster, this one included. Only PutJob and
+// DropJob wait for an answer.
 //   Threads  All methods are safe from any thread.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -15,15 +15,15 @@
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "orlop/v1/admin.grpc.pb.h"
-#include "orlop/v1/job.grpc.pb.h"
 #include "orlop/v1/peer.grpc.pb.h"
 
 namespace orlop::server {
 
 // A PeerAddress is one server of the cluster, as --peers lists it.
 struct PeerAddress {
-  std::string name;     // never changes, because placements name it; by default the address
-  std::string address;  // host:port or unix:/path
+  std::string name;          // never changes, because placements name it; by default the address
+  std::string address;       // of its door for workers: host:port or unix:/path
+  std::string peer_address;  // of its door for the other servers
 };
 
 class PeerLinks {
@@ -35,34 +35,51 @@ class PeerLinks {
             const std::shared_ptr<grpc::ChannelCredentials>& credentials);
   ~PeerLinks();  // waits until every message of Send is answered or has failed, at most 5 s each
 
-  // Sets the callback for messages of Send that a server has answered with NotFound: it does not
-  // know the job, so the leader sends it the definition. The callback runs on a thread of gRPC and
-  // must not wait.
-  void OnUnknownJob(std::function<void(int server, const std::string& job)> callback);
+  // What becomes of a message of Send: the answer of the server, or why it could not be sent.
+  using OnAnswer =
+      std::function<void(int server, const v1::StepMessage& message, const absl::Status& answer)>;
+  // Sets the callback for the answers. It runs on a thread of gRPC and must not wait.
+  void SetOnAnswer(OnAnswer callback);
 
   // Sends one message of a step machine. Does not wait. The message is given up after 5 s.
   void Send(int to, v1::StepMessage message);
 
-  // Make one call of the service Peer (proto/orlop/v1/peer.proto) and wait for its answer: PutJob
-  // and DropJob 30 s at most, DescribeShards 5 s, Identify 2 s.
+  // Make one call of the service Peer (proto/orlop/v1/peer.proto) and wait for its answer, 30 s at
+  // most.
   //   Status  that of the server, or DeadlineExceeded or Unavailable if it does not answer; the
   //           message and the detail name the server
   absl::Status PutJob(int to, const v1::JobDefinition& definition);
   absl::Status DropJob(int to, const std::string& job);
-  absl::StatusOr<v1::ServerInfo> Identify(int to);
-  absl::StatusOr<v1::DescribeTensorResponse> DescribeShards(
-      int to, const v1::DescribeTensorRequest& request);
 
-  // Stubs for other calls to a server. They live as long as this object.
+  // Asks a server for the shards of a tensor. Does not wait: `next` gets the answer within 5 s, on
+  // a thread of gRPC, and must not wait.
+  //   Status  as PutJob
+  void DescribeShards(int to, const v1::DescribeTensorRequest& request,
+                      std::function<void(absl::StatusOr<v1::DescribeTensorResponse>)> next);
+
+  // What is known of a server.
+  struct Seen {
+    v1::ServerInfo info;  // as of its last answer; without incarnation if it never answered
+    // OK: it answered when it was asked last. Else why it did not.
+    absl::Status status = absl::UnavailableError("has not been asked yet");
+    std::chrono::steady_clock::time_point answered;  // its last answer; the start if there is none
+    std::chrono::steady_clock::time_point asked;     // that `status` is of; the start if none
+  };
+  // Asks a server who it is. Does not wait: `next` gets what is known of it then, within a second,
+  // on a thread of gRPC, and must not wait.
+  void Look(int at, std::function<void(Seen)> next);
+  // What is known of a server now.
+  Seen LastSeen(int server) const;
+
+  // The stub for calls of the service Admin. It lives as long as this object.
   v1::Admin::Stub* admin(int to) { return links_[to].admin.get(); }
-  v1::Job::Stub* job(int to) { return links_[to].job.get(); }
   const PeerAddress& address(int server) const { return addresses_[server]; }
 
  private:
   struct Link {
+    std::shared_ptr<grpc::Channel> channel;
     std::unique_ptr<v1::Peer::Stub> peer;
     std::unique_ptr<v1::Admin::Stub> admin;
-    std::unique_ptr<v1::Job::Stub> job;
   };
   absl::Status Named(int to, const grpc::Status& status) const;
 
@@ -71,8 +88,11 @@ class PeerLinks {
     Mutex mutex;
     CondVar idle;
     int under_way GUARDED_BY(mutex) = 0;
-    std::function<void(int, const std::string&)> on_unknown_job GUARDED_BY(mutex);
+    OnAnswer on_answer GUARDED_BY(mutex);
+    std::vector<Seen> seen GUARDED_BY(mutex);  // by server
   };
+  void Begin();
+  static void End(Calls* calls);
 
   const std::vector<PeerAddress> addresses_;
   std::vector<Link> links_;

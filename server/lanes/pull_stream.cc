@@ -23,21 +23,51 @@
 
 namespace orlop::server {
 
-absl::Status PullStream::Run() {
+absl::Status PullStream::Start() {
   absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request_.job());
   if (!job.ok()) return job.status();
   job_ = *job;
   model_ = job_->model();
   place_.job = request_.job();
-  const absl::Status status = SendAll();
-  return status.ok() ? status : Explain(status, place_, job_->position());
+  return Check();
 }
 
-absl::Status PullStream::SendAll() {
-  if (absl::Status status = Check(); !status.ok()) return status;
-  for (const v1::Region& region : request_.regions())
-    if (absl::Status status = SendRegion(region); !status.ok()) return status;
-  return absl::OkStatus();
+absl::Status PullStream::Explained(const absl::Status& status) const {
+  return status.ok() || job_ == nullptr ? status : Explain(status, place_, job_->position());
+}
+
+absl::StatusOr<PullStream::Next> PullStream::Advance() {
+  if (job_ == nullptr)
+    if (absl::Status status = Start(); !status.ok()) return Explained(status);
+  for (;;) {
+    if (reader_ != nullptr && !reader_->done()) {
+      absl::StatusOr<Next> chunk = NextChunk();
+      if (!chunk.ok()) return Explained(chunk.status());
+      return chunk;
+    }
+    if (reader_ != nullptr) {
+      reader_ = nullptr;
+      ++shard_;
+    }
+    if (!region_.has_value()) {
+      if (region_index_ == request_.regions_size()) return Next();
+      if (absl::Status status = BeginRegion(); !status.ok()) return Explained(status);
+    }
+    if (FindShard()) {
+      Next next;
+      next.what = Next::What::kVersion;
+      next.shard = model_->FirstShard(region_->tensor) + static_cast<int32_t>(shard_);
+      next.version = version_;
+      return next;
+    }
+    if (!found_shard_) {
+      return Explained(MakeError(absl::StatusCode::kNotFound,
+                                 absl::StrCat("no shard of '", place_.tensor,
+                                              "' that the region asks for is on this server"),
+                                 v1::ErrorDetail::NOT_OWNER));
+    }
+    region_.reset();
+  }
 }
 
 absl::Status PullStream::Check() {
@@ -68,58 +98,59 @@ absl::Status PullStream::Check() {
   return absl::OkStatus();
 }
 
-absl::Status PullStream::SendRegion(const v1::Region& wire) {
-  place_.tensor = wire.tensor().substr(0, kMaxNameBytes);
-  const absl::StatusOr<Region> region = ParseRegion(*model_, wire, RegionOf::kState);
+absl::Status PullStream::BeginRegion() {
+  const v1::Region& wire = request_.regions(region_index_++);
+  place_.tensor = Beginning(wire.tensor(), kMaxNameBytes);
+  absl::StatusOr<Region> region = ParseRegion(*model_, wire, RegionOf::kState);
   if (!region.ok()) return region.status();
-  const Tensor& tensor = model_->tensors()[region->tensor];
-  bool sent = false;
-  for (uint64_t shard = region->first_shard; shard <= region->last_shard; ++shard) {
-    const int32_t id = model_->FirstShard(region->tensor) + static_cast<int32_t>(shard);
-    if (model_->Owner(id) != jobs_->environment().self) continue;
-    const Range range = ShardRange(shard, tensor.element_count, model_->shard_elements());
-    if (BoxPart(region->box, tensor.shape, range).empty()) continue;
-    v1::Region filled = wire;
-    filled.set_shard(shard);
-    if (absl::Status status = SendShard(id, *region, std::move(filled)); !status.ok())
-      return status;
-    sent = true;
-  }
-  if (sent) return absl::OkStatus();
-  return MakeError(
-      absl::StatusCode::kNotFound,
-      absl::StrCat("no shard of '", place_.tensor, "' that the region asks for is on this server"),
-      v1::ErrorDetail::NOT_OWNER);
-}
-
-// Waits for the version and opens a reader. The pin delays the apply of the shard until the reader
-// is open. Then the reader holds the version's buffers, and an apply writes into fresh ones.
-absl::StatusOr<std::unique_ptr<ShardReader>> PullStream::OpenPinned(const ReadRequest& request) {
-  const auto pin = job_->AwaitVersion(request.shard, request.version, wait_);
-  if (!pin.ok()) return pin.status();
-  return job_->shards().OpenRead(request);
-}
-
-absl::Status PullStream::SendShard(int32_t id, const Region& region, v1::Region filled) {
-  auto reader = OpenPinned({id, region.slot, region.dtype, region.box, version_, chunk_bytes_});
-  if (!reader.ok()) return reader.status();
-  filled.set_slot(SlotName(region.slot));
-  filled.set_dtype((*reader)->dtype());
-  ToWire(region.box, filled.mutable_box());
-  v1::Chunk header;
-  if (!key_sent_) *header.mutable_key() = key_;
-  key_sent_ = true;
-  *header.mutable_region() = std::move(filled);
-  while (!(*reader)->done()) {
-    absl::StatusOr<ReadChunk> chunk = (*reader)->Next();
-    if (!chunk.ok()) return chunk.status();
-    header.set_offset_bytes(chunk->offset_bytes);
-    header.set_checksum(chunk->checksum);
-    if (chunk->digest.has_value()) ToWire(*chunk->digest, header.mutable_piece_digest());
-    if (absl::Status sent = sink_(&header, *chunk); !sent.ok()) return sent;
-    header.Clear();
-  }
+  region_ = *std::move(region);
+  shard_ = region_->first_shard;
+  found_shard_ = false;
   return absl::OkStatus();
+}
+
+// Goes on to the next shard of the region that is on this server, from shard_ on. Returns whether
+// there is one.
+bool PullStream::FindShard() {
+  const Tensor& tensor = model_->tensors()[region_->tensor];
+  for (; shard_ <= region_->last_shard; ++shard_) {
+    const int32_t id = model_->FirstShard(region_->tensor) + static_cast<int32_t>(shard_);
+    if (model_->Owner(id) != jobs_->environment().self) continue;
+    const Range range = ShardRange(shard_, tensor.element_count, model_->shard_elements());
+    if (BoxPart(region_->box, tensor.shape, range).empty()) continue;
+    found_shard_ = true;
+    return true;
+  }
+  return false;
+}
+
+absl::Status PullStream::Open(const absl::StatusOr<JobRuntime::VersionPin>& pin) {
+  if (!pin.ok()) return Explained(pin.status());
+  const int32_t id = model_->FirstShard(region_->tensor) + static_cast<int32_t>(shard_);
+  auto reader = job_->shards().OpenRead(
+      {id, region_->slot, region_->dtype, region_->box, version_, chunk_bytes_});
+  if (!reader.ok()) return Explained(reader.status());
+  reader_ = *std::move(reader);
+  filled_ = request_.regions(region_index_ - 1);
+  filled_.set_shard(shard_);
+  filled_.set_slot(SlotName(region_->slot));
+  filled_.set_dtype(reader_->dtype());
+  ToWire(region_->box, filled_.mutable_box());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PullStream::Next> PullStream::NextChunk() {
+  absl::StatusOr<ReadChunk> chunk = reader_->Next();
+  if (!chunk.ok()) return chunk.status();
+  Next next;
+  next.what = Next::What::kChunk;
+  if (!std::exchange(key_sent_, true)) *next.header.mutable_key() = key_;
+  if (chunk->offset_bytes == 0) *next.header.mutable_region() = std::move(filled_);
+  next.header.set_offset_bytes(chunk->offset_bytes);
+  next.header.set_checksum(chunk->checksum);
+  if (chunk->digest.has_value()) ToWire(*chunk->digest, next.header.mutable_piece_digest());
+  next.chunk = *std::move(chunk);
+  return next;
 }
 
 }  // namespace orlop::server

@@ -1,9 +1,8 @@
 // The server's side of one Pull call: it turns the regions of the request into chunks. It knows no
-// transport: its caller sends the chunks.
+// transport, and does not wait: its caller sends the chunks, and asks for versions.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,28 +20,41 @@ namespace orlop::server {
 //   Threads  not thread-safe: one call owns it.
 class PullStream {
  public:
-  // Sends one message: `header`, which has no payload, and the bytes of `chunk` as its payload. May
-  // block. Run ends with the error that it returns.
-  using Sink = std::function<absl::Status(v1::Chunk* header, const ReadChunk& chunk)>;
+  // `jobs` and `request` must outlive this object.
+  PullStream(JobTable* jobs, const v1::PullRequest& request) : jobs_(jobs), request_(request) {}
 
-  // `jobs` and `request` must outlive this object. `wait`: how long versions are waited for.
-  PullStream(JobTable* jobs, const v1::PullRequest& request, Wait wait, Sink sink)
-      : jobs_(jobs), request_(request), wait_(std::move(wait)), sink_(std::move(sink)) {}
-
-  // Sends all that was asked for. Called once. Status as Data.Pull (data.proto), or the sink's.
-  absl::Status Run();
+  // What comes next.
+  struct Next {
+    enum class What : uint8_t {
+      kChunk,    // send `header`, which has no payload, with the bytes of `chunk` as its payload
+      kVersion,  // ask `job` for `version` of `shard`, and give the answer to Open
+      kEnd,
+    } what = What::kEnd;
+    v1::Chunk header;
+    ReadChunk chunk;
+    int32_t shard = 0;
+    int64_t version = 0;
+  };
+  // After an error the stream is over. May wait for the disk.
+  //   Status  as Data.Pull (data.proto)
+  absl::StatusOr<Next> Advance();
+  // Opens the shard of the last kVersion. The pin delays the apply of the shard until then; from
+  // then on the stream holds the version's buffers, and an apply writes into fresh ones.
+  //   Status  as Data.Pull (data.proto)
+  absl::Status Open(const absl::StatusOr<JobRuntime::VersionPin>& pin);
+  // Null before the first Advance.
+  const std::shared_ptr<JobRuntime>& job() const { return job_; }
 
  private:
-  absl::Status SendAll();
+  absl::Status Start();
   absl::Status Check();
-  absl::Status SendRegion(const v1::Region& region);
-  absl::Status SendShard(int32_t id, const Region& region, v1::Region filled);
-  absl::StatusOr<std::unique_ptr<ShardReader>> OpenPinned(const ReadRequest& request);
+  absl::Status Explained(const absl::Status& status) const;
+  absl::Status BeginRegion();
+  bool FindShard();
+  absl::StatusOr<Next> NextChunk();
 
   JobTable* const jobs_;
   const v1::PullRequest& request_;
-  const Wait wait_;
-  const Sink sink_;
   std::shared_ptr<JobRuntime> job_;
   std::shared_ptr<const JobModel> model_;
   StreamPlace place_;
@@ -50,6 +62,12 @@ class PullStream {
   int64_t version_ = 0;       // the version of all regions
   v1::StreamKey key_;         // sent with the first chunk
   bool key_sent_ = false;
+  int region_index_ = 0;                 // of the request: the next to begin
+  std::optional<Region> region_;         // under way
+  uint64_t shard_ = 0;                   // of the tensor: the one under way, or the next
+  bool found_shard_ = false;             // of the region
+  std::unique_ptr<ShardReader> reader_;  // of the shard under way
+  v1::Region filled_;                    // sent with the first chunk of the shard
 };
 
 }  // namespace orlop::server

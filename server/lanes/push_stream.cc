@@ -39,45 +39,67 @@ absl::Status PushStream::Open(const v1::StreamKey& key) {
   return CheckLossScale(key.loss_scale());
 }
 
-absl::Status PushStream::Take(const DecodedChunk& chunk) {
+PushStream::Taken PushStream::Take(const DecodedChunk& chunk,
+                                   const std::shared_ptr<Wakeup>& wakeup) {
+  Taken taken = Begin(chunk, wakeup);
+  is_again_ = taken.is_later;
+  const v1::Chunk& header = chunk.header;
+  const bool is_key_alone = header.has_key() && !header.has_region() && chunk.payload_bytes == 0;
+  if (taken.status.ok() && !is_key_alone) taken.status = Write(chunk);
+  taken.status = Explained(taken.status);
+  return taken;
+}
+
+// Takes note of what the header of a chunk begins: the stream, and a piece.
+PushStream::Taken PushStream::Begin(const DecodedChunk& chunk,
+                                    const std::shared_ptr<Wakeup>& wakeup) {
   const v1::Chunk& header = chunk.header;
   if (job_ == nullptr) {
     if (!header.has_key()) {
-      return MakeError(absl::StatusCode::kInvalidArgument,
-                       "the first message of a stream carries `key`", v1::ErrorDetail::BAD_REQUEST);
+      return {false, MakeError(absl::StatusCode::kInvalidArgument,
+                               "the first message of a stream carries `key`",
+                               v1::ErrorDetail::BAD_REQUEST)};
     }
-    if (absl::Status status = Open(header.key()); !status.ok()) return Explained(status);
-    if (!header.has_region() && chunk.payload_bytes == 0) return absl::OkStatus();
-  } else if (header.has_key()) {
-    return Explained(
-        absl::InvalidArgumentError("only the first message of a stream carries `key`"));
+    if (absl::Status status = Open(header.key()); !status.ok()) return {false, status};
+  } else if (header.has_key() && !is_again_) {
+    return {false, absl::InvalidArgumentError("only the first message of a stream carries `key`")};
   }
-  if (header.has_region()) {
-    if (ticket_.has_value()) {
-      return Explained(absl::InvalidArgumentError(absl::StrCat(
-          "a new piece begins after ", ticket_->writer->written_bytes(), " of the ",
-          ticket_->writer->total_bytes(), " bytes of the piece of '", place_.tensor, "'")));
-    }
-    if (absl::Status status = BeginPiece(header); !status.ok()) return Explained(status);
+  if (!header.has_region()) return {};
+  if (ticket_.has_value()) {
+    return {false,
+            absl::InvalidArgumentError(absl::StrCat(
+                "a new piece begins after ", ticket_->writer->written_bytes(), " of the ",
+                ticket_->writer->total_bytes(), " bytes of the piece of '", place_.tensor, "'"))};
   }
+  place_.tensor = Beginning(header.region().tensor(), kMaxNameBytes);
+  place_.shard.reset();
+  const absl::StatusOr<PieceRequest> request = RequestOf(header);
+  if (!request.ok()) return {false, request.status()};
+  BegunPiece begun = job_->BeginPiece(*request, wakeup);
+  if (begun.ticket.has_value()) ticket_ = std::move(begun.ticket);
+  return {begun.is_later, std::move(begun.status)};
+}
+
+absl::Status PushStream::Write(const DecodedChunk& chunk) {
+  const v1::Chunk& header = chunk.header;
   if (!ticket_.has_value())
-    return Explained(absl::InvalidArgumentError("the first chunk of a piece carries `region`"));
+    return absl::InvalidArgumentError("the first chunk of a piece carries `region`");
   std::vector<absl::Span<const uint8_t>> slices;
   slices.reserve(chunk.payload.size());
   for (const grpc::Slice& slice : chunk.payload) slices.emplace_back(slice.begin(), slice.size());
   if (absl::Status status =
           ticket_->writer->WriteChunk(header.offset_bytes(), slices, header.checksum());
       !status.ok()) {
-    return Explained(status);
+    return status;
   }
   response_.set_byte_count(response_.byte_count() + chunk.payload_bytes);
   const bool last = ticket_->writer->written_bytes() == ticket_->writer->total_bytes();
   if (last != header.has_piece_digest()) {
-    return Explained(absl::InvalidArgumentError(absl::StrCat(
+    return absl::InvalidArgumentError(absl::StrCat(
         "tensor '", place_.tensor, "': `piece_digest` belongs on the last chunk of a piece, after ",
-        ticket_->writer->written_bytes(), " of ", ticket_->writer->total_bytes(), " bytes")));
+        ticket_->writer->written_bytes(), " of ", ticket_->writer->total_bytes(), " bytes"));
   }
-  return last ? Explained(EndPiece({header.piece_digest().high(), header.piece_digest().low()}))
+  return last ? EndPiece({header.piece_digest().high(), header.piece_digest().low()})
               : absl::OkStatus();
 }
 
@@ -106,19 +128,6 @@ absl::StatusOr<PieceRequest> PushStream::RequestOf(const v1::Chunk& header) {
                                                    "; the limit is ", kMaxAppliedCount));
   request.applied_count = static_cast<int64_t>(header.applied_count());
   return request;
-}
-
-absl::Status PushStream::BeginPiece(const v1::Chunk& header) {
-  place_.tensor = header.region().tensor().substr(0, kMaxNameBytes);
-  place_.shard.reset();
-  const absl::StatusOr<PieceRequest> request = RequestOf(header);
-  if (!request.ok()) return request.status();
-  BegunPiece begun = AskUntilAnswered(
-      ForAnAttempt(wait_),
-      [&](const std::shared_ptr<Wakeup>& wakeup) { return job_->BeginPiece(*request, wakeup); });
-  if (!begun.ticket.has_value()) return begun.status;
-  ticket_ = std::move(begun.ticket);
-  return absl::OkStatus();
 }
 
 absl::Status PushStream::EndPiece(const Digest128& digest) {

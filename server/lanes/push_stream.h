@@ -10,6 +10,7 @@
 #include "proto/chunk.h"
 #include "server/lanes/region.h"
 #include "server/runtime/job_table.h"
+#include "server/runtime/wait.h"
 
 namespace orlop::server {
 
@@ -19,13 +20,18 @@ namespace orlop::server {
 class PushStream {
  public:
   // `jobs` must outlive this object. `is_load`: SetState. `wait`: how long the call may wait for
-  // its attempt to open, and for other copies of a shard.
+  // other copies of a shard.
   PushStream(JobTable* jobs, bool is_load, Wait wait)
       : jobs_(jobs), is_load_(is_load), wait_(std::move(wait)) {}
 
-  // Takes the next message. May wait. After an error the stream is over.
+  struct Taken {
+    bool is_later = false;  // the attempt of the chunk is not open yet: give the same chunk again
+    absl::Status status;    // if `is_later`: the error for a caller that does not
+  };
+  // Takes the next message. If the answer is *later*, the job keeps `wakeup` and wakes it when its
+  // state has changed. After an error the stream is over.
   //   Status  as Data.Push (data.proto)
-  absl::Status Take(const DecodedChunk& chunk);
+  Taken Take(const DecodedChunk& chunk, const std::shared_ptr<Wakeup>& wakeup);
   // Ends the stream after the client's last message.
   //   Status  InvalidArgument: the stream was empty or ends inside a piece
   absl::Status Finish();
@@ -34,7 +40,8 @@ class PushStream {
 
  private:
   absl::Status Open(const v1::StreamKey& key);
-  absl::Status BeginPiece(const v1::Chunk& header);
+  Taken Begin(const DecodedChunk& chunk, const std::shared_ptr<Wakeup>& wakeup);
+  absl::Status Write(const DecodedChunk& chunk);
   absl::StatusOr<PieceRequest> RequestOf(const v1::Chunk& header);
   absl::Status EndPiece(const Digest128& digest);
   absl::Status Explained(const absl::Status& status) const;  // see Explain
@@ -45,6 +52,7 @@ class PushStream {
   std::shared_ptr<JobRuntime> job_;
   std::shared_ptr<const JobModel> model_;
   v1::StreamKey key_;
+  bool is_again_ = false;  // the last chunk was answered *later*
   StreamPlace place_;
   std::optional<PieceTicket> ticket_;  // of the piece under way; absent between pieces
   v1::PushResponse response_;

@@ -27,7 +27,7 @@ namespace {
 
 constexpr std::chrono::seconds kAttemptWait(3);
 
-std::string Short(const std::string& name) { return name.substr(0, kMaxNameBytes); }
+std::string Short(const std::string& name) { return Beginning(name, kMaxNameBytes); }
 
 absl::Status CheckGradientSlot(const v1::Region& wire) {
   if (wire.slot().empty() || wire.slot() == "gradient") return absl::OkStatus();

@@ -49,15 +49,6 @@ absl::Status CheckLossScale(double loss_scale) {
                                                  kMinLossScale, " to ", kMaxLossScale));
 }
 
-absl::Status CheckControlSize(const google::protobuf::Message& request) {
-  const size_t bytes = request.ByteSizeLong();
-  if (bytes <= kMaxControlMessageBytes) return absl::OkStatus();
-  return MakeError(absl::StatusCode::kInvalidArgument,
-                   absl::StrCat(request.GetDescriptor()->name(), " has ", bytes,
-                                " bytes; the limit is ", kMaxControlMessageBytes),
-                   v1::ErrorDetail::BAD_REQUEST);
-}
-
 absl::Status WithPosition(absl::Status status, const step::Position& position,
                           const std::string& job) {
   if (status.ok()) return status;

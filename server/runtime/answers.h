@@ -25,11 +25,6 @@ inline Wait WaitOf(grpc::ServerContext* context) {
 //   Status  InvalidArgument: it is neither 0 nor from kMinLossScale to kMaxLossScale
 absl::Status CheckLossScale(double loss_scale);
 
-// Checks the size of a request. The transport alone does not: in a cluster it accepts the larger
-// messages that servers send one another.
-//   Status  InvalidArgument: the request has more than kMaxControlMessageBytes
-absl::Status CheckControlSize(const google::protobuf::Message& request);
-
 // Turns an error of a step machine or of JobRuntime into the one that is sent: it adds to the
 // ErrorDetail the job and its position, so that callers branch on fields, and a reason that follows
 // from the code if the error has none. An error with reason STALE_GENERATION becomes

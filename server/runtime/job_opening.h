@@ -41,14 +41,18 @@ struct OpenedJob {
 absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel& model,
                                   bool is_new);
 
+// Carries the clean mark of a job over a process that does not open it: what was all of its state
+// before is so after. Call it before DataDirectory::MarkStarted.
+absl::Status KeepCleanMark(const Environment& environment, const std::string& job);
+
 // Returns the leader's record of a job; a default one if none was written yet.
 //   Status  DataLoss: it cannot be read
 absl::StatusOr<step::JobRecord> ReadJobRecord(const Environment& environment,
-                                              const std::string& job);
+                                              const JobModel& model);
 
 // Returns the decision that made the flush of `step`; null if the flush is damaged or missing, or
 // is of a job that was LOADING.
-step::DecisionPtr FlushedDecision(const Environment& environment, const std::string& job,
+step::DecisionPtr FlushedDecision(const Environment& environment, const JobModel& model,
                                   int64_t step);
 
 }  // namespace orlop::server

@@ -1,10 +1,14 @@
 // One push, 4 of 8 (ARCHITECTURE.md); next: server/shards/piece_writer.cc
 #include "server/runtime/job_runtime.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -29,10 +33,12 @@
 #include "server/runtime/leader_shell.h"
 #include "server/runtime/machine_shell.h"
 #include "server/runtime/piece_intake.h"
+#include "server/runtime/step_scalars.h"
 #include "server/runtime/wait.h"
 #include "server/shards/piece_writer.h"
 #include "server/shards/shard_store.h"
 #include "server/step/actions.h"
+#include "server/step/check.h"
 #include "server/step/job.h"
 #include "server/step/layout.h"
 #include "server/step/messages.h"
@@ -59,7 +65,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& 
   if (!model.ok()) return model.status();
   absl::StatusOr<OpenedJob> opened = OpenJob(environment, **model, is_new);
   if (!opened.ok()) return opened.status();
-  absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment, (*model)->job());
+  absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment, **model);
   if (!record.ok()) return record.status();
   std::shared_ptr<JobRuntime> runtime(new JobRuntime(environment, *model, record->version));
   runtime->Restore(*std::move(opened));
@@ -195,24 +201,39 @@ absl::StatusOr<bool> JobRuntime::EndPiece(PieceTicket ticket, const Digest128& d
   return !is_kept;
 }
 
-absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
-                                                                const Wait& wait) {
-  step::RequestId served = 0;
-  const auto pull = [&](step::RequestId id, int64_t now, step::Actions* actions) REQUIRES(mutex_) {
-    served = id;
-    participant_->OnPull(id, shard, version, now, actions);
-  };
-  const auto withdraw = [this](step::RequestId id, int64_t now, step::Actions* actions)
-                            REQUIRES(mutex_) { participant_->OnPullCancelled(id, now, actions); };
-  const auto answer =
-      Await(wait, [&](Caller caller) { return Ask(std::move(caller), pull, withdraw); });
+step::RequestId JobRuntime::AskVersion(int32_t shard, int64_t version, Caller caller) {
+  return Ask(
+      std::move(caller),
+      [&](step::RequestId id, int64_t now, step::Actions* actions)
+          REQUIRES(mutex_) { participant_->OnPull(id, shard, version, now, actions); },
+      [this](step::RequestId id, int64_t now, step::Actions* actions)
+          REQUIRES(mutex_) { participant_->OnPullCancelled(id, now, actions); });
+}
+
+absl::StatusOr<JobRuntime::VersionPin> JobRuntime::PinOf(
+    const absl::StatusOr<step::Answer>& answer) {
   if (absl::IsUnavailable(answer.status()) && leader_ != nullptr && leader_->HasLostMemory())
     return MakeError(
         absl::StatusCode::kDataLoss,
         absl::StrCat("job '", job_, "' has lost what was committed; Join tells what is left"),
         v1::ErrorDetail::LOST);
   if (!answer.ok()) return answer.status();
-  return VersionPin(shared_from_this(), served);
+  return VersionPin(shared_from_this(), answer->request);
+}
+
+step::RequestId JobRuntime::AskVersion(int32_t shard, int64_t version,
+                                       steady_clock::time_point deadline,
+                                       std::function<void(absl::StatusOr<VersionPin>)> next) {
+  return AskVersion(shard, version,
+                    {[self = shared_from_this(), next = std::move(next)](
+                         const absl::StatusOr<step::Answer>& answer) { next(self->PinOf(answer)); },
+                     deadline});
+}
+
+absl::StatusOr<JobRuntime::VersionPin> JobRuntime::AwaitVersion(int32_t shard, int64_t version,
+                                                                const Wait& wait) {
+  return PinOf(
+      Await(wait, [&](Caller caller) { return AskVersion(shard, version, std::move(caller)); }));
 }
 
 void JobRuntime::Unpin(step::RequestId pull) {
@@ -262,6 +283,29 @@ int64_t JobRuntime::AppliedCount(uint32_t tensor) const {
 
 // ---- Events ------------------------------------------------------------------------------------
 
+absl::Status JobRuntime::CheckPeerMessage(int from, const step::Message& message) const {
+  const std::shared_ptr<const JobModel> model = this->model();
+  int64_t epoch = position().epoch;
+  if (leader_ != nullptr) epoch = std::max(epoch, leader_->epoch());
+  absl::Status status = step::CheckMessage(*model->spec(), environment_.self, from, epoch, message);
+  if (!status.ok()) return status;
+  if (step::ForLeader(message) ? leader_ == nullptr : from != 0)
+    return absl::InvalidArgumentError(absl::StrCat(
+        "server ", from, " sent server ", environment_.self, " a message ",
+        step::ForLeader(message) ? "for the step leader" : "that only the step leader sends"));
+  if (const auto* prepare = std::get_if<step::Prepare>(&message))
+    return DecisionScalars::Parse(*model, *prepare->decision).status();
+  return absl::OkStatus();
+}
+
+absl::Status JobRuntime::OnPeerMessage(int from, const step::Message& message) {
+  if (absl::Status status = CheckPeerMessage(from, message); !status.ok())
+    return MakeError(absl::StatusCode::kInvalidArgument, std::string(status.message()),
+                     v1::ErrorDetail::BAD_REQUEST);
+  OnMessage(from, message);
+  return absl::OkStatus();
+}
+
 void JobRuntime::OnMessage(int from, const step::Message& message) {
   if (step::ForLeader(message)) {
     if (leader_ != nullptr) leader_->OnMessage(from, message);
@@ -273,12 +317,35 @@ void JobRuntime::OnMessage(int from, const step::Message& message) {
   });
 }
 
+void JobRuntime::OnPeerAnswer(int to, const v1::StepMessage& message, const absl::Status& answer) {
+  const bool is_refusal = !answer.ok() && !absl::IsUnavailable(answer) &&
+                          !absl::IsDeadlineExceeded(answer) && !absl::IsNotFound(answer);
+  MutexLock lock(&mutex_);
+  const std::pair<int, int> key{to, message.body_case()};
+  if (answer.ok()) refusals_.erase(key);
+  if (!is_refusal) return;
+  refusals_[key] = answer;
+  std::string& logged = logged_refusals_[key];
+  if (logged == answer.message()) return;
+  logged = std::string(answer.message());
+  spdlog::error("job {}: a message of {} bytes to server {} is refused: {}", job_,
+                message.ByteSizeLong(), environment_.server_names[to], logged);
+}
+
+std::map<int, absl::Status> JobRuntime::refusals() const {
+  MutexLock lock(&mutex_);
+  std::map<int, absl::Status> by_server;
+  for (const auto& [key, status] : refusals_) by_server.emplace(key.first, status);
+  return by_server;
+}
+
 void JobRuntime::Tick() {
   Complete([this](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     applies_->Retry(shared_from_this());
     *actions = TakeUnsynced();
     participant_->OnTick(now, actions);
   });
+  ExpireCallers();
   if (leader_ != nullptr) leader_->Tick();
 }
 
@@ -437,8 +504,9 @@ void JobRuntime::LoadFlushInPool(const step::LoadFlush& action) {
   absl::Status status = LoadFlush(environment_.data->store(), job_, action.step,
                                   /*with_staged=*/false, shards_.get());
   const step::DecisionPtr decision =
-      status.ok() ? FlushedDecision(environment_, job_, action.step) : nullptr;
-  if (status.ok() && decision == nullptr) status = absl::DataLossError("the flush has no decision");
+      status.ok() ? FlushedDecision(environment_, *model(), action.step) : nullptr;
+  if (status.ok() && (decision == nullptr || decision->identity != action.decision))
+    status = absl::DataLossError("the flush is not of that decision");
   if (!status.ok())
     spdlog::error("job {}: the flush of step {} cannot be loaded: {}", job_, action.step,
                   std::string(status.message()));

@@ -12,6 +12,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -86,8 +88,13 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   // Stores a piece all of whose bytes its writer has. Returns whether it was stored before.
   //   Status  as PieceWriter::Finish and Keep, and Participant::OnPush.
   absl::StatusOr<bool> EndPiece(PieceTicket ticket, const Digest128& digest, const Wait& wait);
-  // Waits until `version` of a shard can be read. A reader needs the pin until it has opened: then
-  // it keeps the version by holding buffers, and the apply need not wait.
+  // Asks for `version` of a shard; `next` gets a pin when it can be read, here or later in another
+  // thread. A reader needs the pin until it has opened: then it keeps the version by holding
+  // buffers, and the apply need not wait. Returns the request, for Withdraw.
+  step::RequestId AskVersion(int32_t shard, int64_t version,
+                             std::chrono::steady_clock::time_point deadline,
+                             std::function<void(absl::StatusOr<VersionPin>)> next);
+  // The same for a caller that waits.
   absl::StatusOr<VersionPin> AwaitVersion(int32_t shard, int64_t version, const Wait& wait);
   // The staged pieces of this server's shards from one rank, by shard.
   std::vector<step::StagedPiece> PiecesFrom(uint32_t rank, size_t* expected_count) const;
@@ -99,7 +106,14 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   int64_t AppliedCount(uint32_t tensor) const;
 
   // ---- Life ----
-  void OnMessage(int from, const step::Message& message);  // of a server of the cluster
+  // A message from another server of the cluster.
+  //   Status  InvalidArgument: nothing of it was used (step/check.h)
+  absl::Status OnPeerMessage(int from, const step::Message& message);
+  // What became of a message that this server has sent: the answer of server `to`, or why it could
+  // not be sent. A refusal is logged once, and kept until a message of the same kind gets through.
+  void OnPeerAnswer(int to, const v1::StepMessage& message, const absl::Status& answer);
+  // The refusals kept now, by server.
+  std::map<int, absl::Status> refusals() const;
   void Tick();
   // Clean stop: refuses new work, finishes the applies that have begun, and flushes. A step that is
   // prepared but whose Apply has not come is flushed as that. BeginStop
@@ -116,8 +130,12 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   JobRuntime(const Environment& environment, std::shared_ptr<const JobModel> model,
              int64_t record_version);
   void Restore(OpenedJob opened);
+  absl::Status CheckPeerMessage(int from, const step::Message& message) const;
+  void OnMessage(int from, const step::Message& message);
   absl::Status BeginConfigure(const JobModel& model, bool is_deciding);
   void Unpin(step::RequestId pull);
+  step::RequestId AskVersion(int32_t shard, int64_t version, Caller caller);
+  absl::StatusOr<VersionPin> PinOf(const absl::StatusOr<step::Answer>& answer);
 
   void Do(const step::Action& action) override REQUIRES(mutex_);
   void AfterEvent() override REQUIRES(mutex_);
@@ -161,6 +179,9 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   // it is there.
   bool configuring_ GUARDED_BY(mutex_) = false;
   std::vector<std::pair<int, step::Message>> held_ GUARDED_BY(mutex_);
+  // By server and kind of message.
+  std::map<std::pair<int, int>, absl::Status> refusals_ GUARDED_BY(mutex_);
+  std::map<std::pair<int, int>, std::string> logged_refusals_ GUARDED_BY(mutex_);
   StepTimes times_ GUARDED_BY(mutex_);
   int64_t first_byte_ms_ GUARDED_BY(mutex_) = 0, staged_ms_ GUARDED_BY(mutex_) = 0,
                          committed_ms_ GUARDED_BY(mutex_) = 0;

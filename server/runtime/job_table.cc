@@ -1,7 +1,9 @@
 #include "server/runtime/job_table.h"
 
 #include <chrono>
+#include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -16,6 +18,8 @@
 #include "proto/status.h"
 #include "server/durability/flush.h"
 #include "server/job/job_model.h"
+#include "server/job/manifest.h"
+#include "server/job/optimizer_config.h"
 #include "server/runtime/job_opening.h"
 #include "server/runtime/job_runtime.h"
 #include "spdlog/spdlog.h"
@@ -26,6 +30,20 @@ namespace {
 
 constexpr char kPrefix[] = "job/";
 
+// Whether an error is about one job alone. If it is about the disk or the memory, that the other
+// jobs need too, nothing must be opened.
+bool IsOfItself(const absl::Status& status) {
+  return absl::IsDataLoss(status) || absl::IsInvalidArgument(status) ||
+         absl::IsFailedPrecondition(status) || absl::IsUnimplemented(status);
+}
+
+absl::Status CheckServers(const v1::JobDefinition& definition, const Environment& environment) {
+  if (definition.server_count() == environment.server_names.size()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "job '", definition.manifest().job(), "' was placed on ", definition.server_count(),
+      " servers, --peers lists ", environment.server_names.size()));
+}
+
 }  // namespace
 
 absl::Status JobTable::OpenAll() {
@@ -33,15 +51,15 @@ absl::Status JobTable::OpenAll() {
   if (!stored.ok()) return stored.status();
   for (const auto& [key, value] : *stored) {
     if (environment_.must_end()) return absl::CancelledError("the server is to end");
-    v1::JobDefinition definition;
-    if (!definition.ParseFromString(value))
-      return absl::DataLossError(absl::StrCat("the definition under ", key, " is damaged"));
-    if (definition.server_count() != environment_.server_names.size()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "job '", definition.manifest().job(), "' was placed on ", definition.server_count(),
-          " servers, --peers lists ", environment_.server_names.size()));
-    }
-    if (absl::Status status = Insert(definition, /*is_new=*/false); !status.ok()) return status;
+    const std::string job = key.substr(sizeof(kPrefix) - 1);
+    const absl::Status status = OpenStored(job, value);
+    if (status.ok()) continue;
+    if (!IsOfItself(status)) return Annotated(status, absl::StrCat("job '", job, "'"));
+    spdlog::error("job {}: cannot be opened and is quarantined; its bytes stay on disk: {}", job,
+                  std::string(status.message()));
+    if (absl::Status kept = KeepCleanMark(environment_, job); !kept.ok()) return kept;
+    MutexLock lock(&mutex_);
+    quarantined_[job] = status;
   }
   // Jobs are started only after all could be opened: a server that cannot start leaves every job on
   // disk as it was.
@@ -51,6 +69,35 @@ absl::Status JobTable::OpenAll() {
   MutexLock lock(&mutex_);
   serving_ = true;
   return absl::OkStatus();
+}
+
+absl::Status JobTable::OpenStored(const std::string& job, const std::string& bytes) {
+  v1::JobDefinition definition;
+  if (!definition.ParseFromString(bytes) || definition.manifest().job() != job)
+    return absl::DataLossError("its stored definition is damaged");
+  if (absl::Status status = CheckServers(definition, environment_); !status.ok()) return status;
+  return Insert(definition, /*is_new=*/false);
+}
+
+// Checks a definition that another server has sent.
+absl::Status JobTable::CheckDefinition(const v1::JobDefinition& definition) const {
+  if (absl::Status status = CheckServers(definition, environment_); !status.ok()) return status;
+  v1::CreateJobRequest manifest = definition.manifest();
+  absl::Status status = ValidateName("job", manifest.job());
+  if (status.ok()) status = CompleteManifest(&manifest);
+  if (!status.ok()) return status;
+  if (ManifestDigest(manifest) != FromWire(definition.manifest_digest()))
+    return absl::InvalidArgumentError(
+        absl::StrCat("the manifest of job '", manifest.job(), "' has digest ",
+                     ToString(ManifestDigest(manifest)), ", not ",
+                     ToString(FromWire(definition.manifest_digest()))));
+  if (definition.runs_size() == 0)
+    return absl::InvalidArgumentError(
+        absl::StrCat("job '", manifest.job(), "' is not placed on any server"));
+  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
+  if (!model.ok()) return model.status();
+  if (!definition.has_optimizer()) return absl::OkStatus();
+  return ValidateOptimizer(**model, definition.optimizer());
 }
 
 absl::Status JobTable::Insert(const v1::JobDefinition& definition, bool is_new) {
@@ -73,7 +120,7 @@ absl::Status JobTable::Insert(const v1::JobDefinition& definition, bool is_new) 
 absl::StatusOr<std::shared_ptr<JobRuntime>> JobTable::Find(const std::string& job) const {
   MutexLock lock(&mutex_);
   v1::ErrorDetail detail;
-  detail.set_job(job.substr(0, kMaxNameBytes));
+  detail.set_job(Beginning(job, kMaxNameBytes));
   detail.set_server(environment_.server_names[environment_.self]);
   if (!serving_) {
     detail.set_reason(v1::ErrorDetail::STOPPING);
@@ -82,6 +129,14 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobTable::Find(const std::string& jo
   }
   const auto it = jobs_.find(job);
   if (it != jobs_.end()) return it->second;
+  if (const auto bad = quarantined_.find(job); bad != quarantined_.end()) {
+    detail.set_reason(v1::ErrorDetail::QUARANTINED);
+    return MakeError(
+        absl::StatusCode::kFailedPrecondition,
+        absl::StrCat("server ", detail.server(), " cannot open job '", detail.job(),
+                     "': ", bad->second.message(), "; its bytes stay on disk until it is deleted"),
+        detail);
+  }
   detail.set_reason(v1::ErrorDetail::UNKNOWN_JOB);
   return MakeError(absl::StatusCode::kNotFound, absl::StrCat("no job '", detail.job(), "'"),
                    detail);
@@ -115,7 +170,15 @@ std::vector<std::shared_ptr<JobRuntime>> JobTable::List() const {
   return jobs;
 }
 
+std::map<std::string, absl::Status> JobTable::Quarantined() const {
+  MutexLock lock(&mutex_);
+  return quarantined_;
+}
+
 absl::Status JobTable::Put(const v1::JobDefinition& definition) {
+  if (absl::Status status = CheckDefinition(definition); !status.ok())
+    return MakeError(absl::StatusCode::kInvalidArgument, std::string(status.message()),
+                     v1::ErrorDetail::BAD_REQUEST);
   MutexLock change(&change_mutex_);
   const std::string& name = definition.manifest().job();
   absl::StatusOr<std::shared_ptr<JobRuntime>> found = Find(name);
@@ -170,12 +233,15 @@ absl::Status JobTable::Drop(const std::string& name, bool* existed) {
   {
     MutexLock lock(&mutex_);
     const auto it = jobs_.find(name);
-    *existed = it != jobs_.end();
+    *existed = it != jobs_.end() || quarantined_.contains(name);
     if (!*existed) return absl::OkStatus();
-    job = it->second;
-    jobs_.erase(it);
+    if (it != jobs_.end()) {
+      job = it->second;
+      jobs_.erase(it);
+    }
+    quarantined_.erase(name);
   }
-  job->Close();
+  if (job != nullptr) job->Close();
   environment_.tiers->accountant().Forget(name);
   // First, because a later job of this name must never take these flushes for its own state.
   if (absl::Status status = environment_.data->EraseValue(CleanKey(name)); !status.ok())

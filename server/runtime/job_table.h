@@ -21,15 +21,16 @@ class JobTable {
 
   const Environment& environment() const { return environment_; }
 
-  // Opens every job that is in the data directory. Until then, no call finds a job. After an error
-  // the server must not start.
-  //   Status  DataLoss, ResourceExhausted (the memory budget became smaller), FailedPrecondition (a
-  //           job was placed on another number of servers)
+  // Opens every job that is in the data directory. Until then, no call finds a job. A job that
+  // cannot be opened, because what is stored of it is damaged or was placed on another number of
+  // servers, is quarantined: the log names it, its bytes stay on disk, and the others are opened.
+  // After an error the server must not start.
+  //   Status  ResourceExhausted (the memory budget became smaller), Cancelled, the disk's error
   absl::Status OpenAll();
 
   // Returns the job with this name.
-  //   Status  NotFound (UNKNOWN_JOB), Unavailable (STOPPING: before OpenAll or after Stop was
-  //           called)
+  //   Status  NotFound (UNKNOWN_JOB), FailedPrecondition (QUARANTINED, with the reason),
+  //           Unavailable (STOPPING: before OpenAll or after Stop was called)
   absl::StatusOr<std::shared_ptr<JobRuntime>> Find(const std::string& job) const;
   // As Find, on the step leader only.
   //   Status  as Find and CheckLeader
@@ -37,19 +38,23 @@ class JobTable {
   // Returns OK if this server is the step leader and serves.
   //   Status  FailedPrecondition (NOT_LEADER, with the leader's name), Unavailable (STOPPING)
   absl::Status CheckLeader() const;
-  // Returns all jobs, by ascending name.
+  // Returns all jobs but those in quarantine, by ascending name.
   std::vector<std::shared_ptr<JobRuntime>> List() const;
+  // Returns the jobs in quarantine, and why.
+  std::map<std::string, absl::Status> Quarantined() const;
 
   // Creates a job on this server, or changes its configuration if `definition` has a later revision
   // than the present one; else no effect. Synced to disk when it returns.
   //   Status  AlreadyExists (CONFLICT: another manifest), ResourceExhausted (BUDGET, or this server
-  //           has kMaxJobs jobs), Unavailable (STOPPING), or as JobRuntime::Open and Configure
+  //           has kMaxJobs jobs), Unavailable (STOPPING), InvalidArgument (as CheckDefinition), or
+  //           as JobRuntime::Open and Configure
   absl::Status Put(const v1::JobDefinition& definition);
   // On the leader: calls Put on every server, on this one last. If one refuses, those before it get
   // their old definition back, or drop the new job, as far as they can be reached. Returns the
   // first error.
   absl::Status PutEverywhere(const v1::JobDefinition& definition);
-  // Deletes a job and all its bytes on this server. Sets `*existed`; no error if it did not exist.
+  // Deletes a job, also one in quarantine, and all its bytes on this server. Sets `*existed`; no
+  // error if it did not exist.
   //   Status  the disk's error. No call finds the job then, but its bytes may still be on disk, and
   //           a restart of the server may bring it back
   absl::Status Drop(const std::string& job, bool* existed);
@@ -81,6 +86,8 @@ class JobTable {
   absl::Status Stop(std::chrono::steady_clock::time_point deadline);
 
  private:
+  absl::Status CheckDefinition(const v1::JobDefinition& definition) const;
+  absl::Status OpenStored(const std::string& job, const std::string& definition);
   absl::Status Insert(const v1::JobDefinition& definition, bool is_new);
 
   const Environment environment_;
@@ -88,6 +95,7 @@ class JobTable {
   Mutex change_mutex_;                       // one Put or Drop at a time; taken before mutex_
   bool serving_ GUARDED_BY(mutex_) = false;  // between OpenAll and Stop
   std::map<std::string, std::shared_ptr<JobRuntime>> jobs_ GUARDED_BY(mutex_);
+  std::map<std::string, absl::Status> quarantined_ GUARDED_BY(mutex_);
   std::set<std::string> deleting_ GUARDED_BY(mutex_);
   std::map<std::string, int> puts_again_ GUARDED_BY(mutex_);  // calls of PutAgain under way, by job
   CondVar put_again_;                                         // one of them has ended

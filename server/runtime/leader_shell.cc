@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "proto/limits.h"
 #include "server/job/job_model.h"
 #include "server/runtime/environment.h"
 #include "server/runtime/job_disk.h"
@@ -22,15 +23,25 @@
 
 namespace orlop::server {
 
+namespace {
+
+// An OpenJob carries the layout and the placement of every shard, and leaves 1 MiB for the rest.
+uint64_t MaxLayoutBytes(const JobModel& model) {
+  constexpr uint64_t kCopyBytes = 24;  // of a shard with one copy, at most
+  return kMaxPeerMessageBytes - (uint64_t{1} << 20) - kCopyBytes * model.spec()->shards.size();
+}
+
+}  // namespace
+
 LeaderShell::LeaderShell(const Environment& environment, std::shared_ptr<const JobModel> model,
                          step::JobRecord record, std::weak_ptr<void> owner,
                          std::shared_ptr<JobDisk> disk, std::shared_ptr<LocalMessages> local)
     : MachineShell(environment, model->job(), std::move(disk), std::move(local)),
       owner_(std::move(owner)),
-      leader_(
-          model->spec(), environment.self, std::move(record),
-          [this](const step::ScalarInputs& inputs) REQUIRES(mutex_) { return ScalarsOf(inputs); },
-          step::LeaderOptions()),
+      leader_(model->spec(), environment.self, std::move(record),
+              [this](const step::ScalarInputs& inputs)
+                  REQUIRES(mutex_) { return ScalarsOf(inputs); },
+              {.max_layout_bytes = MaxLayoutBytes(*model)}),
       model_(std::move(model)),
       schedule_(environment.flush_every_ms, now_ms()) {}
 
@@ -101,6 +112,11 @@ step::JobStatusReport LeaderShell::Status() const {
   step::JobStatusReport report = leader_.Status();
   report.has_lost_memory = IsLost();
   return report;
+}
+
+int64_t LeaderShell::epoch() const {
+  MutexLock lock(&mutex_);
+  return leader_.epoch();
 }
 
 bool LeaderShell::HasLostMemory() const {

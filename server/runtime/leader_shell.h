@@ -43,6 +43,7 @@ class LeaderShell final : public MachineShell {
 
   // ---- Life ----
   void OnMessage(int from, const step::Message& message);  // that is ForLeader
+  int64_t epoch() const;
   void Tick();
   void Close();
   // Between the two, commits are answered Unavailable, and no step is decided. BeginConfigure

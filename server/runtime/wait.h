@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "base/mutex.h"
 
@@ -27,10 +28,16 @@ inline constexpr std::chrono::milliseconds kCancelPoll(200);
 //   Threads  one thread calls Sleep; any thread may call Wake.
 class Wakeup {
  public:
+  // `on_wake` runs with each Wake, maybe under a lock of the job, and must not wait.
+  explicit Wakeup(std::function<void()> on_wake = nullptr) : on_wake_(std::move(on_wake)) {}
+
   void Wake() {
-    MutexLock lock(&mutex_);
-    is_awake_ = true;
-    awake_.SignalAll();
+    {
+      MutexLock lock(&mutex_);
+      is_awake_ = true;
+      awake_.SignalAll();
+    }
+    if (on_wake_) on_wake_();
   }
   // Returns at once if Wake was called since the last Sleep; else waits for Wake or until `until`.
   void Sleep(std::chrono::steady_clock::time_point until) {
@@ -41,6 +48,7 @@ class Wakeup {
   }
 
  private:
+  const std::function<void()> on_wake_;
   Mutex mutex_;
   CondVar awake_;
   bool is_awake_ GUARDED_BY(mutex_) = false;

@@ -1,17 +1,23 @@
 #include "server/services/admin_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/box.h"
+#include "base/mutex.h"
 #include "kernels/targets.h"
 #include "kernels/types.h"
 #include "orlop/v1/admin.grpc.pb.h"
@@ -19,6 +25,7 @@
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"
+#include "server/cluster/peer_links.h"
 #include "server/job/job_model.h"
 #include "server/job/slots.h"
 #include "server/memory/accountant.h"
@@ -27,128 +34,232 @@
 #include "server/runtime/environment.h"
 #include "server/runtime/job_table.h"
 #include "server/services/describe.h"
+#include "server/services/gate.h"
 #include "server/services/job_status.h"
 #include "server/step/actions.h"
 
 namespace orlop::server {
 namespace {
 
-// Forwards a call to the step leader, with the caller's deadline.
+// Whether a server did not answer when it was asked last. One that was not asked yet is not.
+bool IsSilent(const PeerLinks::Seen& seen) {
+  return !seen.status.ok() && seen.asked > seen.answered;
+}
+
+uint64_t SilentMs(const PeerLinks::Seen& seen) {
+  const auto age = std::chrono::steady_clock::now() - seen.answered;
+  return std::chrono::duration_cast<std::chrono::milliseconds>(age).count() + 1;
+}
+
+std::string HowSilent(const PeerLinks::Seen& seen) {
+  return absl::StrCat("silent for ", SilentMs(seen) / 1000, " s: ", seen.status.message());
+}
+
+// Returns what ListServers says of another server.
+v1::ServerInfo InfoOf(const PeerLinks::Seen& seen) {
+  v1::ServerInfo info = seen.info;
+  if (seen.status.ok()) return info;
+  info.set_ready(false);
+  info.set_silent_ms(SilentMs(seen));
+  info.set_state(absl::StrCat("does not answer, ", HowSilent(seen)));
+  return info;
+}
+
+// Makes the same call at the step leader, with the caller's deadline, and ends `call` with the
+// leader's answer. If the leader is known to be silent, ends it at once.
 template <typename Request, typename Response>
-grpc::Status Forward(grpc::ServerContext* context, const Environment& environment,
-                     grpc::Status (v1::Admin::Stub::*method)(grpc::ClientContext*, const Request&,
-                                                             Response*),
-                     const Request& request, Response* response) {
-  std::unique_ptr<grpc::ClientContext> onward = grpc::ClientContext::FromServerContext(*context);
-  return (environment.peers->admin(0)->*method)(onward.get(), request, response);
+void Forward(Call* call, const Environment& environment,
+             void (v1::Admin::StubInterface::async_interface::*method)(
+                 grpc::ClientContext*, const Request*, Response*,
+                 std::function<void(grpc::Status)>),
+             const Request& request, Response* response) {
+  const PeerLinks::Seen leader = environment.peers->LastSeen(0);
+  if (IsSilent(leader))
+    return call->End(absl::UnavailableError(
+        absl::StrCat("the step leader, server ", environment.server_names[0], ", is ",
+                     HowSilent(leader), "; ask again when it answers")));
+  const std::shared_ptr<grpc::ClientContext> onward = call->Onward();
+  v1::Admin::StubInterface* admin = environment.peers->admin(0);
+  (admin->async()->*method)(
+      onward.get(), &request, response,
+      [call, onward](const grpc::Status& status) { call->End(FromGrpc(status)); });
+}
+
+// A DescribeTensor under way: the page of shards that was asked for, from their owners.
+struct Describing {
+  std::shared_ptr<const JobModel> model;
+  uint32_t tensor = 0;
+  uint64_t first = 0, end = 0;  // of the page
+  v1::DescribeTensorRequest request;
+  Mutex mutex;
+  int left GUARDED_BY(mutex) = 0;  // owners that have not answered
+  std::map<uint64_t, v1::ShardDescription> shards GUARDED_BY(mutex);
+  std::map<int, absl::Status> failed GUARDED_BY(mutex);
+
+  int OwnerOf(uint64_t shard) const {
+    return model->Owner(model->FirstShard(tensor) + static_cast<int32_t>(shard));
+  }
+  // Adds the answer of an owner. Returns whether it was the last.
+  bool Add(int owner, absl::StatusOr<v1::DescribeTensorResponse> part) {
+    MutexLock lock(&mutex);
+    if (!part.ok()) failed[owner] = part.status();
+    if (part.ok()) {
+      for (v1::ShardDescription& shard : *part->mutable_shards()) {
+        const uint64_t number = shard.shard();
+        if (number >= first && number < end) shards[number] = std::move(shard);
+      }
+    }
+    return --left == 0;
+  }
+};
+
+// Returns what is known of a shard whose owner does not answer.
+v1::ShardDescription LostShard(const Describing& page, uint64_t shard, const std::string& owner,
+                               const absl::Status& why) {
+  const JobModel& model = *page.model;
+  const Range range =
+      ShardRange(shard, model.tensors()[page.tensor].element_count, model.shard_elements());
+  v1::ShardDescription lost;
+  lost.set_shard(shard);
+  lost.set_first_element(range.begin);
+  lost.set_element_count(range.count());
+  lost.add_copies(owner);
+  lost.set_reason(model.ReasonOf(model.FirstShard(page.tensor) + static_cast<int32_t>(shard)));
+  lost.set_error(std::string(why.message()));
+  return lost;
+}
+
+// Adds to a refused rollback which step can be accepted.
+absl::Status ExplainRollback(JobRuntime* job, const std::string& name,
+                             const absl::Status& refusal) {
+  const absl::Status status = WithPosition(refusal, job->leader()->Status().position, name);
+  v1::ErrorDetail detail = DetailOf(status);
+  const v1::JobStatusResponse now = StatusOf(job);
+  if (now.has_rollback_step()) {
+    detail.set_limit(absl::StrCat(now.rollback_step()));
+    detail.set_version(now.rollback_step());
+    detail.set_reason(v1::ErrorDetail::ROLLBACK_OFFERED);
+  } else if (now.state() == v1::JobStatusResponse::LOST) {
+    detail.set_reason(v1::ErrorDetail::LOST);
+  }
+  return MakeError(status.code(), absl::StrCat("job '", name, "': ", status.message()), detail);
 }
 
 }  // namespace
 
-grpc::Status AdminService::ListServers(grpc::ServerContext* context,
-                                       const v1::ListServersRequest* request,
-                                       v1::ListServersResponse* response) {
+void AdminService::ListServers(Call* call, const v1::ListServersRequest& request,
+                               v1::ListServersResponse* response) {
   const Environment& environment = jobs_->environment();
-  if (!environment.is_leader())
-    return Forward(context, environment, &v1::Admin::Stub::ListServers, *request, response);
   std::shared_ptr<const JobModel> model;
-  if (!request->job().empty()) {
-    absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request->job());
-    if (!job.ok()) return ToGrpc(job.status());
+  if (!request.job().empty()) {
+    absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request.job());
+    if (!job.ok()) return call->End(job.status());
     model = (*job)->model();
-    response->mutable_placement()->set_epoch(
-        static_cast<uint64_t>((*job)->leader()->Status().position.epoch));
+    response->mutable_placement()->set_epoch(static_cast<uint64_t>((*job)->position().epoch));
   }
   uint64_t next = 0;
   FillPlacement(*jobs_, model.get(), 0, response->mutable_placement(), &next);
   response->set_next_placement_run(next);
+  // All servers are asked at once. One that was silent before is not waited for.
+  const auto left = std::make_shared<std::atomic<int>>(1);
+  const auto finish = [call, left] {
+    if (--*left == 0) call->End(absl::OkStatus());
+  };
   for (int i = 0; i < response->placement().servers_size(); ++i) {
     v1::ServerInfo* info = response->mutable_placement()->mutable_servers(i);
     if (i == environment.self) {
       *info = identity_();
-    } else if (absl::StatusOr<v1::ServerInfo> other = environment.peers->Identify(i); other.ok()) {
-      *info = *std::move(other);
+    } else if (const PeerLinks::Seen seen = environment.peers->LastSeen(i); IsSilent(seen)) {
+      *info = InfoOf(seen);
     } else {
-      info->set_ready(false);
-      info->set_state(absl::StrCat("does not answer: ", std::string(other.status().message())));
+      ++*left;
+      environment.peers->Look(i, [info, finish](const PeerLinks::Seen& answer) {
+        *info = InfoOf(answer);
+        finish();
+      });
     }
   }
-  return grpc::Status::OK;
+  finish();
 }
 
-grpc::Status AdminService::ListJobs(grpc::ServerContext* context,
-                                    const v1::ListJobsRequest* request,
-                                    v1::ListJobsResponse* response) {
+void AdminService::ListJobs(Call* call, const v1::ListJobsRequest& request,
+                            v1::ListJobsResponse* response) {
   if (!jobs_->environment().is_leader()) {
-    return Forward(context, jobs_->environment(), &v1::Admin::Stub::ListJobs, *request, response);
+    return Forward(call, jobs_->environment(), &v1::Admin::StubInterface::async_interface::ListJobs,
+                   request, response);
   }
-  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return ToGrpc(status);
+  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return call->End(status);
   for (const std::shared_ptr<JobRuntime>& job : jobs_->List())
     *response->add_jobs() = StatusOf(job.get());
-  return grpc::Status::OK;
+  for (const auto& [job, why] : jobs_->Quarantined()) *response->add_jobs() = StatusOf(job, why);
+  call->End(absl::OkStatus());
 }
 
-grpc::Status AdminService::ListTensors(grpc::ServerContext* context,
-                                       const v1::ListTensorsRequest* request,
+absl::Status AdminService::ListTensors(const v1::ListTensorsRequest& request,
                                        v1::ListTensorsResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request.job());
+  if (!job.ok()) return job.status();
   const std::shared_ptr<const JobModel> model = (*job)->model();
   const std::vector<TensorOptimizer> optimizers = model->Optimizers();
-  for (uint64_t t = request->first(); t < model->tensors().size(); ++t) {
-    if (!absl::StrContains(model->tensors()[t].name, request->name_contains())) continue;
+  for (uint64_t t = request.first(); t < model->tensors().size(); ++t) {
+    if (!absl::StrContains(model->tensors()[t].name, request.name_contains())) continue;
     if (response->tensors_size() == static_cast<int>(kMaxTensorsPerPage)) {
       response->set_next(t);
       break;
     }
     *response->add_tensors() = Summary(job->get(), *model, optimizers, static_cast<uint32_t>(t));
   }
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-grpc::Status AdminService::DescribeTensor(grpc::ServerContext*,
-                                          const v1::DescribeTensorRequest* request,
-                                          v1::DescribeTensorResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  const std::shared_ptr<const JobModel> model = (*job)->model();
-  absl::StatusOr<uint32_t> tensor = model->FindTensor(request->tensor());
-  if (!tensor.ok()) return ToGrpc(tensor.status());
-  *response->mutable_summary() = Summary(job->get(), *model, model->Optimizers(), *tensor);
+void AdminService::DescribeTensor(Call* call, const v1::DescribeTensorRequest& request,
+                                  v1::DescribeTensorResponse* response) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request.job());
+  if (!job.ok()) return call->End(job.status());
+  const auto page = std::make_shared<Describing>();
+  page->model = (*job)->model();
+  const absl::StatusOr<uint32_t> tensor = page->model->FindTensor(request.tensor());
+  if (!tensor.ok()) return call->End(tensor.status());
+  *response->mutable_summary() =
+      Summary(job->get(), *page->model, page->model->Optimizers(), *tensor);
+  const uint64_t count = page->model->ShardCountOf(*tensor);
+  page->tensor = *tensor;
+  page->first = std::min(request.first_shard(), count);
+  page->end = std::min<uint64_t>(count, page->first + kMaxShardsPerPage);
+  page->request = request;
+  if (page->end < count) response->set_next_shard(page->end);
   const Environment& environment = jobs_->environment();
-  const uint64_t end =
-      std::min<uint64_t>(model->ShardCountOf(*tensor), request->first_shard() + kMaxShardsPerPage);
-  if (end < model->ShardCountOf(*tensor)) response->set_next_shard(end);
-  std::map<uint64_t, v1::ShardDescription> shards;
-  std::map<int, absl::Status> asked;
-  for (uint64_t s = request->first_shard(); s < end; ++s) {
-    const int32_t id = model->FirstShard(*tensor) + static_cast<int32_t>(s);
-    const int owner = model->Owner(id);
-    if (!asked.contains(owner)) {
-      auto part = owner == environment.self ? DescribeHere(*jobs_, *request)
-                                            : environment.peers->DescribeShards(owner, *request);
-      asked[owner] = part.status();
-      if (part.ok()) {
-        for (v1::ShardDescription& shard : *part->mutable_shards())
-          shards[shard.shard()] = std::move(shard);
-      }
-    }
-    if (asked[owner].ok()) continue;
-    const Range range =
-        ShardRange(s, model->tensors()[*tensor].element_count, model->shard_elements());
-    v1::ShardDescription& lost = shards[s];
-    lost.set_shard(s);
-    lost.set_first_element(range.begin);
-    lost.set_element_count(range.count());
-    lost.add_copies(environment.server_names[owner]);
-    lost.set_reason(model->ReasonOf(id));
-    lost.set_error(std::string(asked[owner].message()));
+  std::set<int> owners;
+  for (uint64_t s = page->first; s < page->end; ++s) owners.insert(page->OwnerOf(s));
+  if (owners.empty()) return call->End(absl::OkStatus());
+  {
+    MutexLock lock(&page->mutex);
+    page->left = static_cast<int>(owners.size());
   }
-  for (auto& [index, shard] : shards) *response->add_shards() = std::move(shard);
-  return grpc::Status::OK;
+  const auto take = [=, &environment](int owner, absl::StatusOr<v1::DescribeTensorResponse> part) {
+    if (!page->Add(owner, std::move(part))) return;
+    MutexLock lock(&page->mutex);
+    for (uint64_t s = page->first; s < page->end; ++s) {
+      const int of = page->OwnerOf(s);
+      if (const auto failed = page->failed.find(of); failed != page->failed.end())
+        page->shards[s] = LostShard(*page, s, environment.server_names[of], failed->second);
+    }
+    for (auto& [number, shard] : page->shards) *response->add_shards() = std::move(shard);
+    call->End(absl::OkStatus());
+  };
+  for (const int owner : owners) {
+    if (owner == environment.self) {
+      take(owner, DescribeHere(*jobs_, page->request));
+    } else {
+      environment.peers->DescribeShards(
+          owner, page->request, [take, owner](absl::StatusOr<v1::DescribeTensorResponse> part) {
+            take(owner, std::move(part));
+          });
+    }
+  }
 }
 
-grpc::Status AdminService::ServerStatus(grpc::ServerContext*, const v1::ServerStatusRequest*,
+absl::Status AdminService::ServerStatus(const v1::ServerStatusRequest&,
                                         v1::ServerStatusResponse* response) {
   const v1::ServerInfo identity = identity_();
   const ServerFacts facts = facts_();
@@ -187,60 +298,62 @@ grpc::Status AdminService::ServerStatus(grpc::ServerContext*, const v1::ServerSt
     response->mutable_last_step()->set_decide_seconds(times.decide_seconds);
     response->mutable_last_step()->set_apply_seconds(times.apply_seconds);
   }
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-grpc::Status AdminService::AcceptRollback(grpc::ServerContext* context,
-                                          const v1::AcceptRollbackRequest* request,
-                                          v1::AcceptRollbackResponse* response) {
+void AdminService::AcceptRollback(Call* call, const v1::AcceptRollbackRequest& request,
+                                  v1::AcceptRollbackResponse* response) {
   if (!jobs_->environment().is_leader()) {
-    return Forward(context, jobs_->environment(), &v1::Admin::Stub::AcceptRollback, *request,
-                   response);
+    return Forward(call, jobs_->environment(),
+                   &v1::Admin::StubInterface::async_interface::AcceptRollback, request, response);
   }
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  LeaderShell& leader = *(*job)->leader();
-  absl::StatusOr<step::Answer> answer = leader.Await(WaitOf(context), [&](Caller caller) {
-    return leader.AcceptRollback(request->to_step(), std::move(caller));
-  });
-  if (!answer.ok()) {
-    absl::Status status = WithPosition(answer.status(), leader.Status().position, request->job());
-    v1::ErrorDetail detail = DetailOf(status);
-    const v1::JobStatusResponse now = StatusOf(job->get());
-    if (now.has_rollback_step()) {
-      detail.set_limit(absl::StrCat(now.rollback_step()));
-      detail.set_version(now.rollback_step());
-      detail.set_reason(v1::ErrorDetail::ROLLBACK_OFFERED);
-    } else if (now.state() == v1::JobStatusResponse::LOST) {
-      detail.set_reason(v1::ErrorDetail::LOST);
-    }
-    return ToGrpc(MakeError(
-        status.code(), absl::StrCat("job '", request->job(), "': ", status.message()), detail));
-  }
-  response->set_committed_step(answer->position.committed_step);
-  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
-  return grpc::Status::OK;
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
+  if (!found.ok()) return call->End(found.status());
+  call->Ask(
+      *found,
+      [&](LeaderShell& leader, Caller caller) {
+        return leader.AcceptRollback(request.to_step(), std::move(caller));
+      },
+      [=, &request, job = *found](const absl::StatusOr<step::Answer>& answer) {
+        if (!answer.ok())
+          return call->End(ExplainRollback(job.get(), request.job(), answer.status()));
+        response->set_committed_step(answer->position.committed_step);
+        response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
+        call->End(absl::OkStatus());
+      });
 }
 
-grpc::Status AdminService::FlushJob(grpc::ServerContext* context,
-                                    const v1::FlushJobRequest* request,
-                                    v1::FlushJobResponse* response) {
-  if (!jobs_->environment().is_leader())
-    return Forward(context, jobs_->environment(), &v1::Admin::Stub::FlushJob, *request, response);
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  if (absl::Status lost = CheckMemory(job->get()); !lost.ok()) return ToGrpc(lost);
-  LeaderShell& leader = *(*job)->leader();
-  absl::StatusOr<step::Answer> answer =
-      leader.Await(WaitOf(context), [&](Caller caller) { return leader.Flush(std::move(caller)); });
-  if (!answer.ok()) {
-    const absl::Status status =
-        WithPosition(answer.status(), leader.Status().position, request->job());
-    return ToGrpc(Annotated(status, absl::StrCat("job '", request->job(), "'")));
+void AdminService::FlushJob(Call* call, const v1::FlushJobRequest& request,
+                            v1::FlushJobResponse* response) {
+  if (!jobs_->environment().is_leader()) {
+    return Forward(call, jobs_->environment(), &v1::Admin::StubInterface::async_interface::FlushJob,
+                   request, response);
   }
-  response->set_step(answer->position.committed_step);
-  response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
-  return grpc::Status::OK;
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
+  if (!found.ok()) return call->End(found.status());
+  if (absl::Status lost = CheckMemory(found->get()); !lost.ok()) return call->End(lost);
+  call->Ask(
+      *found, [](LeaderShell& leader, Caller caller) { return leader.Flush(std::move(caller)); },
+      [=, &request, job = *found](const absl::StatusOr<step::Answer>& answer) {
+        if (!answer.ok()) {
+          const absl::Status status =
+              WithPosition(answer.status(), job->leader()->Status().position, request.job());
+          return call->End(Annotated(status, absl::StrCat("job '", request.job(), "'")));
+        }
+        response->set_step(answer->position.committed_step);
+        response->set_epoch(static_cast<uint64_t>(answer->position.epoch));
+        call->End(absl::OkStatus());
+      });
+}
+
+void AdminService::AddTo(Rpcs* rpcs) {
+  rpcs->Add("/orlop.v1.Admin/ListServers", Role::kOperator, this, &AdminService::ListServers);
+  rpcs->Add("/orlop.v1.Admin/ListJobs", Role::kOperator, this, &AdminService::ListJobs);
+  rpcs->Add("/orlop.v1.Admin/ListTensors", Role::kOperator, this, &AdminService::ListTensors);
+  rpcs->Add("/orlop.v1.Admin/DescribeTensor", Role::kOperator, this, &AdminService::DescribeTensor);
+  rpcs->Add("/orlop.v1.Admin/ServerStatus", Role::kOperator, this, &AdminService::ServerStatus);
+  rpcs->Add("/orlop.v1.Admin/AcceptRollback", Role::kOperator, this, &AdminService::AcceptRollback);
+  rpcs->Add("/orlop.v1.Admin/FlushJob", Role::kOperator, this, &AdminService::FlushJob);
 }
 
 }  // namespace orlop::server

@@ -1,14 +1,20 @@
 // The service v1::Admin: it shows servers, jobs, tensors and shards, accepts rollbacks, and has
-// jobs written to disk. The step leader answers ListServers, ListJobs, AcceptRollback and FlushJob;
-// other servers forward them to it.
-//   Threads  one for each call in progress.
+// jobs written to disk. The step leader answers ListJobs, AcceptRollback and FlushJob; other
+// servers forward them to it.
+//   Threads  a call that waits for other servers holds none.
 //   Status   as admin.proto says.
 #pragma once
 
+#include <chrono>
+#include <cstdint>
 #include <functional>
+#include <string>
 
-#include "orlop/v1/admin.grpc.pb.h"
+#include "absl/status/status.h"
+#include "orlop/v1/admin.pb.h"
+#include "server/memory/accountant.h"
 #include "server/runtime/job_table.h"
+#include "server/services/gate.h"
 
 namespace orlop::server {
 
@@ -19,7 +25,7 @@ struct ServerFacts {
   std::string data_dir;
 };
 
-class AdminService : public v1::Admin::Service {
+class AdminService final {
  public:
   // `jobs` and `accountant` must outlive the service. `identity`: this server as ListServers shows
   // it. Both functions are called by several threads at once.
@@ -30,22 +36,23 @@ class AdminService : public v1::Admin::Service {
         identity_(std::move(identity)),
         facts_(std::move(facts)) {}
 
-  grpc::Status ListServers(grpc::ServerContext*, const v1::ListServersRequest*,
-                           v1::ListServersResponse*) override;
-  grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest*,
-                        v1::ListJobsResponse*) override;
-  grpc::Status ListTensors(grpc::ServerContext*, const v1::ListTensorsRequest*,
-                           v1::ListTensorsResponse*) override;
-  grpc::Status DescribeTensor(grpc::ServerContext*, const v1::DescribeTensorRequest*,
-                              v1::DescribeTensorResponse*) override;
-  grpc::Status ServerStatus(grpc::ServerContext*, const v1::ServerStatusRequest*,
-                            v1::ServerStatusResponse*) override;
-  grpc::Status AcceptRollback(grpc::ServerContext*, const v1::AcceptRollbackRequest*,
-                              v1::AcceptRollbackResponse*) override;
-  grpc::Status FlushJob(grpc::ServerContext*, const v1::FlushJobRequest*,
-                        v1::FlushJobResponse*) override;
+  // Adds the RPCs of the service, which must outlive `rpcs`.
+  void AddTo(Rpcs* rpcs);
 
  private:
+  void ListServers(Call* call, const v1::ListServersRequest& request,
+                   v1::ListServersResponse* response);
+  void ListJobs(Call* call, const v1::ListJobsRequest& request, v1::ListJobsResponse* response);
+  absl::Status ListTensors(const v1::ListTensorsRequest& request,
+                           v1::ListTensorsResponse* response);
+  void DescribeTensor(Call* call, const v1::DescribeTensorRequest& request,
+                      v1::DescribeTensorResponse* response);
+  absl::Status ServerStatus(const v1::ServerStatusRequest& request,
+                            v1::ServerStatusResponse* response);
+  void AcceptRollback(Call* call, const v1::AcceptRollbackRequest& request,
+                      v1::AcceptRollbackResponse* response);
+  void FlushJob(Call* call, const v1::FlushJobRequest& request, v1::FlushJobResponse* response);
+
   JobTable* const jobs_;
   Accountant* const accountant_;
   const std::function<v1::ServerInfo()> identity_;

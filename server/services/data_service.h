@@ -1,43 +1,30 @@
 // The service v1::Data. Push, SetState and Pull exchange raw byte buffers, which hold chunks
-// (proto/chunk.h), so that payloads are never copied into protobuf messages. The class therefore
-// registers its methods itself, as generated code would.
-//   Threads  one for each call in progress.
+// (proto/chunk.h), so that payloads are never copied into protobuf messages.
+//   Threads  a call that waits for its client or for its job holds none.
 //   Status   as data.proto says.
-//   Next     server/runtime/job_runtime.h
+//   Next     server/services/push_call.h, server/services/pull_call.h
 #pragma once
 
-#include <grpcpp/grpcpp.h>
-
 #include "orlop/v1/data.pb.h"
-#include "server/lanes/stall_watch.h"
 #include "server/memory/message_room.h"
 #include "server/runtime/job_table.h"
+#include "server/services/gate.h"
 
 namespace orlop::server {
 
-class DataService : public grpc::Service {
+class DataService final {
  public:
   // `jobs` and `messages` must outlive the service.
-  DataService(JobTable* jobs, MessageRoom* messages);
+  DataService(JobTable* jobs, MessageRoom* messages) : jobs_(jobs), messages_(messages) {}
 
-  // Cancels pulls whose caller has read nothing for kMaxStallMs. The server's ticker calls it.
-  void Tick() { stalls_.Tick(); }
+  // Adds the RPCs of the service, which must outlive `rpcs`.
+  void AddTo(Rpcs* rpcs);
 
  private:
-  grpc::Status Receive(grpc::ServerContext* context, bool is_load,
-                       grpc::ServerReader<grpc::ByteBuffer>* stream, v1::PushResponse* response);
-  grpc::Status Push(grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* stream,
-                    v1::PushResponse* response);
-  grpc::Status SetState(grpc::ServerContext* context, grpc::ServerReader<grpc::ByteBuffer>* stream,
-                        v1::PushResponse* response);
-  grpc::Status Pull(grpc::ServerContext* context, const v1::PullRequest* request,
-                    grpc::ServerWriter<grpc::ByteBuffer>* stream);
-  grpc::Status QueryPush(grpc::ServerContext* context, const v1::QueryPushRequest* request,
-                         v1::QueryPushResponse* response);
+  void QueryPush(Call* call, const v1::QueryPushRequest& request, v1::QueryPushResponse* response);
 
   JobTable* const jobs_;
   MessageRoom* const messages_;
-  StallWatch stalls_;
 };
 
 }  // namespace orlop::server

@@ -29,8 +29,8 @@
 #include "server/runtime/job_table.h"
 #include "server/runtime/step_scalars.h"
 #include "server/runtime/wait.h"
+#include "server/services/gate.h"
 #include "server/services/job_status.h"
-#include "server/services/waiting_call.h"
 #include "server/step/actions.h"
 #include "server/step/layout.h"
 #include "server/step/leader.h"
@@ -66,11 +66,7 @@ absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
 }
 
 // Returns whether two manifests are equal if TensorSpec.whole is left aside.
-// `names_durability`: the client has named a level. If not, the level of the existing job is meant,
-// also when another one has become the default since.
-bool SameButPlacement(v1::CreateJobRequest asked, bool names_durability,
-                      const v1::CreateJobRequest& existing) {
-  if (!names_durability) asked.set_durability(existing.durability());
+bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
   if (asked.tensors_size() != existing.tensors_size()) return false;
   for (int t = 0; t < asked.tensors_size(); ++t)
     asked.mutable_tensors(t)->set_whole(existing.tensors(t).whole());
@@ -85,80 +81,93 @@ bool SameOptimizer(const v1::ConfigureOptimizerRequest& a, const v1::ConfigureOp
 
 // ---- Manifest ----------------------------------------------------------------------------------
 
-absl::Status JobService::Create(v1::CreateJobRequest manifest, const Wait& wait,
-                                v1::CreateJobResponse* response) {
-  const bool names_durability = manifest.durability() != v1::DURABILITY_UNSPECIFIED;
-  if (absl::Status status = CompleteManifest(&manifest); !status.ok()) return status;
+// Finds the job that a manifest describes, or creates it. Waits for the other servers.
+absl::StatusOr<std::shared_ptr<JobRuntime>> JobService::FindOrCreate(
+    const v1::CreateJobRequest& manifest) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->Find(manifest.job());
+  if (!absl::IsNotFound(found.status())) return found;  // another call has created it meanwhile
   v1::JobDefinition definition;
   ToWire(ManifestDigest(manifest), definition.mutable_manifest_digest());
-  const std::string name = manifest.job();
   *definition.mutable_manifest() = manifest;
   definition.set_server_count(static_cast<uint32_t>(jobs_->environment().server_names.size()));
   definition.set_revision(1);
-  absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->Find(name);
-  response->set_existed(found.ok());
-  if (absl::IsNotFound(found.status())) {
-    MutexLock lock(&definition_mutex_);
-    found = jobs_->Find(name);  // another call may have created it meanwhile
-    response->set_existed(found.ok());
-    if (absl::IsNotFound(found.status())) {
-      absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
-      if (!model.ok()) return model.status();
-      if (absl::Status status = Place(**model, jobs_->environment().server_names, &definition);
-          !status.ok())
-        return status;
-      if (absl::Status status = jobs_->PutEverywhere(definition); !status.ok()) return status;
-      found = jobs_->Find(name);
+  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
+  if (!model.ok()) return model.status();
+  if (absl::Status status = Place(**model, jobs_->environment().server_names, &definition);
+      !status.ok())
+    return status;
+  if (absl::Status status = jobs_->PutEverywhere(definition); !status.ok()) return status;
+  return jobs_->Find(manifest.job());
+}
+
+// Answers a CreateJob whose job is there.
+void JobService::Created(Call* call, const std::shared_ptr<JobRuntime>& job,
+                         v1::CreateJobRequest manifest, bool existed,
+                         v1::CreateJobResponse* response) const {
+  const std::string name = manifest.job();
+  const std::shared_ptr<const JobModel> model = job->model();
+  if (!SameButPlacement(std::move(manifest), model->definition().manifest())) {
+    return call->End(Refuse(absl::StatusCode::kAlreadyExists,
+                            absl::StrCat("job '", name, "' exists with another manifest"),
+                            v1::ErrorDetail::CONFLICT));
+  }
+  const auto answer = [=](const absl::StatusOr<step::Answer>&) {  // the report says how far it is
+    const step::JobStatusReport report = job->leader()->Status();
+    if (existed && !report.serving && !report.has_lost_memory) {
+      return call->End(WithPosition(
+          absl::UnavailableError(absl::StrCat("job '", name, "' recovers: ", report.waiting_for)),
+          report.position, name));
     }
-  }
-  if (!found.ok()) return found.status();
-  const std::shared_ptr<const JobModel> model = (*found)->model();
-  if (!SameButPlacement(std::move(manifest), names_durability, model->definition().manifest())) {
-    return Refuse(absl::StatusCode::kAlreadyExists,
-                  absl::StrCat("job '", name, "' exists with another manifest"),
-                  v1::ErrorDetail::CONFLICT);
-  }
-  LeaderShell& leader = *(*found)->leader();
-  if (response->existed())
-    leader.Await(wait, [&](Caller caller) { return leader.AwaitRecovery(std::move(caller)); })
-        .status()
-        .IgnoreError();  // the report says how far it is
-  const step::JobStatusReport report = leader.Status();
-  const step::Position& position = report.position;
-  if (response->existed() && !report.serving && !report.has_lost_memory) {
-    return WithPosition(
-        absl::UnavailableError(absl::StrCat("job '", name, "' recovers: ", report.waiting_for)),
-        position, name);
-  }
-  response->set_durability(v1::DURABILITY_MEMORY);
-  response->set_committed_step(position.committed_step);
-  response->set_epoch(static_cast<uint64_t>(position.epoch));
-  *response->mutable_manifest_digest() = model->definition().manifest_digest();
-  return absl::OkStatus();
+    response->set_existed(existed);
+    response->set_durability(v1::DURABILITY_MEMORY);
+    response->set_committed_step(report.position.committed_step);
+    response->set_epoch(static_cast<uint64_t>(report.position.epoch));
+    *response->mutable_manifest_digest() = model->definition().manifest_digest();
+    call->End(absl::OkStatus());
+  };
+  if (!existed) return answer(step::Answer());
+  call->Ask(
+      job,
+      [](LeaderShell& leader, Caller caller) { return leader.AwaitRecovery(std::move(caller)); },
+      answer);
 }
 
-grpc::Status JobService::CreateJob(grpc::ServerContext* context,
-                                   const v1::CreateJobRequest* request,
-                                   v1::CreateJobResponse* response) {
-  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return ToGrpc(status);
-  for (const absl::Status& status :
-       {CheckControlSize(*request), ValidateName("job", request->job())})
-    if (!status.ok()) return ToGrpc(status);
+void JobService::CreateJob(Call* call, const v1::CreateJobRequest& request,
+                           v1::CreateJobResponse* response) {
+  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return call->End(status);
+  if (absl::Status status = ValidateName("job", request.job()); !status.ok())
+    return call->End(status);
   absl::StatusOr<std::optional<v1::CreateJobRequest>> whole =
-      manifests_.Add(request->job(), *request);
-  if (!whole.ok()) return ToGrpc(whole.status());
-  if (!whole->has_value()) return grpc::Status::OK;
-  return ToGrpc(Create(**std::move(whole), WaitOf(context), response));
+      manifests_.Add(request.job(), request);
+  if (!whole.ok() || !whole->has_value()) return call->End(whole.status());
+  v1::CreateJobRequest manifest = **std::move(whole);
+  const bool names_durability = manifest.durability() != v1::DURABILITY_UNSPECIFIED;
+  if (absl::Status status = CompleteManifest(&manifest); !status.ok()) return call->End(status);
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->Find(manifest.job());
+  if (found.ok()) {
+    // A client that names no durability means the one of the job, also when another one has become
+    // the default since.
+    if (!names_durability)
+      manifest.set_durability((*found)->model()->definition().manifest().durability());
+    return Created(call, *found, std::move(manifest), /*existed=*/true, response);
+  }
+  if (!absl::IsNotFound(found.status())) return call->End(found.status());
+  definitions_.Submit([=, this, manifest = std::move(manifest)] {
+    const bool existed = jobs_->Find(manifest.job()).ok();
+    const absl::StatusOr<std::shared_ptr<JobRuntime>> job = FindOrCreate(manifest);
+    if (!job.ok()) return call->End(job.status());
+    Created(call, *job, manifest, existed, response);
+  });
 }
 
-grpc::Status JobService::GetManifest(grpc::ServerContext*, const v1::GetManifestRequest* request,
+absl::Status JobService::GetManifest(const v1::GetManifestRequest& request,
                                      v1::GetManifestResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request.job());
+  if (!job.ok()) return job.status();
   const std::shared_ptr<const JobModel> model = (*job)->model();
   const v1::JobDefinition& definition = model->definition();
   size_t bytes = 0;
-  for (uint64_t t = request->first(); t < model->tensors().size(); ++t) {
+  for (uint64_t t = request.first(); t < model->tensors().size(); ++t) {
     const v1::TensorSpec& tensor = definition.manifest().tensors(static_cast<int>(t));
     bytes += tensor.ByteSizeLong() + 4;
     if (response->tensors_size() > 0 &&
@@ -173,29 +182,28 @@ grpc::Status JobService::GetManifest(grpc::ServerContext*, const v1::GetManifest
   response->set_seed(definition.manifest().seed());
   response->set_durability(definition.manifest().durability());
   *response->mutable_manifest_digest() = definition.manifest_digest();
-  if (request->first() == 0 && definition.has_optimizer())
+  if (request.first() == 0 && definition.has_optimizer())
     *response->mutable_optimizer() = definition.optimizer();
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-grpc::Status JobService::GetPlacement(grpc::ServerContext*, const v1::GetPlacementRequest* request,
+absl::Status JobService::GetPlacement(const v1::GetPlacementRequest& request,
                                       v1::GetPlacementResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request.job());
+  if (!job.ok()) return job.status();
   uint64_t next = 0;
-  FillPlacement(*jobs_, (*job)->model().get(), request->first(), response->mutable_placement(),
+  FillPlacement(*jobs_, (*job)->model().get(), request.first(), response->mutable_placement(),
                 &next);
   response->mutable_placement()->set_epoch(
       static_cast<uint64_t>((*job)->leader()->Status().position.epoch));
   response->set_next(next);
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
 // ---- Optimizer ---------------------------------------------------------------------------------
 
 absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                                    const Wait& wait, bool* changed) {
-  MutexLock lock(&definition_mutex_);
   const std::shared_ptr<const JobModel> model = job->model();
   if (absl::Status status = ValidateOptimizer(*model, request); !status.ok()) return status;
   *changed = !model->definition().has_optimizer() ||
@@ -227,16 +235,17 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
   }
 }
 
-grpc::Status JobService::ConfigureOptimizer(grpc::ServerContext* context,
-                                            const v1::ConfigureOptimizerRequest* request,
-                                            v1::ConfigureOptimizerResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  if (absl::Status status = CheckControlSize(*request); !status.ok()) return ToGrpc(status);
-  bool changed = false;
-  const absl::Status status = Configure(job->get(), *request, WaitOf(context), &changed);
-  response->set_changed(changed);
-  return ToGrpc(status);
+void JobService::ConfigureOptimizer(Call* call, const v1::ConfigureOptimizerRequest& request,
+                                    v1::ConfigureOptimizerResponse* response) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request.job());
+  if (!job.ok()) return call->End(job.status());
+  definitions_.Submit([=, this, &request, job = *job] {
+    bool changed = false;
+    const Wait wait{call->deadline(), [call] { return call->IsCancelled(); }};
+    const absl::Status status = Configure(job.get(), request, wait, &changed);
+    response->set_changed(changed);
+    call->End(status);
+  });
 }
 
 // ---- Join --------------------------------------------------------------------------------------
@@ -268,15 +277,14 @@ absl::Status Explained(const JobRuntime& job, const absl::Status& status) {
 
 // Calls `next` once the job has recovered, which is worth waiting for. A job whose memory is lost
 // ends the call, since an operator must decide.
-void AfterRecovery(WaitingCall* call, const std::shared_ptr<JobRuntime>& job,
-                   std::function<void()> next) {
+void AfterRecovery(Call* call, const std::shared_ptr<JobRuntime>& job, std::function<void()> next) {
   call->Ask(
       job,
       [](LeaderShell& leader, Caller caller) { return leader.AwaitRecovery(std::move(caller)); },
       [=, next = std::move(next)](const absl::StatusOr<step::Answer>& answer) {
         absl::Status status = answer.status();
         if (status.ok()) status = CheckMemory(job.get());
-        if (!status.ok()) return void(call->End(status));
+        if (!status.ok()) return call->End(status);
         next();
       });
 }
@@ -319,49 +327,38 @@ void Committed(const step::Answer& answer, v1::CommitStepResponse* response) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<JobRuntime>> JobService::FindFor(const WaitingCall& call,
-                                                                const std::string& job) const {
-  if (absl::Status status = call.CheckLimit(); !status.ok()) return status;
-  return jobs_->FindOnLeader(job);
-}
-
-grpc::ServerUnaryReactor* JobService::Join(grpc::CallbackServerContext* context,
-                                           const v1::JoinRequest* request,
-                                           v1::JoinResponse* response) {
-  auto* call = new WaitingCall(context);
-  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = FindFor(*call, request->job());
+void JobService::Join(Call* call, const v1::JoinRequest& request, v1::JoinResponse* response) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime>& job = *found;
-  for (const absl::Status& status : {CheckControlSize(*request), CheckClient(*request)})
-    if (!status.ok()) return call->End(status);
+  if (absl::Status status = CheckClient(request); !status.ok()) return call->End(status);
   step::JoinRequest join;
-  join.rank = static_cast<step::Rank>(request->rank());
-  join.world_size = static_cast<int>(request->world_size());
-  join.generation = static_cast<int64_t>(request->generation());
-  join.client = request->client_id();
-  if (request->has_min_committed_step()) join.min_committed_step = request->min_committed_step();
+  join.rank = static_cast<step::Rank>(request.rank());
+  join.world_size = static_cast<int>(request.world_size());
+  join.generation = static_cast<int64_t>(request.generation());
+  join.client = request.client_id();
+  if (request.has_min_committed_step()) join.min_committed_step = request.min_committed_step();
   // A page of a layout claims the rank too: pages of two clients do not mix.
   if (absl::Status status = job->leader()->ClaimRank(join); !status.ok())
     return call->End(Explained(*job, status));
   if (join.generation > 0) {
     auto layout =
-        layouts_.Add({request->job(), request->generation(), request->rank()}, request->layout());
+        layouts_.Add({request.job(), request.generation(), request.rank()}, request.layout());
     if (!layout.ok() || !layout->has_value()) return call->End(layout.status());
     auto contributions =
-        Contributions(*job->model(), **layout, request->rank(), request->world_size());
+        Contributions(*job->model(), **layout, request.rank(), request.world_size());
     if (!contributions.ok()) return call->End(contributions.status());
     join.contributions = *std::move(contributions);
   }
-  AfterRecovery(call, job, [=, this] {
+  AfterRecovery(call, job, [=, this, &request] {
     call->Ask(
         job,
         [&](LeaderShell& leader, Caller caller) { return leader.Join(join, std::move(caller)); },
-        [=, this](const absl::StatusOr<step::Answer>& answer) {
-          if (answer.ok()) Joined(*job, *request, *answer, response);
+        [=, this, &request](const absl::StatusOr<step::Answer>& answer) {
+          if (answer.ok()) Joined(*job, request, *answer, response);
           call->End(Explained(*job, answer.status()));
         });
   });
-  return call;
 }
 
 void JobService::Joined(const JobRuntime& job, const v1::JoinRequest& request,
@@ -382,19 +379,16 @@ void JobService::Joined(const JobRuntime& job, const v1::JoinRequest& request,
 
 // ---- Steps -------------------------------------------------------------------------------------
 
-grpc::ServerUnaryReactor* JobService::CommitStep(grpc::CallbackServerContext* context,
-                                                 const v1::CommitStepRequest* request,
-                                                 v1::CommitStepResponse* response) {
-  auto* call = new WaitingCall(context);
-  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = FindFor(*call, request->job());
+void JobService::CommitStep(Call* call, const v1::CommitStepRequest& request,
+                            v1::CommitStepResponse* response) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime>& job = *found;
-  for (const absl::Status& status :
-       {CheckControlSize(*request), CheckLossScale(request->loss_scale())})
-    if (!status.ok()) return call->End(Explained(*job, status));
-  AfterRecovery(call, job, [=] {
-    const absl::StatusOr<step::CommitRequest> commit = CommitOf(*job, *request);
-    if (!commit.ok()) return void(call->End(Explained(*job, commit.status())));
+  if (absl::Status status = CheckLossScale(request.loss_scale()); !status.ok())
+    return call->End(Explained(*job, status));
+  AfterRecovery(call, job, [=, &request] {
+    const absl::StatusOr<step::CommitRequest> commit = CommitOf(*job, request);
+    if (!commit.ok()) return call->End(Explained(*job, commit.status()));
     call->Ask(
         job,
         [&](LeaderShell& leader, Caller caller) {
@@ -405,97 +399,118 @@ grpc::ServerUnaryReactor* JobService::CommitStep(grpc::CallbackServerContext* co
           call->End(Explained(*job, answer.status()));
         });
   });
-  return call;
 }
 
-grpc::ServerUnaryReactor* JobService::AbortStep(grpc::CallbackServerContext* context,
-                                                const v1::AbortStepRequest* request,
-                                                v1::AbortStepResponse* response) {
-  auto* call = new WaitingCall(context);
-  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = FindFor(*call, request->job());
+void JobService::AbortStep(Call* call, const v1::AbortStepRequest& request,
+                           v1::AbortStepResponse* response) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime>& job = *found;
-  if (request->reason().size() > kMaxReasonBytes) {
+  if (request.reason().size() > kMaxReasonBytes) {
     return call->End(Refuse(absl::StatusCode::kInvalidArgument,
-                            absl::StrCat("reason has ", request->reason().size(),
+                            absl::StrCat("reason has ", request.reason().size(),
                                          " bytes; the limit is ", kMaxReasonBytes),
                             v1::ErrorDetail::BAD_REQUEST));
   }
   step::AbortRequest abort;
-  abort.generation = static_cast<int64_t>(request->generation());
-  abort.step = request->step();
-  abort.attempt = static_cast<int64_t>(request->attempt());
+  abort.generation = static_cast<int64_t>(request.generation());
+  abort.step = request.step();
+  abort.attempt = static_cast<int64_t>(request.attempt());
   call->Ask(
       job,
       [&](LeaderShell& leader, Caller caller) { return leader.Abort(abort, std::move(caller)); },
-      [=, this](const absl::StatusOr<step::Answer>& answer) {
+      [=, this, &request](const absl::StatusOr<step::Answer>& answer) {
         if (answer.ok()) {
           MutexLock lock(&mutex_);
-          abort_reasons_[request->job()] = request->reason();
+          abort_reasons_[request.job()] = request.reason();
           response->set_attempt(static_cast<uint32_t>(answer->position.attempt));
         }
         call->End(Explained(*job, answer.status()));
       });
-  return call;
 }
 
-grpc::Status JobService::Hold(grpc::ServerContext* context, const v1::HoldRequest* request,
-                              v1::HoldResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  LeaderShell& leader = *(*job)->leader();
-  if (request->duration_ms() > kMaxHoldMs || request->holder().empty() ||
-      request->holder().size() > kMaxClientIdBytes) {
-    return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument,
-                         absl::StrCat("duration_ms ", request->duration_ms(), " (limit ",
-                                      kMaxHoldMs, "), holder of ", request->holder().size(),
-                                      " bytes (1 to ", kMaxClientIdBytes, ")"),
-                         v1::ErrorDetail::BAD_REQUEST));
+void JobService::Hold(Call* call, const v1::HoldRequest& request, v1::HoldResponse* response) {
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
+  if (!found.ok()) return call->End(found.status());
+  const std::shared_ptr<JobRuntime>& job = *found;
+  if (request.duration_ms() > kMaxHoldMs || request.holder().empty() ||
+      request.holder().size() > kMaxClientIdBytes) {
+    return call->End(Refuse(
+        absl::StatusCode::kInvalidArgument,
+        absl::StrCat("duration_ms ", request.duration_ms(), " (limit ", kMaxHoldMs, "), holder of ",
+                     request.holder().size(), " bytes (1 to ", kMaxClientIdBytes, ")"),
+        v1::ErrorDetail::BAD_REQUEST));
   }
-  absl::StatusOr<step::Answer> answer = leader.Await(WaitOf(context), [&](Caller caller) {
-    return leader.Hold(request->holder(), request->step(), request->duration_ms(),
-                       std::move(caller));
-  });
-  if (!answer.ok())
-    return ToGrpc(WithPosition(answer.status(), leader.Status().position, request->job()));
-  response->set_step(request->step());
-  return grpc::Status::OK;
+  call->Ask(
+      job,
+      [&](LeaderShell& leader, Caller caller) {
+        return leader.Hold(request.holder(), request.step(), request.duration_ms(),
+                           std::move(caller));
+      },
+      [=, &request](const absl::StatusOr<step::Answer>& answer) {
+        response->set_step(request.step());
+        call->End(Explained(*job, answer.status()));
+      });
 }
 
-grpc::Status JobService::JobStatus(grpc::ServerContext*, const v1::JobStatusRequest* request,
+absl::Status JobService::JobStatus(const v1::JobStatusRequest& request,
                                    v1::JobStatusResponse* response) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request.job());
+  if (DetailOf(job.status()).reason() == v1::ErrorDetail::QUARANTINED) {
+    *response = StatusOf(request.job(), job.status());
+    return absl::OkStatus();
+  }
+  if (!job.ok()) return job.status();
   *response = StatusOf(job->get());
   for (step::Rank rank : (*job)->leader()->Status().joined_ranks)
     response->add_joined_ranks(static_cast<uint32_t>(rank));
   MutexLock lock(&mutex_);
-  const auto it = abort_reasons_.find(request->job());
+  const auto it = abort_reasons_.find(request.job());
   if (it != abort_reasons_.end()) response->set_abort_reason(it->second);
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-grpc::Status JobService::DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest* request,
-                                   v1::DeleteJobResponse* response) {
-  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return ToGrpc(status);
-  if (request->confirm() != request->job()) {
-    return ToGrpc(Refuse(absl::StatusCode::kInvalidArgument, "`confirm` must repeat the job's name",
-                         v1::ErrorDetail::BAD_REQUEST));
+void JobService::DeleteJob(Call* call, const v1::DeleteJobRequest& request,
+                           v1::DeleteJobResponse* response) {
+  if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return call->End(status);
+  if (request.confirm() != request.job()) {
+    return call->End(Refuse(absl::StatusCode::kInvalidArgument,
+                            "`confirm` must repeat the job's name", v1::ErrorDetail::BAD_REQUEST));
   }
-  MutexLock lock(&definition_mutex_);
-  const JobTable::Deletion deletion(jobs_, request->job());
+  definitions_.Submit([=, this, &request] {
+    bool existed = false;
+    const absl::Status status = Delete(request.job(), &existed);
+    response->set_existed(existed);
+    call->End(status);
+  });
+}
+
+// Deletes a job on all servers, on this one last. Waits for them.
+absl::Status JobService::Delete(const std::string& name, bool* existed) {
+  const JobTable::Deletion deletion(jobs_, name);
   const Environment& environment = jobs_->environment();
   for (int to = 0; to < static_cast<int>(environment.server_names.size()); ++to) {
     if (to == environment.self) continue;
-    if (absl::Status status = environment.peers->DropJob(to, request->job()); !status.ok())
-      return ToGrpc(status);
+    if (absl::Status status = environment.peers->DropJob(to, name); !status.ok()) return status;
   }
-  bool existed = false;
-  const absl::Status status = jobs_->Drop(request->job(), &existed);
-  response->set_existed(existed);
-  MutexLock reasons(&mutex_);
-  abort_reasons_.erase(request->job());
-  return ToGrpc(status);
+  const absl::Status status = jobs_->Drop(name, existed);
+  MutexLock lock(&mutex_);
+  abort_reasons_.erase(name);
+  return status;
+}
+
+void JobService::AddTo(Rpcs* rpcs) {
+  rpcs->Add("/orlop.v1.Job/CreateJob", Role::kWorker, this, &JobService::CreateJob);
+  rpcs->Add("/orlop.v1.Job/GetManifest", Role::kWorker, this, &JobService::GetManifest);
+  rpcs->Add("/orlop.v1.Job/GetPlacement", Role::kWorker, this, &JobService::GetPlacement);
+  rpcs->Add("/orlop.v1.Job/ConfigureOptimizer", Role::kWorker, this,
+            &JobService::ConfigureOptimizer);
+  rpcs->Add("/orlop.v1.Job/Join", Role::kWorker, this, &JobService::Join);
+  rpcs->Add("/orlop.v1.Job/CommitStep", Role::kWorker, this, &JobService::CommitStep);
+  rpcs->Add("/orlop.v1.Job/AbortStep", Role::kWorker, this, &JobService::AbortStep);
+  rpcs->Add("/orlop.v1.Job/Hold", Role::kWorker, this, &JobService::Hold);
+  rpcs->Add("/orlop.v1.Job/JobStatus", Role::kWorker, this, &JobService::JobStatus);
+  rpcs->Add("/orlop.v1.Job/DeleteJob", Role::kWorker, this, &JobService::DeleteJob);
 }
 
 void JobService::Tick() {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -44,6 +45,19 @@ void FillPlacement(const JobTable& jobs, const JobModel* model, uint64_t first,
   }
 }
 
+namespace {
+
+// Says which servers refuse the messages of a job that does not serve, and why.
+void AddRefusals(const JobRuntime& job, v1::JobStatusResponse* out) {
+  for (const auto& [server, why] : job.refusals()) {
+    if (DetailOf(why).reason() == v1::ErrorDetail::QUARANTINED)
+      out->set_state(v1::JobStatusResponse::QUARANTINED);
+    absl::StrAppend(out->mutable_explanation(), "; ", why.message());
+  }
+}
+
+}  // namespace
+
 v1::JobStatusResponse StatusOf(JobRuntime* job) {
   v1::JobStatusResponse out;
   const std::shared_ptr<const JobModel> model = job->model();
@@ -78,7 +92,16 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
   } else {
     out.set_state(report.waiting_for.empty() ? v1::JobStatusResponse::RECOVERING
                                              : v1::JobStatusResponse::WAITING);
+    AddRefusals(*job, &out);
   }
+  return out;
+}
+
+v1::JobStatusResponse StatusOf(const std::string& job, const absl::Status& quarantine) {
+  v1::JobStatusResponse out;
+  out.set_job(job);
+  out.set_state(v1::JobStatusResponse::QUARANTINED);
+  out.set_explanation(std::string(quarantine.message()));
   return out;
 }
 

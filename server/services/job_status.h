@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "orlop/v1/job.pb.h"
@@ -12,6 +13,8 @@ namespace orlop::server {
 
 // Returns a job's status, without joined_ranks and abort_reason. On the leader only.
 v1::JobStatusResponse StatusOf(JobRuntime* job);
+// Returns the status of a job that this server has quarantined, and why.
+v1::JobStatusResponse StatusOf(const std::string& job, const absl::Status& quarantine);
 
 // Returns OK unless the job's memory is lost. On the leader only.
 //   Status  DataLoss (ROLLBACK_OFFERED with the step, or LOST): an operator must decide

@@ -13,49 +13,56 @@
 #include "server/job/step_codec.h"
 #include "server/runtime/job_table.h"
 #include "server/services/describe.h"
+#include "server/services/gate.h"
 #include "server/step/messages.h"
 
 namespace orlop::server {
 
-grpc::Status PeerService::PutJob(grpc::ServerContext*, const v1::JobDefinition* request,
-                                 v1::PutJobResponse*) {
-  return ToGrpc(jobs_->Put(*request));
+absl::Status PeerService::PutJob(const v1::JobDefinition& request, v1::PutJobResponse*) {
+  return jobs_->Put(request);
 }
 
-grpc::Status PeerService::DropJob(grpc::ServerContext*, const v1::DropJobRequest* request,
+absl::Status PeerService::DropJob(const v1::DropJobRequest& request,
                                   v1::DropJobResponse* response) {
   bool existed = false;
-  const absl::Status status = jobs_->Drop(request->job(), &existed);
+  const absl::Status status = jobs_->Drop(request.job(), &existed);
   response->set_existed(existed);
-  return ToGrpc(status);
+  return status;
 }
 
-grpc::Status PeerService::Step(grpc::ServerContext*, const v1::StepMessage* request, v1::StepAck*) {
-  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request->job());
-  if (!job.ok()) return ToGrpc(job.status());
-  if (request->from() >= jobs_->environment().server_names.size()) {
-    return ToGrpc(absl::InvalidArgumentError(
-        absl::StrCat("no server ", request->from(), " in --peers: are the lists the same?")));
+absl::Status PeerService::Step(const v1::StepMessage& request, v1::StepAck*) {
+  absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->Find(request.job());
+  if (!job.ok()) return job.status();
+  if (request.from() >= jobs_->environment().server_names.size()) {
+    return MakeError(absl::StatusCode::kInvalidArgument,
+                     absl::StrCat("no server ", request.from(),
+                                  " in --peers, so it is no sender: are the lists the same?"),
+                     v1::ErrorDetail::BAD_REQUEST);
   }
-  absl::StatusOr<step::Message> message = ToStep(*request);
-  if (!message.ok()) return ToGrpc(message.status());
-  (*job)->OnMessage(static_cast<int>(request->from()), *message);
-  return grpc::Status::OK;
+  absl::StatusOr<step::Message> message = ToStep(request);
+  if (!message.ok()) return message.status();
+  return (*job)->OnPeerMessage(static_cast<int>(request.from()), *message);
 }
 
-grpc::Status PeerService::Identify(grpc::ServerContext*, const v1::IdentifyRequest*,
-                                   v1::ServerInfo* response) {
+absl::Status PeerService::Identify(const v1::IdentifyRequest&, v1::ServerInfo* response) {
   *response = identity_();
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-grpc::Status PeerService::DescribeShards(grpc::ServerContext*,
-                                         const v1::DescribeTensorRequest* request,
+absl::Status PeerService::DescribeShards(const v1::DescribeTensorRequest& request,
                                          v1::DescribeTensorResponse* response) {
-  absl::StatusOr<v1::DescribeTensorResponse> here = DescribeHere(*jobs_, *request);
-  if (!here.ok()) return ToGrpc(here.status());
+  absl::StatusOr<v1::DescribeTensorResponse> here = DescribeHere(*jobs_, request);
+  if (!here.ok()) return here.status();
   *response = *std::move(here);
-  return grpc::Status::OK;
+  return absl::OkStatus();
+}
+
+void PeerService::AddTo(Rpcs* rpcs) {
+  rpcs->Add("/orlop.v1.Peer/PutJob", Role::kPeer, this, &PeerService::PutJob);
+  rpcs->Add("/orlop.v1.Peer/DropJob", Role::kPeer, this, &PeerService::DropJob);
+  rpcs->Add("/orlop.v1.Peer/Step", Role::kPeer, this, &PeerService::Step);
+  rpcs->Add("/orlop.v1.Peer/Identify", Role::kPeer, this, &PeerService::Identify);
+  rpcs->Add("/orlop.v1.Peer/DescribeShards", Role::kPeer, this, &PeerService::DescribeShards);
 }
 
 }  // namespace orlop::server

@@ -1,31 +1,37 @@
 // The service v1::Peer: calls from the other servers of the cluster.
-//   Threads  one for each call in progress.
 //   Status   as peer.proto says.
 #pragma once
 
 #include <functional>
+#include <utility>
 
-#include "orlop/v1/peer.grpc.pb.h"
+#include "absl/status/status.h"
+#include "orlop/v1/admin.pb.h"
+#include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "server/runtime/job_table.h"
+#include "server/services/gate.h"
 
 namespace orlop::server {
 
-class PeerService : public v1::Peer::Service {
+class PeerService final {
  public:
   // `jobs` must outlive the service. `identity`: this server as ListServers shows it; several
   // threads call it at once.
   PeerService(JobTable* jobs, std::function<v1::ServerInfo()> identity)
       : jobs_(jobs), identity_(std::move(identity)) {}
 
-  grpc::Status PutJob(grpc::ServerContext*, const v1::JobDefinition*, v1::PutJobResponse*) override;
-  grpc::Status DropJob(grpc::ServerContext*, const v1::DropJobRequest*,
-                       v1::DropJobResponse*) override;
-  grpc::Status Step(grpc::ServerContext*, const v1::StepMessage*, v1::StepAck*) override;
-  grpc::Status Identify(grpc::ServerContext*, const v1::IdentifyRequest*, v1::ServerInfo*) override;
-  grpc::Status DescribeShards(grpc::ServerContext*, const v1::DescribeTensorRequest*,
-                              v1::DescribeTensorResponse*) override;
+  // Adds the RPCs of the service, which must outlive `rpcs`.
+  void AddTo(Rpcs* rpcs);
 
  private:
+  absl::Status PutJob(const v1::JobDefinition& request, v1::PutJobResponse* response);
+  absl::Status DropJob(const v1::DropJobRequest& request, v1::DropJobResponse* response);
+  absl::Status Step(const v1::StepMessage& request, v1::StepAck* response);
+  absl::Status Identify(const v1::IdentifyRequest& request, v1::ServerInfo* response);
+  absl::Status DescribeShards(const v1::DescribeTensorRequest& request,
+                              v1::DescribeTensorResponse* response);
+
   JobTable* const jobs_;
   const std::function<v1::ServerInfo()> identity_;
 };

@@ -1,0 +1,241 @@
+// The gate of a door: every RPC comes through it. It knows the rule of each RPC, counts what a
+// request takes before it parses it, and gives the call to its handler. An RPC without a rule does
+// not exist.
+//
+// A handler runs on one of the few threads that the gates of a server share. It must not wait there
+// for workers or other servers: it asks, and gives what is to be done with the answer. So a call
+// that waits holds no thread.
+#pragma once
+
+#include <google/protobuf/message.h>
+#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "base/thread_pool.h"
+#include "proto/parse_bound.h"
+#include "server/memory/request_room.h"
+#include "server/runtime/job_table.h"
+
+namespace orlop::server {
+
+class Gate;
+class Rpcs;
+struct Rpc;
+
+// Returns the bytes of a response.
+grpc::ByteBuffer Serialized(const google::protobuf::Message& message);
+
+// Who may call an RPC. A door knows which of them its callers are.
+enum class Role : uint8_t { kWorker, kOperator, kPeer };
+
+// The request that a call waits for. It outlives the call, which may end while it is begun.
+//   Threads  any
+class Pending {
+ public:
+  int Begin();
+  // `withdraw` ends the wait of request number `request`, unless another one has begun since.
+  void Set(int request, std::function<void()> withdraw);
+  void Cancel();
+
+ private:
+  Mutex mutex_;
+  int requests_ GUARDED_BY(mutex_) = 0;
+  bool is_cancelled_ GUARDED_BY(mutex_) = false;
+  std::function<void()> withdraw_ GUARDED_BY(mutex_);
+};
+
+// One unary call. Its gate makes it; it deletes itself after its end.
+//   Threads  The handler's until it asks; then the one that runs `next`, and so on.
+class Call final : public grpc::ServerGenericBidiReactor {
+ public:
+  // The call waits until its own deadline, but at most ten minutes.
+  std::chrono::steady_clock::time_point deadline() const { return deadline_; }
+  // Whether the client has gone away.
+  bool IsCancelled() const { return context_->IsCancelled(); }
+  // Run the handlers of calls.
+  ThreadPool* threads() const;
+  // For a call that this server makes on behalf of the client, with its deadline.
+  std::unique_ptr<grpc::ClientContext> Onward() const;
+
+  // Begins a request at the job's leader, and calls `next` with the answer: here, or later in
+  // another thread. `next` asks again or ends the call. A client that goes away withdraws the
+  // request. Nothing may touch the call after Ask.
+  void Ask(const std::shared_ptr<JobRuntime>& job,
+           const std::function<step::RequestId(LeaderShell&, Caller)>& ask,
+           std::function<void(absl::StatusOr<step::Answer>)> next);
+  // Ends the call; the response is sent if `status` is OK. Nothing may touch the call after it.
+  void End(const absl::Status& status);
+
+ private:
+  friend class Gate;
+
+  // `rpc` null: the call is about to end.
+  Call(Gate* gate, grpc::GenericCallbackServerContext* context, const Rpc* rpc);
+  ~Call() override;
+
+  void OnReadDone(bool is_read) override;
+  void Handle();
+  void OnCancel() override { pending_->Cancel(); }
+  void OnDone() override { delete this; }
+
+  Gate* const gate_;
+  grpc::GenericCallbackServerContext* const context_;
+  const std::chrono::steady_clock::time_point deadline_;
+  const Rpc* const rpc_;
+  grpc::ByteBuffer bytes_;  // of the request, then of the response
+  RequestRoom::Held request_room_, response_room_;
+  std::unique_ptr<google::protobuf::Message> request_, response_;
+  const std::shared_ptr<Pending> pending_ = std::make_shared<Pending>();
+};
+
+// A call with a stream of messages. An RPC makes it, it begins to read in its constructor, and it
+// deletes itself after its end. It holds no thread while it waits for its client.
+class StreamCall : public grpc::ServerGenericBidiReactor {
+ protected:
+  StreamCall(Gate* gate, grpc::GenericCallbackServerContext* context);
+  ~StreamCall() override;
+
+  Gate& gate() { return *gate_; }
+  std::chrono::steady_clock::time_point deadline() const { return deadline_; }
+  bool IsCancelled() const { return context_->IsCancelled(); }
+  // Frame each read and each write: a client that lets one last for kMaxStallMs is given up.
+  void BeginTransfer();
+  void EndTransfer();
+  // Runs a task that may work, on a thread that the streams share. Nothing may touch the call after
+  // it.
+  void Submit(std::function<void()> task);
+
+ private:
+  friend class Gate;
+  void OnDone() override { delete this; }
+
+  Gate* const gate_;
+  grpc::GenericCallbackServerContext* const context_;
+  const std::chrono::steady_clock::time_point deadline_;
+  std::atomic<int64_t> transfer_since_ms_ = 0;  // of the steady clock; 0: none is under way
+};
+
+// What is known of one RPC.
+struct Rpc {
+  Role role;
+  bool may_wait;
+  size_t max_bytes;  // of a request
+  ParseBound bound;
+  std::function<std::unique_ptr<google::protobuf::Message>()> make_request, make_response;
+  std::function<void(Call*, const google::protobuf::Message&, google::protobuf::Message*)> handle;
+  // Of an RPC with a stream: makes the call. The others are then not used.
+  std::function<StreamCall*(Gate*, grpc::GenericCallbackServerContext*)> stream;
+};
+
+// The RPCs of a server, by method ("/orlop.v1.Job/Join").
+//   Threads  Filled before the doors open; safe from any thread then.
+class Rpcs {
+ public:
+  // Adds an RPC of `service`, which must outlive this object. The handler returns the status with
+  // which the call ends.
+  template <typename Service, typename Request, typename Response>
+  void Add(const std::string& method, Role role, Service* service,
+           absl::Status (Service::*handler)(const Request&, Response*)) {
+    AddRpc<Request, Response>(
+        method, role, /*may_wait=*/false,
+        [service, handler](Call* call, const Request& request, Response* response) {
+          call->End((service->*handler)(request, response));
+        });
+  }
+  // The handler ends the call, now or in what it asks for.
+  template <typename Service, typename Request, typename Response>
+  void Add(const std::string& method, Role role, Service* service,
+           void (Service::*handler)(Call*, const Request&, Response*)) {
+    AddRpc<Request, Response>(
+        method, role, /*may_wait=*/true,
+        [service, handler](Call* call, const Request& request, Response* response) {
+          (service->*handler)(call, request, response);
+        });
+  }
+
+  // Adds an RPC with a stream. `stream` makes the call.
+  void AddStream(const std::string& method, Role role,
+                 std::function<StreamCall*(Gate*, grpc::GenericCallbackServerContext*)> stream);
+
+  // Returns the methods, with the role that each needs.
+  std::map<std::string, Role> Rules() const;
+
+ private:
+  friend class Gate;
+
+  template <typename Request, typename Response>
+  void AddRpc(const std::string& method, Role role, bool may_wait,
+              std::function<void(Call*, const Request&, Response*)> handler) {
+    AddRpc(method,
+           {role, may_wait, MaxBytes(role), ParseBound(Request::default_instance()),
+            [] { return std::make_unique<Request>(); }, [] { return std::make_unique<Response>(); },
+            [handler = std::move(handler)](Call* call, const google::protobuf::Message& request,
+                                           google::protobuf::Message* response) {
+              handler(call, static_cast<const Request&>(request), static_cast<Response*>(response));
+            },
+            nullptr});
+  }
+  void AddRpc(const std::string& method, Rpc rpc);
+  static size_t MaxBytes(Role role);
+
+  std::map<std::string, std::unique_ptr<const Rpc>, std::less<>> rpcs_;
+};
+
+class Gate final : public grpc::CallbackGenericService {
+ public:
+  struct Options {
+    // Whether the callers of the door have a role.
+    std::function<bool(Role)> is_allowed;
+    // In progress at a time. Calls that may wait and those that do not are counted apart, so that
+    // who looks at a server is not kept out by those who wait.
+    int max_calls = 0, max_streams = 0;
+    ThreadPool* threads = nullptr;  // run the handlers of calls
+    ThreadPool* stream_threads = nullptr;
+  };
+  // `rpcs`, `room` and the threads must outlive the gate, and the gate its door.
+  Gate(const Rpcs* rpcs, RequestRoom* room, Options options)
+      : rpcs_(rpcs), room_(room), options_(std::move(options)) {}
+
+  grpc::ServerGenericBidiReactor* CreateReactor(
+      grpc::GenericCallbackServerContext* context) override;
+
+  // Parses the bytes of a message, after its room is taken. `bytes` is cleared.
+  //   Status  InvalidArgument (BAD_REQUEST), or as RequestRoom::Take
+  absl::StatusOr<RequestRoom::Held> Parse(grpc::ByteBuffer* bytes, size_t max_bytes,
+                                          const ParseBound& bound,
+                                          google::protobuf::Message* message);
+  RequestRoom& room() { return *room_; }
+  ThreadPool* stream_threads() { return options_.stream_threads; }
+
+  // Ends streams whose client has sent or taken nothing for kMaxStallMs. The server's ticker calls
+  // it.
+  void Tick();
+
+ private:
+  friend class Call;
+  friend class StreamCall;
+  absl::StatusOr<const Rpc*> Find(const std::string& method);
+
+  const Rpcs* const rpcs_;
+  RequestRoom* const room_;
+  const Options options_;
+  std::atomic<int> calls_[2] = {};  // by may_wait
+  Mutex mutex_;
+  std::set<StreamCall*> streams_ GUARDED_BY(mutex_);
+};
+
+}  // namespace orlop::server

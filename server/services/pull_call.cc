@@ -1,0 +1,108 @@
+#include "server/services/pull_call.h"
+
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/slice.h>
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "orlop/v1/data.pb.h"
+#include "proto/chunk.h"
+#include "proto/limits.h"
+#include "proto/parse_bound.h"
+#include "proto/status.h"
+#include "server/lanes/pull_stream.h"
+#include "server/memory/accountant.h"
+#include "server/memory/request_room.h"
+#include "server/runtime/job_table.h"
+#include "server/services/gate.h"
+#include "server/shards/shard_store.h"
+#include "server/step/actions.h"
+
+namespace orlop::server {
+namespace {
+
+// Returns a slice of the chunk's memory. The slice keeps the memory alive until gRPC has sent it.
+grpc::Slice SliceOf(const ReadChunk& chunk) {
+  auto* owner = new BufferPtr(chunk.owner);
+  return grpc::Slice(
+      const_cast<uint8_t*>(chunk.bytes.data()), chunk.bytes.size(),
+      [](void* held) { delete static_cast<BufferPtr*>(held); }, owner);
+}
+
+}  // namespace
+
+PullCall::PullCall(Gate* gate, grpc::GenericCallbackServerContext* context, JobTable* jobs)
+    : StreamCall(gate, context), jobs_(jobs) {
+  BeginTransfer();
+  StartRead(&message_);
+}
+
+void PullCall::OnReadDone(bool is_read) {
+  EndTransfer();
+  if (!is_read)
+    return End(MakeError(absl::StatusCode::kInvalidArgument, "the call has no request",
+                         v1::ErrorDetail::BAD_REQUEST));
+  Submit([this] { Begin(); });
+}
+
+void PullCall::Begin() {
+  static const auto* bound = new ParseBound(v1::PullRequest::default_instance());
+  absl::StatusOr<RequestRoom::Held> room =
+      gate().Parse(&message_, kMaxControlMessageBytes, *bound, &request_);
+  if (!room.ok()) return End(room.status());
+  room_ = *std::move(room);
+  pull_.emplace(jobs_, request_);
+  Advance();
+}
+
+void PullCall::Advance() {
+  absl::StatusOr<PullStream::Next> next = pull_->Advance();
+  if (!next.ok()) return End(next.status());
+  switch (next->what) {
+    case PullStream::Next::What::kChunk:
+      message_ = EncodeChunk(next->header, SliceOf(next->chunk));
+      BeginTransfer();
+      return StartWrite(&message_);
+    case PullStream::Next::What::kVersion:
+      return AskFor(next->shard, next->version);
+    case PullStream::Next::What::kEnd:
+      return End(absl::OkStatus());
+  }
+}
+
+void PullCall::AskFor(int32_t shard, int64_t version) {
+  const std::shared_ptr<JobRuntime> job = pull_->job();
+  const std::shared_ptr<Pending> pending = pending_;  // the answer may end the call in here
+  const int number = pending->Begin();
+  const step::RequestId request = job->AskVersion(
+      shard, version, deadline(), [this](absl::StatusOr<JobRuntime::VersionPin> pin) {
+        // The task must be copyable, and a pin has one owner.
+        const auto shared =
+            std::make_shared<absl::StatusOr<JobRuntime::VersionPin>>(std::move(pin));
+        Submit([this, shared] { Open(*shared); });
+      });
+  pending->Set(number, [job, request] {
+    job->Withdraw(request, absl::CancelledError("the caller went away"));
+  });
+}
+
+void PullCall::Open(const absl::StatusOr<JobRuntime::VersionPin>& pin) {
+  if (absl::Status status = pull_->Open(pin); !status.ok()) return End(status);
+  Advance();
+}
+
+void PullCall::OnWriteDone(bool is_written) {
+  EndTransfer();
+  if (!is_written)
+    return End(absl::CancelledError("the caller went away, or took nothing for too long"));
+  message_.Clear();
+  Submit([this] { Advance(); });
+}
+
+void PullCall::End(const absl::Status& status) { Finish(ToGrpc(status)); }
+
+}  // namespace orlop::server
