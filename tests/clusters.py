@@ -16,8 +16,9 @@ STOP_SECONDS = 120
 class Server:
     """One orlopd process. Its log survives restarts."""
 
-    def __init__(self, binary, address, data_dir, flags):
+    def __init__(self, binary, address, data_dir, flags, peer_address=None):
         self.binary, self.address, self.data_dir, self.flags = binary, address, pathlib.Path(data_dir), flags
+        self.peer_address = peer_address  # of its door for the other servers, which a server alone has not
         self.log_path = pathlib.Path(f"{data_dir}.log")
         self.process = None
 
@@ -79,10 +80,11 @@ class Cluster:
         self.directory = pathlib.Path(directory)
         self.names = [f"server-{i}" for i in range(count)]
         addresses = [free_address() if tcp else f"unix:{self.directory}/{i}.sock" for i in range(count)]
-        peers = ",".join(f"{name}={address}" for name, address in zip(self.names, addresses))
+        peer_addresses = [free_address() if tcp else f"{address}.peer" for address in addresses]
+        peers = ",".join(map("{}={}@{}".format, self.names, addresses, peer_addresses))
         self.servers = [
-            Server(binary, address, self.directory / name, ["--memory", memory, "--peers", peers, "--name", name, *flags])
-            for name, address in zip(self.names, addresses)]
+            Server(binary, address, self.directory / name, ["--memory", memory, "--peers", peers, "--name", name, *flags], peer_address)
+            for name, address, peer_address in zip(self.names, addresses, peer_addresses)]
         self.jobs = []
 
     @property

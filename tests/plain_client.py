@@ -38,15 +38,15 @@ def generate_stubs(directory):
 
 @functools.cache
 def stubs():
-    """Return the generated modules: types, data, job, admin and, with services, data_grpc, job_grpc, admin_grpc."""
+    """Return the generated modules: types, data, job, admin, peer and, with services, data_grpc, job_grpc, admin_grpc, peer_grpc."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "orlop"}
     with tempfile.TemporaryDirectory(prefix="orlop-stubs-") as directory:
         generate_stubs(directory)
         sys.path.insert(0, directory)
         importlib.invalidate_caches()
         try:
-            modules = {name: importlib.import_module(f"orlop.v1.{name}_pb2") for name in ("types", "data", "job", "admin")}
-            for name in ("data", "job", "admin"):
+            modules = {name: importlib.import_module(f"orlop.v1.{name}_pb2") for name in ("types", "data", "job", "admin", "peer")}
+            for name in ("data", "job", "admin", "peer"):
                 modules[f"{name}_grpc"] = importlib.import_module(f"orlop.v1.{name}_pb2_grpc")
         finally:
             sys.path.remove(directory)

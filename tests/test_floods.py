@@ -1,0 +1,164 @@
+"""Floods of calls: what a server holds stays within its budget, and those who train or look are served meanwhile."""
+import contextlib
+import queue
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from clusters import wait_until
+from plain_client import ADAMW, DEADLINE_SECONDS, Tensor, stubs
+from test_bad_input import detail_of
+from test_waiting_calls import FEW_THREADS, thread_count
+
+MIB = 1 << 20
+BUDGET = 64 * MIB
+# What gRPC, RocksDB and the allocator take besides the budget, at most.
+BESIDE = 48 * MIB
+TENSORS = (Tensor("w", (256, 256)),)
+STREAMS = 1100
+
+
+def raw_channel(address):
+    return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def raw_call(channel, method):
+    """A unary RPC that sends and returns bytes."""
+    return channel.unary_unary(method, request_serializer=lambda sent: sent, response_deserializer=lambda got: got)
+
+
+def outcome(call):
+    """Code, reason and message of a call that must fail."""
+    error = call.exception(DEADLINE_SECONDS)
+    assert error is not None, "the call was answered"
+    return error.code().name, stubs().types.ErrorDetail.Reason.Name(detail_of(error).reason), error.details()
+
+
+@pytest.fixture
+def small(make_cluster):
+    """A job on a server with the smallest budget."""
+    cluster = make_cluster(1, memory="64MiB")
+    job = cluster.job("j", TENSORS, shard_elements=16384)
+    job.server = cluster.servers[0]
+    job.create()
+    job.configure()
+    job.join()
+    job.load({"w": np.ones((256, 256), "f4")})
+    return job
+
+
+@contextlib.contextmanager
+def watched(server):
+    """Note the server's largest anonymous memory meanwhile; it must stay within the budget and what is beside it."""
+    stop, most = threading.Event(), [0]
+
+    def watch():
+        while not stop.wait(0.02):
+            most[0] = max(most[0], server.memory_bytes())
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert most[0] <= BUDGET + BESIDE, f"{most[0] / MIB:.0f} MiB"
+
+
+def step(job):
+    job.step({"w": np.ones((256, 256), "f4")}, [ADAMW])
+
+
+def test_lists_of_empty_entries_are_counted_before_they_are_parsed(small):
+    """4.2 MB of two-byte entries are two million objects."""
+    bomb = b"\x0a\x01x" + b"\x12\x00" * 2_090_000
+    before = small.pull("w")
+    with watched(small.server):
+        channels = [raw_channel(small.address) for _ in range(4)]
+        create = [raw_call(channel, "/orlop.v1.Job/CreateJob") for channel in channels]
+        calls = [call.future(bomb, timeout=DEADLINE_SECONDS) for call in create for _ in range(3)]
+        for call in calls:
+            code, reason, text = outcome(call)
+            assert (code, reason) == ("INVALID_ARGUMENT", "BAD_REQUEST") and "--memory" in text
+        step(small)
+    assert (small.pull("w") != before).any()
+
+
+def test_compressed_requests_are_refused_unread(small):
+    """200 kB of gzip can hold 200 MiB."""
+    with watched(small.server):
+        channel = raw_channel(small.address)
+        for method in ("/orlop.v1.Job/CreateJob", "/orlop.v1.Admin/ServerStatus"):
+            call = raw_call(channel, method).future(bytes(200 * MIB), timeout=DEADLINE_SECONDS, compression=grpc.Compression.Gzip)
+            assert outcome(call)[0] == "UNIMPLEMENTED"
+        step(small)
+
+
+def test_streams_that_send_nothing_stop_nobody(small):
+    channel, ends = raw_channel(small.address), queue.Queue()
+
+    def only_a_key():
+        yield stubs().types.Chunk(key=small.key()).SerializeToString()
+        ends.get()
+    push = channel.stream_unary("/orlop.v1.Data/Push", request_serializer=lambda sent: sent, response_deserializer=lambda got: got)
+    with watched(small.server):
+        calls = [push.future(only_a_key()) for _ in range(STREAMS)]
+        time.sleep(1)
+        refused = [call for call in calls if call.done()]
+        assert all(outcome(call)[:2] == ("RESOURCE_EXHAUSTED", "BUSY") for call in refused) and len(refused) < STREAMS / 4
+        assert thread_count(small.server) < FEW_THREADS
+        begun = time.monotonic()
+        other = small.connections.admin(small.address).ServerStatus(stubs().admin.ServerStatusRequest(), timeout=5)
+        assert other.ready and small.status().committed_step == small.committed_step
+        for call in calls[:STREAMS // 2]:
+            call.cancel()
+        step(small)
+        assert time.monotonic() - begun < 30
+    for call in calls:
+        call.cancel()
+        ends.put(None)
+
+
+def test_joins_that_time_out_in_a_recovery_leave_nothing(make_cluster):
+    """One server of two is away, and 24 ranks ask to join with a large layout until they give up."""
+    cluster = make_cluster(2, memory="64MiB")
+    tensors = [Tensor(f"layers.{number}.weight", (8, 8)) for number in range(2000)]
+    job = cluster.job("j", tensors)
+    job.create()
+    job.configure()
+    job.join()
+    cluster.stop()
+    leader = cluster.servers[0]
+    leader.launch()
+    job.connections.reconnect()
+    wait_until(lambda: job.admin().ListJobs(stubs().admin.ListJobsRequest(), timeout=DEADLINE_SECONDS).jobs)
+    boxes = {tensor.name: [([row, 0], [1, 8]) for row in range(8)] for tensor in tensors}
+    layout = job.layout("EXACTLY_ONCE", boxes=boxes)
+    before = leader.memory_bytes()
+    for _ in range(4):
+        calls = [job.job().Join.future(job.join_request(rank, layout, 0 if rank == 0 else 1, 24), timeout=1) for rank in range(24)]
+        assert {outcome(call)[0] for call in calls} <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "ALREADY_EXISTS",
+                                                        "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
+    wait_until(lambda: leader.memory_bytes() < before + 16 * MIB)
+    assert leader.memory_bytes() <= BUDGET + BESIDE
+
+
+def methods(service):
+    descriptor = {"Job": stubs().job, "Admin": stubs().admin}[service].DESCRIPTOR.services_by_name[service]
+    return [f"/{descriptor.full_name}/{method.name}" for method in descriptor.methods]
+
+
+@pytest.mark.parametrize("bytes_sent", [b"\xff" * 40, b"\x0a\x05ab", b"\x0b", b"\0"], ids=["tags", "cut off", "group", "field 0"])
+def test_bytes_that_are_no_protobuf_are_a_bad_request(small, bytes_sent):
+    channel = raw_channel(small.address)
+    for method in [*methods("Job"), *methods("Admin"), "/orlop.v1.Data/QueryPush"]:
+        call = raw_call(channel, method).future(bytes_sent, timeout=DEADLINE_SECONDS)
+        assert outcome(call)[:2] == ("INVALID_ARGUMENT", "BAD_REQUEST"), method
+    pull = channel.unary_stream("/orlop.v1.Data/Pull", request_serializer=lambda sent: sent, response_deserializer=lambda got: got)
+    with pytest.raises(grpc.RpcError) as error:
+        list(pull(bytes_sent, timeout=DEADLINE_SECONDS))
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    step(small)
