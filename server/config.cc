@@ -30,6 +30,7 @@
 #include "base/thread_pool.h"
 #include "proto/limits.h"
 #include "server/cluster/peer_links.h"
+#include "server/services/roles.h"
 
 #define TOML_HEADER_ONLY 0
 #include "toml++/toml.h"
@@ -162,6 +163,8 @@ const std::vector<Setting>& Settings() {
       {"--tls-key", "tls", "key", "PEM private key of this server", Text(&Options::tls_key)},
       {"--tls-ca", "tls", "ca", "PEM certificates that sign every client and server",
        Text(&Options::tls_ca)},
+      {"--roles", "tls", "roles", "file that says which certificates may do what; see SECURITY.md",
+       Text(&Options::roles)},
       {"--ready-file", "", "", "file to write the address to once the server can serve",
        Text(&Options::ready_file)},
       {"--parent-pid", "", "", "stop when this process ends", SetParent},
@@ -270,6 +273,12 @@ absl::Status CheckTls(const Options& options) {
   if (given != 0 && given != 3) {
     return absl::InvalidArgumentError(
         "--tls-cert, --tls-key and --tls-ca go together: give all three or none");
+  }
+  if ((given == 3) != !options.roles.empty()) {
+    return absl::FailedPreconditionError(
+        given == 3 ? "with TLS nobody may do anything until --roles FILE says who; an entry "
+                     "[[grant]] name = \"*\" roles = [...] is for every certificate (SECURITY.md)"
+                   : "--roles is about certificates: give --tls-cert, --tls-key and --tls-ca too");
   }
   if (given == 0 && !IsLocalAddress(options.listen)) {
     return absl::FailedPreconditionError(
@@ -461,6 +470,13 @@ absl::StatusOr<Options> ParseCommandLine(int argc, char** argv, int* exit_code) 
   CLI::App app{"orlopd, the Orlop state server: owns weights and optimizer state of training jobs.",
                "orlopd"};
   app.set_version_flag("--version", std::string("orlopd ") + ORLOP_VERSION);
+  app.add_flag_callback(
+      "--print-rules",
+      [] {
+        std::cout << RuleTable();
+        throw CLI::Success();
+      },
+      "print which roles may call which RPC, as a table, and exit");
   std::string config_file;
   app.add_option("--config", config_file,
                  "TOML file with [server], [storage] and [tls]; flags win over it");

@@ -4,7 +4,7 @@
 //   [server]   listen, peer_listen, name, peers, failure_domain, log_level, threads, cpus,
 //              numa_node
 //   [storage]  data_dir, memory, flush_every, rollback
-//   [tls]      cert, key, ca
+//   [tls]      cert, key, ca, roles
 //
 // Every key has a flag with the same meaning (`data_dir` has --data-dir, `cert` has --tls-cert). A
 // flag overrides the file. An unknown section or key, a value out of range, and a file that is
@@ -47,6 +47,7 @@ struct Options {
   bool accepts_rollback = false;
   ThreadPlacement workers;                // of the threads that stage, apply and flush shards
   std::string tls_cert, tls_key, tls_ca;  // PEM files; all three, or none: no TLS
+  std::string roles;  // with TLS: the file that server/services/roles.h describes
   // The program orlopd writes the address to this file once the server is ready; empty: no file.
   std::string ready_file;
   // The program orlopd stops gracefully when this process ends; 0: no process is watched.

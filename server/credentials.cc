@@ -1,7 +1,11 @@
 #include "server/credentials.h"
 
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_credentials_options.h>
+
 #include <fstream>
 #include <ios>
+#include <memory>
 #include <sstream>
 #include <string>
 
@@ -12,6 +16,8 @@
 
 namespace orlop::server {
 namespace {
+
+constexpr unsigned kRereadSeconds = 2;
 
 absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -34,11 +40,19 @@ absl::StatusOr<Credentials> MakeCredentials(const Options& options) {
   for (const absl::Status& status : {cert.status(), key.status(), ca.status()}) {
     if (!status.ok()) return status;
   }
-  grpc::SslServerCredentialsOptions server(
-      GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  server.pem_root_certs = *ca;
-  server.pem_key_cert_pairs.push_back({*key, *cert});
-  return Credentials{grpc::SslServerCredentials(server), grpc::SslCredentials({*ca, *key, *cert})};
+  // The files are read again when they change.
+  const auto files = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
+      options.tls_key, options.tls_cert, options.tls_ca, kRereadSeconds);
+  grpc::experimental::TlsServerCredentialsOptions server(files);
+  server.watch_root_certs();
+  server.watch_identity_key_cert_pairs();
+  server.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  grpc::experimental::TlsChannelCredentialsOptions channel;
+  channel.set_certificate_provider(files);
+  channel.watch_root_certs();
+  channel.watch_identity_key_cert_pairs();
+  return Credentials{grpc::experimental::TlsServerCredentials(server),
+                     grpc::experimental::TlsCredentials(channel)};
 }
 
 }  // namespace orlop::server

@@ -17,7 +17,8 @@ struct Credentials {
 };
 
 // Returns mutual TLS with the certificate, key and authority of `options`, or no encryption if they
-// name none. A client must show a certificate of the same authority.
+// name none. A client must show a certificate of the same authority. The files are read again when
+// they change, by gRPC's experimental TLS credentials, which nothing else uses.
 //   Status  InvalidArgument: a file cannot be read, or is empty
 absl::StatusOr<Credentials> MakeCredentials(const Options& options);
 

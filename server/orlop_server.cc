@@ -26,6 +26,7 @@
 #include "server/memory/message_room.h"
 #include "server/memory/process_memory.h"
 #include "server/memory/request_room.h"
+#include "server/role_file.h"
 #include "server/runtime/environment.h"
 #include "server/services/admin_service.h"
 #include "server/services/data_service.h"
@@ -33,6 +34,7 @@
 #include "server/services/job_service.h"
 #include "server/services/peer_service.h"
 #include "server/services/readiness.h"
+#include "server/services/roles.h"
 #include "server/tiers/tier.h"
 #include "spdlog/spdlog.h"
 #include "storage/data_directory.h"
@@ -57,6 +59,9 @@ constexpr int kCallThreads = 8, kPeerThreads = 4;
 // cluster, less often.
 constexpr int kLooksPerTick = 8;
 
+constexpr Roles kClients{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator,
+                         Role::kAuditor};
+
 // A stream that waits for its client takes some 16 KiB.
 int MaxStreams(uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<uint64_t>(memory_bytes >> 16, 1024, 8192));
@@ -80,6 +85,11 @@ class Running : public OrlopServer {
   absl::Status Open(const std::atomic<bool>* is_ending) {
     absl::StatusOr<Credentials> credentials = MakeCredentials(options_);
     if (!credentials.ok()) return credentials.status();
+    if (!options_.roles.empty()) {
+      auto roles = RoleFile::Open(options_.roles);
+      if (!roles.ok()) return roles.status();
+      roles_ = *std::move(roles);
+    }
     auto data = storage::DataDirectory::Open({options_.data_dir, options_.name, kStoreMemoryBytes});
     if (!data.ok()) return data.status();
     data_ = *std::move(data);
@@ -157,7 +167,7 @@ class Running : public OrlopServer {
     environment.tiers = tiers_.get();
     environment.pool = pool_.get();
     environment.peers = peers_.get();
-    const auto identity = [this] { return Identity(); };
+    const auto identity = [this] { return ServerIdentity(); };
     environment.identity = identity;
     environment.flush_every_ms = options_.flush_every_ms;
     environment.accepts_rollback = options_.accepts_rollback;
@@ -180,6 +190,7 @@ class Running : public OrlopServer {
     job_service_->AddTo(&rpcs_);
     admin_service_->AddTo(&rpcs_);
     peer_service_->AddTo(&rpcs_);
+    if (absl::Status complete = rpcs_.Check(); !complete.ok()) return complete;
     {
       MutexLock lock(&mutex_);
       facts_.started = std::chrono::steady_clock::now();
@@ -247,12 +258,26 @@ class Running : public OrlopServer {
     store_fits_ = fits;
   }
 
+  // Returns how a door knows who its callers are: by their certificates, or if there are none, all
+  // alike.
+  std::function<std::shared_ptr<const Identity>(const grpc::AuthContext&)> IdentityOf(
+      Roles roles) const {
+    if (roles_ != nullptr) {
+      return [this](const grpc::AuthContext& context) {
+        return std::make_shared<const Identity>(roles_->access()->Of(context));
+      };
+    }
+    const auto anybody =
+        std::make_shared<const Identity>(Identity{"a caller of this address", {{roles, "*"}}});
+    return [anybody](const grpc::AuthContext&) { return anybody; };
+  }
+
   // Opens the doors. From here on calls are answered.
   absl::Status OpenDoors(const Credentials& credentials) {
     gate_ = std::make_unique<Gate>(
         &rpcs_, requests_.get(),
-        Gate::Options{[](Role role) { return role != Role::kPeer; }, kMaxCalls,
-                      MaxStreams(options_.memory_bytes), &call_threads_, &stream_threads_});
+        Gate::Options{kClients, IdentityOf(kClients), kMaxCalls, MaxStreams(options_.memory_bytes),
+                      &call_threads_, &stream_threads_});
     absl::StatusOr<std::unique_ptr<Door>> door =
         Door::Open({.flag = "--listen",
                     .address = options_.listen,
@@ -268,10 +293,10 @@ class Running : public OrlopServer {
     }
     if (options_.peer_listen.empty()) return absl::OkStatus();
     // A follower passes the calls of its operators on to the step leader's door for peers.
-    peer_gate_ =
-        std::make_unique<Gate>(&rpcs_, requests_.get(),
-                               Gate::Options{[](Role role) { return role != Role::kWorker; },
-                                             kMaxCalls, 0, &peer_threads_, nullptr});
+    constexpr Roles kPeers{Role::kPeer};
+    peer_gate_ = std::make_unique<Gate>(
+        &rpcs_, requests_.get(),
+        Gate::Options{kPeers, IdentityOf(kPeers), kMaxCalls, 0, &peer_threads_, nullptr});
     door = Door::Open({.flag = "--peer-listen",
                        .address = options_.peer_listen,
                        .credentials = credentials.server,
@@ -283,7 +308,7 @@ class Running : public OrlopServer {
     return absl::OkStatus();
   }
 
-  v1::ServerInfo Identity() const {
+  v1::ServerInfo ServerIdentity() const {
     MutexLock lock(&mutex_);
     v1::ServerInfo info;
     info.set_name(options_.name);
@@ -315,6 +340,7 @@ class Running : public OrlopServer {
       LookAtDirectory();
       jobs_->Tick();
       LookAtPeers();
+      if (roles_ != nullptr) roles_->Tick();
       job_service_->Tick();
       gate_->Tick();
       CountStore();
@@ -368,6 +394,7 @@ class Running : public OrlopServer {
   std::unique_ptr<JobService> job_service_;
   std::unique_ptr<PeerService> peer_service_;
   std::unique_ptr<AdminService> admin_service_;
+  std::unique_ptr<RoleFile> roles_;  // with TLS
   Rpcs rpcs_;
   // Of control calls. Those of peers have their own, so that workers cannot keep a step from them.
   ThreadPool call_threads_{kCallThreads}, peer_threads_{kPeerThreads};

@@ -141,3 +141,8 @@ def test_paths_that_the_documents_name_exist():
         for path in re.findall(r"`([\w./-]+/[\w./-]*\w)`", (ROOT / document).read_text()):
             if path.split("/")[0] in folders and "NAME" not in path:
                 assert (ROOT / path).exists(), f"{document} names {path}, which does not exist"
+
+
+def test_table_of_roles_is_the_one_of_the_code(bin_dir):
+    printed = subprocess.run([bin_dir / "orlopd", "--print-rules"], capture_output=True, text=True, check=True).stdout
+    assert printed.count("\n") > 20 and printed in (ROOT / "SECURITY.md").read_text()

@@ -1,4 +1,5 @@
 """Mutual TLS: servers and clients with a certificate of the cluster's authority can connect; others cannot."""
+import json
 import subprocess
 
 import grpc
@@ -28,13 +29,19 @@ class Authority:
                 "-out", self.certificate)
 
     def issue(self, name):
-        """Return (certificate, key) of a process on the loopback interface."""
+        """Return (certificate, key) of a process on the loopback interface, which is also called `name`."""
         certificate, key, request, extension = (self.directory / f"{self.name}-{name}.{end}" for end in ("pem", "key", "csr", "ext"))
-        extension.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        extension.write_text(f"subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:{name}\n")
         openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         openssl("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key, "-CAcreateserial", "-days", "2",
                 "-extfile", extension, "-out", certificate)
         return certificate, key
+
+
+def grants(path, /, **roles):
+    """Write a file of --roles that grants each name its roles, for all jobs; return its path."""
+    path.write_text("".join(f'[[grant]]\nname = "{name}"\nroles = {json.dumps(granted)}\n' for name, granted in roles.items()))
+    return path
 
 
 def credentials(authority, identity=None):
@@ -50,7 +57,9 @@ def authority(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster(make_module_cluster, authority):
     certificate, key = authority.issue("server")
-    return make_module_cluster(2, tcp=True, flags=("--tls-cert", certificate, "--tls-key", key, "--tls-ca", authority.certificate))
+    roles = grants(authority.directory / "roles.toml", server=["peer"], worker=["worker"], trainer=["worker", "operator"])
+    return make_module_cluster(2, tcp=True, flags=("--tls-cert", certificate, "--tls-key", key, "--tls-ca", authority.certificate,
+                                                   "--roles", roles))
 
 
 def test_client_with_a_certificate_steps_through_servers_that_trust_each_other(cluster, authority):

@@ -68,11 +68,13 @@ v1::ServerInfo InfoOf(const PeerLinks::Seen& seen) {
 // Makes the same call at the step leader, with the caller's deadline, and ends `call` with the
 // leader's answer. If the leader is known to be silent, ends it at once.
 template <typename Request, typename Response>
-void Forward(Call* call, const Environment& environment,
-             void (v1::Admin::StubInterface::async_interface::*method)(
-                 grpc::ClientContext*, const Request*, Response*,
-                 std::function<void(grpc::Status)>),
-             const Request& request, Response* response) {
+void Forward(
+    Call* call, const Environment& environment,
+    void (v1::Admin::StubInterface::async_interface::*method)(grpc::ClientContext*, const Request*,
+                                                              Response*,
+                                                              std::function<void(grpc::Status)>),
+    const Request& request, Response* response,
+    const std::function<void()>& when_answered = [] {}) {
   const PeerLinks::Seen leader = environment.peers->LastSeen(0);
   if (IsSilent(leader))
     return call->End(absl::UnavailableError(
@@ -80,9 +82,19 @@ void Forward(Call* call, const Environment& environment,
                      HowSilent(leader), "; ask again when it answers")));
   const std::shared_ptr<grpc::ClientContext> onward = call->Onward();
   v1::Admin::StubInterface* admin = environment.peers->admin(0);
-  (admin->async()->*method)(
-      onward.get(), &request, response,
-      [call, onward](const grpc::Status& status) { call->End(FromGrpc(status)); });
+  (admin->async()->*method)(onward.get(), &request, response,
+                            [call, onward, when_answered](const grpc::Status& status) {
+                              when_answered();
+                              call->End(FromGrpc(status));
+                            });
+}
+
+// The leader has answered this server, which may see every job; the caller may not.
+void EraseHidden(const Call& call, v1::ListJobsResponse* response) {
+  auto* jobs = response->mutable_jobs();
+  jobs->erase(std::remove_if(jobs->begin(), jobs->end(),
+                             [&](const auto& job) { return !call.MaySee(job.job()); }),
+              jobs->end());
 }
 
 // A DescribeTensor under way: the page of shards that was asked for, from their owners.
@@ -186,12 +198,13 @@ void AdminService::ListJobs(Call* call, const v1::ListJobsRequest& request,
                             v1::ListJobsResponse* response) {
   if (!jobs_->environment().is_leader()) {
     return Forward(call, jobs_->environment(), &v1::Admin::StubInterface::async_interface::ListJobs,
-                   request, response);
+                   request, response, [=] { EraseHidden(*call, response); });
   }
   if (absl::Status status = jobs_->CheckLeader(); !status.ok()) return call->End(status);
   for (const std::shared_ptr<JobRuntime>& job : jobs_->List())
-    *response->add_jobs() = StatusOf(job.get());
-  for (const auto& [job, why] : jobs_->Quarantined()) *response->add_jobs() = StatusOf(job, why);
+    if (call->MaySee(job->model()->job())) *response->add_jobs() = StatusOf(job.get());
+  for (const auto& [job, why] : jobs_->Quarantined())
+    if (call->MaySee(job)) *response->add_jobs() = StatusOf(job, why);
   call->End(absl::OkStatus());
 }
 
@@ -259,8 +272,8 @@ void AdminService::DescribeTensor(Call* call, const v1::DescribeTensorRequest& r
   }
 }
 
-absl::Status AdminService::ServerStatus(const v1::ServerStatusRequest&,
-                                        v1::ServerStatusResponse* response) {
+void AdminService::ServerStatus(Call* call, const v1::ServerStatusRequest&,
+                                v1::ServerStatusResponse* response) {
   const v1::ServerInfo identity = identity_();
   const ServerFacts facts = facts_();
   response->set_name(identity.name());
@@ -277,6 +290,7 @@ absl::Status AdminService::ServerStatus(const v1::ServerStatusRequest&,
   response->set_memory_reserved_bytes(accountant_->reserved_bytes(Tier::kDram));
   response->set_disk_free_bytes(jobs_->environment().data->FreeBytes().value_or(0));
   for (const UsedBytes& used : accountant_->Snapshot()) {
+    if (!used.use.job.empty() && !call->MaySee(used.use.job)) continue;
     v1::UseOfBytes* use = response->add_uses();
     use->set_tier(TierName(used.use.tier));
     use->set_job(used.use.job);
@@ -298,7 +312,7 @@ absl::Status AdminService::ServerStatus(const v1::ServerStatusRequest&,
     response->mutable_last_step()->set_decide_seconds(times.decide_seconds);
     response->mutable_last_step()->set_apply_seconds(times.apply_seconds);
   }
-  return absl::OkStatus();
+  call->End(absl::OkStatus());
 }
 
 void AdminService::AcceptRollback(Call* call, const v1::AcceptRollbackRequest& request,
@@ -347,13 +361,13 @@ void AdminService::FlushJob(Call* call, const v1::FlushJobRequest& request,
 }
 
 void AdminService::AddTo(Rpcs* rpcs) {
-  rpcs->Add("/orlop.v1.Admin/ListServers", Role::kOperator, this, &AdminService::ListServers);
-  rpcs->Add("/orlop.v1.Admin/ListJobs", Role::kOperator, this, &AdminService::ListJobs);
-  rpcs->Add("/orlop.v1.Admin/ListTensors", Role::kOperator, this, &AdminService::ListTensors);
-  rpcs->Add("/orlop.v1.Admin/DescribeTensor", Role::kOperator, this, &AdminService::DescribeTensor);
-  rpcs->Add("/orlop.v1.Admin/ServerStatus", Role::kOperator, this, &AdminService::ServerStatus);
-  rpcs->Add("/orlop.v1.Admin/AcceptRollback", Role::kOperator, this, &AdminService::AcceptRollback);
-  rpcs->Add("/orlop.v1.Admin/FlushJob", Role::kOperator, this, &AdminService::FlushJob);
+  rpcs->Add("/orlop.v1.Admin/ListServers", this, &AdminService::ListServers);
+  rpcs->Add("/orlop.v1.Admin/ListJobs", this, &AdminService::ListJobs);
+  rpcs->Add("/orlop.v1.Admin/ListTensors", this, &AdminService::ListTensors);
+  rpcs->Add("/orlop.v1.Admin/DescribeTensor", this, &AdminService::DescribeTensor);
+  rpcs->Add("/orlop.v1.Admin/ServerStatus", this, &AdminService::ServerStatus);
+  rpcs->Add("/orlop.v1.Admin/AcceptRollback", this, &AdminService::AcceptRollback);
+  rpcs->Add("/orlop.v1.Admin/FlushJob", this, &AdminService::FlushJob);
 }
 
 }  // namespace orlop::server

@@ -47,8 +47,8 @@ class AdminService final {
                            v1::ListTensorsResponse* response);
   void DescribeTensor(Call* call, const v1::DescribeTensorRequest& request,
                       v1::DescribeTensorResponse* response);
-  absl::Status ServerStatus(const v1::ServerStatusRequest& request,
-                            v1::ServerStatusResponse* response);
+  void ServerStatus(Call* call, const v1::ServerStatusRequest& request,
+                    v1::ServerStatusResponse* response);
   void AcceptRollback(Call* call, const v1::AcceptRollbackRequest& request,
                       v1::AcceptRollbackResponse* response);
   void FlushJob(Call* call, const v1::FlushJobRequest& request, v1::FlushJobResponse* response);

@@ -78,16 +78,16 @@ void FillPieces(JobRuntime& job, const v1::QueryPushRequest& request,
 
 void DataService::AddTo(Rpcs* rpcs) {
   for (const bool is_load : {false, true}) {
-    rpcs->AddStream(is_load ? "/orlop.v1.Data/SetState" : "/orlop.v1.Data/Push", Role::kWorker,
+    rpcs->AddStream(is_load ? "/orlop.v1.Data/SetState" : "/orlop.v1.Data/Push",
                     [this, is_load](Gate* gate, grpc::GenericCallbackServerContext* context) {
                       return new PushCall(gate, context, jobs_, messages_, is_load);
                     });
   }
-  rpcs->AddStream("/orlop.v1.Data/Pull", Role::kWorker,
+  rpcs->AddStream("/orlop.v1.Data/Pull",
                   [this](Gate* gate, grpc::GenericCallbackServerContext* context) {
                     return new PullCall(gate, context, jobs_);
                   });
-  rpcs->Add("/orlop.v1.Data/QueryPush", Role::kWorker, this, &DataService::QueryPush);
+  rpcs->Add("/orlop.v1.Data/QueryPush", this, &DataService::QueryPush);
 }
 
 void DataService::QueryPush(Call* call, const v1::QueryPushRequest& request,

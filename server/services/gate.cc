@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -25,10 +26,24 @@
 #include "server/memory/request_room.h"
 #include "server/runtime/answers.h"
 #include "server/runtime/job_table.h"
+#include "server/services/roles.h"
 #include "server/step/actions.h"
 
 namespace orlop::server {
 namespace {
+
+constexpr Roles kClients{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator,
+                         Role::kAuditor};
+
+// Returns the job that a request is about, from its field `job` or `key.job`; empty: none.
+std::string JobOf(const google::protobuf::Message& request) {
+  const google::protobuf::Descriptor* type = request.GetDescriptor();
+  const google::protobuf::Reflection* fields = request.GetReflection();
+  if (const auto* job = type->FindFieldByName("job"); job != nullptr)
+    return fields->GetString(request, job);
+  const auto* key = type->FindFieldByName("key");
+  return key == nullptr ? "" : JobOf(fields->GetMessage(request, key));
+}
 
 absl::Status BadMessage(const std::string& what) {
   return MakeError(absl::StatusCode::kInvalidArgument, what, v1::ErrorDetail::BAD_REQUEST);
@@ -51,24 +66,27 @@ grpc::ByteBuffer Serialized(const google::protobuf::Message& message) {
 // ---- Rpcs --------------------------------------------------------------------------------------
 
 void Rpcs::AddRpc(const std::string& method, Rpc rpc) {
+  rpc.rule = FindRule(method);
+  const bool is_of_peers = rpc.rule != nullptr && !rpc.rule->roles.Meets(kClients);
+  rpc.max_bytes = is_of_peers ? kMaxPeerMessageBytes : kMaxControlMessageBytes;
   rpcs_.emplace(method, std::make_unique<const Rpc>(std::move(rpc)));
 }
 
-size_t Rpcs::MaxBytes(Role role) {
-  return role == Role::kPeer ? kMaxPeerMessageBytes : kMaxControlMessageBytes;
-}
-
 void Rpcs::AddStream(
-    const std::string& method, Role role,
+    const std::string& method,
     std::function<StreamCall*(Gate*, grpc::GenericCallbackServerContext*)> stream) {
-  AddRpc(method, {role, true, 0, ParseBound(v1::ErrorDetail::default_instance()), nullptr, nullptr,
-                  nullptr, std::move(stream)});
+  AddRpc(method, {nullptr, true, 0, ParseBound(v1::ErrorDetail::default_instance()), nullptr,
+                  nullptr, nullptr, std::move(stream)});
 }
 
-std::map<std::string, Role> Rpcs::Rules() const {
-  std::map<std::string, Role> rules;
-  for (const auto& [method, rpc] : rpcs_) rules.emplace(method, rpc->role);
-  return rules;
+absl::Status Rpcs::Check() const {
+  for (const auto& [method, rpc] : rpcs_)
+    if (rpc->rule == nullptr)
+      return absl::InternalError(absl::StrCat("RPC ", method, " has no rule"));
+  for (const Rule& rule : Rules())
+    if (!rpcs_.contains(rule.method))
+      return absl::InternalError(absl::StrCat("no RPC has the rule of ", rule.method));
+  return absl::OkStatus();
 }
 
 // ---- Gate --------------------------------------------------------------------------------------
@@ -76,7 +94,9 @@ std::map<std::string, Role> Rpcs::Rules() const {
 absl::StatusOr<const Rpc*> Gate::Find(const std::string& method) {
   const auto found = rpcs_->rpcs_.find(method);
   // A door does not tell what other doors have.
-  if (found == rpcs_->rpcs_.end() || !options_.is_allowed(found->second->role))
+  const bool is_here = found != rpcs_->rpcs_.end() && found->second->rule != nullptr &&
+                       found->second->rule->roles.Meets(options_.roles);
+  if (!is_here)
     return MakeError(absl::StatusCode::kUnimplemented,
                      absl::StrCat("this address has no RPC ", Beginning(method, kMaxNameBytes)),
                      v1::ErrorDetail::BAD_REQUEST);
@@ -94,15 +114,27 @@ absl::StatusOr<const Rpc*> Gate::Find(const std::string& method) {
 }
 
 grpc::ServerGenericBidiReactor* Gate::CreateReactor(grpc::GenericCallbackServerContext* context) {
-  const absl::StatusOr<const Rpc*> rpc = Find(context->method());
-  if (rpc.ok() && (*rpc)->stream != nullptr) return (*rpc)->stream(this, context);
+  absl::StatusOr<const Rpc*> rpc = Find(context->method());
+  std::shared_ptr<const Identity> identity = options_.identify(*context->auth_context());
+  if (rpc.ok())
+    if (absl::Status allowed = Check(*(*rpc)->rule, *identity, ""); !allowed.ok()) rpc = allowed;
+  if (rpc.ok() && (*rpc)->stream != nullptr) {
+    StreamCall* stream = (*rpc)->stream(this, context);
+    stream->identity_ = std::move(identity);
+    return stream;
+  }
   auto* call = new Call(this, context, rpc.ok() ? *rpc : nullptr);
+  call->identity_ = std::move(identity);
   if (rpc.ok()) {
     call->StartRead(&call->bytes_);
   } else {
     call->End(rpc.status());
   }
   return call;
+}
+
+absl::Status Gate::Check(const Rule& rule, const Identity& identity, std::string_view job) const {
+  return identity.Check({rule.method, rule.roles.And(options_.roles)}, job);
 }
 
 absl::StatusOr<RequestRoom::Held> Gate::Parse(grpc::ByteBuffer* bytes, size_t max_bytes,
@@ -146,6 +178,10 @@ StreamCall::~StreamCall() {
   gate_->streams_.erase(this);
 }
 
+absl::Status StreamCall::CheckJob(std::string_view job) const {
+  return gate_->Check(*FindRule(context_->method()), *identity_, job);
+}
+
 void StreamCall::BeginTransfer() { transfer_since_ms_ = NowMs(); }
 void StreamCall::EndTransfer() { transfer_since_ms_ = 0; }
 
@@ -162,6 +198,10 @@ Call::Call(Gate* gate, grpc::GenericCallbackServerContext* context, const Rpc* r
 
 Call::~Call() {
   if (rpc_ != nullptr) --gate_->calls_[rpc_->may_wait];
+}
+
+bool Call::MaySee(std::string_view job) const {
+  return gate_->Check(*rpc_->rule, *identity_, job).ok();
 }
 
 ThreadPool* Call::threads() const { return gate_->options_.threads; }
@@ -181,6 +221,8 @@ void Call::Handle() {
       gate_->Parse(&bytes_, rpc_->max_bytes, rpc_->bound, request_.get());
   if (!room.ok()) return End(room.status());
   request_room_ = *std::move(room);
+  if (absl::Status allowed = gate_->Check(*rpc_->rule, *identity_, JobOf(*request_)); !allowed.ok())
+    return End(allowed);
   response_ = rpc_->make_response();
   rpc_->handle(this, *request_, response_.get());
 }

@@ -20,6 +20,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -29,6 +30,7 @@
 #include "proto/parse_bound.h"
 #include "server/memory/request_room.h"
 #include "server/runtime/job_table.h"
+#include "server/services/roles.h"
 
 namespace orlop::server {
 
@@ -38,9 +40,6 @@ struct Rpc;
 
 // Returns the bytes of a response.
 grpc::ByteBuffer Serialized(const google::protobuf::Message& message);
-
-// Who may call an RPC. A door knows which of them its callers are.
-enum class Role : uint8_t { kWorker, kOperator, kPeer };
 
 // The request that a call waits for. It outlives the call, which may end while it is begun.
 //   Threads  any
@@ -66,6 +65,8 @@ class Call final : public grpc::ServerGenericBidiReactor {
   std::chrono::steady_clock::time_point deadline() const { return deadline_; }
   // Whether the client has gone away.
   bool IsCancelled() const { return context_->IsCancelled(); }
+  // Whether the caller may see a job.
+  bool MaySee(std::string_view job) const;
   // Run the handlers of calls.
   ThreadPool* threads() const;
   // For a call that this server makes on behalf of the client, with its deadline.
@@ -96,6 +97,7 @@ class Call final : public grpc::ServerGenericBidiReactor {
   grpc::GenericCallbackServerContext* const context_;
   const std::chrono::steady_clock::time_point deadline_;
   const Rpc* const rpc_;
+  std::shared_ptr<const Identity> identity_;
   grpc::ByteBuffer bytes_;  // of the request, then of the response
   RequestRoom::Held request_room_, response_room_;
   std::unique_ptr<google::protobuf::Message> request_, response_;
@@ -110,6 +112,9 @@ class StreamCall : public grpc::ServerGenericBidiReactor {
   ~StreamCall() override;
 
   Gate& gate() { return *gate_; }
+  // Checks whether the caller may make this call for a job. Call it before anything is done.
+  //   Status  PermissionDenied (DENIED)
+  absl::Status CheckJob(std::string_view job) const;
   std::chrono::steady_clock::time_point deadline() const { return deadline_; }
   bool IsCancelled() const { return context_->IsCancelled(); }
   // Frame each read and each write: a client that lets one last for kMaxStallMs is given up.
@@ -126,12 +131,13 @@ class StreamCall : public grpc::ServerGenericBidiReactor {
   Gate* const gate_;
   grpc::GenericCallbackServerContext* const context_;
   const std::chrono::steady_clock::time_point deadline_;
+  std::shared_ptr<const Identity> identity_;
   std::atomic<int64_t> transfer_since_ms_ = 0;  // of the steady clock; 0: none is under way
 };
 
 // What is known of one RPC.
 struct Rpc {
-  Role role;
+  const Rule* rule;
   bool may_wait;
   size_t max_bytes;  // of a request
   ParseBound bound;
@@ -148,40 +154,40 @@ class Rpcs {
   // Adds an RPC of `service`, which must outlive this object. The handler returns the status with
   // which the call ends.
   template <typename Service, typename Request, typename Response>
-  void Add(const std::string& method, Role role, Service* service,
+  void Add(const std::string& method, Service* service,
            absl::Status (Service::*handler)(const Request&, Response*)) {
     AddRpc<Request, Response>(
-        method, role, /*may_wait=*/false,
+        method, /*may_wait=*/false,
         [service, handler](Call* call, const Request& request, Response* response) {
           call->End((service->*handler)(request, response));
         });
   }
   // The handler ends the call, now or in what it asks for.
   template <typename Service, typename Request, typename Response>
-  void Add(const std::string& method, Role role, Service* service,
+  void Add(const std::string& method, Service* service,
            void (Service::*handler)(Call*, const Request&, Response*)) {
     AddRpc<Request, Response>(
-        method, role, /*may_wait=*/true,
+        method, /*may_wait=*/true,
         [service, handler](Call* call, const Request& request, Response* response) {
           (service->*handler)(call, request, response);
         });
   }
 
   // Adds an RPC with a stream. `stream` makes the call.
-  void AddStream(const std::string& method, Role role,
+  void AddStream(const std::string& method,
                  std::function<StreamCall*(Gate*, grpc::GenericCallbackServerContext*)> stream);
 
-  // Returns the methods, with the role that each needs.
-  std::map<std::string, Role> Rules() const;
+  // Returns OK if there is an RPC for every rule, and a rule for every RPC.
+  absl::Status Check() const;
 
  private:
   friend class Gate;
 
   template <typename Request, typename Response>
-  void AddRpc(const std::string& method, Role role, bool may_wait,
+  void AddRpc(const std::string& method, bool may_wait,
               std::function<void(Call*, const Request&, Response*)> handler) {
     AddRpc(method,
-           {role, may_wait, MaxBytes(role), ParseBound(Request::default_instance()),
+           {nullptr, may_wait, 0, ParseBound(Request::default_instance()),
             [] { return std::make_unique<Request>(); }, [] { return std::make_unique<Response>(); },
             [handler = std::move(handler)](Call* call, const google::protobuf::Message& request,
                                            google::protobuf::Message* response) {
@@ -190,7 +196,6 @@ class Rpcs {
             nullptr});
   }
   void AddRpc(const std::string& method, Rpc rpc);
-  static size_t MaxBytes(Role role);
 
   std::map<std::string, std::unique_ptr<const Rpc>, std::less<>> rpcs_;
 };
@@ -198,8 +203,10 @@ class Rpcs {
 class Gate final : public grpc::CallbackGenericService {
  public:
   struct Options {
-    // Whether the callers of the door have a role.
-    std::function<bool(Role)> is_allowed;
+    // The roles that count at this door: an RPC that none of them may call does not exist here.
+    Roles roles;
+    // Returns who has made a connection.
+    std::function<std::shared_ptr<const Identity>(const grpc::AuthContext&)> identify;
     // In progress at a time. Calls that may wait and those that do not are counted apart, so that
     // who looks at a server is not kept out by those who wait.
     int max_calls = 0, max_streams = 0;
@@ -229,6 +236,7 @@ class Gate final : public grpc::CallbackGenericService {
   friend class Call;
   friend class StreamCall;
   absl::StatusOr<const Rpc*> Find(const std::string& method);
+  absl::Status Check(const Rule& rule, const Identity& identity, std::string_view job) const;
 
   const Rpcs* const rpcs_;
   RequestRoom* const room_;

@@ -500,17 +500,16 @@ absl::Status JobService::Delete(const std::string& name, bool* existed) {
 }
 
 void JobService::AddTo(Rpcs* rpcs) {
-  rpcs->Add("/orlop.v1.Job/CreateJob", Role::kWorker, this, &JobService::CreateJob);
-  rpcs->Add("/orlop.v1.Job/GetManifest", Role::kWorker, this, &JobService::GetManifest);
-  rpcs->Add("/orlop.v1.Job/GetPlacement", Role::kWorker, this, &JobService::GetPlacement);
-  rpcs->Add("/orlop.v1.Job/ConfigureOptimizer", Role::kWorker, this,
-            &JobService::ConfigureOptimizer);
-  rpcs->Add("/orlop.v1.Job/Join", Role::kWorker, this, &JobService::Join);
-  rpcs->Add("/orlop.v1.Job/CommitStep", Role::kWorker, this, &JobService::CommitStep);
-  rpcs->Add("/orlop.v1.Job/AbortStep", Role::kWorker, this, &JobService::AbortStep);
-  rpcs->Add("/orlop.v1.Job/Hold", Role::kWorker, this, &JobService::Hold);
-  rpcs->Add("/orlop.v1.Job/JobStatus", Role::kWorker, this, &JobService::JobStatus);
-  rpcs->Add("/orlop.v1.Job/DeleteJob", Role::kWorker, this, &JobService::DeleteJob);
+  rpcs->Add("/orlop.v1.Job/CreateJob", this, &JobService::CreateJob);
+  rpcs->Add("/orlop.v1.Job/GetManifest", this, &JobService::GetManifest);
+  rpcs->Add("/orlop.v1.Job/GetPlacement", this, &JobService::GetPlacement);
+  rpcs->Add("/orlop.v1.Job/ConfigureOptimizer", this, &JobService::ConfigureOptimizer);
+  rpcs->Add("/orlop.v1.Job/Join", this, &JobService::Join);
+  rpcs->Add("/orlop.v1.Job/CommitStep", this, &JobService::CommitStep);
+  rpcs->Add("/orlop.v1.Job/AbortStep", this, &JobService::AbortStep);
+  rpcs->Add("/orlop.v1.Job/Hold", this, &JobService::Hold);
+  rpcs->Add("/orlop.v1.Job/JobStatus", this, &JobService::JobStatus);
+  rpcs->Add("/orlop.v1.Job/DeleteJob", this, &JobService::DeleteJob);
 }
 
 void JobService::Tick() {

@@ -58,11 +58,11 @@ absl::Status PeerService::DescribeShards(const v1::DescribeTensorRequest& reques
 }
 
 void PeerService::AddTo(Rpcs* rpcs) {
-  rpcs->Add("/orlop.v1.Peer/PutJob", Role::kPeer, this, &PeerService::PutJob);
-  rpcs->Add("/orlop.v1.Peer/DropJob", Role::kPeer, this, &PeerService::DropJob);
-  rpcs->Add("/orlop.v1.Peer/Step", Role::kPeer, this, &PeerService::Step);
-  rpcs->Add("/orlop.v1.Peer/Identify", Role::kPeer, this, &PeerService::Identify);
-  rpcs->Add("/orlop.v1.Peer/DescribeShards", Role::kPeer, this, &PeerService::DescribeShards);
+  rpcs->Add("/orlop.v1.Peer/PutJob", this, &PeerService::PutJob);
+  rpcs->Add("/orlop.v1.Peer/DropJob", this, &PeerService::DropJob);
+  rpcs->Add("/orlop.v1.Peer/Step", this, &PeerService::Step);
+  rpcs->Add("/orlop.v1.Peer/Identify", this, &PeerService::Identify);
+  rpcs->Add("/orlop.v1.Peer/DescribeShards", this, &PeerService::DescribeShards);
 }
 
 }  // namespace orlop::server

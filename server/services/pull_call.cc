@@ -55,6 +55,7 @@ void PullCall::Begin() {
       gate().Parse(&message_, kMaxControlMessageBytes, *bound, &request_);
   if (!room.ok()) return End(room.status());
   room_ = *std::move(room);
+  if (absl::Status allowed = CheckJob(request_.job()); !allowed.ok()) return End(allowed);
   pull_.emplace(jobs_, request_);
   Advance();
 }

@@ -45,6 +45,9 @@ void PushCall::Take() {
   if (!chunk.ok())
     return End(MakeError(chunk.status().code(), std::string(chunk.status().message()),
                          v1::ErrorDetail::BAD_REQUEST));
+  if (chunk->header.has_key())
+    if (absl::Status allowed = CheckJob(chunk->header.key().job()); !allowed.ok())
+      return End(allowed);
   chunk_ = *std::move(chunk);
   Patience::Begin(gate().stream_threads(), ForAnAttempt({deadline(), nullptr}).deadline,
                   [this](const std::shared_ptr<Wakeup>& wakeup, bool is_last) {
