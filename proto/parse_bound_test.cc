@@ -6,10 +6,12 @@
 #include <random>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "orlop/v1/job.pb.h"
 #include "orlop/v1/peer.pb.h"
+#include "orlop/v1/types.pb.h"
 
 namespace orlop {
 namespace {

@@ -1,5 +1,6 @@
 #include "proto/status.h"
 
+#include <cstddef>
 #include <string>
 
 #include "gtest/gtest.h"

@@ -89,7 +89,12 @@ TEST(Config, PlaintextOffLoopbackIsRefusedNamingTheFlags) {
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr("--tls-cert"), HasSubstr("--tls-key"), HasSubstr("--tls-ca")));
   options.tls_cert = options.tls_key = options.tls_ca = "file.pem";
+  EXPECT_THAT(std::string(Validate(&options).message()), HasSubstr("--roles"));
+  options.roles = "roles.toml";
   EXPECT_TRUE(Validate(&options).ok());
+  Options plain;
+  plain.roles = "roles.toml";
+  EXPECT_THAT(std::string(Validate(&plain).message()), HasSubstr("--tls-cert"));
 }
 
 TEST(Config, NameThatBeginsLikeLoopbackIsNotLoopback) {

@@ -18,7 +18,6 @@
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
 #include "proto/status.h"
-#include "server/services/gate.h"
 #include "server/socket_path.h"
 
 namespace orlop::server {

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -18,7 +19,6 @@
 #include "orlop/v1/peer.pb.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
-#include "proto/status.h"
 #include "server/cluster/peer_links.h"
 #include "server/config.h"
 #include "server/credentials.h"
@@ -177,20 +177,7 @@ class Running : public OrlopServer {
       door_->SetServing(true);
       spdlog::info("ready");
     });
-    data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get());
-    job_service_ = std::make_unique<JobService>(jobs_.get());
-    peer_service_ = std::make_unique<PeerService>(jobs_.get(), identity);
-    admin_service_ =
-        std::make_unique<AdminService>(jobs_.get(), &accountant_.value(), identity, [this] {
-          CountStore();
-          MutexLock lock(&mutex_);
-          return facts_;
-        });
-    data_service_->AddTo(&rpcs_);
-    job_service_->AddTo(&rpcs_);
-    admin_service_->AddTo(&rpcs_);
-    peer_service_->AddTo(&rpcs_);
-    if (absl::Status complete = rpcs_.Check(); !complete.ok()) return complete;
+    if (absl::Status complete = MakeServices(identity); !complete.ok()) return complete;
     {
       MutexLock lock(&mutex_);
       facts_.started = std::chrono::steady_clock::now();
@@ -216,6 +203,23 @@ class Running : public OrlopServer {
                  options_.data_dir, kernels::TargetName(kernels::SupportedTargets().front()));
     readiness_->Start();
     return absl::OkStatus();
+  }
+
+  absl::Status MakeServices(const std::function<v1::ServerInfo()>& identity) {
+    data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get());
+    job_service_ = std::make_unique<JobService>(jobs_.get());
+    peer_service_ = std::make_unique<PeerService>(jobs_.get(), identity);
+    admin_service_ =
+        std::make_unique<AdminService>(jobs_.get(), &accountant_.value(), identity, [this] {
+          CountStore();
+          MutexLock lock(&mutex_);
+          return facts_;
+        });
+    data_service_->AddTo(&rpcs_);
+    job_service_->AddTo(&rpcs_);
+    admin_service_->AddTo(&rpcs_);
+    peer_service_->AddTo(&rpcs_);
+    return rpcs_.Check();
   }
 
   // A server that does not know a job says so when it receives a message about it. It then gets the
@@ -267,7 +271,7 @@ class Running : public OrlopServer {
         return std::make_shared<const Identity>(roles_->access()->Of(context));
       };
     }
-    const auto anybody =
+    auto anybody =
         std::make_shared<const Identity>(Identity{"a caller of this address", {{roles, "*"}}});
     return [anybody](const grpc::AuthContext&) { return anybody; };
   }

@@ -60,6 +60,36 @@ def test_ranks_that_wait_for_one_another_hold_no_thread(job):
     assert {call.exception().code() for call in commits} == {grpc.StatusCode.ABORTED}
 
 
+def test_a_thousand_calls_wait_on_the_threads_that_are_there(make_cluster):
+    """500 ranks of each of two jobs wait in Join, and then the same 1,000 in CommitStep."""
+    cluster = make_cluster(1)
+    server, jobs = cluster.servers[0], [cluster.job(name, (Tensor("w", (64,)),)) for name in ("left", "right")]
+    for job in jobs:
+        job.create()
+        job.configure()
+    before = thread_count(server)
+    calls = {}
+    for job in jobs:
+        layout = job.layout(mode="SUM")
+        job.generation = job.job().Join(job.join_request(0, layout, world_size=501), timeout=60).generation
+        calls[job.name] = [job.job().Join.future(job.join_request(rank, layout, job.generation, world_size=501), timeout=60)
+                           for rank in range(500)]
+    wait_until(lambda: all(joined_count(job) == 500 for job in jobs))
+    assert thread_count(server) <= before + 16
+    for job in jobs:
+        last = job.job().Join.future(job.join_request(500, job.layout(mode="SUM"), job.generation, world_size=501), timeout=60)
+        assert {call.result().generation for call in [*calls[job.name], last]} == {job.generation}
+        job.world_size, job.attempt, job.epoch = 501, last.result().attempt, last.result().epoch
+        job.read_placement()
+        job.load({"w": np.ones(64, "f4")})
+    commits = [job.job().CommitStep.future(job.commit_request(rank, [ADAMW]), timeout=60) for job in jobs for rank in range(500)]
+    wait_until(lambda: all(len(job.status().committed_ranks) == 500 for job in jobs))
+    assert thread_count(server) <= before + 16
+    for job in jobs:
+        job.abort()
+    assert {call.exception().code() for call in commits} == {grpc.StatusCode.ABORTED}
+
+
 def test_a_client_that_goes_away_waits_no_longer(job):
     calls = joins(job, range(RANKS - 1))
     wait_until(lambda: joined_count(job) == RANKS - 1)

@@ -138,7 +138,7 @@ absl::Status PeerLinks::DropJob(int to, const std::string& job) {
 
 void PeerLinks::DescribeShards(
     int to, const v1::DescribeTensorRequest& request,
-    std::function<void(absl::StatusOr<v1::DescribeTensorResponse>)> next) {
+    const std::function<void(absl::StatusOr<v1::DescribeTensorResponse>)>& next) {
   auto flight = std::make_shared<Question<v1::DescribeTensorRequest, v1::DescribeTensorResponse>>();
   flight->request = request;
   SetDeadline(&flight->context, kDescribeTimeout);
@@ -154,7 +154,7 @@ void PeerLinks::DescribeShards(
                                            });
 }
 
-void PeerLinks::Look(int at, std::function<void(Seen)> next) {
+void PeerLinks::Look(int at, const std::function<void(Seen)>& next) {
   auto flight = std::make_shared<Question<v1::IdentifyRequest, v1::ServerInfo>>();
   const auto asked = std::chrono::steady_clock::now();
   SetDeadline(&flight->context, kLookTimeout);

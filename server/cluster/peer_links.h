@@ -55,7 +55,7 @@ class PeerLinks {
   // a thread of gRPC, and must not wait.
   //   Status  as PutJob
   void DescribeShards(int to, const v1::DescribeTensorRequest& request,
-                      std::function<void(absl::StatusOr<v1::DescribeTensorResponse>)> next);
+                      const std::function<void(absl::StatusOr<v1::DescribeTensorResponse>)>& next);
 
   // What is known of a server.
   struct Seen {
@@ -67,7 +67,7 @@ class PeerLinks {
   };
   // Asks a server who it is. Does not wait: `next` gets what is known of it then, within a second,
   // on a thread of gRPC, and must not wait.
-  void Look(int at, std::function<void(Seen)> next);
+  void Look(int at, const std::function<void(Seen)>& next);
   // What is known of a server now.
   Seen LastSeen(int server) const;
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "base/box.h"
 #include "gtest/gtest.h"
 #include "orlop/v1/peer.pb.h"

@@ -26,7 +26,7 @@ enum class Tier : uint8_t { kDram, kNvme };
 const char* TierName(Tier tier);  // "DRAM", "NVME"
 
 // A Use is what bytes are reserved for. `slot` is the name of a slot, or "staging", "apply",
-// "lanes", "lists", "rocksdb" or "messages".
+// "lanes", "lists", "layout", "rocksdb", "requests" or "messages".
 struct Use {
   Tier tier = Tier::kDram;
   std::string job;  // empty: the server itself

@@ -1,6 +1,5 @@
 #include "server/runtime/answers.h"
 
-#include <cstddef>
 #include <cstdint>
 #include <string>
 

@@ -43,6 +43,7 @@
 #include "server/step/layout.h"
 #include "server/step/messages.h"
 #include "server/step/participant.h"
+#include "server/tiers/tier.h"
 #include "spdlog/spdlog.h"
 
 namespace orlop::server {
@@ -68,7 +69,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& 
   absl::StatusOr<step::JobRecord> record = ReadJobRecord(environment, **model);
   if (!record.ok()) return record.status();
   std::shared_ptr<JobRuntime> runtime(new JobRuntime(environment, *model, record->version));
+  const std::shared_ptr<const step::Layout> layout = opened->layout;
   runtime->Restore(*std::move(opened));
+  if (layout != nullptr)
+    if (absl::Status room = runtime->HoldLayout(*layout); !room.ok()) return room;
   if (environment.is_leader()) {
     runtime->leader_ =
         std::make_unique<LeaderShell>(environment, *std::move(model), *std::move(record), runtime,
@@ -440,13 +444,28 @@ void JobRuntime::Do(const step::TakeLayout& action) {
 
 void JobRuntime::TakeInPool(const std::shared_ptr<const step::Layout>& layout,
                             const JobModel& model) {
-  const absl::Status taken = shards_->SetLayout(PiecesFor(model, shards_->layout(), *layout));
+  absl::Status taken = HoldLayout(*layout);
+  if (taken.ok()) taken = shards_->SetLayout(PiecesFor(model, shards_->layout(), *layout));
   if (!taken.ok())
     spdlog::error("job {}: no room for the layout: {}", job_, std::string(taken.message()));
   Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     layout_ = layout;
     participant_->OnLayoutTaken(layout->digest, taken, now, actions);
   });
+}
+
+// Counts the memory of a layout: the leader and the participant keep it as it is, the participant
+// and the shards the pieces that follow from it.
+absl::Status JobRuntime::HoldLayout(const step::Layout& layout) {
+  uint64_t bytes = 0;
+  for (const auto& rank : layout.by_rank) bytes += step::HeldBytes(rank);
+  const Use use{Tier::kDram, job_, "layout"};
+  absl::StatusOr<Reservation> room = environment_.tiers->Reserve(use, 3 * bytes);
+  if (!room.ok()) return room.status();
+  room->SetUsed(3 * bytes).IgnoreError();  // cannot fail: that much is reserved
+  MutexLock lock(&mutex_);
+  layout_room_ = *std::move(room);
+  return absl::OkStatus();
 }
 
 void JobRuntime::Do(const step::StageShard& action) {

@@ -152,6 +152,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   void Do(const Other& action) REQUIRES(mutex_);
   void PersistInPool(const step::PersistEpoch& action);
   void TakeInPool(const std::shared_ptr<const step::Layout>& layout, const JobModel& model);
+  absl::Status HoldLayout(const step::Layout& layout);
   void StageInPool(const step::StageShard& action, const absl::StatusOr<StagedShard>& staged);
   void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
   void LoadFlushInPool(const step::LoadFlush& action);
@@ -170,6 +171,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   std::shared_ptr<const JobModel> model_ GUARDED_BY(mutex_);
   std::unique_ptr<step::Participant> participant_ GUARDED_BY(mutex_);
   std::shared_ptr<const step::Layout> layout_ GUARDED_BY(mutex_);     // last taken, or refused
+  Reservation layout_room_ GUARDED_BY(mutex_);                        // of layout_
   std::vector<std::shared_ptr<Wakeup>> sleepers_ GUARDED_BY(mutex_);  // answered *later*
   std::vector<step::StartApply> beginning_ GUARDED_BY(mutex_);        // of this event
   CondVar changed_;  // an event is over, or the job was deleted; Stop waits for it

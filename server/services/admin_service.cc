@@ -22,6 +22,7 @@
 #include "kernels/types.h"
 #include "orlop/v1/admin.grpc.pb.h"
 #include "orlop/v1/admin.pb.h"
+#include "orlop/v1/job.pb.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
 #include "proto/status.h"

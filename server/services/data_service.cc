@@ -14,7 +14,6 @@
 #include "server/job/job_model.h"
 #include "server/job/slots.h"
 #include "server/lanes/region.h"
-#include "server/memory/message_room.h"
 #include "server/runtime/answers.h"
 #include "server/runtime/job_table.h"
 #include "server/runtime/wait.h"

@@ -12,7 +12,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -198,6 +197,13 @@ Call::Call(Gate* gate, grpc::GenericCallbackServerContext* context, const Rpc* r
 
 Call::~Call() {
   if (rpc_ != nullptr) --gate_->calls_[rpc_->may_wait];
+}
+
+absl::Status Call::Hold(uint64_t bytes) {
+  absl::StatusOr<RequestRoom::Held> room = gate_->room_->Take(bytes);
+  if (!room.ok()) return room.status();
+  held_room_ = *std::move(room);
+  return absl::OkStatus();
 }
 
 bool Call::MaySee(std::string_view job) const {

@@ -65,6 +65,9 @@ class Call final : public grpc::ServerGenericBidiReactor {
   std::chrono::steady_clock::time_point deadline() const { return deadline_; }
   // Whether the client has gone away.
   bool IsCancelled() const { return context_->IsCancelled(); }
+  // Counts bytes that the call holds until its end, besides its request.
+  //   Status  as RequestRoom::Take
+  absl::Status Hold(uint64_t bytes);
   // Whether the caller may see a job.
   bool MaySee(std::string_view job) const;
   // Run the handlers of calls.
@@ -99,7 +102,7 @@ class Call final : public grpc::ServerGenericBidiReactor {
   const Rpc* const rpc_;
   std::shared_ptr<const Identity> identity_;
   grpc::ByteBuffer bytes_;  // of the request, then of the response
-  RequestRoom::Held request_room_, response_room_;
+  RequestRoom::Held request_room_, response_room_, held_room_;
   std::unique_ptr<google::protobuf::Message> request_, response_;
   const std::shared_ptr<Pending> pending_ = std::make_shared<Pending>();
 };

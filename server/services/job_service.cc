@@ -349,6 +349,9 @@ void JobService::Join(Call* call, const v1::JoinRequest& request, v1::JoinRespon
         Contributions(*job->model(), **layout, request.rank(), request.world_size());
     if (!contributions.ok()) return call->End(contributions.status());
     join.contributions = *std::move(contributions);
+    // The call keeps them while it waits, and the leader a copy.
+    if (absl::Status room = call->Hold(2 * step::HeldBytes(join.contributions)); !room.ok())
+      return call->End(room);
   }
   AfterRecovery(call, job, [=, this, &request] {
     call->Ask(

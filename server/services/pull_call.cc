@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "orlop/v1/data.pb.h"
+#include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
 #include "proto/limits.h"
 #include "proto/parse_bound.h"

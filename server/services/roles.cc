@@ -3,6 +3,7 @@
 #include <grpcpp/security/auth_context.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <map>
 #include <optional>
 #include <string>
@@ -86,9 +87,10 @@ absl::StatusOr<Entry> ParseEntry(const toml::node& node, const std::string& file
       for (const std::string& name : *names) {
         const std::optional<Role> role = RoleOf(name);
         if (!role)
-          return Bad(file, value, absl::StrCat("role '", Beginning(name, kMaxNameBytes),
-                                               "' is unknown; roles are worker, reader, saver, "
-                                               "operator, auditor and peer"));
+          return Bad(file, value,
+                     absl::StrCat("role '", Beginning(name, kMaxNameBytes),
+                                  "' is unknown; roles are worker, reader, saver, "
+                                  "operator, auditor and peer"));
         entry.roles.Add({*role});
       }
       has_roles = true;
@@ -97,8 +99,9 @@ absl::StatusOr<Entry> ParseEntry(const toml::node& node, const std::string& file
       if (!jobs.ok()) return jobs.status();
       entry.jobs = *std::move(jobs);
     } else {
-      return Bad(file, value, absl::StrCat("'", std::string(key.str()),
-                                           "' is unknown; a grant has name, roles and jobs"));
+      return Bad(file, value,
+                 absl::StrCat("'", std::string(key.str()),
+                              "' is unknown; a grant has name, roles and jobs"));
     }
   }
   if (entry.name.empty() || !has_roles)
@@ -108,7 +111,7 @@ absl::StatusOr<Entry> ParseEntry(const toml::node& node, const std::string& file
 
 absl::StatusOr<std::string> ParseRevoked(const toml::node& node, const std::string& file) {
   const toml::table* table = node.as_table();
-  const std::string name =
+  std::string name =
       table == nullptr ? "" : (*table)["name"].value_exact<std::string>().value_or("");
   if (name.empty() || table->size() != 1)
     return Bad(file, node, "an entry of [[revoked]] has a name, which is not empty, and no more");
@@ -207,9 +210,9 @@ absl::StatusOr<Access> Access::Parse(std::string_view text, const std::string& f
   try {
     root = toml::parse(text, file);
   } catch (const toml::parse_error& error) {
-    return absl::InvalidArgumentError(absl::StrCat(file, ":", error.source().begin.line,
-                                                   ": not valid TOML: ",
-                                                   std::string(error.description())));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, ":", error.source().begin.line,
+                     ": not valid TOML: ", std::string(error.description())));
   }
   Access access;
   for (auto&& [key, node] : root) {

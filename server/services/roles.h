@@ -5,8 +5,8 @@
 // which jobs; a name that no entry has may do nothing.
 //
 //   [[grant]]
-//   name = "trainer.team-a"   # a DNS name, URI or address among the certificate's subject alternative
-//                             # names; "*": every certificate of the authority
+//   name = "trainer.team-a"   # a DNS name, URI or address among the subject alternative names of
+//                             # the certificate; "*": every certificate of the authority
 //   roles = ["worker", "saver"]
 //   jobs = ["team-a/*"]       # names, or beginnings of names with * at their end; all if absent
 //

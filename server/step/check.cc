@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <initializer_list>
 #include <string_view>
 #include <type_traits>
 #include <variant>
@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "base/box.h"
-#include "server/step/identity.h"
+#include "base/checksum.h"
 #include "server/step/job.h"
 #include "server/step/layout.h"
 #include "server/step/messages.h"
@@ -279,7 +279,7 @@ absl::Status CheckBoxes(const JobSpec& spec, const Layout& layout) {
 }
 
 absl::Status CheckRecord(const JobSpec& spec, const JobRecord& record) {
-  const absl::Status status =
+  absl::Status status =
       First({CheckRange("epoch", record.epoch, 0, kMaxCounter),
              CheckRange("generation", record.generation, 0, kMaxCounter),
              CheckRange("formed generation", record.formed, 0, record.generation),

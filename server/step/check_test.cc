@@ -3,8 +3,12 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "base/box.h"
+#include "base/checksum.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/step/job.h"

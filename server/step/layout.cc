@@ -297,6 +297,18 @@ uint64_t EncodedBytes(const Layout& layout) {
   return bytes;
 }
 
+uint64_t HeldBytes(const std::vector<Contribution>& contributions) {
+  constexpr uint64_t kAllocation = 16;  // the allocator's header and rounding
+  uint64_t bytes = sizeof(std::vector<Contribution>) + kAllocation;
+  for (const Contribution& part : contributions) {
+    bytes += sizeof(part) + kAllocation;
+    for (const Box& box : part.boxes)
+      bytes += sizeof(box) + 2 * kAllocation +
+               sizeof(uint64_t) * (box.offset.capacity() + box.extent.capacity());
+  }
+  return bytes;
+}
+
 absl::Status ValidateLayout(const std::vector<TensorSpec>& tensors, const Layout& layout) {
   std::vector<TensorParts> parts(tensors.size());
   for (Rank rank = 0; rank < layout.world_size(); ++rank) {

@@ -64,6 +64,9 @@ Digest DigestLayout(const std::vector<std::vector<Contribution>>& by_rank);
 // proto/orlop/v1/peer.proto). A test holds that both are the same.
 uint64_t EncodedBytes(const Layout& layout);
 
+// Returns the bytes of memory that contributions take.
+uint64_t HeldBytes(const std::vector<Contribution>& contributions);
+
 // Checks a whole layout against the manifest.
 //   Status  InvalidArgument, naming tensor, rank and numbers, for a bad tensor id or box, a rank
 //           with two contributions to a tensor, ranks with different modes for a tensor, boxes of

@@ -234,7 +234,7 @@ TEST(Tiers, BringsSlotsBackFromHalfTheMemoryFreeToASixteenth) {
 
 // Spills or brings what it is asked for, and notes that it was asked.
 struct FakeJob : Spillable {
-  FakeJob(std::string name, int last_use, std::vector<std::string>* asked)
+  FakeJob(const std::string& name, int last_use, std::vector<std::string>* asked)
       : rank{std::chrono::steady_clock::time_point(std::chrono::seconds(last_use)), name},
         asked(asked) {}
   uint64_t SpillCold(uint64_t) override { return asked->push_back(rank.second), 0; }
