@@ -8,7 +8,6 @@
 
 #include "absl/status/status.h"
 #include "base/box.h"
-#include "base/checksum.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/step/job.h"
