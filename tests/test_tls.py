@@ -28,10 +28,11 @@ class Authority:
         openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", self.key,
                 "-out", self.certificate)
 
-    def issue(self, name):
-        """Return (certificate, key) of a process on the loopback interface, which is also called `name`."""
+    def issue(self, name, addresses=("127.0.0.1",)):
+        """Return (certificate, key) of a process at these addresses, which is also called `name`."""
         certificate, key, request, extension = (self.directory / f"{self.name}-{name}.{end}" for end in ("pem", "key", "csr", "ext"))
-        extension.write_text(f"subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:{name}\n")
+        names = [*(f"IP:{address}" for address in addresses), "DNS:localhost", f"DNS:{name}"]
+        extension.write_text(f"subjectAltName={','.join(names)}\n")
         openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         openssl("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self.key, "-CAcreateserial", "-days", "2",
                 "-extfile", extension, "-out", certificate)
