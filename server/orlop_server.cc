@@ -109,12 +109,17 @@ class Running : public OrlopServer {
         {Tier::kDram, "", "messages"}, MessageRoom::BytesFor(options_.memory_bytes));
     if (!room.ok()) return room.status();
     messages_ = std::make_unique<MessageRoom>(*std::move(room));
-    const Use requests{Tier::kDram, "", "requests"};
-    room = tiers_->Reserve(requests, RequestRoom::FixedBytesFor(options_.memory_bytes));
-    if (!room.ok()) return room.status();
-    requests_ = std::make_unique<RequestRoom>(
-        *std::move(room), RequestRoom::MostBytesFor(options_.memory_bytes),
-        [this, requests](uint64_t bytes) { return tiers_->Reserve(requests, bytes); });
+    for (auto [requests, most_bytes] :
+         {std::pair(&requests_, RequestRoom::MostBytesFor(options_.memory_bytes)),
+          std::pair(&peer_requests_, RequestRoom::MostBytesOfPeersFor(options_.memory_bytes))}) {
+      if (requests == &peer_requests_ && options_.peer_listen.empty()) continue;
+      const Use use{Tier::kDram, "", "requests"};
+      room = tiers_->Reserve(use, RequestRoom::FixedBytesFor(options_.memory_bytes));
+      if (!room.ok()) return room.status();
+      *requests = std::make_unique<RequestRoom>(
+          *std::move(room), most_bytes,
+          [this, use](uint64_t bytes) { return tiers_->Reserve(use, bytes); });
+    }
     return Listen(*credentials, is_ending);
   }
 
@@ -299,7 +304,7 @@ class Running : public OrlopServer {
     // A follower passes the calls of its operators on to the step leader's door for peers.
     constexpr Roles kPeers{Role::kPeer};
     peer_gate_ = std::make_unique<Gate>(
-        &rpcs_, requests_.get(),
+        &rpcs_, peer_requests_.get(),
         Gate::Options{kPeers, IdentityOf(kPeers), kMaxCalls, 0, &peer_threads_, nullptr});
     door = Door::Open({.flag = "--peer-listen",
                        .address = options_.peer_listen,
@@ -387,7 +392,7 @@ class Running : public OrlopServer {
   Reservation rocksdb_ GUARDED_BY(store_mutex_);
   bool store_fits_ GUARDED_BY(store_mutex_) = true;
   std::unique_ptr<MessageRoom> messages_;
-  std::unique_ptr<RequestRoom> requests_;
+  std::unique_ptr<RequestRoom> requests_, peer_requests_;
   std::unique_ptr<PeerLinks> peers_;
   int next_look_ = 0;                           // of the ticker
   std::atomic<bool> is_bringing_back_ = false;  // a task of the pool does
@@ -400,7 +405,8 @@ class Running : public OrlopServer {
   std::unique_ptr<AdminService> admin_service_;
   std::unique_ptr<RoleFile> roles_;  // with TLS
   Rpcs rpcs_;
-  // Of control calls. Those of peers have their own, so that workers cannot keep a step from them.
+  // Of control calls. Peers have their own, and their own room for requests, so that workers cannot
+  // keep a step from them.
   ThreadPool call_threads_{kCallThreads}, peer_threads_{kPeerThreads};
   ThreadPool stream_threads_{StreamThreads()};
   std::unique_ptr<Gate> gate_, peer_gate_;

@@ -37,6 +37,11 @@ class RequestRoom {
     return std::max<uint64_t>(budget_bytes / 4, uint64_t{32} << 20);
   }
 
+  // The same for calls of peers, whose messages may have 64 MiB.
+  static uint64_t MostBytesOfPeersFor(uint64_t budget_bytes) {
+    return std::max<uint64_t>(budget_bytes / 2, uint64_t{64} << 20);
+  }
+
   // `fixed` is the part that is reserved for good, `most_bytes` the limit of all calls together.
   RequestRoom(Reservation fixed, uint64_t most_bytes, Reserve reserve)
       : fixed_bytes_(fixed.reserved_bytes()),

@@ -81,6 +81,15 @@ bool SameOptimizer(const v1::ConfigureOptimizerRequest& a, const v1::ConfigureOp
 
 // ---- Manifest ----------------------------------------------------------------------------------
 
+// Runs a task after those of other definitions. Ends the call instead if its client has gone
+// meanwhile, because a server that hangs may have kept it for long.
+void JobService::Define(Call* call, std::function<void()> task) {
+  definitions_.Submit([call, task = std::move(task)] {
+    if (call->IsCancelled()) return call->End(absl::CancelledError("the caller went away"));
+    task();
+  });
+}
+
 // Finds the job that a manifest describes, or creates it. Waits for the other servers.
 absl::StatusOr<std::shared_ptr<JobRuntime>> JobService::FindOrCreate(
     const v1::CreateJobRequest& manifest) {
@@ -152,7 +161,7 @@ void JobService::CreateJob(Call* call, const v1::CreateJobRequest& request,
     return Created(call, *found, std::move(manifest), /*existed=*/true, response);
   }
   if (!absl::IsNotFound(found.status())) return call->End(found.status());
-  definitions_.Submit([=, this, manifest = std::move(manifest)] {
+  Define(call, [=, this, manifest = std::move(manifest)] {
     const bool existed = jobs_->Find(manifest.job()).ok();
     const absl::StatusOr<std::shared_ptr<JobRuntime>> job = FindOrCreate(manifest);
     if (!job.ok()) return call->End(job.status());
@@ -239,7 +248,7 @@ void JobService::ConfigureOptimizer(Call* call, const v1::ConfigureOptimizerRequ
                                     v1::ConfigureOptimizerResponse* response) {
   const absl::StatusOr<std::shared_ptr<JobRuntime>> job = jobs_->FindOnLeader(request.job());
   if (!job.ok()) return call->End(job.status());
-  definitions_.Submit([=, this, &request, job = *job] {
+  Define(call, [=, this, &request, job = *job] {
     bool changed = false;
     const Wait wait{call->deadline(), [call] { return call->IsCancelled(); }};
     const absl::Status status = Configure(job.get(), request, wait, &changed);
@@ -480,7 +489,7 @@ void JobService::DeleteJob(Call* call, const v1::DeleteJobRequest& request,
     return call->End(Refuse(absl::StatusCode::kInvalidArgument,
                             "`confirm` must repeat the job's name", v1::ErrorDetail::BAD_REQUEST));
   }
-  definitions_.Submit([=, this, &request] {
+  Define(call, [=, this, &request] {
     bool existed = false;
     const absl::Status status = Delete(request.job(), &existed);
     response->set_existed(existed);

@@ -4,6 +4,7 @@
 //   Status   as job.proto says.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -49,6 +50,7 @@ class JobService final {
   void DeleteJob(Call* call, const v1::DeleteJobRequest& request, v1::DeleteJobResponse* response);
   absl::Status Delete(const std::string& name, bool* existed);
 
+  void Define(Call* call, std::function<void()> task);
   absl::StatusOr<std::shared_ptr<JobRuntime>> FindOrCreate(const v1::CreateJobRequest& manifest);
   void Created(Call* call, const std::shared_ptr<JobRuntime>& job, v1::CreateJobRequest manifest,
                bool existed, v1::CreateJobResponse* response) const;
