@@ -1,6 +1,7 @@
 #include "server/tiers/tier.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -31,6 +32,8 @@ constexpr char kPrefix[] = "spill/";
 constexpr uint64_t kDiskMarginBytes = 16 << 20;
 // One call of BringBack brings at most so much, so that its thread is soon free for an apply.
 constexpr uint64_t kBringBytes = 256 << 20;
+// After a spill, memory that is free is left alone for so long: what needed it may come again.
+constexpr std::chrono::seconds kCalm(10);
 
 std::string ValueKey(const SlotKey& key, uint64_t serial) {
   return absl::StrCat(kPrefix, key.job, absl::StrFormat("/%08x/", key.shard), SlotName(key.slot),
@@ -78,6 +81,11 @@ absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes, const
   auto reserved = accountant_->Reserve(use, bytes);
   if (reserved.ok() || use.tier != Tier::kDram || !can_spill()) return reserved;
   const std::vector<Spillable*> order = Borrow();
+  {
+    MutexLock lock(&mutex_);
+    last_spill_ = std::chrono::steady_clock::now();
+    is_bringing_back_ = false;
+  }
   for (Spillable* spillable : order) {
     if (spillable == keeps) continue;
     const uint64_t free = accountant_->free_bytes(Tier::kDram);
@@ -113,12 +121,13 @@ void Tiers::GiveBack(const std::vector<Spillable*>& borrowed) {
   given_back_.SignalAll();
 }
 
-bool Tiers::BringBack() {
+bool Tiers::BringBack(std::chrono::steady_clock::time_point now) {
   const uint64_t limit = accountant_->limit_bytes(Tier::kDram);
   const uint64_t spare = limit / 16;
   {
     MutexLock lock(&mutex_);
-    if (accountant_->free_bytes(Tier::kDram) >= limit / 2) is_bringing_back_ = true;
+    const bool is_calm = now - last_spill_ >= kCalm;
+    if (is_calm || accountant_->free_bytes(Tier::kDram) >= limit / 2) is_bringing_back_ = true;
     if (!is_bringing_back_) return false;
   }
   const std::vector<Spillable*> order = Borrow();

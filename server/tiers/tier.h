@@ -95,9 +95,10 @@ class Tiers {
   void Unregister(Spillable* spillable);
 
   // Brings some of the spilled slots back, of the job that was used last first. Begins when half of
-  // the memory is free, and goes on with each call until a sixteenth is left or no slot is on disk.
-  // Returns whether there is more to bring. Waits for the disk.
-  bool BringBack();
+  // the memory is free, or nothing was spilled for 10 s, and goes on with each call until a
+  // sixteenth is free or no slot is on disk. Returns whether there is more to bring. Waits for the
+  // disk.
+  bool BringBack(std::chrono::steady_clock::time_point now = std::chrono::steady_clock::now());
 
   // Checks that the disk has `bytes` free and 16 MiB to spare. The accountant does not know this,
   // because others write to the same disk. If too little is free, discarded values are erased
@@ -142,6 +143,7 @@ class Tiers {
   CondVar given_back_;
   std::map<Spillable*, int> spillables_ GUARDED_BY(mutex_);  // with the calls that use each
   bool is_bringing_back_ GUARDED_BY(mutex_) = false;
+  std::chrono::steady_clock::time_point last_spill_ GUARDED_BY(mutex_);
   Mutex discarded_mutex_;                                            // taken last
   std::vector<std::string> discarded_ GUARDED_BY(discarded_mutex_);  // keys of values
 };
