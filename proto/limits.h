@@ -49,8 +49,10 @@ inline constexpr uint64_t kMaxAppliedCount = uint64_t{1} << 53;
 inline constexpr uint32_t kMaxHoldMs = 600'000;
 // A loss scale and its inverse are normal fp32 numbers: gradients are multiplied by the inverse.
 inline constexpr double kMinLossScale = 0x1p-126, kMaxLossScale = 0x1p126;
-// A pull ends if its caller takes nothing for this time.
+// A pull ends if its caller takes nothing for this time, a push if its caller sends nothing.
 inline constexpr int kMaxStallMs = 60'000;
+// A call ends if its request has not come within this time.
+inline constexpr int kMaxRequestMs = 10'000;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;
 // Limit on manifests and layouts of which some pages have not arrived.
 inline constexpr size_t kMaxUnfinishedLists = size_t{4} * kMaxWorldSize;

@@ -122,6 +122,21 @@ def test_streams_that_send_nothing_stop_nobody(small):
         ends.put(None)
 
 
+def test_calls_that_send_no_request_end(small):
+    """4,096 of them are all that a server takes of calls that may wait."""
+    channel, ends = raw_channel(small.address), threading.Event()
+
+    def nothing():
+        ends.wait()
+        yield b""
+    join = channel.stream_unary("/orlop.v1.Job/Join", request_serializer=lambda sent: sent, response_deserializer=lambda got: got)
+    calls = [join.future(nothing()) for _ in range(200)]
+    wait_until(lambda: all(call.done() for call in calls))
+    assert {outcome(call)[0] for call in calls} <= {"CANCELLED", "INVALID_ARGUMENT"}
+    ends.set()
+    step(small)
+
+
 def test_joins_that_time_out_in_a_recovery_leave_nothing(make_cluster):
     """One server of two is away, and 24 ranks ask to join with a large layout until they give up."""
     cluster = make_cluster(2, memory="64MiB")

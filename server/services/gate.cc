@@ -125,6 +125,10 @@ grpc::ServerGenericBidiReactor* Gate::CreateReactor(grpc::GenericCallbackServerC
   auto* call = new Call(this, context, rpc.ok() ? *rpc : nullptr);
   call->identity_ = std::move(identity);
   if (rpc.ok()) {
+    {
+      MutexLock lock(&mutex_);
+      reading_[call] = NowMs();
+    }
     call->StartRead(&call->bytes_);
   } else {
     call->End(rpc.status());
@@ -162,6 +166,8 @@ void Gate::Tick() {
     const int64_t since = stream->transfer_since_ms_;
     if (since > 0 && now - since >= kMaxStallMs) stream->context_->TryCancel();
   }
+  for (const auto& [call, since] : reading_)
+    if (now - since >= kMaxRequestMs) call->context_->TryCancel();
 }
 
 // ---- StreamCall --------------------------------------------------------------------------------
@@ -217,6 +223,10 @@ std::unique_ptr<grpc::ClientContext> Call::Onward() const {
 }
 
 void Call::OnReadDone(bool is_read) {
+  {
+    MutexLock lock(&gate_->mutex_);
+    gate_->reading_.erase(this);
+  }
   if (!is_read) return End(BadMessage("the call has no request"));
   gate_->options_.threads->Submit([this] { Handle(); });
 }

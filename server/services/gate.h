@@ -231,8 +231,8 @@ class Gate final : public grpc::CallbackGenericService {
   RequestRoom& room() { return *room_; }
   ThreadPool* stream_threads() { return options_.stream_threads; }
 
-  // Ends streams whose client has sent or taken nothing for kMaxStallMs. The server's ticker calls
-  // it.
+  // Ends streams whose client has sent or taken nothing for kMaxStallMs, and calls whose request
+  // has not come within kMaxRequestMs. The server's ticker calls it.
   void Tick();
 
  private:
@@ -247,6 +247,7 @@ class Gate final : public grpc::CallbackGenericService {
   std::atomic<int> calls_[2] = {};  // by may_wait
   Mutex mutex_;
   std::set<StreamCall*> streams_ GUARDED_BY(mutex_);
+  std::map<Call*, int64_t> reading_ GUARDED_BY(mutex_);  // calls without their request, since when
 };
 
 }  // namespace orlop::server
