@@ -124,7 +124,7 @@ def test_stops_of_single_servers_keep_what_all_have(make_cluster, victims):
     recovered(job)
     rejoin_at(job, 1)
     for number, victim in enumerate(victims):
-        step_all(job, 2 + number)
+        step_all_to_the_end(job, 2 + number)
         cluster.servers[victim].stop()
         cluster.servers[victim].start()
         recovered(job)
