@@ -281,6 +281,10 @@ class JobOnAFaultyDisk : public testing::Test {
   }
   void LoadAndStep() {
     ASSERT_NO_FATAL_FAILURE(Load());
+    // The step of a push is taken from the participant. It may hear later than the caller that the
+    // load is committed.
+    for (const OwnedShard& shard : job_->shards().layout().shards)
+      ASSERT_TRUE(job_->AwaitVersion(shard.id, 0, Soon()).ok());
     ASSERT_NO_FATAL_FAILURE(Step(2));
     for (const OwnedShard& shard : job_->shards().layout().shards)
       ASSERT_TRUE(job_->AwaitVersion(shard.id, 1, Soon()).ok());
