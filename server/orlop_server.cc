@@ -55,12 +55,9 @@ constexpr auto kStopTimeout = std::chrono::seconds(60);
 constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
 constexpr uint64_t kStoreSlackBytes = uint64_t{2} << 20;
 constexpr int kCallThreads = 8, kPeerThreads = 4;
-// A server looks at one of its peers this often, and at each of them once a second or, in a large
-// cluster, less often.
+// A server looks at no more peers than this in one tick. It looks at each of them once a second or,
+// in a large cluster, less often.
 constexpr int kLooksPerTick = 8;
-
-constexpr Roles kClients{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator,
-                         Role::kAuditor};
 
 // A stream that waits for its client takes some 16 KiB.
 int MaxStreams(uint64_t memory_bytes) {

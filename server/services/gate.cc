@@ -31,9 +31,6 @@
 namespace orlop::server {
 namespace {
 
-constexpr Roles kClients{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator,
-                         Role::kAuditor};
-
 // Returns the job that a request is about, from its field `job` or `key.job`; empty: none.
 std::string JobOf(const google::protobuf::Message& request) {
   const google::protobuf::Descriptor* type = request.GetDescriptor();

@@ -30,7 +30,6 @@ constexpr Role kAll[] = {Role::kWorker,   Role::kReader,  Role::kSaver,
 constexpr Roles kWork{Role::kWorker, Role::kOperator};
 constexpr Roles kOperate{Role::kOperator};
 constexpr Roles kRead{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator};
-constexpr Roles kLook{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator, Role::kAuditor};
 // A follower passes these on to the step leader, as a peer, after it has checked the caller.
 constexpr Roles kList{Role::kWorker,   Role::kReader,  Role::kSaver,
                       Role::kOperator, Role::kAuditor, Role::kPeer};
@@ -136,23 +135,23 @@ std::string Roles::ToString() const {
 const std::vector<Rule>& Rules() {
   static const auto* rules = new std::vector<Rule>{
       {"/orlop.v1.Job/CreateJob", kWork},
-      {"/orlop.v1.Job/GetManifest", kLook},
-      {"/orlop.v1.Job/GetPlacement", kLook},
+      {"/orlop.v1.Job/GetManifest", kClients},
+      {"/orlop.v1.Job/GetPlacement", kClients},
       {"/orlop.v1.Job/ConfigureOptimizer", kWork},
       {"/orlop.v1.Job/Join", kWork},
       {"/orlop.v1.Job/CommitStep", kWork},
       {"/orlop.v1.Job/AbortStep", kWork},
       {"/orlop.v1.Job/Hold", {Role::kSaver, Role::kOperator}},
-      {"/orlop.v1.Job/JobStatus", kLook},
+      {"/orlop.v1.Job/JobStatus", kClients},
       {"/orlop.v1.Job/DeleteJob", kOperate},
       {"/orlop.v1.Data/Push", kWork},
       {"/orlop.v1.Data/SetState", kWork},
       {"/orlop.v1.Data/QueryPush", kWork},
       {"/orlop.v1.Data/Pull", kRead},
-      {"/orlop.v1.Admin/ListServers", kLook},
+      {"/orlop.v1.Admin/ListServers", kClients},
       {"/orlop.v1.Admin/ListJobs", kList},
-      {"/orlop.v1.Admin/ListTensors", kLook},
-      {"/orlop.v1.Admin/DescribeTensor", kLook},
+      {"/orlop.v1.Admin/ListTensors", kClients},
+      {"/orlop.v1.Admin/DescribeTensor", kClients},
       {"/orlop.v1.Admin/ServerStatus", {Role::kOperator, Role::kAuditor}},
       {"/orlop.v1.Admin/AcceptRollback", {Role::kOperator, Role::kPeer}},
       {"/orlop.v1.Admin/FlushJob", {Role::kWorker, Role::kOperator, Role::kPeer}},

@@ -63,6 +63,10 @@ class Roles {
   unsigned bits_ = 0;
 };
 
+// A client may have each of these; kPeer is for servers alone.
+inline constexpr Roles kClients{Role::kWorker, Role::kReader, Role::kSaver, Role::kOperator,
+                                Role::kAuditor};
+
 // The rule of every RPC: who may call it. An RPC without a rule cannot be served.
 struct Rule {
   const char* method;  // "/orlop.v1.Job/Join"
