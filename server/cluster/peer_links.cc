@@ -28,6 +28,8 @@ constexpr auto kMessageTimeout = std::chrono::seconds(5);
 constexpr auto kCallTimeout = std::chrono::seconds(30);  // the server may have to spill slots
 constexpr auto kDescribeTimeout = std::chrono::seconds(5);
 constexpr auto kLookTimeout = std::chrono::seconds(1);
+constexpr int kMaxBackoffMs = 1000;
+constexpr auto kReconnectTimeout = std::chrono::milliseconds(2 * kMaxBackoffMs);
 // A connection that answers no ping within the timeout is closed, and a new one is made. gRPC also
 // sets TCP_USER_TIMEOUT to the timeout, which ends a connection that takes no bytes.
 constexpr int kPingMs = 2000, kPingTimeoutMs = 3000;
@@ -60,7 +62,7 @@ PeerLinks::PeerLinks(std::vector<PeerAddress> peers,
     arguments.SetMaxSendMessageSize(static_cast<int>(kMaxPeerMessageBytes));
     // A channel reconnects at least once a second, so that it soon finds a restarted server.
     arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxBackoffMs);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kPingMs);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingTimeoutMs);
     arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -154,10 +156,11 @@ void PeerLinks::DescribeShards(
                                            });
 }
 
-void PeerLinks::Look(int at, const std::function<void(Seen)>& next) {
+void PeerLinks::Look(int at, const std::function<void(Seen)>& next, Patience patience) {
   auto flight = std::make_shared<Question<v1::IdentifyRequest, v1::ServerInfo>>();
   const auto asked = std::chrono::steady_clock::now();
-  SetDeadline(&flight->context, kLookTimeout);
+  SetDeadline(&flight->context, patience == kUntilConnected ? kReconnectTimeout : kLookTimeout);
+  flight->context.set_wait_for_ready(patience == kUntilConnected);
   Begin();
   links_[at].peer->async()->Identify(&flight->context, &flight->request, &flight->response,
                                      [=, calls = calls_](const grpc::Status& status) {

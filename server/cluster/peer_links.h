@@ -6,6 +6,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -65,9 +66,12 @@ class PeerLinks {
     std::chrono::steady_clock::time_point answered;  // its last answer; the start if there is none
     std::chrono::steady_clock::time_point asked;     // that `status` is of; the start if none
   };
-  // Asks a server who it is. Does not wait: `next` gets what is known of it then, within a second,
+  // Whether a question fails at once while a link has no connection, or waits for the next try to
+  // make one. Tries are up to a second apart.
+  enum Patience : uint8_t { kAtOnce, kUntilConnected };
+  // Asks a server who it is. Does not wait: `next` gets what is known of it then, within 2 seconds,
   // on a thread of gRPC, and must not wait.
-  void Look(int at, const std::function<void(Seen)>& next);
+  void Look(int at, const std::function<void(Seen)>& next, Patience patience = kAtOnce);
   // What is known of a server now.
   Seen LastSeen(int server) const;
 

@@ -67,7 +67,8 @@ v1::ServerInfo InfoOf(const PeerLinks::Seen& seen) {
 }
 
 // Makes the same call at the step leader, with the caller's deadline, and ends `call` with the
-// leader's answer. If the leader is known to be silent, ends it at once.
+// leader's answer. If the leader is silent, ends it soon: one that has just come back is found by
+// then.
 template <typename Request, typename Response>
 void Forward(
     Call* call, const Environment& environment,
@@ -76,18 +77,23 @@ void Forward(
                                                               std::function<void(grpc::Status)>),
     const Request& request, Response* response,
     const std::function<void()>& when_answered = [] {}) {
-  const PeerLinks::Seen leader = environment.peers->LastSeen(0);
-  if (IsSilent(leader))
-    return call->End(absl::UnavailableError(
-        absl::StrCat("the step leader, server ", environment.server_names[0], ", is ",
-                     HowSilent(leader), "; ask again when it answers")));
-  const std::shared_ptr<grpc::ClientContext> onward = call->Onward();
-  v1::Admin::StubInterface* admin = environment.peers->admin(0);
-  (admin->async()->*method)(onward.get(), &request, response,
-                            [call, onward, when_answered](const grpc::Status& status) {
-                              when_answered();
-                              call->End(FromGrpc(status));
-                            });
+  PeerLinks* peers = environment.peers;
+  const auto forward = [=, &request](const PeerLinks::Seen& leader) {
+    if (IsSilent(leader))
+      return call->End(absl::UnavailableError(
+          absl::StrCat("the step leader, server ", leader.info.name(), ", is ", HowSilent(leader),
+                       "; ask again when it answers")));
+    const std::shared_ptr<grpc::ClientContext> onward = call->Onward();
+    (peers->admin(0)->async()->*method)(onward.get(), &request, response,
+                                        [=](const grpc::Status& status) {
+                                          (void)onward;  // outlives the call
+                                          when_answered();
+                                          call->End(FromGrpc(status));
+                                        });
+  };
+  const PeerLinks::Seen leader = peers->LastSeen(0);
+  if (!IsSilent(leader)) return forward(leader);
+  peers->Look(0, forward, PeerLinks::kUntilConnected);
 }
 
 // The leader has answered this server, which may see every job; the caller may not.
