@@ -189,6 +189,7 @@ class PlainJob:
         self.generation = self.attempt = self.epoch = 0
         self.committed_step = -1
         self.world_size = 1
+        self.commit_seconds = DEADLINE_SECONDS
         self.patience_seconds = DEADLINE_SECONDS  # how long to repeat a push that is answered Unavailable
         servers = self.admin().ListServers(stubs().admin.ListServersRequest(), timeout=DEADLINE_SECONDS).placement.servers
         self.leader = next(server.address for server in servers if server.leader)
@@ -294,7 +295,7 @@ class PlainJob:
 
     def commit(self, groups=(), ranks=None, **options):
         """Call CommitStep for all ranks at once and adopt the committed step. Returns rank 0's answer."""
-        calls = [self.job().CommitStep.future(self.commit_request(rank, groups, **options), timeout=DEADLINE_SECONDS)
+        calls = [self.job().CommitStep.future(self.commit_request(rank, groups, **options), timeout=self.commit_seconds)
                  for rank in ranks or range(self.world_size)]
         responses = [call.result() for call in calls]
         assert all(response == responses[0] for response in responses), "contributors saw different decisions"

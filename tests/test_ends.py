@@ -135,6 +135,7 @@ def test_only_the_user_reads_what_a_server_writes(make_cluster):
         assert mode & 0o077 == 0, f"{path} has mode {mode:o}"
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stops", [4, pytest.param(300, marks=pytest.mark.slow)])
 def test_stops_under_load_end_with_zero(make_cluster, stops):
     """Servers are stopped while messages between them are under way."""

@@ -255,6 +255,7 @@ def test_flush_that_is_damaged_under_a_running_server_names_the_one_before(make_
     assert job.snapshot() == expected[1]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_servers_lose_what_came_after_the_newest_flush_alone(make_cluster, seed, kills):
     """A job is flushed at every tenth step, and servers are killed at random moments. What is served afterwards is the newest flush that
@@ -276,7 +277,7 @@ def test_killed_servers_lose_what_came_after_the_newest_flush_alone(make_cluster
         with contextlib.suppress(grpc.RpcError):
             train(40)
 
-    job.patience_seconds = 0
+    job.patience_seconds, job.commit_seconds = 0, 3  # a commit waits for a killed server
     for kill in range(kills):
         training = threading.Thread(target=train_until_killed)
         training.start()
@@ -297,7 +298,7 @@ def test_killed_servers_lose_what_came_after_the_newest_flush_alone(make_cluster
         if status.committed_step == 40:
             job.delete()
             job = start_job(cluster)
-            job.patience_seconds = 0
+            job.patience_seconds, job.commit_seconds = 0, 3
             newest = flush(job).step
         else:
             newest = status.committed_step
