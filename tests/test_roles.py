@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clusters import wait_until
-from plain_client import DEADLINE_SECONDS, Tensor, stubs
+from plain_client import ADAMW, DEADLINE_SECONDS, Tensor, stubs
 from test_bad_input import detail_of
 from test_tls import Authority, credentials
 
@@ -119,6 +119,35 @@ def test_each_role_may_call_what_the_table_says_for_its_jobs_alone(door, team, r
             assert code not in ("UNIMPLEMENTED", "INTERNAL", "UNKNOWN"), (method, job, code)
             if not may:
                 assert reason == "DENIED"
+
+
+def test_rank_commit_and_abort_are_of_the_caller_who_joined(door):
+    """Two workers of one team: what the first has joined, the second can neither commit, abort nor take."""
+    door.file.write_text(door.file.read_text() + '[[grant]]\nname = "a-second"\nroles = ["worker"]\njobs = ["team-a/*"]\n')
+    wait_until(lambda: outcome(door.channel("a-second"), "Job/JobStatus", JOBS[0])[0] == "OK")
+    job = door.cluster.job("team-a/ranks", TENSORS, credentials=door.credentials("a-worker"))
+    job.create()
+    job.configure()
+    job.join()
+    job.load({"w": np.ones(4, "f4")})
+    second = stubs().job_grpc.JobStub(door.channel("a-second"))
+    place = {"job": job.name, "generation": job.generation, "rank": 0}
+    position = {**place, "step": job.committed_step + 1, "attempt": job.attempt}
+    attempts = [(second.CommitStep, job.commit_request(0, [ADAMW])),
+                (second.AbortStep, stubs().job.AbortStepRequest(**position)),
+                (second.Join, stubs().job.JoinRequest(**place, world_size=1, client_id="x",
+                                                      layout=stubs().job.ContributionLayout(mode="SUM", preset="WHOLE")))]
+    for call, request in attempts:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request, timeout=DEADLINE_SECONDS)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED and "a-worker" in caught.value.details(), caught.value
+    assert job.step({"w": np.ones(4, "f4")}, [ADAMW]).step == position["step"], "the one who joined goes on"
+    root = stubs().job_grpc.JobStub(door.channel("root"))
+    job.push({"w": np.ones(4, "f4")})
+    position["step"] += 1
+    position["attempt"] = job.attempt
+    assert root.AbortStep(stubs().job.AbortStepRequest(**position), timeout=DEADLINE_SECONDS).attempt == job.attempt + 1, "an operator may"
+    root.DeleteJob(stubs().job.DeleteJobRequest(job=job.name, confirm=job.name), timeout=DEADLINE_SECONDS)
 
 
 def test_lists_show_no_job_of_another_team(door):

@@ -213,6 +213,10 @@ bool Call::MaySee(std::string_view job) const {
   return gate_->Check(*rpc_->rule, *identity_, job).ok();
 }
 
+bool Call::IsOperator(std::string_view job) const {
+  return identity_->May(Roles{Role::kOperator}.And(gate_->options_.roles), job);
+}
+
 ThreadPool* Call::threads() const { return gate_->options_.threads; }
 
 std::unique_ptr<grpc::ClientContext> Call::Onward() const {

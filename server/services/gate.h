@@ -70,6 +70,9 @@ class Call final : public grpc::ServerGenericBidiReactor {
   absl::Status Hold(uint64_t bytes);
   // Whether the caller may see a job.
   bool MaySee(std::string_view job) const;
+  bool IsOperator(std::string_view job) const;
+  // The caller's name, as Identity::name.
+  const std::string& caller() const { return identity_->name; }
   // Run the handlers of calls.
   ThreadPool* threads() const;
   // For a call that this server makes on behalf of the client, with its deadline.

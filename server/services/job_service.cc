@@ -259,6 +259,13 @@ void JobService::ConfigureOptimizer(Call* call, const v1::ConfigureOptimizerRequ
 
 // ---- Join --------------------------------------------------------------------------------------
 
+// An operator, who may delete the job, may also commit and abort for any rank.
+template <typename Request>
+absl::Status JobService::CheckContributor(const Call& call, const Request& request) const {
+  if (call.IsOperator(request.job())) return absl::OkStatus();
+  return contributors_.Check(request.job(), request.generation(), request.rank(), call.caller());
+}
+
 namespace {
 
 absl::Status CheckClient(const v1::JoinRequest& request) {
@@ -348,8 +355,9 @@ void JobService::Join(Call* call, const v1::JoinRequest& request, v1::JoinRespon
   join.client = request.client_id();
   if (request.has_min_committed_step()) join.min_committed_step = request.min_committed_step();
   // A page of a layout claims the rank too: pages of two clients do not mix.
-  if (absl::Status status = job->leader()->ClaimRank(join); !status.ok())
-    return call->End(Explained(*job, status));
+  absl::Status claimed = CheckContributor(*call, request);
+  if (claimed.ok()) claimed = job->leader()->ClaimRank(join);
+  if (!claimed.ok()) return call->End(Explained(*job, claimed));
   if (join.generation > 0) {
     auto layout =
         layouts_.Add({request.job(), request.generation(), request.rank()}, request.layout());
@@ -367,7 +375,12 @@ void JobService::Join(Call* call, const v1::JoinRequest& request, v1::JoinRespon
         job,
         [&](LeaderShell& leader, Caller caller) { return leader.Join(join, std::move(caller)); },
         [=, this, &request](const absl::StatusOr<step::Answer>& answer) {
-          if (answer.ok()) Joined(*job, request, *answer, response);
+          if (answer.ok()) {
+            if (request.generation() > 0)
+              contributors_.Joined(request.job(), request.generation(), request.rank(),
+                                   call->caller());
+            Joined(*job, request, *answer, response);
+          }
           call->End(Explained(*job, answer.status()));
         });
   });
@@ -396,8 +409,9 @@ void JobService::CommitStep(Call* call, const v1::CommitStepRequest& request,
   const absl::StatusOr<std::shared_ptr<JobRuntime>> found = jobs_->FindOnLeader(request.job());
   if (!found.ok()) return call->End(found.status());
   const std::shared_ptr<JobRuntime>& job = *found;
-  if (absl::Status status = CheckLossScale(request.loss_scale()); !status.ok())
-    return call->End(Explained(*job, status));
+  absl::Status fit = CheckContributor(*call, request);
+  if (fit.ok()) fit = CheckLossScale(request.loss_scale());
+  if (!fit.ok()) return call->End(Explained(*job, fit));
   AfterRecovery(call, job, [=, &request] {
     const absl::StatusOr<step::CommitRequest> commit = CommitOf(*job, request);
     if (!commit.ok()) return call->End(Explained(*job, commit.status()));
@@ -424,6 +438,7 @@ void JobService::AbortStep(Call* call, const v1::AbortStepRequest& request,
                                          " bytes; the limit is ", kMaxReasonBytes),
                             v1::ErrorDetail::BAD_REQUEST));
   }
+  if (absl::Status owner = CheckContributor(*call, request); !owner.ok()) return call->End(owner);
   step::AbortRequest abort;
   abort.generation = static_cast<int64_t>(request.generation());
   abort.step = request.step();
@@ -508,6 +523,7 @@ absl::Status JobService::Delete(const std::string& name, bool* existed) {
   const absl::Status status = jobs_->Drop(name, existed);
   MutexLock lock(&mutex_);
   abort_reasons_.erase(name);
+  contributors_.Forget(name);
   return status;
 }
 

@@ -15,6 +15,7 @@
 #include "base/thread_pool.h"
 #include "orlop/v1/job.pb.h"
 #include "server/runtime/job_table.h"
+#include "server/services/contributors.h"
 #include "server/services/gate.h"
 #include "server/services/paged_lists.h"
 
@@ -56,10 +57,14 @@ class JobService final {
                bool existed, v1::CreateJobResponse* response) const;
   absl::Status Configure(JobRuntime* job, const v1::ConfigureOptimizerRequest& request,
                          const Wait& wait, bool* changed);
+  // Checks that the caller of a Join, a CommitStep or an AbortStep has joined as its rank.
+  template <typename Request>
+  absl::Status CheckContributor(const Call& call, const Request& request) const;
   void Joined(const JobRuntime& job, const v1::JoinRequest& request, const step::Answer& answer,
               v1::JoinResponse* response) const;
 
   JobTable* const jobs_;
+  Contributors contributors_;
   Mutex mutex_;
   PagedLists<std::string, v1::CreateJobRequest> manifests_;  // by job
   // By job, generation and rank.

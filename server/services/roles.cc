@@ -198,7 +198,7 @@ absl::Status Identity::Check(const Rule& rule, std::string_view job) const {
   detail.set_job(shown);
   detail.set_limit(rule.roles.ToString());
   return MakeError(absl::StatusCode::kPermissionDenied,
-                   absl::StrCat(name, " may not call ", rule.method,
+                   absl::StrCat(Beginning(name, kMaxNameBytes), " may not call ", rule.method,
                                 shown.empty() ? "" : absl::StrCat(" for job '", shown, "'"),
                                 ": that needs role ", rule.roles.ToString()),
                    detail);
@@ -239,11 +239,11 @@ absl::StatusOr<Access> Access::Parse(std::string_view text, const std::string& f
   return access;
 }
 
-Identity Access::Of(const std::vector<std::string>& names) const {
+Identity Access::Of(const std::vector<std::string>& names, const std::string& name) const {
   Identity identity;
-  identity.name = absl::StrCat("certificate '", names.empty() ? "without a name" : names[0], "'");
-  for (const std::string& name : names)
-    if (revoked_.contains(name)) return identity;
+  identity.name = name;
+  for (const std::string& revoked : names)
+    if (revoked_.contains(revoked)) return identity;
   std::vector<std::string> keys = names;
   keys.push_back("*");
   for (const std::string& key : keys) {
@@ -257,7 +257,8 @@ Identity Access::Of(const grpc::AuthContext& context) const {
   std::vector<std::string> names;
   for (const grpc::string_ref& name : context.FindPropertyValues("x509_subject_alternative_name"))
     names.emplace_back(name.data(), name.size());
-  return Of(names);
+  const std::string all = names.empty() ? "without a name" : absl::StrJoin(names, ", ");
+  return Of(names, absl::StrCat("certificate '", all, "'"));
 }
 
 }  // namespace orlop::server

@@ -1,12 +1,12 @@
 // Who may do what: the roles, the rule of each RPC, and the identities of callers.
 //
-// A caller's identity comes from its connection, never from a field of a request. Without TLS the
-// door decides alone. With TLS a file says which names of certificates have which roles, and for
-// which jobs; a name that no entry has may do nothing.
+// A caller's identity comes from its connection, never from a field of a request. A file says which
+// names have which roles, and for which jobs; a name that no entry has may do nothing.
 //
 //   [[grant]]
 //   name = "trainer.team-a"   # a DNS name, URI or address among the subject alternative names of
-//                             # the certificate; "*": every certificate of the authority
+//                             # the certificate; without TLS a user of this host, "user:alice" or
+//                             # "user:1001"; "*": every certificate of the authority, every user
 //   roles = ["worker", "saver"]
 //   jobs = ["team-a/*"]       # names, or beginnings of names with * at their end; all if absent
 //
@@ -84,7 +84,7 @@ struct Identity {
     Roles roles;
     std::string jobs = "*";  // a name, or the beginning of names with * at its end
   };
-  std::string name;  // for messages: "certificate 'trainer.team-a'"
+  std::string name;  // with all names of it: "certificate '10.0.0.1, trainer.team-a'"
   std::vector<Grant> grants;
 
   // Whether one of the roles is granted for a job. `job` empty: for any job.
@@ -101,8 +101,8 @@ class Access {
 
   // Returns the identity of the certificate that a connection has shown.
   Identity Of(const grpc::AuthContext& context) const;
-  // The same, from the names of a certificate.
-  Identity Of(const std::vector<std::string>& names) const;
+  // Returns what is granted to a caller with these names. `name` is for messages.
+  Identity Of(const std::vector<std::string>& names, const std::string& name) const;
 
  private:
   std::multimap<std::string, Identity::Grant> grants_;  // by name

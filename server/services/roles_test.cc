@@ -66,14 +66,14 @@ name = "lost"
 )",
                                     "roles.toml");
   ASSERT_TRUE(access.ok()) << access.status();
-  const Identity trainer = access->Of(std::vector<std::string>{"host", "trainer"});
+  const Identity trainer = access->Of({"host", "trainer"}, "x");
   EXPECT_TRUE(trainer.May({Role::kWorker}, "one"));
   EXPECT_TRUE(trainer.May({Role::kSaver}, "many/2"));
   EXPECT_TRUE(trainer.May({Role::kAuditor}, "other"));
   EXPECT_FALSE(trainer.May({Role::kWorker}, "other"));
   EXPECT_FALSE(trainer.May({Role::kOperator, Role::kPeer}, "one"));
-  EXPECT_TRUE(access->Of(std::vector<std::string>{}).May({Role::kAuditor}, "x"));
-  EXPECT_FALSE(access->Of({"trainer", "lost"}).May({Role::kAuditor, Role::kWorker}, ""));
+  EXPECT_TRUE(access->Of({}, "x").May({Role::kAuditor}, "x"));
+  EXPECT_FALSE(access->Of({"trainer", "lost"}, "x").May({Role::kAuditor, Role::kWorker}, ""));
 }
 
 TEST(Access, AFileThatIsWrongIsNamedWithTheLine) {
