@@ -163,7 +163,9 @@ const std::vector<Setting>& Settings() {
       {"--tls-key", "tls", "key", "PEM private key of this server", Text(&Options::tls_key)},
       {"--tls-ca", "tls", "ca", "PEM certificates that sign every client and server",
        Text(&Options::tls_ca)},
-      {"--roles", "tls", "roles", "file that says which certificates may do what; see SECURITY.md",
+      {"--roles", "tls", "roles",
+       "file that says which certificates, or which users of this host, may do what; see "
+       "SECURITY.md",
        Text(&Options::roles)},
       {"--ready-file", "", "", "file to write the address to once the server can serve",
        Text(&Options::ready_file)},
@@ -274,11 +276,10 @@ absl::Status CheckTls(const Options& options) {
     return absl::InvalidArgumentError(
         "--tls-cert, --tls-key and --tls-ca go together: give all three or none");
   }
-  if ((given == 3) != !options.roles.empty()) {
+  if (given == 3 && options.roles.empty()) {
     return absl::FailedPreconditionError(
-        given == 3 ? "with TLS nobody may do anything until --roles FILE says who; an entry "
-                     "[[grant]] name = \"*\" roles = [...] is for every certificate (SECURITY.md)"
-                   : "--roles is about certificates: give --tls-cert, --tls-key and --tls-ca too");
+        "with TLS nobody may do anything until --roles FILE says who; an entry [[grant]] name = "
+        "\"*\" roles = [...] is for every certificate (SECURITY.md)");
   }
   if (given == 0 && !IsLocalAddress(options.listen)) {
     return absl::FailedPreconditionError(

@@ -32,8 +32,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& flag, const std::string&
 }  // namespace
 
 absl::StatusOr<Credentials> MakeCredentials(const Options& options) {
-  if (!options.tls())
-    return Credentials{grpc::InsecureServerCredentials(), grpc::InsecureChannelCredentials()};
+  if (!options.tls()) return Credentials{nullptr, grpc::InsecureChannelCredentials()};
   absl::StatusOr<std::string> cert = ReadFile("--tls-cert", options.tls_cert);
   absl::StatusOr<std::string> key = ReadFile("--tls-key", options.tls_key);
   absl::StatusOr<std::string> ca = ReadFile("--tls-ca", options.tls_ca);

@@ -12,7 +12,7 @@
 namespace orlop::server {
 
 struct Credentials {
-  std::shared_ptr<grpc::ServerCredentials> server;
+  std::shared_ptr<grpc::ServerCredentials> server;  // null: no TLS
   std::shared_ptr<grpc::ChannelCredentials> channel;
 };
 

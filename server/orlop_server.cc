@@ -1,5 +1,7 @@
 #include "server/orlop_server.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -23,6 +25,7 @@
 #include "server/config.h"
 #include "server/credentials.h"
 #include "server/door.h"
+#include "server/local_users.h"
 #include "server/memory/message_room.h"
 #include "server/memory/process_memory.h"
 #include "server/memory/request_room.h"
@@ -64,6 +67,28 @@ int MaxStreams(uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<uint64_t>(memory_bytes >> 16, 1024, 8192));
 }
 
+// The process may open as many files as the system allows; returns how many that is.
+int RaiseFileLimit() {
+  rlimit files = {};
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+  getrlimit(RLIMIT_NOFILE, &files);
+  return static_cast<int>(std::min<rlim_t>(files.rlim_cur, 1 << 20));
+}
+
+// Each server may have two connections to each other one, while an old one ends.
+int MaxPeerConnections(const Options& options) {
+  return 2 * static_cast<int>(options.peers.size()) + 16;
+}
+
+// A connection takes some 16 KiB and two descriptors. RocksDB and links to peers need some too.
+int MaxConnections(const Options& options) {
+  const int left = RaiseFileLimit() - 512 - 3 * MaxPeerConnections(options);
+  return std::clamp(left / 2, 16,
+                    static_cast<int>(std::clamp<uint64_t>(options.memory_bytes >> 15, 2048, 8192)));
+}
+
 // They copy and hash, which takes one thread for each processor, and wait for the disk, which may
 // take more.
 int StreamThreads() {
@@ -87,6 +112,7 @@ class Running : public OrlopServer {
       if (!roles.ok()) return roles.status();
       roles_ = *std::move(roles);
     }
+    if (!options_.tls()) users_ = std::make_unique<LocalUsers>(roles_.get());
     auto data = storage::DataDirectory::Open({options_.data_dir, options_.name, kStoreMemoryBytes});
     if (!data.ok()) return data.status();
     data_ = *std::move(data);
@@ -264,30 +290,29 @@ class Running : public OrlopServer {
     store_fits_ = fits;
   }
 
-  // Returns how a door knows who its callers are: by their certificates, or if there are none, all
-  // alike.
-  std::function<std::shared_ptr<const Identity>(const grpc::AuthContext&)> IdentityOf(
-      Roles roles) const {
-    if (roles_ != nullptr) {
+  // Returns how a door knows who its callers are: by their certificates, or as users of this host.
+  std::function<std::shared_ptr<const Identity>(const grpc::AuthContext&)> Identify() const {
+    if (options_.tls()) {
       return [this](const grpc::AuthContext& context) {
         return std::make_shared<const Identity>(roles_->access()->Of(context));
       };
     }
-    auto anybody =
-        std::make_shared<const Identity>(Identity{"a caller of this address", {{roles, "*"}}});
-    return [anybody](const grpc::AuthContext&) { return anybody; };
+    return [this](const grpc::AuthContext& context) { return users_->Of(context); };
   }
 
   // Opens the doors. From here on calls are answered.
   absl::Status OpenDoors(const Credentials& credentials) {
     gate_ = std::make_unique<Gate>(
         &rpcs_, requests_.get(),
-        Gate::Options{kClients, IdentityOf(kClients), kMaxCalls, MaxStreams(options_.memory_bytes),
+        Gate::Options{kClients, Identify(), kMaxCalls, MaxStreams(options_.memory_bytes),
                       &call_threads_, &stream_threads_});
     absl::StatusOr<std::unique_ptr<Door>> door =
         Door::Open({.flag = "--listen",
                     .address = options_.listen,
                     .credentials = credentials.server,
+                    .users = users_.get(),
+                    .is_for_others = roles_ != nullptr,
+                    .max_connections = MaxConnections(options_),
                     .gate = gate_.get(),
                     .services = {"orlop.v1.Data", "orlop.v1.Job", "orlop.v1.Admin"},
                     .max_message_bytes = static_cast<int>(kMaxMessageBytes)});
@@ -302,10 +327,12 @@ class Running : public OrlopServer {
     constexpr Roles kPeers{Role::kPeer};
     peer_gate_ = std::make_unique<Gate>(
         &rpcs_, peer_requests_.get(),
-        Gate::Options{kPeers, IdentityOf(kPeers), kMaxCalls, 0, &peer_threads_, nullptr});
+        Gate::Options{kPeers, Identify(), kMaxCalls, 0, &peer_threads_, nullptr});
     door = Door::Open({.flag = "--peer-listen",
                        .address = options_.peer_listen,
                        .credentials = credentials.server,
+                       .users = users_.get(),
+                       .max_connections = MaxPeerConnections(options_),
                        .gate = peer_gate_.get(),
                        .services = {},
                        .max_message_bytes = static_cast<int>(kMaxPeerMessageBytes)});
@@ -400,7 +427,8 @@ class Running : public OrlopServer {
   std::unique_ptr<JobService> job_service_;
   std::unique_ptr<PeerService> peer_service_;
   std::unique_ptr<AdminService> admin_service_;
-  std::unique_ptr<RoleFile> roles_;  // with TLS
+  std::unique_ptr<RoleFile> roles_;    // if there is one
+  std::unique_ptr<LocalUsers> users_;  // without TLS
   Rpcs rpcs_;
   // Of control calls. Peers have their own, and their own room for requests, so that workers cannot
   // keep a step from them.

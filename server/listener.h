@@ -1,0 +1,74 @@
+// Accepts the connections of a door. Every connection is counted, known by its user where it comes
+// from this host, and closed if it is one too many.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/socket_path.h"
+
+namespace orlop::server {
+
+class Listener {
+ public:
+  // Whose a new connection is, and how many of that kind may be open at a time.
+  struct Admission {
+    int kind = 0;
+    int most = 0;
+  };
+  struct Options {
+    std::string address;         // host:port (port 0: the system chooses) or unix:/path
+    int most_connections = 0;    // of all kinds
+    bool is_for_others = false;  // a Unix socket that other users may open too
+    // Says whose a new connection is. An error closes it, and is logged.
+    std::function<absl::StatusOr<Admission>(int fd)> admit;
+    // Takes a connection over, and closes it in the end. It must call shutdown(2) before it does.
+    std::function<void(int kind, int listener_fd, int fd)> take;
+  };
+
+  // Binds the address and listens; accepts nothing yet.
+  //   Status  Unavailable: the address is in use, or cannot be bound. InvalidArgument: the host is
+  //           unknown. As SocketPath::Take.
+  static absl::StatusOr<std::unique_ptr<Listener>> Open(Options options);
+  // As Close.
+  ~Listener();
+
+  // Returns the address with the actual port, or unix:/path.
+  const std::string& address() const { return address_; }
+  void Start();
+  // Stops listening. Connections that were taken over stay open. Idempotent.
+  void Close();
+
+ private:
+  explicit Listener(Options options) : options_(std::move(options)) {}
+
+  absl::Status Bind();
+  absl::Status BindUnix(const std::string& path);
+  absl::Status BindHost();
+  void Run();
+  void Accept(int listener_fd);
+  absl::Status Take(int listener_fd, int fd);
+  void Refuse(const absl::Status& why);
+  void Ended(int fd);
+
+  const Options options_;
+  std::string address_;
+  SocketPath path_;  // if the address is a Unix socket
+  std::vector<int> listening_;
+  int events_ = -1, stop_ = -1;  // an epoll, and an eventfd that ends the thread
+  std::thread thread_;
+  // Of the thread. A second descriptor of each open connection, by which its end is seen.
+  std::map<int, int> kinds_;   // by that descriptor
+  std::map<int, int> counts_;  // by kind
+  int64_t refused_ = 0, told_ms_ = -1'000'000;
+};
+
+}  // namespace orlop::server

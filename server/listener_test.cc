@@ -1,0 +1,196 @@
+#include "server/listener.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace orlop::server {
+namespace {
+
+// What a listener has handed over.
+class Taker {
+ public:
+  ~Taker() {
+    for (const int fd : fds_) close(fd);
+  }
+  void Take(int kind, int fd) {
+    MutexLock lock(&mutex_);
+    kinds_.push_back(kind);
+    fds_.push_back(fd);
+  }
+  std::vector<int> kinds() const {
+    MutexLock lock(&mutex_);
+    return kinds_;
+  }
+  // Ends the oldest connection, as gRPC does.
+  void EndOne() {
+    MutexLock lock(&mutex_);
+    shutdown(fds_.front(), SHUT_RDWR);
+    close(fds_.front());
+    fds_.erase(fds_.begin());
+  }
+
+ private:
+  mutable Mutex mutex_;
+  std::vector<int> kinds_ GUARDED_BY(mutex_), fds_ GUARDED_BY(mutex_);
+};
+
+int Connect(const std::string& address) {
+  if (address.starts_with("unix:")) {
+    const int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    sockaddr_un to = {.sun_family = AF_UNIX, .sun_path = {}};
+    std::strncpy(to.sun_path, address.c_str() + 5, sizeof(to.sun_path) - 1);
+    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+    return fd;
+  }
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
+  return fd;
+}
+
+// Waits until the other end has closed a connection.
+void AwaitEnd(int fd) {
+  char byte;
+  EXPECT_LE(recv(fd, &byte, 1, 0), 0);
+  close(fd);
+}
+
+void WaitUntil(const std::function<bool()>& condition) {
+  while (!condition()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+class ListenerTest : public testing::TestWithParam<bool> {
+ protected:
+  ListenerTest() {
+    char name[] = "/tmp/orlop-listener-XXXXXX";
+    directory_ = mkdtemp(name);
+  }
+  ~ListenerTest() override {
+    for (const char* file : {"/s", "/s.lock"}) unlink((directory_ + file).c_str());
+    rmdir(directory_.c_str());
+  }
+  Listener::Options Options(int most) {
+    Listener::Options options;
+    options.address = GetParam() ? absl::StrCat("unix:", directory_, "/s") : "localhost:0";
+    options.most_connections = most;
+    options.admit = [this](int) -> absl::StatusOr<Listener::Admission> {
+      if (next_ < 0) return absl::PermissionDeniedError("not you");
+      return Listener::Admission{next_, next_ == 1 ? 1 : 100};
+    };
+    options.take = [this](int kind, int, int fd) { taker_.Take(kind, fd); };
+    return options;
+  }
+
+  std::string directory_;
+  std::atomic<int> next_ = 0;  // the kind of new connections; -1: refused
+  Taker taker_;
+};
+
+TEST_P(ListenerTest, HandsConnectionsOverUntilTheyAreTooMany) {
+  auto listener = Listener::Open(Options(3));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  (*listener)->Start();
+  const std::string address = (*listener)->address();
+  std::vector<int> open;
+  for (int i = 0; i < 3; ++i) open.push_back(Connect(address));
+  WaitUntil([&] { return taker_.kinds().size() == 3; });
+  AwaitEnd(Connect(address));
+  taker_.EndOne();
+  WaitUntil([&] {  // the end is seen by another thread
+    const int fd = Connect(address);
+    const timeval soon = {.tv_sec = 0, .tv_usec = 50'000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof(soon));
+    char byte;
+    const bool is_closed = recv(fd, &byte, 1, 0) == 0;
+    open.push_back(fd);
+    return !is_closed;
+  });
+  EXPECT_EQ(taker_.kinds().size(), 4u);
+  for (const int fd : open) close(fd);
+}
+
+TEST_P(ListenerTest, CountsEachKindApart) {
+  auto listener = Listener::Open(Options(100));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  (*listener)->Start();
+  next_ = 1;
+  const int first = Connect((*listener)->address());
+  WaitUntil([&] { return taker_.kinds().size() == 1; });
+  AwaitEnd(Connect((*listener)->address()));
+  next_ = 2;
+  const int other = Connect((*listener)->address());
+  WaitUntil([&] { return taker_.kinds().size() == 2; });
+  next_ = -1;
+  AwaitEnd(Connect((*listener)->address()));
+  EXPECT_THAT(taker_.kinds(), testing::ElementsAre(1, 2));
+  close(first);
+  close(other);
+}
+
+TEST_P(ListenerTest, AnAddressInUseIsRefusedAndFreeAfterwards) {
+  auto listener = Listener::Open(Options(1));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  auto options = Options(1);
+  options.address = (*listener)->address();
+  EXPECT_TRUE(absl::IsUnavailable(Listener::Open(options).status()));
+  (*listener)->Close();
+  const auto again = Listener::Open(options);
+  EXPECT_TRUE(again.ok()) << again.status();
+}
+
+INSTANTIATE_TEST_SUITE_P(Addresses, ListenerTest, testing::Values(true, false));
+
+TEST(Listener, AUnixSocketIsItsUsersAloneUnlessToldOtherwise) {
+  for (const bool is_for_others : {false, true}) {
+    char name[] = "/tmp/orlop-listener-XXXXXX";
+    const std::string directory = mkdtemp(name), path = directory + "/s";
+    Listener::Options options;
+    options.address = "unix:" + path;
+    options.is_for_others = is_for_others;
+    {
+      const auto listener = Listener::Open(options);
+      ASSERT_TRUE(listener.ok()) << listener.status();
+      struct stat found = {};
+      ASSERT_EQ(stat(path.c_str(), &found), 0);
+      EXPECT_EQ(found.st_mode & 0777, is_for_others ? 0666u : 0600u);
+    }
+    EXPECT_NE(access(path.c_str(), F_OK), 0) << "the path is free again";
+    unlink((path + ".lock").c_str());
+    rmdir(directory.c_str());
+  }
+}
+
+TEST(Listener, NamesAHostThatIsUnknown) {
+  Listener::Options options;
+  options.address = "no.such.host.invalid:0";
+  const auto listener = Listener::Open(options);
+  EXPECT_TRUE(absl::IsInvalidArgument(listener.status())) << listener.status();
+  EXPECT_THAT(std::string(listener.status().message()), testing::HasSubstr("no.such.host"));
+}
+
+}  // namespace
+}  // namespace orlop::server
