@@ -50,7 +50,7 @@ absl::StatusOr<Credentials> MakeCredentials(const Options& options) {
   channel.set_certificate_provider(files);
   channel.watch_root_certs();
   channel.watch_identity_key_cert_pairs();
-  return Credentials{grpc::experimental::TlsServerCredentials(server),
+  return Credentials{[server] { return grpc::experimental::TlsServerCredentials(server); },
                      grpc::experimental::TlsCredentials(channel)};
 }
 

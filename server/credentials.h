@@ -4,6 +4,7 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/security/server_credentials.h>
 
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -12,7 +13,7 @@
 namespace orlop::server {
 
 struct Credentials {
-  std::shared_ptr<grpc::ServerCredentials> server;  // null: no TLS
+  std::function<std::shared_ptr<grpc::ServerCredentials>()> server;  // makes them; null: no TLS
   std::shared_ptr<grpc::ChannelCredentials> channel;
 };
 

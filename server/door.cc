@@ -4,9 +4,12 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/impl/codegen/rpc_service_method.h>
+#include <grpcpp/security/auth_metadata_processor.h>
+#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/support/method_handler.h>
 #include <sys/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <memory>
@@ -22,6 +25,7 @@
 #include "proto/status.h"
 #include "server/listener.h"
 #include "server/local_users.h"
+#include "server/services/arrivals.h"
 #include "server/socket_user.h"
 
 namespace orlop::server {
@@ -29,6 +33,8 @@ namespace orlop::server {
 namespace {
 
 constexpr int kHandshakeMs = 10'000;  // until a connection speaks TLS, if it must, and HTTP/2
+constexpr int kOwnLanes = 64;
+static_assert(kOwnLanes + LocalUsers::kSeats - 1 <= kMaxLanes);
 constexpr int kStrangersAtOnce = 16;  // connections of users who may do nothing but be told so
 
 // Names a service whose methods a gate answers, so that gRPC's reflection lists it: it lists those
@@ -45,13 +51,49 @@ class Name : public grpc::Service {
   const std::string path_;
 };
 
-// Says whose a connection is: of a seat, or with TLS, of the only kind there is.
+// Sees each call while gRPC reads it: counts it, and marks its connection.
+class Turnstile : public grpc::AuthMetadataProcessor {
+ public:
+  // `seat` negative: there is TLS.
+  Turnstile(Arrivals* arrivals, int lane, int seat)
+      : arrivals_(arrivals), lane_(lane), seat_(seat) {}
+  bool IsBlocking() const override { return false; }
+  grpc::Status Process(const InputMetadata& metadata, grpc::AuthContext* context, OutputMetadata*,
+                       OutputMetadata*) override {
+    const auto path = metadata.find(":path");
+    const grpc::string_ref method = path == metadata.end() ? "" : path->second;
+    // The client repeats the call.
+    if (!arrivals_->Begin({method.data(), method.size()}, lane_))
+      return {grpc::StatusCode::UNAVAILABLE, "more calls than the server can take now"};
+    Arrivals::Mark(lane_, context);
+    if (seat_ >= 0) LocalUsers::Mark(seat_, context);
+    return grpc::Status::OK;
+  }
+
+ private:
+  Arrivals* const arrivals_;
+  const int lane_, seat_;
+};
+
+// The lanes of a door, by number: the seat of each. The server's own user has many, so that a flood
+// on one of its connections is known from the others.
+std::vector<int> SeatsOfLanes(bool has_users) {
+  std::vector<int> seats(kOwnLanes, has_users ? 0 : -1);
+  for (int seat = 1; has_users && seat < LocalUsers::kSeats; ++seat) seats.push_back(seat);
+  return seats;
+}
+
+// Says whose a connection is.
 absl::StatusOr<Listener::Admission> Admit(LocalUsers* users, int most, int fd) {
-  if (users == nullptr) return Listener::Admission{0, most};
+  static std::atomic<unsigned> next = 0;
+  const auto own_lane = static_cast<int>(next++ % kOwnLanes);
+  if (users == nullptr) return Listener::Admission{0, most, own_lane};
   const absl::StatusOr<uid_t> user = UserOf(fd);
   if (!user.ok()) return user.status();
   const int seat = users->SeatOf(*user);
-  return Listener::Admission{seat, seat == LocalUsers::kStrangers ? kStrangersAtOnce : most};
+  if (seat == 0) return Listener::Admission{seat, most, own_lane};
+  return Listener::Admission{seat, seat == LocalUsers::kStrangers ? kStrangersAtOnce : most,
+                             kOwnLanes + seat - 1};
 }
 
 }  // namespace
@@ -65,11 +107,11 @@ absl::StatusOr<std::unique_ptr<Door>> Door::Open(const Options& options) {
   listening.admit = [users = options.users, most = options.max_connections](int fd) {
     return Admit(users, most, fd);
   };
-  listening.take = [door = door.get()](int kind, int listener_fd, int fd) {
+  listening.take = [door = door.get()](int lane, int listener_fd, int fd) {
     Acceptor::NewConnectionParameters connection;
     connection.listener_fd = listener_fd;
     connection.fd = fd;
-    door->acceptors_[static_cast<size_t>(kind)]->HandleNewConnection(&connection);
+    door->acceptors_[static_cast<size_t>(lane)]->HandleNewConnection(&connection);
   };
   absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Open(std::move(listening));
   if (!listener.ok())
@@ -79,12 +121,17 @@ absl::StatusOr<std::unique_ptr<Door>> Door::Open(const Options& options) {
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   const bool is_unix = absl::StartsWith(options.address, "unix:");
-  for (int seat = 0; seat < (options.credentials != nullptr ? 1 : LocalUsers::kSeats); ++seat) {
+  for (const int seat : SeatsOfLanes(options.users != nullptr)) {
+    const auto credentials =
+        seat < 0 ? options.credentials()
+                 : grpc::experimental::LocalServerCredentials(is_unix ? UDS : LOCAL_TCP);
+    credentials->SetAuthMetadataProcessor(std::make_shared<Turnstile>(
+        &options.gate->arrivals(), static_cast<int>(door->acceptors_.size()), seat));
     door->acceptors_.push_back(builder.experimental().AddExternalConnectionAcceptor(
-        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
-        options.credentials != nullptr ? options.credentials
-                                       : LocalUsers::CredentialsOf(seat, is_unix)));
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials));
   }
+  options.gate->arrivals().SetOnFlood(
+      [listener = door->listener_.get()](int lane) { listener->Cut(lane); });
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kHttp2FrameBytes);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);

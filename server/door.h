@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/security/server_credentials.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,7 +22,8 @@ class Door {
   struct Options {
     std::string flag;     // that gives the address, for errors: --listen
     std::string address;  // host:port (port 0: the system chooses) or unix:/path
-    std::shared_ptr<grpc::ServerCredentials> credentials;  // null: no TLS
+    // Makes credentials of TLS, with which the door has several acceptors; null: no TLS.
+    std::function<std::shared_ptr<grpc::ServerCredentials>()> credentials;
     LocalUsers* users = nullptr;  // without TLS: who may be here; it must outlive the door
     bool is_for_others = false;   // without TLS: users other than the server's too
     int max_connections = 0;
@@ -44,7 +46,7 @@ class Door {
   using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
 
   std::vector<std::unique_ptr<grpc::Service>> names_;
-  std::vector<std::unique_ptr<Acceptor>> acceptors_;  // one with TLS; without it one a seat
+  std::vector<std::unique_ptr<Acceptor>> acceptors_;  // by lane
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Listener> listener_;
 };

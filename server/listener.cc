@@ -11,6 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -27,6 +28,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/mutex.h"
 #include "server/socket_path.h"
 #include "spdlog/spdlog.h"
 
@@ -190,7 +192,8 @@ void Listener::Close() {
 
 Listener::~Listener() {
   Close();
-  for (const auto& [fd, kind] : kinds_) close(fd);
+  MutexLock lock(&mutex_);
+  for (const auto& [fd, connection] : connections_) close(fd);
   for (const int fd : {events_, stop_})
     if (fd >= 0) close(fd);
 }
@@ -202,7 +205,7 @@ void Listener::Run() {
     for (int i = 0; i < count; ++i) {
       const int fd = found[i].data.fd;
       if (fd == stop_) return;
-      if (kinds_.count(fd) == 0)
+      if (std::find(listening_.begin(), listening_.end(), fd) != listening_.end())
         Accept(fd);
       else if ((found[i].events & EPOLLHUP) != 0)
         Ended(fd);
@@ -230,7 +233,7 @@ void Listener::Accept(int listener_fd) {
 
 // Counts a connection and hands it over; an error leaves it to the caller.
 absl::Status Listener::Take(int listener_fd, int fd) {
-  if (static_cast<int>(kinds_.size()) >= options_.most_connections)
+  if (open_ >= options_.most_connections)
     return absl::ResourceExhaustedError(
         absl::StrCat("the limit is ", options_.most_connections, " connections at a time"));
   const absl::StatusOr<Admission> admission = options_.admit(fd);
@@ -245,18 +248,40 @@ absl::Status Listener::Take(int listener_fd, int fd) {
   // its descriptor.
   epoll_event event = {.events = EPOLLET, .data = {.fd = watched}};
   epoll_ctl(events_, EPOLL_CTL_ADD, watched, &event);
-  kinds_.emplace(watched, admission->kind);
+  {
+    MutexLock lock(&mutex_);
+    connections_.emplace(watched, Connection{admission->kind, admission->lane});
+  }
   ++count;
-  options_.take(admission->kind, listener_fd, fd);
+  ++open_;
+  options_.take(admission->lane, listener_fd, fd);
   return absl::OkStatus();
 }
 
 // A connection whose second descriptor is `fd` has ended.
 void Listener::Ended(int fd) {
-  const auto found = kinds_.find(fd);
-  --counts_[found->second];
-  kinds_.erase(found);
+  MutexLock lock(&mutex_);
+  const auto found = connections_.find(fd);
+  if (found == connections_.end()) return;
+  --counts_[found->second.kind];
+  --open_;
+  connections_.erase(found);
+  // gRPC may still hold its own descriptor, so that closing this one would not do.
+  epoll_ctl(events_, EPOLL_CTL_DEL, fd, nullptr);
   close(fd);
+}
+
+void Listener::Cut(int lane) {
+  MutexLock lock(&mutex_);
+  for (const auto& [fd, connection] : connections_) {
+    if (connection.lane != lane) continue;
+    shutdown(fd, SHUT_RDWR);
+    // gRPC would read the rest, which may be megabytes.
+    char waste[1 << 14];
+    while (recv(fd, waste, sizeof(waste), MSG_DONTWAIT) > 0) {
+    }
+    spdlog::warn("{} has cut off a client that made more calls than fit", address_);
+  }
 }
 
 // Logs that a connection was closed, and how many were since the line before.

@@ -13,16 +13,19 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/mutex.h"
 #include "server/socket_path.h"
 
 namespace orlop::server {
 
 class Listener {
  public:
-  // Whose a new connection is, and how many of that kind may be open at a time.
+  // Whose a new connection is, how many of that kind may be open at a time, and a lane, by which it
+  // may be cut off.
   struct Admission {
     int kind = 0;
     int most = 0;
+    int lane = 0;
   };
   struct Options {
     std::string address;         // host:port (port 0: the system chooses) or unix:/path
@@ -31,7 +34,7 @@ class Listener {
     // Says whose a new connection is. An error closes it, and is logged.
     std::function<absl::StatusOr<Admission>(int fd)> admit;
     // Takes a connection over, and closes it in the end. It must call shutdown(2) before it does.
-    std::function<void(int kind, int listener_fd, int fd)> take;
+    std::function<void(int lane, int listener_fd, int fd)> take;
   };
 
   // Binds the address and listens; accepts nothing yet.
@@ -44,6 +47,9 @@ class Listener {
   // Returns the address with the actual port, or unix:/path.
   const std::string& address() const { return address_; }
   void Start();
+  // Closes the connections of a lane, and throws away what they have sent.
+  //   Threads  any
+  void Cut(int lane);
   // Stops listening. Connections that were taken over stay open. Idempotent.
   void Close();
 
@@ -65,9 +71,15 @@ class Listener {
   std::vector<int> listening_;
   int events_ = -1, stop_ = -1;  // an epoll, and an eventfd that ends the thread
   std::thread thread_;
-  // Of the thread. A second descriptor of each open connection, by which its end is seen.
-  std::map<int, int> kinds_;   // by that descriptor
-  std::map<int, int> counts_;  // by kind
+  struct Connection {
+    int kind, lane;
+  };
+  mutable Mutex mutex_;
+  // By a second descriptor of each connection, by which its end is seen.
+  std::map<int, Connection> connections_ GUARDED_BY(mutex_);
+  // Of the thread.
+  std::map<int, int> counts_;  // of open connections, by kind
+  int open_ = 0;
   int64_t refused_ = 0, told_ms_ = -1'000'000;
 };
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -99,9 +100,9 @@ class ListenerTest : public testing::TestWithParam<bool> {
     options.most_connections = most;
     options.admit = [this](int) -> absl::StatusOr<Listener::Admission> {
       if (next_ < 0) return absl::PermissionDeniedError("not you");
-      return Listener::Admission{next_, next_ == 1 ? 1 : 100};
+      return Listener::Admission{next_, next_ == 1 ? 1 : 100, next_};
     };
-    options.take = [this](int kind, int, int fd) { taker_.Take(kind, fd); };
+    options.take = [this](int lane, int, int fd) { taker_.Take(lane, fd); };
     return options;
   }
 
@@ -148,6 +149,24 @@ TEST_P(ListenerTest, CountsEachKindApart) {
   AwaitEnd(Connect((*listener)->address()));
   EXPECT_THAT(taker_.kinds(), testing::ElementsAre(1, 2));
   close(first);
+  close(other);
+}
+
+TEST_P(ListenerTest, CutsOffALaneAndNoOther) {
+  auto listener = Listener::Open(Options(100));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  (*listener)->Start();
+  const int first = Connect((*listener)->address());
+  WaitUntil([&] { return taker_.kinds().size() == 1; });
+  next_ = 2;
+  const int other = Connect((*listener)->address());
+  WaitUntil([&] { return taker_.kinds().size() == 2; });
+  EXPECT_EQ(send(first, "unread", 6, 0), 6);
+  (*listener)->Cut(0);
+  AwaitEnd(first);
+  char byte;
+  EXPECT_EQ(recv(other, &byte, 1, MSG_DONTWAIT), -1);
+  EXPECT_EQ(errno, EAGAIN) << "it is open";
   close(other);
 }
 

@@ -1,8 +1,6 @@
 #include "server/local_users.h"
 
 #include <grpcpp/security/auth_context.h>
-#include <grpcpp/security/auth_metadata_processor.h>
-#include <grpcpp/security/server_credentials.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -23,23 +21,6 @@ namespace orlop::server {
 namespace {
 
 constexpr char kSeat[] = "orlop_seat";  // the property of a connection
-
-// Marks the connection of each call, at its first one.
-class Marker : public grpc::AuthMetadataProcessor {
- public:
-  explicit Marker(int seat) : seat_(absl::StrCat(seat)) {}
-  bool IsBlocking() const override { return false; }
-  grpc::Status Process(const InputMetadata&, grpc::AuthContext* context, OutputMetadata*,
-                       OutputMetadata*) override {
-    MutexLock lock(&mutex_);
-    if (context->FindPropertyValues(kSeat).empty()) context->AddProperty(kSeat, seat_);
-    return grpc::Status::OK;
-  }
-
- private:
-  const std::string seat_;
-  Mutex mutex_;  // two calls may be the first
-};
 
 std::shared_ptr<const Identity> Everything(const std::string& name) {
   Roles all = kClients;
@@ -89,10 +70,10 @@ std::shared_ptr<const Identity> LocalUsers::Of(const grpc::AuthContext& context)
   return std::make_shared<const Identity>(file_->access()->Of(names, names[0]));
 }
 
-std::shared_ptr<grpc::ServerCredentials> LocalUsers::CredentialsOf(int seat, bool is_unix) {
-  auto credentials = grpc::experimental::LocalServerCredentials(is_unix ? UDS : LOCAL_TCP);
-  credentials->SetAuthMetadataProcessor(std::make_shared<Marker>(seat));
-  return credentials;
+void LocalUsers::Mark(int seat, grpc::AuthContext* context) {
+  static Mutex mutex;  // two calls may be the first
+  MutexLock lock(&mutex);
+  if (context->FindPropertyValues(kSeat).empty()) context->AddProperty(kSeat, absl::StrCat(seat));
 }
 
 }  // namespace orlop::server

@@ -4,11 +4,10 @@
 // Others may do what the file of --roles grants to "user:NAME"; without it they may do nothing.
 //
 // gRPC tells a handler nothing of a Unix socket's other end. So each user has a seat: an acceptor
-// of gRPC with credentials of its own, which mark the connections that it is given.
+// of gRPC with credentials of its own, so that its connections can be marked.
 #pragma once
 
 #include <grpcpp/security/auth_context.h>
-#include <grpcpp/security/server_credentials.h>
 #include <sys/types.h>
 
 #include <memory>
@@ -35,12 +34,11 @@ class LocalUsers {
   // user's name.
   //   Threads  any; likewise Of
   int SeatOf(uid_t user);
-  // Returns who has made a connection that was accepted with the credentials of a seat.
+  // Returns who has made a connection that is marked.
   std::shared_ptr<const Identity> Of(const grpc::AuthContext& context) const;
 
-  // Returns new credentials that mark connections as a seat's. They are for connections within the
-  // host, without encryption.
-  static std::shared_ptr<grpc::ServerCredentials> CredentialsOf(int seat, bool is_unix);
+  // Marks a connection as a seat's, at its first call.
+  static void Mark(int seat, grpc::AuthContext* context);
 
  private:
   struct Guest {

@@ -62,6 +62,11 @@ constexpr int kCallThreads = 8, kPeerThreads = 4;
 // in a large cluster, less often.
 constexpr int kLooksPerTick = 8;
 
+// A call that waits takes some 17 KiB of gRPC.
+int MaxCalls(uint64_t memory_bytes) {
+  return static_cast<int>(std::clamp<uint64_t>(memory_bytes >> 16, 1024, kMaxCalls));
+}
+
 // A stream that waits for its client takes some 16 KiB.
 int MaxStreams(uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<uint64_t>(memory_bytes >> 16, 1024, 8192));
@@ -304,8 +309,8 @@ class Running : public OrlopServer {
   absl::Status OpenDoors(const Credentials& credentials) {
     gate_ = std::make_unique<Gate>(
         &rpcs_, requests_.get(),
-        Gate::Options{kClients, Identify(), kMaxCalls, MaxStreams(options_.memory_bytes),
-                      &call_threads_, &stream_threads_});
+        Gate::Options{kClients, Identify(), MaxCalls(options_.memory_bytes),
+                      MaxStreams(options_.memory_bytes), &call_threads_, &stream_threads_});
     absl::StatusOr<std::unique_ptr<Door>> door =
         Door::Open({.flag = "--listen",
                     .address = options_.listen,
@@ -376,6 +381,7 @@ class Running : public OrlopServer {
       if (roles_ != nullptr) roles_->Tick();
       job_service_->Tick();
       gate_->Tick();
+      if (peer_gate_ != nullptr) peer_gate_->Tick();
       CountStore();
       if (!is_bringing_back_.exchange(true)) {
         pool_->Submit([this] {

@@ -1,6 +1,9 @@
 """Floods of calls: what a server holds stays within its budget, and those who train or look are served meanwhile."""
 import contextlib
 import queue
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+import http2_floods
 from clusters import wait_until
 from plain_client import ADAMW, DEADLINE_SECONDS, Tensor, stubs
 from test_bad_input import detail_of
@@ -38,16 +42,23 @@ def outcome(call):
 
 
 @pytest.fixture
-def small(make_cluster):
-    """A job on a server with the smallest budget."""
-    cluster = make_cluster(1, memory="64MiB")
-    job = cluster.job("j", TENSORS, shard_elements=16384)
-    job.server = cluster.servers[0]
-    job.create()
-    job.configure()
-    job.join()
-    job.load({"w": np.ones((256, 256), "f4")})
-    return job
+def make_small(make_cluster):
+    """Return make() -> a job on a server with the smallest budget."""
+    def make(**options):
+        cluster = make_cluster(1, memory="64MiB", **options)
+        job = cluster.job("j", TENSORS, shard_elements=16384)
+        job.server = cluster.servers[0]
+        job.create()
+        job.configure()
+        job.join()
+        job.load({"w": np.ones((256, 256), "f4")})
+        return job
+    return make
+
+
+@pytest.fixture
+def small(make_small):
+    return make_small()
 
 
 @contextlib.contextmanager
@@ -98,14 +109,15 @@ def test_compressed_requests_are_refused_unread(small):
 
 
 def test_streams_that_send_nothing_stop_nobody(small):
-    channel, ends = raw_channel(small.address), queue.Queue()
+    channels, ends = [raw_channel(small.address) for _ in range(4)], queue.Queue()
 
     def only_a_key():
         yield stubs().types.Chunk(key=small.key()).SerializeToString()
         ends.get()
-    push = channel.stream_unary("/orlop.v1.Data/Push", request_serializer=lambda sent: sent, response_deserializer=lambda got: got)
+    push = [channel.stream_unary("/orlop.v1.Data/Push", request_serializer=lambda sent: sent, response_deserializer=lambda got: got)
+            for channel in channels]
     with watched(small.server):
-        calls = [push.future(only_a_key()) for _ in range(STREAMS)]
+        calls = [push[number % 4].future(only_a_key()) for number in range(STREAMS)]
         time.sleep(1)
         refused = [call for call in calls if call.done()]
         assert all(outcome(call)[:2] == ("RESOURCE_EXHAUSTED", "BUSY") for call in refused) and len(refused) < STREAMS / 4
@@ -176,4 +188,59 @@ def test_bytes_that_are_no_protobuf_are_a_bad_request(small, bytes_sent):
     with pytest.raises(grpc.RpcError) as error:
         list(pull(bytes_sent, timeout=DEADLINE_SECONDS))
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    step(small)
+
+
+SECONDS = [3, pytest.param(300, marks=pytest.mark.slow)]
+
+
+def step_with_patience(job):
+    """A step whose calls are repeated while the server has no room for them."""
+    job.push({"w": np.ones((256, 256), "f4")})
+    while True:
+        try:
+            return job.commit([ADAMW])
+        except grpc.RpcError as error:
+            assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED), error
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", SECONDS)
+@pytest.mark.parametrize("kind", http2_floods.KINDS)
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "loopback"])
+def test_frames_of_one_client_are_bounded(make_small, tcp, kind, seconds):
+    """A client writes frames as fast as it can, and a job trains beside it."""
+    small = make_small(tcp=tcp)
+    before, steps, most = small.pull("w"), 0, 0.0
+    command = [sys.executable, "-B", http2_floods.__file__, kind, small.address, str(seconds)]
+    with watched(small.server), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
+        while flood.poll() is None:
+            begun = time.monotonic()
+            step_with_patience(small)
+            steps, most = steps + 1, max(most, time.monotonic() - begun)
+        sent, connections = flood.stdout.read().split()
+    print(f"{kind}: {sent} frames on {connections} connections in {seconds} s; {steps} steps meanwhile, the longest {most:.2f} s")
+    assert int(sent) > 1000 and steps > 0
+    assert (small.pull("w") != before).any()
+    step(small)
+
+
+@pytest.mark.parametrize("sent", [b"", http2_floods.PREFACE, b"\x16\x03\x01\x02\0\x01", b"GET / HTTP/1.1\r\n\r\n"],
+                         ids=["nothing", "preface", "half a TLS hello", "HTTP/1"])
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "loopback"])
+def test_five_thousand_connections_leave_room_for_who_is_there(make_small, tcp, sent):
+    small = make_small(tcp=tcp)
+    step(small)
+    with watched(small.server), contextlib.ExitStack() as kept:
+        host, _, port = small.address.rpartition(":")
+        for _ in range(5000):
+            connection = kept.enter_context(socket.socket(socket.AF_INET if tcp else socket.AF_UNIX))
+            connection.connect((host, int(port)) if tcp else port)
+            with contextlib.suppress(OSError):
+                connection.sendall(sent)
+        if sent in (b"", http2_floods.PREFACE):  # other bytes end a connection at once
+            wait_until(lambda: "closes new connections" in small.server.log())
+        step(small)
+    with grpc.insecure_channel(small.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        grpc.channel_ready_future(channel).result(DEADLINE_SECONDS)
     step(small)

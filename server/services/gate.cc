@@ -110,6 +110,7 @@ absl::StatusOr<const Rpc*> Gate::Find(const std::string& method) {
 }
 
 grpc::ServerGenericBidiReactor* Gate::CreateReactor(grpc::GenericCallbackServerContext* context) {
+  arrivals_.Arrived(context->method(), Arrivals::LaneOf(*context->auth_context()));
   absl::StatusOr<const Rpc*> rpc = Find(context->method());
   std::shared_ptr<const Identity> identity = options_.identify(*context->auth_context());
   if (rpc.ok())
@@ -157,6 +158,7 @@ absl::StatusOr<RequestRoom::Held> Gate::Parse(grpc::ByteBuffer* bytes, size_t ma
 }
 
 void Gate::Tick() {
+  arrivals_.Tick();
   const int64_t now = NowMs();
   MutexLock lock(&mutex_);
   for (StreamCall* stream : streams_) {
@@ -170,12 +172,16 @@ void Gate::Tick() {
 // ---- StreamCall --------------------------------------------------------------------------------
 
 StreamCall::StreamCall(Gate* gate, grpc::GenericCallbackServerContext* context)
-    : gate_(gate), context_(context), deadline_(DeadlineOf(*context)) {
+    : gate_(gate),
+      context_(context),
+      deadline_(DeadlineOf(*context)),
+      lane_(Arrivals::LaneOf(*context->auth_context())) {
   MutexLock lock(&gate_->mutex_);
   gate_->streams_.insert(this);
 }
 
 StreamCall::~StreamCall() {
+  gate_->arrivals_.Ended(context_->method(), lane_);
   MutexLock lock(&gate_->mutex_);
   gate_->streams_.erase(this);
 }
@@ -194,11 +200,16 @@ void StreamCall::Submit(std::function<void()> task) {
 // ---- Call --------------------------------------------------------------------------------------
 
 Call::Call(Gate* gate, grpc::GenericCallbackServerContext* context, const Rpc* rpc)
-    : gate_(gate), context_(context), deadline_(DeadlineOf(*context)), rpc_(rpc) {
+    : gate_(gate),
+      context_(context),
+      deadline_(DeadlineOf(*context)),
+      lane_(Arrivals::LaneOf(*context->auth_context())),
+      rpc_(rpc) {
   if (rpc_ != nullptr) ++gate_->calls_[rpc_->may_wait];
 }
 
 Call::~Call() {
+  gate_->arrivals_.Ended(context_->method(), lane_);
   if (rpc_ != nullptr) --gate_->calls_[rpc_->may_wait];
 }
 

@@ -30,6 +30,7 @@
 #include "proto/parse_bound.h"
 #include "server/memory/request_room.h"
 #include "server/runtime/job_table.h"
+#include "server/services/arrivals.h"
 #include "server/services/roles.h"
 
 namespace orlop::server {
@@ -102,6 +103,7 @@ class Call final : public grpc::ServerGenericBidiReactor {
   Gate* const gate_;
   grpc::GenericCallbackServerContext* const context_;
   const std::chrono::steady_clock::time_point deadline_;
+  const int lane_;  // see Arrivals
   const Rpc* const rpc_;
   std::shared_ptr<const Identity> identity_;
   grpc::ByteBuffer bytes_;  // of the request, then of the response
@@ -137,6 +139,7 @@ class StreamCall : public grpc::ServerGenericBidiReactor {
   Gate* const gate_;
   grpc::GenericCallbackServerContext* const context_;
   const std::chrono::steady_clock::time_point deadline_;
+  const int lane_;  // see Arrivals
   std::shared_ptr<const Identity> identity_;
   std::atomic<int64_t> transfer_since_ms_ = 0;  // of the steady clock; 0: none is under way
 };
@@ -208,6 +211,8 @@ class Rpcs {
 
 class Gate final : public grpc::CallbackGenericService {
  public:
+  // Calls that there is room for beside those that wait and streams: to be answered or refused.
+  static constexpr int kSpareCalls = 256;
   struct Options {
     // The roles that count at this door: an RPC that none of them may call does not exist here.
     Roles roles;
@@ -221,7 +226,11 @@ class Gate final : public grpc::CallbackGenericService {
   };
   // `rpcs`, `room` and the threads must outlive the gate, and the gate its door.
   Gate(const Rpcs* rpcs, RequestRoom* room, Options options)
-      : rpcs_(rpcs), room_(room), options_(std::move(options)) {}
+      : rpcs_(rpcs),
+        room_(room),
+        options_(std::move(options)),
+        arrivals_(options_.max_calls + options_.max_streams + kSpareCalls,
+                  options_.max_calls / 4 * 3) {}
 
   grpc::ServerGenericBidiReactor* CreateReactor(
       grpc::GenericCallbackServerContext* context) override;
@@ -232,9 +241,11 @@ class Gate final : public grpc::CallbackGenericService {
                                           const ParseBound& bound,
                                           google::protobuf::Message* message);
   RequestRoom& room() { return *room_; }
+  // The gate's door counts calls here before they come.
+  Arrivals& arrivals() { return arrivals_; }
   ThreadPool* stream_threads() { return options_.stream_threads; }
 
-  // Ends streams whose client has sent or taken nothing for kMaxStallMs, and calls whose request
+  // Counts anew; ends streams whose client has sent or taken nothing for kMaxStallMs, and calls whose request
   // has not come within kMaxRequestMs. The server's ticker calls it.
   void Tick();
 
@@ -247,6 +258,7 @@ class Gate final : public grpc::CallbackGenericService {
   const Rpcs* const rpcs_;
   RequestRoom* const room_;
   const Options options_;
+  Arrivals arrivals_;
   std::atomic<int> calls_[2] = {};  // by may_wait
   Mutex mutex_;
   std::set<StreamCall*> streams_ GUARDED_BY(mutex_);
