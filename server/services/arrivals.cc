@@ -72,7 +72,7 @@ bool Arrivals::Begin(std::string_view method, int lane) {
     begins = all_.Begin(most_);
     if (!begins) calls.GiveUp();
   }
-  if (!begins && calls.refused.fetch_add(1) == share_ && cut_) cut_(lane);
+  if (!begins && calls.refused.fetch_add(1) == share_ / kPatience && cut_) cut_(lane);
   return begins;
 }
 

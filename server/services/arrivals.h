@@ -1,10 +1,11 @@
 // The calls that gRPC has begun, counted before its gate sees them, until their memory is freed.
 //
 // gRPC begins a call for each header that it reads, as fast as it can read, and calls go to the
-// gate and end as fast as they are handled: so those that their client has cancelled, or that the gate
-// has refused, pile up without limit. Each call is therefore counted when gRPC asks whether the
-// caller is known, which it does while it reads; one that is too many ends there, and costs little.
-// A client that goes on all the same is cut off, because gRPC would read nothing else meanwhile.
+// gate and end as fast as they are handled: so those that their client has cancelled, or that the
+// gate has refused, pile up without limit. Each call is therefore counted when gRPC asks whether
+// the caller is known, which it does while it reads; one that is too many ends there, and costs
+// little. A client that goes on all the same is cut off, because gRPC would read nothing else
+// meanwhile.
 #pragma once
 
 #include <grpcpp/security/auth_context.h>
@@ -26,8 +27,8 @@ class Arrivals {
   // At most `most` calls of Orlop's services exist at a time, and `share` of them on one lane.
   Arrivals(int most, int share) : most_(most), share_(share) {}
 
-  // `cut` closes the connections of a lane. Begin calls it when more than a share of calls were too
-  // many since the last tick. Set it before calls begin.
+  // `cut` closes the connections of a lane. Begin calls it when more than an eighth of a
+  // share of calls were too many since the last tick. Set it before calls begin.
   void SetOnFlood(std::function<void(int lane)> cut) { cut_ = std::move(cut); }
 
   // Marks a connection as of a lane, at its first call.
@@ -45,6 +46,7 @@ class Arrivals {
 
  private:
   static constexpr int kOthersPerTick = 256;
+  static constexpr int kPatience = 8;
 
   struct Calls {
     std::atomic<int> under_way = 0;  // to the gate

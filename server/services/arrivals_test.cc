@@ -36,16 +36,16 @@ TEST(Arrivals, LeavesSharesToOtherConnections) {
 }
 
 TEST(Arrivals, CutsOffWhoGoesOn) {
-  Arrivals arrivals(2, 2);
+  Arrivals arrivals(16, 16);
   std::vector<int> cut;
   arrivals.SetOnFlood([&](int lane) { cut.push_back(lane); });
-  for (int i = 0; i < 4; ++i) arrivals.Begin(kJoin, 5);
+  for (int i = 0; i < 18; ++i) arrivals.Begin(kJoin, 5);
   EXPECT_TRUE(cut.empty()) << "two were too many";
   arrivals.Tick();
-  for (int i = 0; i < 20; ++i) arrivals.Begin(kJoin, 5);
+  for (int i = 0; i < 40; ++i) arrivals.Begin(kJoin, 5);
   EXPECT_EQ(cut, std::vector<int>{5});
   arrivals.Tick();
-  for (int i = 0; i < 20; ++i) arrivals.Begin(kJoin, 5);
+  for (int i = 0; i < 40; ++i) arrivals.Begin(kJoin, 5);
   EXPECT_EQ(cut.size(), 2u);
 }
 

@@ -245,8 +245,8 @@ class Gate final : public grpc::CallbackGenericService {
   Arrivals& arrivals() { return arrivals_; }
   ThreadPool* stream_threads() { return options_.stream_threads; }
 
-  // Counts anew; ends streams whose client has sent or taken nothing for kMaxStallMs, and calls whose request
-  // has not come within kMaxRequestMs. The server's ticker calls it.
+  // Counts anew; ends streams whose client has sent or taken nothing for kMaxStallMs, and calls
+  // whose request has not come within kMaxRequestMs. The server's ticker calls it.
   void Tick();
 
  private:
