@@ -141,6 +141,17 @@ def free_address():
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def fill(directory):
+    """Fill the file system to the last byte."""
+    with open(pathlib.Path(directory) / "filler", "wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+
+
 # A small job with every kind of shard: three shards of one tensor, a piece of two chunks, 8-bit and fp32 state, bf16 and a buffer.
 SMALL_SHARD_ELEMENTS = 1 << 19
 SMALL_TENSORS = (Tensor("layers.0.weight", (1100, 1000)), Tensor("layers.0.bias", (300,)),

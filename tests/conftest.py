@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import random
+import subprocess
 import tempfile
 
 import pytest
@@ -67,6 +68,28 @@ def cluster_maker(bin_dir):
 
 make_cluster = pytest.fixture(cluster_maker)
 make_module_cluster = pytest.fixture(cluster_maker, scope="module")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return mount(size), which makes a file system of that size in a mount namespace of its own, without privileges."""
+    holders = []
+
+    def mount(size):
+        path = tmp_path / f"disk-{len(holders)}"
+        path.mkdir()
+        script = f"mount -t tmpfs -o size={size} tmpfs '{path}' && echo mounted && exec cat"
+        namespaces = ["--mount"] if os.geteuid() == 0 else ["--mount", "--user", "--map-root-user"]
+        holder = subprocess.Popen(["unshare", *namespaces, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True)
+        holders.append(holder)
+        if holder.stdout.readline() != "mounted\n":
+            pytest.skip(f"a file system of limited size needs the right to mount, or a user namespace: {holder.stderr.read().strip()}")
+        return pathlib.Path(f"/proc/{holder.pid}/root{path}")  # the path as the holder sees it
+
+    yield mount
+    for holder in holders:
+        holder.communicate()  # it ends when its input does
 
 
 _job_numbers = itertools.count()

@@ -1,7 +1,5 @@
 """Servers that must not start, or must not accept a job: directories, files, budgets, disks. The error names the cause; nothing is damaged.
 """
-import os
-import pathlib
 import shutil
 import subprocess
 
@@ -9,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 
-from clusters import free_address
+from clusters import fill, free_address
 from plain_client import ADAMW, Tensor, detail_of, stubs
 from test_bad_input import refused
 from test_restart import random_arrays, recovered, start_job, step_all
@@ -151,39 +149,6 @@ def test_budget_smaller_than_the_largest_shard_is_refused(make_cluster, servers,
     assert int(detail_of(caught.value).limit) > 64 << 20, "the smallest budget that would do"
     small = start_job(cluster, "small")
     step_all(small, 1)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return mount(size), which makes a file system of that size in a mount namespace of its own, without privileges."""
-    holders = []
-
-    def mount(size):
-        path = tmp_path / f"disk-{len(holders)}"
-        path.mkdir()
-        script = f"mount -t tmpfs -o size={size} tmpfs '{path}' && echo mounted && exec cat"
-        namespaces = ["--mount"] if os.geteuid() == 0 else ["--mount", "--user", "--map-root-user"]
-        holder = subprocess.Popen(["unshare", *namespaces, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE, text=True)
-        holders.append(holder)
-        if holder.stdout.readline() != "mounted\n":
-            pytest.skip(f"a file system of limited size needs the right to mount, or a user namespace: {holder.stderr.read().strip()}")
-        return pathlib.Path(f"/proc/{holder.pid}/root{path}")  # the path as the holder sees it
-
-    yield mount
-    for holder in holders:
-        holder.communicate()  # it ends when its input does
-
-
-def fill(directory):
-    """Fill the file system to the last byte."""
-    with open(pathlib.Path(directory) / "filler", "wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                pass
 
 
 LARGE = [Tensor(f"layers.{i}.weight", (1024, 1024), "BF16") for i in range(28)]  # 28 M parameters: 169 MiB at rest
