@@ -215,6 +215,18 @@ absl::Status DataDirectory::presence() const {
       " was removed or replaced, so no step is made; put it back, or export the weights"));
 }
 
+uint64_t DataDirectory::StoreBytes() const {
+  constexpr uint64_t kBlockBytes = 512;  // the unit of st_blocks
+  uint64_t bytes = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(path_ + "/store", error)) {
+    struct stat file = {};
+    if (stat(entry.path().c_str(), &file) == 0)
+      bytes += static_cast<uint64_t>(file.st_blocks) * kBlockBytes;
+  }
+  return bytes;
+}
+
 absl::StatusOr<uint64_t> DataDirectory::FreeBytes() const {
   struct statvfs system;
   if (statvfs(path_.c_str(), &system) != 0) return SystemError("statvfs", path_, errno);

@@ -70,6 +70,9 @@ class DataDirectory {
   // then is lost with the process.
   absl::Status presence() const;
 
+  // Returns the bytes that the files of the store take on the file system now; 0 if they cannot be
+  // listed.
+  uint64_t StoreBytes() const;
   // Returns the free bytes of the file system, as available to an ordinary user.
   absl::StatusOr<uint64_t> FreeBytes() const;
 

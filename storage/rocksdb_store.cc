@@ -168,6 +168,18 @@ class RocksDbStore : public Store {
     return found;
   }
 
+  // RocksDB deletes a blob file once a compaction has dropped the last key that refers to it. Keys
+  // below an erasure are dropped unread.
+  absl::Status Reclaim(const std::string& prefix) override {
+    rocksdb::CompactRangeOptions options;
+    options.exclusive_manual_compaction = false;
+    options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+    const std::string end = prefix + "\xff";
+    const rocksdb::Slice first(prefix), last(end);
+    return FromRocksDb(db_->CompactRange(options, bulk_, &first, &last),
+                       absl::StrCat("reclaim '", prefix, "'"));
+  }
+
   uint64_t MemoryBytes() const override {
     uint64_t bytes = cache_->GetUsage();
     for (const auto& property : {rocksdb::DB::Properties::kSizeAllMemTables,

@@ -63,6 +63,11 @@ class Store {
   //   Status  DataLoss.
   virtual absl::StatusOr<std::vector<std::string>> ScanBulk(const std::string& prefix) const = 0;
 
+  // Gives the disk space of erased bulk values whose keys begin with `prefix` back to the file
+  // system now; without this call it is given back some time later. Reads no value.
+  //   Status  ResourceExhausted, DataLoss.
+  virtual absl::Status Reclaim(const std::string& prefix) = 0;
+
   // Returns the bytes of memory that the engine itself uses now, by its own count: caches, write
   // buffers and indexes of open files.
   virtual uint64_t MemoryBytes() const { return 0; }

@@ -223,6 +223,32 @@ TEST(RocksDbStore, FindsAFlippedByteOnDisk) {
   EXPECT_TRUE(absl::IsDataLoss(store->ReadBulk("a", absl::MakeSpan(read))));
 }
 
+uint64_t BytesOfBlobs(const std::string& directory) {
+  uint64_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    if (entry.path().extension() == ".blob") bytes += entry.file_size();
+  return bytes;
+}
+
+// The erased value is damaged: it is not read.
+TEST(RocksDbStore, ReclaimsTheSpaceOfErasedValuesAlone) {
+  TemporaryDirectory directory;
+  const auto bytes = Bytes(3 << 20, 7);
+  auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+  for (const std::string key : {"a/1", "b/1", "b/2"}) {
+    ASSERT_TRUE(store->WriteBulk(key, bytes).ok());
+    ASSERT_TRUE(store->Sync().ok());
+  }
+  EXPECT_GT(BytesOfBlobs(directory.path()), 9u << 20);
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path()))
+    if (entry.path().extension() == ".blob")
+      std::filesystem::resize_file(entry.path(), entry.file_size() - 1000);
+  ASSERT_TRUE(store->Commit({.erase_bulk_prefixes = {"b/"}}).ok());
+  ASSERT_TRUE(store->Reclaim("b/").ok());
+  EXPECT_LT(BytesOfBlobs(directory.path()), 4u << 20);
+  EXPECT_GT(BytesOfBlobs(directory.path()), 2u << 20);
+}
+
 TEST(DataDirectory, IsOfOneServerAndOneProcess) {
   TemporaryDirectory root;
   const std::string path = root.path() + "/data";
@@ -231,6 +257,7 @@ TEST(DataDirectory, IsOfOneServerAndOneProcess) {
     ASSERT_TRUE(directory.ok()) << directory.status();
     EXPECT_EQ((*directory)->incarnation(), 1u);
     EXPECT_GT((*directory)->FreeBytes().value(), 0u);
+    EXPECT_GT((*directory)->StoreBytes(), 0u);
     const absl::Status second = DataDirectory::Open({path, "alpha"}).status();
     EXPECT_TRUE(absl::IsUnavailable(second));
     EXPECT_THAT(

@@ -76,6 +76,10 @@ class FaultyStore : public Store {
   absl::StatusOr<std::vector<std::string>> ScanBulk(const std::string& prefix) const override {
     return real_->ScanBulk(prefix);
   }
+  absl::Status Reclaim(const std::string& prefix) override {
+    absl::Status status = BeforeWrite();
+    return status.ok() ? real_->Reclaim(prefix) : status;
+  }
 
  private:
   static bool Matches(const std::string& part, const std::string& key) {

@@ -70,6 +70,7 @@ class MemoryStore : public Store {
       found.push_back(i->first);
     return found;
   }
+  absl::Status Reclaim(const std::string&) override { return absl::OkStatus(); }
 
  private:
   mutable Mutex mutex_;
