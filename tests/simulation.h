@@ -159,7 +159,7 @@ struct Worker {
 // A Simulation runs one schedule. Call Run once.
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed) : seed_(seed), random_(seed) {}
+  explicit Simulation(uint64_t seed) : seed_(seed), random_(seed), shortage_(~seed) {}
   SimulationResult Run();
 
  private:
@@ -309,6 +309,7 @@ class Simulation {
 
   uint64_t seed_;
   Random random_;
+  Random shortage_;  // whether a disk has room for one flush more
   SimulationResult result_;
   std::shared_ptr<JobSpec> spec_;
   Workload workload_;

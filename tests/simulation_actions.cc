@@ -419,6 +419,10 @@ void Simulation::Do(ServerId server, WriteFlush& action) {
     return Fail("a flush of nothing takes the place of one that can be rolled back to");
   const bool fails = !action.is_stop && FaultsOn() && random_.OneIn(20);
   const bool is_trimmed = !random_.OneIn(10);  // the disk may prevent it
+  const bool is_short = shortage_.OneIn(4);
+  std::vector<Disk::Flush>& flushes = hosts_[server].disk.flushes;
+  if (is_short && flushes.size() > action.needed.size()) Meet(Met::kOldFlushErased);
+  if (is_short) Keep(action.needed, &flushes);
   const auto write = [this, server, stop, action, is_trimmed](Disk* disk) {
     const std::vector<Values>& values = hosts_[server].values;
     RecoverReport::Flush id;
@@ -432,11 +436,11 @@ void Simulation::Do(ServerId server, WriteFlush& action) {
     disk->clean_stop = stop;
     disk->clean_stop->values = values;
   };
-  const auto end = [this, server, fails](Host& host) {
+  const auto end = [this, server, fails, is_short](Host& host) {
     Actions actions;
     host.participant->OnFlushed(
-        fails ? absl::ResourceExhaustedError("no space for the flush") : absl::OkStatus(), now_,
-        &actions);
+        fails ? absl::ResourceExhaustedError("no space for the flush") : absl::OkStatus(), is_short,
+        now_, &actions);
     Perform(server, &actions);
   };
   if (fails) return OnHost(server, 1 + random_.Below(50), end);

@@ -66,6 +66,7 @@ enum class Met : uint8_t {
   kLayoutTakenLater,
   kFlush,
   kFlushFailed,
+  kOldFlushErased,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

@@ -116,6 +116,8 @@ const char* Describe(Met met) {
       return "flush of a running job";
     case Met::kFlushFailed:
       return "flush that a server cannot write";
+    case Met::kOldFlushErased:
+      return "old flush erased to make room for the next";
     case Met::kCount:
       break;
   }

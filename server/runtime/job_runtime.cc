@@ -567,7 +567,7 @@ void JobRuntime::WriteFlushInPool(const step::WriteFlush& action) {
   Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     flushing_ = false;
     if (action.is_stop) flush_status_ = status;
-    participant_->OnFlushed(status, now, actions);
+    participant_->OnFlushed(status, /*has_erased=*/false, now, actions);
   });
 }
 

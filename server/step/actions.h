@@ -110,10 +110,12 @@ struct LoadFlush {
 };
 // Write all state and Participant::Image() to disk, and sync. Of a clean stop, with what is staged;
 // otherwise without, while pieces arrive. Then erase all flushes but this one and those of the
-// steps `keep`; that this fails is no error. Event: OnFlushed.
+// steps `keep`; that this fails is no error. If the disk is short of room, erase all but those of
+// the steps `needed` before. Event: OnFlushed.
 struct WriteFlush {
   bool is_stop = false;
   std::vector<int64_t> keep;
+  std::vector<int64_t> needed;
 };
 // Erase all flushes but those of the steps `keep`. No event: a flush that stays is no error.
 struct KeepFlushes {

@@ -508,12 +508,59 @@ TEST_F(Job, AStopNeverEndsWhileAShardIsDamaged) {
   for (const Action& action : actions) EXPECT_FALSE(std::holds_alternative<WriteFlush>(action));
 }
 
+// Flush asks the participant for a flush of its committed step, and returns what it asks for.
+WriteFlush AskFor(Participant* participant, const RecoverReport::Flush& kept) {
+  Actions actions;
+  participant->OnMessage(0,
+                         Flush{participant->epoch(), participant->position().committed_step,
+                               participant->last_applied()->identity, kept},
+                         kNow, &actions);
+  for (const Action& action : actions)
+    if (const auto* write = std::get_if<WriteFlush>(&action)) return *write;
+  return {false, {}, {-1}};
+}
+
+TEST_F(Job, OnlyTheNewestFlushThatAllServersHaveIsNeededForTheNext) {
+  Load();
+  Actions actions;
+  const auto step = [&] {
+    const int64_t next = participant_->position().committed_step + 1;
+    PushAll(next);
+    Commit(0, next);
+    Commit(1, next);
+  };
+  const auto written = [&](bool has_erased) {
+    participant_->OnFlushed(absl::OkStatus(), has_erased, kNow, &actions);
+    return RecoverReport::Flush{participant_->position().committed_step,
+                                participant_->last_applied()->identity};
+  };
+  EXPECT_EQ(AskFor(participant_.get(), {}).needed, std::vector<int64_t>{});
+  const RecoverReport::Flush zero = written(false);
+  step();
+  EXPECT_EQ(AskFor(participant_.get(), zero).needed, std::vector<int64_t>{0});
+  const RecoverReport::Flush one = written(false);
+  step();
+  WriteFlush next = AskFor(participant_.get(), one);
+  EXPECT_EQ(next.keep, std::vector<int64_t>{1});
+  EXPECT_EQ(next.needed, std::vector<int64_t>{1});
+  written(false);
+  step();
+  next = AskFor(participant_.get(), one);  // another server could not write the one of step 2
+  EXPECT_EQ(next.keep, (std::vector<int64_t>{2, 1}));
+  EXPECT_EQ(next.needed, std::vector<int64_t>{1});
+  written(/*has_erased=*/true);
+  EXPECT_EQ(participant_->Image().flushes.size(), 2u);  // of steps 3 and 1
+  participant_->OnStop(kNow, &actions);
+  const auto& stop = std::get<WriteFlush>(actions.back());
+  EXPECT_EQ(stop.needed, (std::vector<int64_t>{3, 1}));
+}
+
 TEST_F(Job, DamageEndsWithTheFlushThatReplacesTheShards) {
   Load();
   const DecisionPtr loaded = participant_->last_applied();
   Actions actions;
   participant_->OnMessage(0, Flush{participant_->epoch(), 0, loaded->identity, {}}, kNow, &actions);
-  participant_->OnFlushed(absl::OkStatus(), kNow, &actions);
+  participant_->OnFlushed(absl::OkStatus(), /*has_erased=*/false, kNow, &actions);
   hold_applies_ = true;
   PushAll(1);
   Commit(0, 1);

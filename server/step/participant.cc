@@ -571,11 +571,7 @@ void Participant::MaybeFlush(Actions* actions) {
   const bool is_empty = last_applied_ == nullptr && prepared_ == nullptr;
   life_ = has_lost_memory_ && is_empty ? Life::kStopped : Life::kFlushing;
   if (life_ != Life::kFlushing) return;
-  std::erase_if(flushes_, [&](const auto& flush) {  // the new one takes its place
-    return last_applied_ != nullptr && flush.step == last_applied_->step;
-  });
-  DropOldFlushes();
-  actions->push_back(WriteFlush{/*is_stop=*/true, FlushedSteps()});
+  actions->push_back(NextFlush(/*is_stop=*/true));
 }
 
 // ---- Flushes ---------------------------------------------------------------------------------
@@ -595,11 +591,37 @@ void Participant::Obey(ServerId from, const Flush& message, int64_t now_ms, Acti
       });
   if (!is_here || restoring_) return;  // the leader repeats itself
   flushing_ = {message.step, message.decision};
-  DropOldFlushes();
-  actions->push_back(WriteFlush{/*is_stop=*/false, FlushedSteps()});
+  actions->push_back(NextFlush(/*is_stop=*/false));
 }
 
-void Participant::OnFlushed(absl::Status status, int64_t now_ms, Actions* actions) {
+WriteFlush Participant::NextFlush(bool is_stop) {
+  needed_.clear();
+  for (const RecoverReport::Flush& flush : flushes_)
+    if (IsNeeded(flush, /*is_asked=*/!is_stop)) needed_.push_back(flush.step);
+  std::erase_if(flushes_, [&](const auto& flush) {  // the new one takes its place
+    return is_stop && last_applied_ != nullptr && flush.step == last_applied_->step;
+  });
+  DropOldFlushes();
+  return {is_stop, FlushedSteps(), needed_};
+}
+
+// Whether a flush must stay until the next one is on disk: it is the newest that all servers have,
+// or may be. `is_asked`: the leader has just asked for the next one, so that it knows which of the
+// earlier ones all have.
+bool Participant::IsNeeded(const RecoverReport::Flush& flush, bool is_asked) const {
+  if (!kept_ || kept_epoch_ != epoch_) return true;
+  if (last_applied_ != nullptr && flush.decision == last_applied_->identity) return true;
+  if (flush.step <= kept_->step && !kept_->decision.empty()) return flush.step == kept_->step;
+  const bool is_known = is_asked || HasFlush(reported_flushes_, flush);
+  return !is_known || flush.step >= committed_step_;
+}
+
+void Participant::OnFlushed(absl::Status status, bool has_erased, int64_t now_ms,
+                            Actions* actions) {
+  if (has_erased)
+    std::erase_if(flushes_, [&](const auto& flush) {
+      return std::find(needed_.begin(), needed_.end(), flush.step) == needed_.end();
+    });
   if (life_ == Life::kFlushing) {
     if (status.ok()) life_ = Life::kStopped;
     return;
@@ -619,6 +641,7 @@ void Participant::OnFlushed(absl::Status status, int64_t now_ms, Actions* action
 // Takes note of the newest flush that all servers have, and forgets those that are not needed.
 void Participant::LearnKept(const RecoverReport::Flush& kept, Actions* actions) {
   kept_ = kept;
+  kept_epoch_ = epoch_;
   const auto is_needless = [&](const RecoverReport::Flush& flush) {
     // The job went back to the committed step: what was written of later ones is another history.
     const bool is_made = last_applied_ != nullptr && flush.decision == last_applied_->identity;

@@ -246,8 +246,8 @@ class Participant {
   // new stops without a flush.
   void OnStop(int64_t now_ms, Actions* actions);
   // WriteFlush has ended. If it was that of a clean stop and has succeeded, stopped() is true from
-  // now on.
-  void OnFlushed(absl::Status status, int64_t now_ms, Actions* actions);
+  // now on. `has_erased`: the flushes that were not `needed` were erased before.
+  void OnFlushed(absl::Status status, bool has_erased, int64_t now_ms, Actions* actions);
   bool stopped() const { return life_ == Life::kStopped; }
   // Whether a committed step is being applied here. Its end waits for nobody else.
   bool is_applying() const { return committed_; }
@@ -340,6 +340,8 @@ class Participant {
   void LearnKept(const RecoverReport::Flush& kept, Actions* actions);
   void DropOldFlushes();
   std::vector<int64_t> FlushedSteps() const;
+  bool IsNeeded(const RecoverReport::Flush& flush, bool is_asked) const;
+  WriteFlush NextFlush(bool is_stop);
   void SendToLeader(Message message, Actions* actions) const;
 
   // Defined in participant_staging.cc: pushes until they are staged, and pulls.
@@ -393,7 +395,9 @@ class Participant {
   std::vector<RecoverReport::Flush> reported_flushes_;  // of the last report
   // The newest flush that all servers have, as the leader has told; nullopt: it has not yet.
   std::optional<RecoverReport::Flush> kept_;
+  int64_t kept_epoch_ = 0;                        // in which it has
   std::optional<RecoverReport::Flush> flushing_;  // WriteFlush is under way, of a running job
+  std::vector<int64_t> needed_;                   // WriteFlush::needed of the last one
 
   // The attempt under way, of step committed_step_ + 1.
   int64_t committed_step_ = kLoading;
