@@ -170,10 +170,10 @@ class Running : public OrlopServer {
   struct Budget {
     explicit Budget(uint64_t dram) : dram_bytes(dram) {}
     void emplace_nvme(const storage::DataDirectory& data) {
-      // Spilled values may take nine tenths of the free bytes. A flush needs the rest, because it
-      // writes new values while the spilled ones still exist.
-      accountant = std::make_unique<Accountant>(
-          Accountant::Limits{dram_bytes, data.FreeBytes().value_or(0) / 10 * 9});
+      // Flushes and spilled values may take nine tenths of what is free or taken by the flushes of
+      // before. RocksDB's log and compactions need the rest.
+      accountant = std::make_unique<Accountant>(Accountant::Limits{
+          dram_bytes, (data.FreeBytes().value_or(0) + data.StoreBytes()) / 10 * 9});
     }
     Accountant& value() { return *accountant; }
     uint64_t dram_bytes;
