@@ -60,6 +60,10 @@ void PrintStatus(const Context& context, const v1::ServerStatusResponse& status)
                   HumanBytes(use.reserved_bytes()),
                   Bar(use.bytes(), in_tier[use.tier()], kShareWidth, context.terminal)});
   if (!table.empty()) Print(table.Render());
+  for (const v1::UseOfBytes& use : status.uses())
+    if (use.missing_bytes() > 0)
+      Print(absl::StrCat(use.job(), ": the disk has ", HumanBytes(use.missing_bytes()),
+                         " too little for its flushes: a checkpoint or clean stop may fail\n"));
 }
 
 // Returns what a person should know about a job besides its row; empty: nothing.

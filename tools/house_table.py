@@ -37,7 +37,9 @@ ROOMS = [
                               "job_room window",                         "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image piece_writer",    "server/tiers server/memory server/job server/step kernels"),
     Room("server/cluster",    EVERY,                                     "server/job kernels"),     # bytes that an element takes
-    Room("server/durability", EVERY,                                     "server/cluster server/shards server/job storage"),
+    Room("server/durability", EVERY,                                     "server/cluster server/shards server/tiers "
+                                                                         "server/memory "           # the disk's budget
+                                                                         "server/job storage"),
     Room("server/runtime",    "job_table environment answers "
                               "step_scalars wait",                           "server/durability server/cluster server/shards server/tiers "
                                                                          "server/job server/step storage "

@@ -177,6 +177,10 @@ absl::Status KeepFlushes(storage::Store* store, const std::string& job,
   return old.empty() ? absl::OkStatus() : store->Commit(Erasure(job, old));
 }
 
+absl::Status ReclaimFlushes(storage::Store* store, const std::string& job) {
+  return store->Reclaim(JobKey(job));
+}
+
 absl::StatusOr<std::vector<FlushInfo>> ListFlushes(const storage::Store& store,
                                                    const std::string& job) {
   auto heads = Heads(store, job);
@@ -231,7 +235,9 @@ absl::Status EraseFlushes(storage::Store* store, const std::string& job) {
   storage::Batch batch;
   for (const auto& [key, head] : *heads) batch.erase.push_back(key);
   batch.erase_bulk_prefixes = {JobKey(job)};
-  return store->Commit(batch);
+  absl::Status erased = store->Commit(batch);
+  if (erased.ok()) ReclaimFlushes(store, job).IgnoreError();  // it is given back later then
+  return erased;
 }
 
 }  // namespace orlop::server

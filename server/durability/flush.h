@@ -51,6 +51,10 @@ absl::Status WriteFlush(storage::Store* store, const FlushHeader& header, bool w
 absl::Status KeepFlushes(storage::Store* store, const std::string& job,
                          const std::vector<int64_t>& steps);
 
+// Gives the disk space of erased flushes of a job back to the file system now.
+//   Status  ResourceExhausted, DataLoss.
+absl::Status ReclaimFlushes(storage::Store* store, const std::string& job);
+
 // Returns the flushes of a job, newest first, damaged ones included.
 //   Status  DataLoss: the store cannot be read, or has a key that no flush writes.
 absl::StatusOr<std::vector<FlushInfo>> ListFlushes(const storage::Store& store,
@@ -74,7 +78,7 @@ absl::Status LoadFlush(const storage::Store& store, const std::string& job, int6
                        bool with_staged, ShardStore* shards,
                        const std::function<bool()>& is_cancelled = nullptr);
 
-// Erases every flush of a job. Status: ResourceExhausted, DataLoss.
+// Erases every flush of a job, and gives the disk space back. Status: ResourceExhausted, DataLoss.
 absl::Status EraseFlushes(storage::Store* store, const std::string& job);
 
 }  // namespace orlop::server

@@ -206,6 +206,13 @@ absl::Status Reservation::SetUsed(uint64_t bytes) {
   return absl::OkStatus();
 }
 
+void Reservation::ShrinkTo(uint64_t bytes) {
+  if (!pool_) return;
+  MutexLock lock(&pool_->account->mutex);
+  if (pool_->reserved > bytes)
+    pool_->GiveBack(std::min(pool_->reserved - pool_->used, pool_->reserved - bytes));
+}
+
 void Reservation::Trim() {
   if (pool_) pool_->Release(/*for_ever=*/false);
 }

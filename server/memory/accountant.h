@@ -106,6 +106,9 @@ class Reservation {
   absl::Status SetUsed(uint64_t bytes);
   // Gives back the bytes that are not used.
   void Trim();
+  // Gives back unused bytes until `bytes` are reserved, or as many as are used. It has no effect if
+  // fewer are reserved.
+  void ShrinkTo(uint64_t bytes);
 
  private:
   friend class Accountant;

@@ -52,6 +52,21 @@ TEST(Accountant, GrowsAReservationOrLeavesIt) {
   EXPECT_TRUE(room.Allocate(4 * kMiB).ok());
 }
 
+TEST(Accountant, ShrinksAReservationToWhatIsUsed) {
+  Accountant accountant({0, 10 * kMiB});
+  Reservation room;
+  room.ShrinkTo(0);
+  ASSERT_TRUE(accountant.Grow(&room, {Tier::kNvme, "gpt", "flush"}, 8 * kMiB).ok());
+  ASSERT_TRUE(room.SetUsed(3 * kMiB).ok());
+  room.ShrinkTo(9 * kMiB);
+  EXPECT_EQ(room.reserved_bytes(), 8 * kMiB);
+  room.ShrinkTo(5 * kMiB);
+  EXPECT_EQ(room.reserved_bytes(), 5 * kMiB);
+  room.ShrinkTo(kMiB);
+  EXPECT_EQ(room.reserved_bytes(), 3 * kMiB);
+  EXPECT_EQ(accountant.free_bytes(Tier::kNvme), 7 * kMiB);
+}
+
 TEST(Accountant, CountsUseAndPeakOfBuffers) {
   Accountant accountant({10 * kMiB, 0});
   auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 4 * kMiB).value();

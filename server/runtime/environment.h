@@ -4,12 +4,14 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/thread_pool.h"
 #include "orlop/v1/types.pb.h"
 #include "server/cluster/peer_links.h"
+#include "server/durability/flush_line.h"
 #include "server/tiers/tier.h"
 #include "storage/data_directory.h"
 
@@ -26,6 +28,7 @@ struct Environment {
   std::function<v1::ServerInfo()> identity;  // this server as ListServers shows it; any thread
   int64_t flush_every_ms = 0;                // of a job that this server leads; 0: never
   bool accepts_rollback = false;             // to the newest flush, without an operator
+  std::shared_ptr<FlushLine> flush_line = std::make_shared<FlushLine>();
   // True: the server is to end, so nothing more is to be opened. Null: never.
   const std::atomic<bool>* is_ending = nullptr;
 

@@ -57,6 +57,7 @@ JobRuntime::JobRuntime(const Environment& environment, std::shared_ptr<const Job
                    std::make_shared<LocalMessages>([this](const step::Message& message) {
                      OnMessage(environment_.self, message);
                    })),
+      flush_room_(model->job(), environment.tiers, &environment.data->store()),
       model_(std::move(model)) {}
 
 absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& environment,
@@ -71,6 +72,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> JobRuntime::Open(const Environment& 
   std::shared_ptr<JobRuntime> runtime(new JobRuntime(environment, *model, record->version));
   const std::shared_ptr<const step::Layout> layout = opened->layout;
   runtime->Restore(*std::move(opened));
+  if (absl::Status room = runtime->TakeFlushRoom(**model, is_new); !room.ok()) return room;
   if (layout != nullptr)
     if (absl::Status room = runtime->HoldLayout(*layout); !room.ok()) return room;
   if (environment.is_leader()) {
@@ -95,6 +97,21 @@ void JobRuntime::Restore(OpenedJob opened) {
                                                      step::ParticipantOptions());
 }
 
+uint64_t JobRuntime::FlushBytesAs(const JobModel& model) const {
+  return FlushRoom::FlushBytes(shards_->BytesAs(model.Optimizers()),
+                               shards_->layout().shards.size(), model.definition().ByteSizeLong());
+}
+
+// A stored job is opened all the same if the disk has become too small for its flushes.
+absl::Status JobRuntime::TakeFlushRoom(const JobModel& model, bool is_new) {
+  if (!model.definition().has_optimizer()) return absl::OkStatus();
+  if (is_new) return flush_room_.Grow(FlushBytesAs(model));
+  const absl::Status taken = flush_room_.Take(FlushBytesAs(model));
+  if (!taken.ok())
+    spdlog::warn("job {}: a flush may find no room: {}", job_, std::string(taken.message()));
+  return absl::OkStatus();
+}
+
 absl::Status JobRuntime::Start() {
   if (absl::Status status = disk_->EraseCleanMark(); !status.ok()) return status;
   Tick();
@@ -112,7 +129,8 @@ absl::Status JobRuntime::Configure(v1::JobDefinition definition) {
   const bool is_deciding = leader_ != nullptr && !leader_->BeginConfigure();
   absl::Status status = BeginConfigure(**model, is_deciding);
   const bool has_begun = status.ok();
-  if (has_begun) status = shards_->Configure((*model)->Optimizers());
+  const std::shared_ptr<const JobModel> before = this->model();
+  if (has_begun) status = ConfigureShards(**model, *before);
   // The leader first: what is held may bring a decision about.
   if (leader_ != nullptr) leader_->EndConfigure(status.ok() ? *model : nullptr);
   if (has_begun) {
@@ -139,6 +157,18 @@ absl::Status JobRuntime::BeginConfigure(const JobModel& model, bool is_deciding)
   }
   configuring_ = true;
   return absl::OkStatus();
+}
+
+// Changes the shards' slots, and the room for their flushes. After an error both are as before.
+absl::Status JobRuntime::ConfigureShards(const JobModel& model, const JobModel& before) {
+  if (absl::Status room = flush_room_.Grow(FlushBytesAs(model)); !room.ok()) return room;
+  const absl::Status configured = shards_->Configure(model.Optimizers());
+  if (configured.ok()) {
+    flush_room_.ShrinkTo(FlushBytesAs(model));
+  } else {
+    flush_room_.ShrinkTo(before.definition().has_optimizer() ? FlushBytesAs(before) : 0);
+  }
+  return configured;
 }
 
 // ---- Pieces ------------------------------------------------------------------------------------
@@ -537,8 +567,8 @@ void JobRuntime::LoadFlushInPool(const step::LoadFlush& action) {
 void JobRuntime::Do(const step::WriteFlush& action) {
   flushing_ = true;
   ++flush_count_;
-  environment_.pool->Submit(
-      [self = shared_from_this(), action] { self->WriteFlushInPool(action); });
+  environment_.flush_line->Submit(
+      environment_.pool, [self = shared_from_this(), action] { self->WriteFlushInPool(action); });
 }
 
 void JobRuntime::WriteFlushInPool(const step::WriteFlush& action) {
@@ -559,7 +589,8 @@ void JobRuntime::WriteFlushInPool(const step::WriteFlush& action) {
     const bool has_room = !image.layout.empty();  // for layout_
     header.machine = Serialize(image, has_room ? layout_.get() : nullptr);
   }
-  absl::Status status = WriteFlushOf(header, action);
+  bool has_erased = false;
+  absl::Status status = WriteFlushOf(header, action, &has_erased);
   if (status.ok() && action.is_stop) status = disk_->WriteCleanMark();
   if (!status.ok())
     spdlog::error("job {}: step {} cannot be written to disk: {}", job_, header.step,
@@ -567,15 +598,22 @@ void JobRuntime::WriteFlushInPool(const step::WriteFlush& action) {
   Complete([&](int64_t now, step::Actions* actions) REQUIRES(mutex_) {
     flushing_ = false;
     if (action.is_stop) flush_status_ = status;
-    participant_->OnFlushed(status, /*has_erased=*/false, now, actions);
+    participant_->OnFlushed(status, has_erased, now, actions);
   });
 }
 
-absl::Status JobRuntime::WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action) {
+absl::Status JobRuntime::WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action,
+                                      bool* has_erased) {
   MutexLock lock(&flush_mutex_);
-  absl::Status status = WriteFlush(&environment_.data->store(), header,
-                                   /*with_staged=*/action.is_stop, shards_.get());
-  if (!status.ok()) return status;
+  absl::Status status =
+      flush_room_.MakeRoom(action.needed, /*with_staged=*/action.is_stop, has_erased);
+  if (status.ok())
+    status = WriteFlush(&environment_.data->store(), header, /*with_staged=*/action.is_stop,
+                        shards_.get());
+  if (!status.ok()) {
+    flush_room_.Count();
+    return status;
+  }
   std::vector<int64_t> steps = action.keep;
   steps.push_back(header.step);
   KeepFlushesOf(steps);
@@ -595,6 +633,7 @@ void JobRuntime::KeepFlushesOf(const std::vector<int64_t>& steps) {
   if (!erased.ok())
     spdlog::warn("job {}: flushes that are not needed any more stay on the disk: {}", job_,
                  std::string(erased.message()));
+  flush_room_.Count();
 }
 
 // What only journals, further copies and the leader ask for. Jobs that need the first two are

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "server/durability/flush.h"
+#include "server/durability/flush_room.h"
 #include "server/job/job_model.h"
 #include "server/runtime/apply_queue.h"
 #include "server/runtime/job_opening.h"
@@ -69,6 +70,8 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
 
   std::shared_ptr<const JobModel> model() const;
   ShardStore& shards() { return *shards_; }
+  // Bytes that the disk does not have for the flushes of this job; 0: it has them.
+  uint64_t missing_flush_bytes() const { return flush_room_.missing_bytes(); }
   // Null on every server but the first by name.
   LeaderShell* leader() const { return leader_.get(); }
 
@@ -133,6 +136,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   absl::Status CheckPeerMessage(int from, const step::Message& message) const;
   void OnMessage(int from, const step::Message& message);
   absl::Status BeginConfigure(const JobModel& model, bool is_deciding);
+  absl::Status ConfigureShards(const JobModel& model, const JobModel& before);
   void Unpin(step::RequestId pull);
   step::RequestId AskVersion(int32_t shard, int64_t version, Caller caller);
   absl::StatusOr<VersionPin> PinOf(const absl::StatusOr<step::Answer>& answer);
@@ -157,14 +161,17 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   void EndApply(int32_t shard, const step::DecisionPtr& decision, const absl::Status& status);
   void LoadFlushInPool(const step::LoadFlush& action);
   void WriteFlushInPool(const step::WriteFlush& action);
-  absl::Status WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action)
-      EXCLUDES(flush_mutex_);
+  absl::Status WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action,
+                            bool* has_erased) EXCLUDES(flush_mutex_);
+  uint64_t FlushBytesAs(const JobModel& model) const;
+  absl::Status TakeFlushRoom(const JobModel& model, bool is_new);
   void KeepFlushesOf(const std::vector<int64_t>& steps) REQUIRES(flush_mutex_);
   absl::Status CheckPiece(const PieceRequest& request, step::PushPiece* piece) const
       REQUIRES(mutex_);
 
   Mutex flush_mutex_;  // one task writes or erases flushes at a time; taken before mutex_
   std::atomic<int64_t> flush_count_ = 0;  // WriteFlush actions until now
+  FlushRoom flush_room_;
   std::unique_ptr<ShardStore> shards_;
   std::unique_ptr<ApplyQueue> applies_;
   std::unique_ptr<LeaderShell> leader_;  // set once, before Start

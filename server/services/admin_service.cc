@@ -296,6 +296,9 @@ void AdminService::ServerStatus(Call* call, const v1::ServerStatusRequest&,
   response->set_memory_peak_bytes(accountant_->peak_bytes(Tier::kDram));
   response->set_memory_reserved_bytes(accountant_->reserved_bytes(Tier::kDram));
   response->set_disk_free_bytes(jobs_->environment().data->FreeBytes().value_or(0));
+  std::map<std::string, uint64_t> missing;
+  for (const std::shared_ptr<JobRuntime>& job : jobs_->List())
+    missing[job->model()->job()] = job->missing_flush_bytes();
   for (const UsedBytes& used : accountant_->Snapshot()) {
     if (!used.use.job.empty() && !call->MaySee(used.use.job)) continue;
     v1::UseOfBytes* use = response->add_uses();
@@ -305,6 +308,7 @@ void AdminService::ServerStatus(Call* call, const v1::ServerStatusRequest&,
     use->set_bytes(used.used_bytes);
     use->set_reserved_bytes(used.reserved_bytes);
     use->set_peak_bytes(used.peak_bytes);
+    if (used.use.slot == "flush") use->set_missing_bytes(missing[used.use.job]);
   }
   response->set_baseline_bytes(facts.baseline_bytes);
   response->set_resident_bytes(ResidentBytes());

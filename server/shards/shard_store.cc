@@ -176,6 +176,10 @@ bool ShardStore::IsConfiguredAs(const std::vector<TensorOptimizer>& optimizers) 
   return configuration_ == Configuration::kSet && optimizers == optimizers_;
 }
 
+uint64_t ShardStore::BytesAs(const std::vector<TensorOptimizer>& optimizers) const {
+  return ConfiguredBytes(shards_, optimizers);
+}
+
 TensorOptimizer ShardStore::optimizer(uint32_t tensor) const {
   MutexLock lock(&mutex_);
   return optimizers_[tensor];

@@ -92,6 +92,9 @@ class ShardStore {
   //               contents)
   absl::Status Configure(const std::vector<TensorOptimizer>& optimizers);
   bool IsConfiguredAs(const std::vector<TensorOptimizer>& optimizers) const;
+  // Returns the bytes that all slots take in a configuration, in memory; on disk they take at most
+  // as many.
+  uint64_t BytesAs(const std::vector<TensorOptimizer>& optimizers) const;
   TensorOptimizer optimizer(uint32_t tensor) const;
 
   // ---- Staging ----

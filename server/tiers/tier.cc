@@ -27,9 +27,6 @@ namespace orlop::server {
 namespace {
 
 constexpr char kPrefix[] = "spill/";
-// The bytes that CheckDisk leaves free for the store's log and its compactions, which should never
-// find the disk full.
-constexpr uint64_t kDiskMarginBytes = 16 << 20;
 // One call of BringBack brings at most so much, so that its thread is soon free for an apply.
 constexpr uint64_t kBringBytes = 256 << 20;
 // After a spill, memory that is free is left alone for so long: what needed it may come again.
@@ -167,6 +164,7 @@ absl::Status Tiers::CheckDisk(const std::string& job, uint64_t bytes) {
   if (free.ok() && *free < kDiskMarginBytes + bytes)
     if (const std::vector<std::string> keys = TakeDiscarded(); !keys.empty()) {
       (void)store_->Commit({{}, keys, keys});  // after an error, the next start erases the values
+      (void)store_->Reclaim(kPrefix);
       free = FreeDiskBytes();
     }
   if (!free.ok() || *free >= kDiskMarginBytes + bytes)

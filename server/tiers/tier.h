@@ -100,11 +100,18 @@ class Tiers {
   // disk.
   bool BringBack(std::chrono::steady_clock::time_point now = std::chrono::steady_clock::now());
 
-  // Checks that the disk has `bytes` free and 16 MiB to spare. The accountant does not know this,
-  // because others write to the same disk. If too little is free, discarded values are erased
-  // first. `job` is for the message. May wait for the disk. OK if the free bytes are not known.
+  // Checks that the disk has `bytes` free and kDiskMarginBytes to spare. The accountant does not
+  // know this, because others write to the same disk. If too little is free, discarded values are
+  // erased first. `job` is for the message. May wait for the disk. OK if the free bytes are not
+  // known.
   //   Status  ResourceExhausted (BUDGET)
   absl::Status CheckDisk(const std::string& job, uint64_t bytes);
+  // The bytes that CheckDisk leaves free for the store's log and its compactions, which should
+  // never find the disk full.
+  static constexpr uint64_t kDiskMarginBytes = 16 << 20;
+
+  // Returns the bytes that are free on the store's disk; the largest number if they are not known.
+  absl::StatusOr<uint64_t> FreeDiskBytes();
 
   // Writes a slot to disk, synced, and erases `old`, the value that it replaces (null: none). The
   // caller has reserved the bytes on disk. Waits for the disk. Requires can_spill().
@@ -129,7 +136,6 @@ class Tiers {
   Tiers(Accountant* accountant, storage::Store* store,
         std::function<absl::StatusOr<uint64_t>()> free_disk_bytes)
       : accountant_(accountant), store_(store), free_disk_bytes_(std::move(free_disk_bytes)) {}
-  absl::StatusOr<uint64_t> FreeDiskBytes();
   std::vector<std::string> TakeDiscarded();
   std::vector<Spillable*> Borrow();
   void GiveBack(const std::vector<Spillable*>& borrowed);
