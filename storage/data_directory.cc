@@ -6,6 +6,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -22,6 +23,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "spdlog/spdlog.h"
+#include "storage/marked_store.h"
 #include "storage/store.h"
 
 namespace orlop::storage {
@@ -141,8 +144,16 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
   if (absl::Status own = CheckIdentity(options.path, options.server_name); !own.ok()) return own;
   auto store = OpenRocksDbStore(options.path + "/store", options.store_memory_bytes);
   if (!store.ok()) return store.status();
+  auto marked = MarkedStore::Open(*std::move(store), options.path + "/VALUES");
+  if (!marked.ok()) return marked.status();
+  directory->marked_ = marked->get();
+  if (directory->has_lost_writes())
+    spdlog::error(
+        "{}/store has lost its newest writes, or has others than its last process made: no job "
+        "goes on by itself, and newer flushes than those that are offered may be missing",
+        options.path);
   directory->store_ =
-      options.wrap_store ? options.wrap_store(*std::move(store)) : *std::move(store);
+      options.wrap_store ? options.wrap_store(*std::move(marked)) : *std::move(marked);
 
   auto started = ReadFile(options.path + "/STARTED");
   if (!started.ok() && !absl::IsNotFound(started.status())) return started.status();
@@ -155,7 +166,8 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
     return absl::DataLossError(
         absl::StrCat(options.path, ": incarnation '", *incarnation, "' is not a number"));
   if (!incarnation.ok() && !absl::IsNotFound(incarnation.status())) return incarnation.status();
-  ++directory->incarnation_;
+  // A store that has lost the last number must not give it away again.
+  directory->incarnation_ = std::max(directory->incarnation_, directory->last_started_) + 1;
   absl::Status stored =
       directory->store_->Commit({{{kIncarnationKey, absl::StrCat(directory->incarnation_)}}});
   if (!stored.ok()) return stored;
@@ -163,7 +175,8 @@ absl::StatusOr<std::unique_ptr<DataDirectory>> DataDirectory::Open(
 }
 
 absl::Status DataDirectory::MarkStarted() {
-  return WriteFile(path_, "STARTED", absl::StrCat(incarnation_, "\n"));
+  absl::Status written = WriteFile(path_, "STARTED", absl::StrCat(incarnation_, "\n"));
+  return written.ok() ? marked_->Forgive() : written;
 }
 
 DataDirectory::~DataDirectory() {

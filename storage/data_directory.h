@@ -4,6 +4,7 @@
 //   DIR/LOCK      held with flock by the running process; holds its pid
 //   DIR/IDENTITY  "orlop data directory 1\nserver NAME\n"
 //   DIR/STARTED   number of the last process that has started its jobs, as decimal text
+//   DIR/VALUES    digest of the small values of the store (storage/marked_store.h)
 //   DIR/store/    RocksDB (storage/store.h)
 //
 // Only its user may read the directory (mode 0700), unless another user has made it.
@@ -17,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "storage/marked_store.h"
 #include "storage/store.h"
 
 namespace orlop::storage {
@@ -45,8 +47,11 @@ class DataDirectory {
   // Returns a number, from 1, that no earlier process of this directory had. Open has synced it.
   uint64_t incarnation() const { return incarnation_; }
   Store& store() { return *store_; }
-  // Writes and syncs, apart from the store, that this process starts its jobs. Status: DataLoss,
-  // ResourceExhausted, InvalidArgument.
+  // Whether the store came back other than its last process has left it. What it says of the newest
+  // state of a job is not true then; a flush that can be read is still a flush.
+  bool has_lost_writes() const { return marked_->has_lost_writes(); }
+  // Writes and syncs, apart from the store, that this process starts its jobs: what the store has
+  // lost is known by now. Status: DataLoss, ResourceExhausted, InvalidArgument.
   absl::Status MarkStarted();
   // Returns the number of the last earlier process that has called MarkStarted; 0: none is known.
   // If the store says that an earlier one was the last, the store is older than this file.
@@ -85,6 +90,7 @@ class DataDirectory {
   uint64_t last_started_ = 0;
   std::atomic<bool> is_there_ = true;
   std::unique_ptr<Store> store_;
+  MarkedStore* marked_ = nullptr;  // below store_
 };
 
 }  // namespace orlop::storage

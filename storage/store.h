@@ -23,6 +23,9 @@
 
 namespace orlop::storage {
 
+// Small values below this prefix are of one process alone: nobody misses them after its end.
+inline constexpr char kPassingPrefix[] = "spill/";
+
 // Changes that one Commit makes together. All keys are distinct, so their order has no meaning.
 struct Batch {
   std::vector<std::pair<std::string, std::string>> put;

@@ -51,7 +51,14 @@ absl::StatusOr<std::vector<step::RecoverReport::Flush>> KnownFlushes(const Envir
       ListFlushes(environment.data->store(), model.job());
   if (!found.ok()) return found.status();
   for (const FlushInfo& info : *found) {
-    if (info.damaged) continue;
+    absl::Status read = absl::DataLossError("its head is damaged");
+    if (!info.damaged)
+      read = ReadFlushHeader(environment.data->store(), model.job(), info.step).status();
+    if (!read.ok()) {
+      spdlog::error("job {}: the flush with number {} is not offered: {}", model.job(), info.serial,
+                    std::string(read.message()));
+      continue;
+    }
     if (step::DecisionPtr decision = FlushedDecision(environment, model, info.step))
       flushes.push_back({info.step, decision->identity});
   }
@@ -111,6 +118,7 @@ absl::Status LoadIfClean(const Environment& environment, const JobModel& model, 
         model.job(), environment.data->path(), last);
     return absl::OkStatus();
   }
+  if (environment.data->has_lost_writes()) return absl::OkStatus();
   absl::Status loaded = LoadFlushed(environment, model, flushes->front(), opened);
   if (!absl::IsDataLoss(loaded)) return loaded;
   spdlog::error("job {}: the state of the last stop cannot be read: {}", model.job(),
@@ -190,6 +198,7 @@ absl::Status KeepCleanMark(const Environment& environment, const std::string& jo
   const absl::StatusOr<std::string> clean = environment.data->GetValue(CleanKey(job));
   if (absl::IsNotFound(clean.status())) return absl::OkStatus();
   if (!clean.ok()) return clean.status();
+  if (environment.data->has_lost_writes()) return absl::OkStatus();
   if (last == 0 || !NamesProcess(*clean, last)) return absl::OkStatus();
   return environment.data->PutValue(CleanKey(job),
                                     absl::StrCat(last, ",", environment.data->incarnation()));

@@ -42,7 +42,7 @@ absl::StatusOr<OpenedJob> OpenJob(const Environment& environment, const JobModel
                                   bool is_new);
 
 // Carries the clean mark of a job over a process that does not open it: what was all of its state
-// before is so after. Call it before DataDirectory::MarkStarted.
+// before is so after, unless the store has lost writes. Call it before DataDirectory::MarkStarted.
 absl::Status KeepCleanMark(const Environment& environment, const std::string& job);
 
 // Returns the leader's record of a job; a default one if none was written yet.

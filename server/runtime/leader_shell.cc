@@ -127,7 +127,13 @@ bool LeaderShell::HasLostMemory() const {
 // Whether somebody has to decide what becomes of a job that has lost its memory.
 bool LeaderShell::IsLost() const {
   return leader_.has_lost_memory() &&
-         !(environment_.accepts_rollback && !leader_.Status().rollback_offers.empty());
+         !(GoesBackByItself() && !leader_.Status().rollback_offers.empty());
+}
+
+// The newest flush that is left may be older than what was acknowledged as being on disk. Then an
+// operator decides.
+bool LeaderShell::GoesBackByItself() const {
+  return environment_.accepts_rollback && !environment_.data->has_lost_writes();
 }
 
 // ---- Events ------------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ void LeaderShell::FlushIfDue() {
 }
 
 void LeaderShell::AcceptRollbackIfTold() {
-  if (!environment_.accepts_rollback) return;
+  if (!GoesBackByItself()) return;
   int64_t step = 0;
   {
     MutexLock lock(&mutex_);

@@ -58,6 +58,7 @@ class LeaderShell final : public MachineShell {
   absl::StatusOr<std::string> ScalarsOf(const step::ScalarInputs& inputs) REQUIRES(mutex_);
   void PersistInPool(const step::PersistRecord& action);
   bool IsLost() const REQUIRES(mutex_);
+  bool GoesBackByItself() const;
   void NoteFlush() REQUIRES(mutex_);
   void FlushIfDue();
   void AcceptRollbackIfTold();

@@ -26,15 +26,15 @@
 namespace orlop::server {
 namespace {
 
-constexpr char kPrefix[] = "spill/";
+using storage::kPassingPrefix;
 // One call of BringBack brings at most so much, so that its thread is soon free for an apply.
 constexpr uint64_t kBringBytes = 256 << 20;
 // After a spill, memory that is free is left alone for so long: what needed it may come again.
 constexpr std::chrono::seconds kCalm(10);
 
 std::string ValueKey(const SlotKey& key, uint64_t serial) {
-  return absl::StrCat(kPrefix, key.job, absl::StrFormat("/%08x/", key.shard), SlotName(key.slot),
-                      absl::StrFormat("/%016x", serial));
+  return absl::StrCat(kPassingPrefix, key.job, absl::StrFormat("/%08x/", key.shard),
+                      SlotName(key.slot), absl::StrFormat("/%016x", serial));
 }
 
 std::string Encode(const SpilledSlot& slot) {
@@ -65,10 +65,10 @@ absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(
     std::function<absl::StatusOr<uint64_t>()> free_disk_bytes) {
   if (store != nullptr) {
     storage::Batch leftovers;
-    auto values = store->Scan(kPrefix);
+    auto values = store->Scan(kPassingPrefix);
     if (!values.ok()) return values.status();
     for (auto& [key, value] : *values) leftovers.erase.push_back(key);
-    leftovers.erase_bulk_prefixes = {kPrefix};
+    leftovers.erase_bulk_prefixes = {kPassingPrefix};
     if (absl::Status erased = store->Commit(leftovers); !erased.ok()) return erased;
   }
   return std::unique_ptr<Tiers>(new Tiers(accountant, store, std::move(free_disk_bytes)));
@@ -164,7 +164,7 @@ absl::Status Tiers::CheckDisk(const std::string& job, uint64_t bytes) {
   if (free.ok() && *free < kDiskMarginBytes + bytes)
     if (const std::vector<std::string> keys = TakeDiscarded(); !keys.empty()) {
       (void)store_->Commit({{}, keys, keys});  // after an error, the next start erases the values
-      (void)store_->Reclaim(kPrefix);
+      (void)store_->Reclaim(kPassingPrefix);
       free = FreeDiskBytes();
     }
   if (!free.ok() || *free >= kDiskMarginBytes + bytes)
