@@ -6,6 +6,7 @@
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_buffer_manager.h>
@@ -50,6 +51,22 @@ class ErrorLog : public rocksdb::Logger {
     std::vsnprintf(line, sizeof(line), format, arguments);
     spdlog::error("rocksdb: {}", line);
   }
+};
+
+// A compaction that meets a damaged file fails, and would make the whole store read-only. What is
+// in the file is lost to those who read it; all others go on, without the compaction.
+class DamageListener : public rocksdb::EventListener {
+ public:
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
+    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !error->IsCorruption()) return;
+    if (!std::exchange(is_told_, true))
+      spdlog::error("rocksdb: a damaged file cannot be compacted, and takes its room for ever: {}",
+                    error->ToString());
+    *error = rocksdb::Status::OK();
+  }
+
+ private:
+  bool is_told_ = false;  // RocksDB calls it under its own lock
 };
 
 // Translates a status. `what` is put before the message. Every error that has no code of its own
@@ -247,10 +264,15 @@ absl::StatusOr<std::unique_ptr<Store>> OpenRocksDbStore(const std::string& direc
   options.max_background_jobs = 2;
   options.max_total_wal_size = 8 << 20;
   options.info_log = std::make_shared<ErrorLog>();
+  options.listeners.push_back(std::make_shared<DamageListener>());
   options.max_open_files = 256;
   // No Commit references what Sync has not written. Besides, RocksDB 7.8 aborts if a flush at the
   // end follows one that has failed.
   options.avoid_flush_during_shutdown = true;
+  // Files that cannot be compacted (DamageListener) must not stop writes either.
+  constexpr int kNever = 1 << 30;
+  values_options.level0_slowdown_writes_trigger = kNever;
+  values_options.level0_stop_writes_trigger = kNever;
   const std::shared_ptr<rocksdb::Cache> cache =
       BoundMemory(memory_bytes, &options, &values_options);
   rocksdb::ColumnFamilyOptions bulk_options = values_options;

@@ -223,6 +223,32 @@ TEST(RocksDbStore, FindsAFlippedByteOnDisk) {
   EXPECT_TRUE(absl::IsDataLoss(store->ReadBulk("a", absl::MakeSpan(read))));
 }
 
+TEST(RocksDbStore, GoesOnBesideAFileThatCannotBeCompacted) {
+  TemporaryDirectory directory;
+  const auto bytes = Bytes(100, 7);
+  {
+    auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+    ASSERT_TRUE(store->WriteBulk("a", bytes).ok());
+    ASSERT_TRUE(store->Sync().ok());
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(directory.path())) {
+    if (entry.path().extension() != ".sst") continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(20);
+    file.put('?');
+  }
+  auto store = OpenRocksDbStore(directory.path(), 16 << 20).value();
+  for (const std::string key : {"b", "c"}) {
+    ASSERT_TRUE(store->WriteBulk(key, bytes).ok());
+    ASSERT_TRUE(store->Sync().ok());
+    EXPECT_FALSE(store->Reclaim("").ok()) << "nothing is damaged, or nothing was compacted";
+    const absl::Status committed = store->Commit({{{key, "2"}}});
+    EXPECT_TRUE(committed.ok()) << committed;
+  }
+  std::vector<uint8_t> read(bytes.size());
+  EXPECT_TRUE(store->ReadBulk("c", absl::MakeSpan(read)).ok());
+}
+
 uint64_t BytesOfBlobs(const std::string& directory) {
   uint64_t bytes = 0;
   for (const auto& entry : std::filesystem::directory_iterator(directory))
