@@ -152,6 +152,7 @@ def test_flushes_of_another_history_are_erased(make_cluster):
     cluster.servers[1].kill()
     cluster.servers[1].start()
     assert recovered(job).rollback_step == 2
+    assert "can go back to: 2, 1" in job.status().explanation
     job.roll_back(1)
     rejoin_at(job, 1)
     step_all(job, 12)

@@ -70,6 +70,8 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
 
   std::shared_ptr<const JobModel> model() const;
   ShardStore& shards() { return *shards_; }
+  // Whether this server's store came back without its newest writes when the process started.
+  bool has_lost_writes() const { return environment_.data->has_lost_writes(); }
   // Bytes that the disk does not have for the flushes of this job; 0: it has them.
   uint64_t missing_flush_bytes() const { return flush_room_.missing_bytes(); }
   // Null on every server but the first by name.

@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "orlop/v1/job.pb.h"
 #include "orlop/v1/peer.pb.h"
 #include "orlop/v1/types.pb.h"
@@ -56,6 +58,23 @@ void AddRefusals(const JobRuntime& job, v1::JobStatusResponse* out) {
   }
 }
 
+// Names the other steps that the job can go back to, and why the newest one may be missing.
+void ExplainOffers(const step::JobStatusReport& report, const JobRuntime& job,
+                   v1::JobStatusResponse* out) {
+  std::vector<std::string> reasons;
+  if (!report.waiting_for.empty()) reasons.push_back(report.waiting_for);
+  if (report.rollback_offers.size() > 1) {
+    std::vector<int64_t> steps;
+    steps.reserve(report.rollback_offers.size());
+    for (const auto& offer : report.rollback_offers) steps.push_back(offer.step);
+    reasons.push_back(
+        absl::StrCat("steps that all servers can go back to: ", absl::StrJoin(steps, ", ")));
+  }
+  if (job.has_lost_writes())
+    reasons.push_back("the store of the step leader has lost writes, newer flushes may be missing");
+  out->set_explanation(absl::StrJoin(reasons, "; "));
+}
+
 }  // namespace
 
 v1::JobStatusResponse StatusOf(JobRuntime* job) {
@@ -87,6 +106,7 @@ v1::JobStatusResponse StatusOf(JobRuntime* job) {
                                                      : v1::JobStatusResponse::READY);
   } else if (out.has_rollback_step()) {
     out.set_state(v1::JobStatusResponse::ROLLBACK_OFFERED);
+    ExplainOffers(report, *job, &out);
   } else if (report.has_lost_memory) {
     out.set_state(v1::JobStatusResponse::LOST);
   } else {
