@@ -38,8 +38,11 @@ bool FindPayload(const uint8_t* bytes, size_t size, PayloadPosition* position) {
     const uint32_t tag = in.ReadTag();
     if (tag == 0) return false;
     if (tag == kPayloadTag) {
-      uint32_t payload_bytes = 0;
-      if (!in.ReadVarint32(&payload_bytes)) return false;
+      // CodedInputStream cuts a number to its type. The generated parser refuses a tag or a size
+      // that is longer, and decodes a message that this function does not.
+      uint64_t payload_bytes = 0;
+      if (in.CurrentPosition() - before != 1 || !in.ReadVarint64(&payload_bytes)) return false;
+      if (payload_bytes > kMaxMessageBytes) return false;
       *position = {static_cast<size_t>(before), static_cast<size_t>(in.CurrentPosition()),
                    payload_bytes};
       return true;

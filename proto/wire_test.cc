@@ -109,6 +109,17 @@ TEST(Chunk, RefusesGarbageWithoutCrashing) {
       absl::StatusCode::kInvalidArgument);
 }
 
+// Each payload tag or size has bits beyond those that the decoder keeps. The generated parser
+// refuses them, and so does the decoder, since others would read another message.
+TEST(Chunk, RefusesTagsAndSizesThatTheParserRefuses) {
+  for (const std::string& payload : {std::string("\x7a\x82\x80\x80\x80\x10xy", 8),
+                                     std::string("\xfa\x80\x80\x80\x80\x00\x02xy", 9)}) {
+    const std::string bytes = Header().SerializeAsString() + payload;
+    EXPECT_FALSE(v1::Chunk().ParseFromString(bytes));
+    EXPECT_FALSE(DecodeChunk(InSlicesOf(bytes, bytes.size())).ok());
+  }
+}
+
 // A leaf is the unit of hashing: kLeafBytes (1 MiB) of a chunk.
 TEST(Checksum, StreamedLeavesEqualWholeLeavesAtAnyCut) {
   std::mt19937_64 random(2);
