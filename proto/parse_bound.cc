@@ -133,14 +133,17 @@ absl::Status ParseBound::Type::Add(absl::Span<const uint8_t> bytes, int depth,
     const Field& field = number < fields.size() ? fields[number] : *unknown;
     uint64_t value = 0;
     bool is_whole = false;
+    uint8_t fixed_bytes = 0;
     switch (tag & 7) {
       case 0:
         is_whole = scanner.Varint(&value);
         break;
       case 1:
+        fixed_bytes = 8;
         is_whole = scanner.Skip(8);
         break;
       case 5:
+        fixed_bytes = 4;
         is_whole = scanner.Skip(4);
         break;
       case 2: {
@@ -153,8 +156,8 @@ absl::Status ParseBound::Type::Add(absl::Span<const uint8_t> bytes, int depth,
         break;
     }
     if (!is_whole) return NoProtobuf(descriptor);
-    if (field.kind != Field::Kind::kScalar) {
-      *sum += kUnknownBytes;  // or the wire type of another field
+    if (field.kind != Field::Kind::kScalar || field.fixed_bytes != fixed_bytes) {
+      *sum += kUnknownBytes;  // no such field, or one of another wire type
     } else if (field.is_list) {
       *sum += kListGrowth * field.scalar_bytes;
     }

@@ -72,6 +72,19 @@ TEST(ParseBound, UnknownFieldsCount) {
   ExpectBound<v1::CreateJobRequest>(bytes, 8);
 }
 
+// The parser keeps a field whose wire type is not the one of its type as an unknown field.
+TEST(ParseBound, KnownFieldsOfAnotherWireTypeCountAsUnknown) {
+  std::string bytes;
+  for (int i = 0; i < 10'000; ++i) bytes += "\x25\x01\x01\x01\x01";  // Chunk.checksum, 4 bytes
+  ExpectBound<v1::Chunk>(bytes, 8);
+  bytes.clear();
+  for (int i = 0; i < 10'000; ++i) bytes += "\x20\x01";  // Chunk.checksum, a varint
+  ExpectBound<v1::Chunk>(bytes, 8);
+  bytes.clear();
+  for (int i = 0; i < 10'000; ++i) bytes += "\x0d\x01\x01\x01\x01";  // Box.offset, 4 bytes
+  ExpectBound<v1::Box>(bytes, 8);
+}
+
 TEST(ParseBound, WhatIsNoProtobufIsRefused) {
   const ParseBound bound(v1::CreateJobRequest::default_instance());
   for (const std::string& bytes :
