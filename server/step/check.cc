@@ -280,7 +280,8 @@ absl::Status CheckBoxes(const JobSpec& spec, const Layout& layout) {
 
 absl::Status CheckRecord(const JobSpec& spec, const JobRecord& record) {
   absl::Status status =
-      First({CheckRange("epoch", record.epoch, 0, kMaxCounter),
+      First({CheckRange("version", record.version, 0, kMaxCounter),
+             CheckRange("epoch", record.epoch, 0, kMaxCounter),
              CheckRange("generation", record.generation, 0, kMaxCounter),
              CheckRange("formed generation", record.formed, 0, record.generation),
              CheckStep("rollback_step", record.rollback_step),
@@ -291,14 +292,18 @@ absl::Status CheckRecord(const JobSpec& spec, const JobRecord& record) {
 }
 
 absl::Status CheckImage(const JobSpec& spec, ServerId self, const ParticipantImage& image) {
-  absl::Status status = First(
-      {CheckRange("epoch", image.epoch, 0, kMaxCounter),
-       CheckRange("generation", image.generation, 0, kMaxCounter),
-       CheckRange("attempt", image.attempt, 0, kMaxCounter), CheckReports(spec, self, image.shards),
-       CheckOptional(spec, image.last_applied), CheckOptional(spec, image.prepared)});
+  absl::Status status =
+      First({CheckRange("epoch", image.epoch, 0, kMaxCounter),
+             CheckRange("generation", image.generation, 0, kMaxCounter),
+             CheckRange("attempt", image.attempt, 0, kMaxCounter),
+             CheckStep("discarded_step", image.discarded_step),
+             CheckRange("discarded_attempt", image.discarded_attempt, 0, kMaxCounter),
+             CheckReports(spec, self, image.shards), CheckOptional(spec, image.last_applied),
+             CheckOptional(spec, image.prepared)});
   for (const StagedPiece& piece : image.pieces) {
     ShardId last = -1;
     if (status.ok()) status = CheckShard(spec, self, piece.key.shard, &last);
+    if (status.ok()) status = CheckRange("applied_count", piece.applied_count, -1, kMaxLoadedCount);
   }
   for (const ParticipantImage::AbsentTensors& absent : image.absent) {
     if (status.ok()) status = CheckTensors(spec, absent.tensors);

@@ -153,12 +153,23 @@ TEST(Check, WhatIsStoredIsCheckedAlike) {
   EXPECT_TRUE(CheckImage(ThreeShards(), 0, image).ok());
   image.pieces.push_back({.key = {.shard = 1 << 30}});
   EXPECT_TRUE(absl::IsDataLoss(CheckImage(ThreeShards(), 0, image)));
+  image.pieces = {{.key = {.shard = 0}, .applied_count = INT64_MAX}};  // a step adds one
+  EXPECT_TRUE(absl::IsDataLoss(CheckImage(ThreeShards(), 0, image)));
+  image.pieces.clear();
+  image.discarded_attempt = INT64_MAX;  // the next attempt is one more
+  EXPECT_TRUE(absl::IsDataLoss(CheckImage(ThreeShards(), 0, image)));
+  image.discarded_attempt = 0;
+  image.discarded_step = INT64_MIN;
+  EXPECT_TRUE(absl::IsDataLoss(CheckImage(ThreeShards(), 0, image)));
   JobRecord record;
   record.in_sync = {{{0, 1}}, {{1, 1}}, {{1, 1}}};
   EXPECT_TRUE(CheckRecord(ThreeShards(), record).ok());
   record.in_sync[2][0].server = 5;
   EXPECT_TRUE(absl::IsDataLoss(CheckRecord(ThreeShards(), record)));
   record.in_sync.clear();
+  record.version = INT64_MAX;  // a write adds one
+  EXPECT_TRUE(absl::IsDataLoss(CheckRecord(ThreeShards(), record)));
+  record.version = 1;
   record.epoch = INT64_MAX;
   EXPECT_TRUE(absl::IsDataLoss(CheckRecord(ThreeShards(), record)));
 }
