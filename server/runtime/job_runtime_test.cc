@@ -638,5 +638,16 @@ TEST_F(JobOnAFaultyDisk, RecoveryOutlastsAFailedWrite) {
   }
 }
 
+// What the disk gives back is checked as what a peer sends: the model of this definition would
+// divide by zero.
+TEST_F(JobOnAFaultyDisk, StoredDefinitionThatIsNotCompleteIsQuarantined) {
+  v1::JobDefinition definition = Definition();
+  definition.mutable_manifest()->set_shard_elements(0);
+  ASSERT_TRUE(
+      data_->store().Commit({{{"job/job", definition.SerializeAsString()}}, {}, {}, {}}).ok());
+  Restart();
+  EXPECT_TRUE(table_->Quarantined().contains("job"));
+}
+
 }  // namespace
 }  // namespace orlop::server

@@ -10,7 +10,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "base/checksum.h"
 #include "base/mutex.h"
 #include "orlop/v1/peer.pb.h"
 #include "orlop/v1/types.pb.h"
@@ -18,9 +17,8 @@
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/durability/flush.h"
+#include "server/job/definition.h"
 #include "server/job/job_model.h"
-#include "server/job/manifest.h"
-#include "server/job/optimizer_config.h"
 #include "server/runtime/environment.h"
 #include "server/runtime/job_opening.h"
 #include "server/runtime/job_runtime.h"
@@ -77,29 +75,14 @@ absl::Status JobTable::OpenStored(const std::string& job, const std::string& byt
   v1::JobDefinition definition;
   if (!definition.ParseFromString(bytes) || definition.manifest().job() != job)
     return absl::DataLossError("its stored definition is damaged");
-  if (absl::Status status = CheckServers(definition, environment_); !status.ok()) return status;
+  if (absl::Status status = CheckDefinition(definition); !status.ok()) return status;
   return Insert(definition, /*is_new=*/false);
 }
 
-// Checks a definition that another server has sent.
+// Checks a definition that another server has sent, or that the disk gave back.
 absl::Status JobTable::CheckDefinition(const v1::JobDefinition& definition) const {
   if (absl::Status status = CheckServers(definition, environment_); !status.ok()) return status;
-  v1::CreateJobRequest manifest = definition.manifest();
-  absl::Status status = ValidateName("job", manifest.job());
-  if (status.ok()) status = CompleteManifest(&manifest);
-  if (!status.ok()) return status;
-  if (ManifestDigest(manifest) != FromWire(definition.manifest_digest()))
-    return absl::InvalidArgumentError(
-        absl::StrCat("the manifest of job '", manifest.job(), "' has digest ",
-                     ToString(ManifestDigest(manifest)), ", not ",
-                     ToString(FromWire(definition.manifest_digest()))));
-  if (definition.runs_size() == 0)
-    return absl::InvalidArgumentError(
-        absl::StrCat("job '", manifest.job(), "' is not placed on any server"));
-  absl::StatusOr<std::shared_ptr<const JobModel>> model = JobModel::Make(definition);
-  if (!model.ok()) return model.status();
-  if (!definition.has_optimizer()) return absl::OkStatus();
-  return ValidateOptimizer(**model, definition.optimizer());
+  return server::CheckDefinition(definition).status();
 }
 
 absl::Status JobTable::Insert(const v1::JobDefinition& definition, bool is_new) {
