@@ -1,5 +1,6 @@
 #include "server/durability/flush_shard.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -228,7 +229,7 @@ absl::Status FlushedShard::LoadLoad(const storage::Store& store, bool keep, Deco
   const uint64_t piece_count = index->Number();
   for (uint64_t i = 0; i < piece_count && index->ok(); ++i) {
     LoadPiece piece;
-    piece.slot = static_cast<Slot>(index->Number());
+    piece.slot = static_cast<Slot>(std::min<uint64_t>(index->Number(), UINT8_MAX));
     piece.dtype = static_cast<v1::DType>(index->Number());
     piece.stored = index->Number() != 0;
     piece.digest = index->Digest();
@@ -243,8 +244,7 @@ absl::Status FlushedShard::LoadLoad(const storage::Store& store, bool keep, Deco
     if (!bytes.ok()) return bytes.status();
     planes[i] = *std::move(bytes);
   }
-  if (keep) image_->InstallLoad(std::move(load), std::move(planes));
-  return absl::OkStatus();
+  return keep ? image_->InstallLoad(std::move(load), std::move(planes)) : absl::OkStatus();
 }
 
 }  // namespace orlop::server

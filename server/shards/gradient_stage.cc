@@ -40,6 +40,11 @@ const void* Zeros() {
   return zeros;
 }
 
+// Whether a buffer holds `count` values of a gradient's staged dtype.
+bool Holds(const BufferPtr& bytes, v1::DType dtype, uint64_t count) {
+  return bytes != nullptr && IsFloat(dtype) && bytes->size() == count * ElementBytes(dtype);
+}
+
 }  // namespace
 
 StagedGradient AbsentGradient(const ShardInfo& shard) {
@@ -230,6 +235,20 @@ GradientImage GradientStage::Image() const {
   return {dtype_, whole_, result_, pieces_};
 }
 
+// Checks that every buffer from which Sum and Gradient will read has the size that they rely on.
+absl::Status GradientStage::CheckBytes(const GradientImage& image) const {
+  const bool has_pieces = std::ranges::any_of(image.pieces, &GradientPiece::stored);
+  const bool is_summed = image.result && !image.result->absent;
+  bool is_right =
+      !has_pieces || !(direct_ || is_summed) || Holds(image.whole, image.dtype, shard_.count());
+  for (const GradientPiece& piece : image.pieces)
+    if (piece.stored && !direct_ && !image.result)
+      is_right = is_right && Holds(piece.bytes, StagedDType(piece.dtype), piece.part.count());
+  if (is_right) return absl::OkStatus();
+  return ShardError(absl::StatusCode::kFailedPrecondition, shard_,
+                    "staged gradients are missing, or of another size or dtype");
+}
+
 absl::Status GradientStage::Install(GradientImage image) {
   MutexLock lock(&mutex_);
   if (image.pieces.size() != pieces_.size())
@@ -242,9 +261,10 @@ absl::Status GradientStage::Install(GradientImage image) {
         pieces_[i].expected.region != staged.expected.region)
       return ShardError(absl::StatusCode::kFailedPrecondition, shard_,
                         "pieces of another contribution layout were staged");
-    staged.expected = std::move(pieces_[i].expected);
+    staged.expected = pieces_[i].expected;
     staged.part = pieces_[i].part;
   }
+  if (absl::Status status = CheckBytes(image); !status.ok()) return status;
   pieces_ = std::move(image.pieces);
   dtype_ = image.dtype;
   whole_ = std::move(image.whole);

@@ -97,6 +97,7 @@ class GradientStage : public std::enable_shared_from_this<GradientStage> {
   absl::StatusOr<BufferPtr> Whole(v1::DType dtype) REQUIRES(work_mutex_);
   absl::StatusOr<StagedShard> SumSeveral(const std::vector<GradientPiece>& pieces)
       REQUIRES(work_mutex_);
+  absl::Status CheckBytes(const GradientImage& image) const;
   bool HasPieces() const REQUIRES(mutex_);
 
   const ShardInfo shard_;

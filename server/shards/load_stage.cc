@@ -370,11 +370,26 @@ absl::StatusOr<BufferPtr> LoadStage::ReadPlane(Slot slot) const {
   return buffer;
 }
 
-void LoadStage::Install(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes) {
+absl::Status LoadStage::Install(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes) {
+  const SlotFormats formats = slots_->formats();
+  for (const LoadPiece& piece : image.pieces) {
+    if (piece.slot != Slot::kMaster && SlotIndex(piece.slot) >= kStoredSlotCount)
+      return ShardError(absl::StatusCode::kFailedPrecondition, shard_, "a piece is of no slot");
+    const auto plan = PlanLoad(shard_, formats, piece.slot, piece.dtype, piece.box);
+    if (!plan.ok())
+      return ShardError(absl::StatusCode::kFailedPrecondition, shard_,
+                        absl::StrCat("a staged piece does not fit: ", plan.status().message()));
+  }
+  for (size_t i = 0; i < kStoredSlotCount; ++i)
+    if (planes[i] && planes[i]->size() != formats[i].Bytes(shard_.count()))
+      return ShardError(absl::StatusCode::kFailedPrecondition, shard_,
+                        absl::StrCat("the staged ", SlotName(static_cast<Slot>(i)), " has ",
+                                     planes[i]->size(), " bytes"));
   MutexLock lock(&mutex_);
   pieces_ = std::move(image.pieces);
   result_ = image.result;
   for (size_t i = 0; i < kStoredSlotCount; ++i) planes_[i].bytes.data = std::move(planes[i]);
+  return absl::OkStatus();
 }
 
 }  // namespace orlop::server

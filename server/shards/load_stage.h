@@ -103,7 +103,8 @@ class LoadStage : public std::enable_shared_from_this<LoadStage> {
   absl::StatusOr<BufferPtr> ReadPlane(Slot slot) const;
   // Gives a new, empty stage the contents that a flush has kept. `planes`: by SlotIndex; null: the
   // LOAD has no such plane.
-  void Install(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes);
+  //   Status  FailedPrecondition: a piece or a plane does not fit the shard's slots
+  absl::Status Install(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes);
 
  private:
   class Claim;  // the PieceClaim of a writer

@@ -40,11 +40,14 @@ absl::Status ShardImage::InstallGradient(GradientImage image) {
   return absl::OkStatus();
 }
 
-void ShardImage::InstallLoad(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes) {
+absl::Status ShardImage::InstallLoad(LoadImage image,
+                                     std::array<BufferPtr, kStoredSlotCount> planes) {
   auto stage = std::make_shared<LoadStage>(shard_->info, &shard_->slots, staging_);
-  stage->Install(std::move(image), std::move(planes));
+  absl::Status installed = stage->Install(std::move(image), std::move(planes));
+  if (!installed.ok()) return installed;
   MutexLock lock(&shard_->mutex);
   shard_->load = std::move(stage);
+  return absl::OkStatus();
 }
 
 }  // namespace orlop::server

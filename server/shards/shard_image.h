@@ -66,10 +66,12 @@ class ShardImage {
   absl::StatusOr<BufferPtr> NewStaged(uint64_t bytes) { return staging_->Allocate(bytes); }
   // Replaces the staged gradient. The pieces must be those of the contribution layout, by rank,
   // then region; their boxes may be left out.
-  //   Status  FailedPrecondition (other pieces than the layout expects)
+  //   Status  FailedPrecondition (other pieces than the layout expects, or other bytes than they
+  //           have)
   absl::Status InstallGradient(GradientImage image);
   // Replaces the staged LOAD. `planes` are by SlotIndex; null: the slot has no plane.
-  void InstallLoad(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes);
+  //   Status  FailedPrecondition (a piece or a plane does not fit the shard's slots)
+  absl::Status InstallLoad(LoadImage image, std::array<BufferPtr, kStoredSlotCount> planes);
 
  private:
   Shard* const shard_;

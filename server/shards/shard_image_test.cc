@@ -2,15 +2,21 @@
 #include "server/shards/shard_image.h"
 
 #include <array>
+#include <cstdint>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "orlop/v1/types.pb.h"
 #include "server/job/slots.h"
 #include "server/memory/accountant.h"
+#include "server/shards/gradient_stage.h"
 #include "server/shards/gradient_sum.h"
+#include "server/shards/load_stage.h"
 #include "server/shards/shard_store.h"
 #include "server/shards/shard_update.h"
+#include "server/shards/staged.h"
 #include "server/shards/testing/shard_fixture.h"
 
 namespace orlop::server {
@@ -48,7 +54,7 @@ void CopyStaged(const ShardImage& from, ShardImage* to) {
     std::array<BufferPtr, kStoredSlotCount> planes;
     for (size_t i = 0; i < kStoredSlotCount; ++i)
       planes[i] = CopyOf(to, from.ReadPlane(static_cast<Slot>(i)).value());
-    to->InstallLoad(*std::move(load), std::move(planes));
+    ASSERT_TRUE(to->InstallLoad(*std::move(load), std::move(planes)).ok());
   }
 }
 
@@ -101,6 +107,61 @@ TEST(ShardImage, RefusesPiecesOfAnotherLayout) {
   EXPECT_TRUE(
       absl::IsFailedPrecondition(store->Image(0).value()->InstallGradient(std::move(gradient))));
   EXPECT_TRUE(absl::IsNotFound(store->Image(1).status()));
+}
+
+TEST(ShardImage, RefusesGradientsOfAnotherSizeOrDType) {
+  World world;
+  const OwnedShards layout = Layout({Parameter("w", {300})}, 1 << 20);
+  for (const uint32_t ranks : {1u, 2u}) {  // in the shard's buffer, and in a buffer for each rank
+    auto store = NewStore(&world, layout);
+    ASSERT_TRUE(store->SetLayout(WholeLayout(layout, ranks)).ok());
+    PushTensor(store.get(), 0, 0, Normal(300, 1));
+    const auto image = store->Image(0).value();
+    const auto refused = [&](const std::function<void(GradientImage*)>& change) {
+      GradientImage gradient = image->ReadGradient().value();
+      change(&gradient);
+      return absl::IsFailedPrecondition(image->InstallGradient(std::move(gradient)));
+    };
+    EXPECT_FALSE(refused([](GradientImage*) {}));
+    const auto bytes = [&](GradientImage* gradient) -> BufferPtr& {
+      return ranks == 1 ? gradient->whole : gradient->pieces[0].bytes;
+    };
+    EXPECT_TRUE(refused([&](GradientImage* gradient) { bytes(gradient) = nullptr; }));
+    EXPECT_TRUE(refused(
+        [&](GradientImage* gradient) { bytes(gradient) = image->NewStaged(1000).value(); }));
+    EXPECT_TRUE(refused([&](GradientImage* gradient) {
+      gradient->dtype = gradient->pieces[0].dtype = v1::DTYPE_I64;
+    }));
+    EXPECT_TRUE(refused([](GradientImage* gradient) {  // a sum that is not there
+      gradient->result = StagedShard();
+      gradient->whole = nullptr;
+    }));
+  }
+}
+
+TEST(ShardImage, RefusesLoadsThatDoNotFitTheSlots) {
+  World world;
+  const OwnedShards layout = Layout({Parameter("w", {300})}, 1 << 20);
+  auto store = NewStore(&world, layout);
+  LoadTensor(store.get(), 0, Normal(300, 1));
+  const auto image = store->Image(0).value();
+  const auto refused = [&](const std::function<void(LoadPiece*)>& change,
+                           const BufferPtr& plane = nullptr) {
+    LoadImage load = image->ReadLoad().value();
+    change(&load.pieces.front());
+    std::array<BufferPtr, kStoredSlotCount> planes;
+    planes[0] = plane;
+    return absl::IsFailedPrecondition(image->InstallLoad(std::move(load), std::move(planes)));
+  };
+  const auto as_it_is = [](LoadPiece*) {};
+  EXPECT_FALSE(refused(as_it_is));
+  EXPECT_FALSE(refused(as_it_is, image->NewStaged(600).value()));
+  EXPECT_TRUE(refused(as_it_is, image->NewStaged(602).value()));
+  EXPECT_TRUE(refused([](LoadPiece* piece) { piece->slot = static_cast<Slot>(kStoredSlotCount); }));
+  EXPECT_TRUE(refused([](LoadPiece* piece) { piece->slot = Slot::kExpAvg; }));  // not configured
+  EXPECT_TRUE(refused([](LoadPiece* piece) { piece->dtype = v1::DTYPE_U8; }));
+  EXPECT_TRUE(refused([](LoadPiece* piece) { piece->box = {{0, 0}, {1}, false}; }));
+  EXPECT_TRUE(refused([](LoadPiece* piece) { piece->box = Flat(200, 200); }));
 }
 
 }  // namespace
