@@ -11,8 +11,8 @@ TIDIED     = $(or $(FILES),$(shell git ls-files '*.cc' ':!examples' $(NEEDS_CUDA
 FORMATTED  = $(if $(FILES),$(filter %.h %.cc,$(FILES)),$(shell git ls-files '*.h' '*.cc'))
 
 .DEFAULT_GOAL := build
-.PHONY: build configure packages test test-long test-begin test-cpp test-python test-aarch64 demo bench-peers bench-quality install \
-        uninstall format style lint cuda-report clean help
+.PHONY: build configure packages test test-long test-begin test-cpp test-python test-aarch64 test-fuzz build-fuzz fuzz fuzz-corpus \
+        demo bench-peers bench-quality install uninstall format style lint cuda-report clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -55,7 +55,7 @@ TIMES  := build/times
 CLOCK   = $(PYTHON) tests/times.py run $(TIMES)
 
 ifeq ($(PRESET),release)
-EVERY_TEST := test-cpp test-python $(if $(filter x86_64,$(shell uname -m)),test-aarch64)
+EVERY_TEST := test-cpp test-python test-fuzz $(if $(filter x86_64,$(shell uname -m)),test-aarch64)
 else
 EVERY_TEST := test-cpp
 endif
@@ -91,6 +91,22 @@ test-aarch64: build/aarch64-sysroot/.ready | packages ## the kernels' tests on a
 	@$(CLOCK) build-aarch64 ninja -C build/aarch64 -j $(JOBS)
 	@ctest --preset aarch64 --show-only=json-v1 > $(TIMES)/aarch64.json
 	$(SAMPLE) $(CLOCK) aarch64 ctest --preset aarch64 -j $(JOBS) --output-junit $(CURDIR)/$(TIMES)/aarch64.xml
+
+# The fuzzers link the archives of the release build (cmake/fuzz.cmake).
+build-fuzz: build
+	@tools/setup.sh tools/packages-fuzz.txt
+	@cmake --preset fuzz > /dev/null
+	@$(CLOCK) build-fuzz ninja -C build/fuzz -j $(JOBS) orlop_fuzz
+
+test-fuzz: build-fuzz ## the corpus of every fuzzer, and 2 seconds of new inputs
+	@$(CLOCK) fuzz $(PYTHON) tools/fuzz.py build/fuzz --jobs $(JOBS) --seed $(SEED) $(TARGETS)
+
+RUNS ?= 1000000
+fuzz: build-fuzz ## fuzz every decoder long: RUNS inputs each, and the lines that they reach (TARGETS="chunk flush")
+	$(PYTHON) tools/fuzz.py build/fuzz --jobs $(JOBS) --seed $(SEED) --runs $(RUNS) $(TARGETS)
+
+fuzz-corpus: build-fuzz ## add to fuzz/corpus what `make fuzz` has found
+	$(PYTHON) tools/fuzz.py build/fuzz --jobs $(JOBS) --grow $(TARGETS)
 
 demo: build ## train a small GPT through two servers and two workers, beside plain torch
 	$(VENV)/bin/python -m demo.run

@@ -61,6 +61,7 @@ ROOMS = [
     Room("cli",               "",                                        "bench cli/print client"),
     Room("python/core",       "",                                        "client kernels"),
     Room("tests",             "",                                        EVERY),
+    Room("fuzz",              "",                                        EVERY),
     Room("examples/cpp",      "",                                        EVERY),
     Room("cmake",             "",                                        ""),  # the precompiled header
 ]
@@ -80,6 +81,7 @@ WITHOUT_GUARD = re.compile(r"kernels/(optimizers/\w+\.h|(cuda/)?[\w-]+-inl\.h)")
 # C++ sources that CMakeLists.txt does not compile: the file that names each of them, and the text there.
 ELSEWHERE = {"python/core/*.cc": ("python/CMakeLists.txt", "/core/*.cc"),
              "examples/cpp/least_squares.cc": ("examples/cpp/CMakeLists.txt", "least_squares.cc"),
+             "fuzz/*.cc": ("cmake/fuzz.cmake", "/fuzz/*.cc"),
              "tests/simulator_main.cc": ("tests/planted_bugs.py", "simulat*")}
 
 # Python, in python/orlop/. "ground" is every module outside the folders, except those of FACE.
