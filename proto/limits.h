@@ -25,6 +25,9 @@ inline constexpr size_t kMaxPeerMessageBytes = 64 << 20;
 inline constexpr int kHttp2FrameBytes = 1 << 20;
 
 inline constexpr size_t kMaxNameBytes = 256;
+// Of an error's message. gRPC takes 8 KiB of trailers, where a message may have three times its
+// bytes.
+inline constexpr size_t kMaxErrorMessageBytes = 1536;
 inline constexpr size_t kMaxTensors = 1 << 20;
 inline constexpr size_t kMaxTiedNames = 16;
 inline constexpr size_t kMaxJobs = 1024;

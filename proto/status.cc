@@ -8,6 +8,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "orlop/v1/types.pb.h"
+#include "proto/limits.h"
 
 namespace orlop {
 namespace {
@@ -58,8 +59,15 @@ std::string Beginning(std::string_view text, size_t bytes) {
 // absl and gRPC use the same numbers for codes (google.rpc.Code); a test holds this.
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
-                      DetailOf(status).SerializeAsString());
+  v1::ErrorDetail detail = DetailOf(status);
+  for (std::string* text :
+       {detail.mutable_server(), detail.mutable_job(), detail.mutable_tensor(),
+        detail.mutable_field(), detail.mutable_actual(), detail.mutable_limit()})
+    *text = Beginning(*text, kMaxNameBytes);
+  const absl::string_view message = status.message();
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
+                      Beginning({message.data(), message.size()}, kMaxErrorMessageBytes),
+                      detail.SerializeAsString());
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

@@ -33,6 +33,8 @@ absl::Status Annotated(const absl::Status& status, std::string_view context,
 // characters.
 std::string Beginning(std::string_view text, size_t bytes);
 
+// Returns the error for the wire. Of a message it keeps the first kMaxErrorMessageBytes, of each
+// text of the detail the first kMaxNameBytes: gRPC drops an error whose trailers are too long.
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 
