@@ -486,6 +486,12 @@ def test_damaged_stream_is_refused(job, damage):
     assert list(job.query_push(job.owners[job.index[WIDE], 0]).pieces) == []
 
 
+def test_stream_without_messages_is_refused(job):
+    for method in (job.data(WIDE).Push, job.data(WIDE).SetState):
+        with refused("INVALID_ARGUMENT", "BAD_REQUEST", "empty"):
+            method(iter(()), timeout=60)
+
+
 def test_error_about_a_name_of_20_kB_arrives(job):
     """gRPC gives up an error whose message and detail are longer than its limit of 8 KiB."""
     with refused("INVALID_ARGUMENT", "BAD_REQUEST", "yyy"):

@@ -140,7 +140,9 @@ absl::Status PushStream::EndPiece(const Digest128& digest) {
 }
 
 absl::Status PushStream::Finish() {
-  if (job_ == nullptr) return absl::InvalidArgumentError("the stream was empty");
+  if (job_ == nullptr)
+    return MakeError(absl::StatusCode::kInvalidArgument, "the stream was empty",
+                     v1::ErrorDetail::BAD_REQUEST);
   if (ticket_.has_value()) {
     return Explained(absl::InvalidArgumentError(absl::StrCat(
         "the stream ends after ", ticket_->writer->written_bytes(), " of the ",
