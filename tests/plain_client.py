@@ -96,6 +96,16 @@ def piece_digest(payload):
     return stubs().types.Digest(high=value >> 64, low=value & (2**64 - 1))
 
 
+def manifest_digest(manifest):
+    """Return the digest that a server computes of a manifest (server/job/manifest.cc)."""
+    whole = type(manifest)()
+    whole.CopyFrom(manifest)
+    whole.more, whole.first = False, 0
+    whole.shard_elements, whole.durability = whole.shard_elements or 1 << 22, whole.durability or 1
+    value = xxhash.xxh3_128_intdigest(whole.SerializeToString())
+    return stubs().types.Digest(high=value >> 64, low=value & (2**64 - 1))
+
+
 def chunks_of_piece(region, payload, chunk_bytes=LEAF_BYTES, applied_count=None):
     """Return the Chunk messages of one piece, in order."""
     messages = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clusters import wait_until
-from plain_client import DEADLINE_SECONDS, Tensor, stubs
+from plain_client import DEADLINE_SECONDS, Tensor, manifest_digest, stubs
 from test_bad_input import refused
 
 TENSORS = [Tensor("a.weight", (256, 256)), Tensor("b.weight", (256, 256)), Tensor("mask", (7,), "I64", "BUFFER")]
@@ -173,6 +173,11 @@ def test_definitions_that_fit_no_cluster_are_refused(make_cluster):
     def far(definition):
         definition.runs[0].first_shard, definition.runs[0].shard_count = (1 << 64) - 1, 2
 
+    def incomplete(definition, field, value):
+        """A leader completes a manifest before it sends it. The digest is that of the complete one."""
+        setattr(definition.manifest, field, value)
+        definition.manifest_digest.CopyFrom(manifest_digest(definition.manifest))
+
     definitions = {
         "servers": bad(lambda d: setattr(d, "server_count", 7)),
         "digest": good,
@@ -181,6 +186,8 @@ def test_definitions_that_fit_no_cluster_are_refused(make_cluster):
         "nothing": stubs().peer.JobDefinition(server_count=2),
         "shard_elements": bad(lambda d: setattr(d.manifest, "shard_elements", 3)),
         "far run": bad(far),
+        "no shard size": bad(lambda d: incomplete(d, "shard_elements", 0)),
+        "page": bad(lambda d: incomplete(d, "more", True)),
     }
     for name, definition in definitions.items():
         for to in (0, 1):
