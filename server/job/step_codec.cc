@@ -42,12 +42,28 @@ void StatusToWire(const absl::Status& status, v1::PeerStatus* out) {
   *out->mutable_detail() = DetailOfStep(status);
 }
 
+// Returns the code of an error that another server tells. It goes on to workers, so a code that no
+// step has becomes Unavailable.
+absl::StatusCode CodeOf(const v1::PeerStatus& status) {
+  const auto code = static_cast<absl::StatusCode>(status.code());
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kAlreadyExists:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kOutOfRange:
+    case absl::StatusCode::kDataLoss:
+      return code;
+    default:
+      return absl::StatusCode::kUnavailable;
+  }
+}
+
 absl::Status StatusToStep(const v1::PeerStatus& status) {
   if (status.code() == 0) return absl::OkStatus();
-  const bool is_known = status.code() > 0 && status.code() <= 16;
-  return MakeError(
-      is_known ? static_cast<absl::StatusCode>(status.code()) : absl::StatusCode::kUnavailable,
-      Beginning(status.message(), kMaxStatusBytes), status.detail());
+  return MakeError(CodeOf(status), Beginning(status.message(), kMaxStatusBytes), status.detail());
 }
 
 // ---- short messages: KeyBody has a field for every field that one of them has ----

@@ -56,9 +56,16 @@ TEST(StepCodec, NumbersOfNoEnumeratorStayWrong) {
   EXPECT_GT(static_cast<int>(ToStep(layout)->by_rank[0][0].mode), 2);
 }
 
-TEST(StepCodec, ErrorsOfAnUnknownCodeAreErrorsStill) {
+TEST(StepCodec, ErrorsOfACodeThatNoStepHasAreUnavailable) {
   v1::StepMessage message;
-  for (const int code : {-1, 17, INT32_MAX}) {
+  using Code = absl::StatusCode;
+  for (const Code known : {Code::kInvalidArgument, Code::kDataLoss}) {
+    message.mutable_seal_reply()->mutable_status()->set_code(static_cast<int>(known));
+    EXPECT_EQ(std::get<step::SealReply>(*ToStep(message)).status.code(), known);
+  }
+  const int cancelled = static_cast<int>(Code::kCancelled),
+            internal = static_cast<int>(Code::kInternal);
+  for (const int code : {-1, cancelled, 2, internal, 16, 17, INT32_MAX}) {
     v1::PeerStatus* status = message.mutable_seal_reply()->mutable_status();
     status->set_code(code);
     status->set_message(std::string(100'000, 'x'));
