@@ -198,6 +198,23 @@ def test_definitions_that_fit_no_cluster_are_refused(make_cluster):
     check_unharmed(cluster, job, held)
 
 
+def test_definition_that_places_a_job_elsewhere_is_refused(make_cluster):
+    """A server that took it, or kept it from a CreateJob that failed, would serve other shards than the leader expects."""
+    cluster = make_cluster(2)
+    job = start_job(cluster)
+    held = weights(job)
+    other = stubs().peer.JobDefinition(server_count=2, revision=1, manifest=job.create_request())
+    other.manifest.durability = 1
+    other.manifest_digest.CopyFrom(manifest_digest(other.manifest))
+    for index, shards in enumerate((4, 4, 1)):
+        other.runs.add(tensor=index, first_shard=0, shard_count=shards, servers=[1])
+    for to in (0, 1):
+        with refused("ALREADY_EXISTS", "CONFLICT", "delete it"):
+            peer(cluster, to).PutJob(other, timeout=DEADLINE_SECONDS)
+    check_unharmed(cluster, job, held)
+
+
+
 def mutated(rng, template):
     """A copy of a message with some of its numbers and lists changed."""
     changed = type(template)()

@@ -1,5 +1,6 @@
 #include "server/runtime/job_table.h"
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <memory>
@@ -160,6 +161,17 @@ std::map<std::string, absl::Status> JobTable::Quarantined() const {
   return quarantined_;
 }
 
+namespace {
+
+bool SamePlacement(const v1::JobDefinition& a, const v1::JobDefinition& b) {
+  return std::equal(a.runs().begin(), a.runs().end(), b.runs().begin(), b.runs().end(),
+                    [](const auto& one, const auto& other) {
+                      return one.SerializeAsString() == other.SerializeAsString();
+                    });
+}
+
+}  // namespace
+
 absl::Status JobTable::Put(const v1::JobDefinition& definition) {
   if (absl::Status status = CheckDefinition(definition); !status.ok())
     return MakeError(absl::StatusCode::kInvalidArgument, std::string(status.message()),
@@ -179,6 +191,13 @@ absl::Status JobTable::Put(const v1::JobDefinition& definition) {
   if (FromWire(model->definition().manifest_digest()) != FromWire(definition.manifest_digest())) {
     return MakeError(absl::StatusCode::kAlreadyExists,
                      absl::StrCat("job '", name, "' exists with another manifest"),
+                     v1::ErrorDetail::CONFLICT);
+  }
+  if (!SamePlacement(definition, model->definition())) {
+    return MakeError(absl::StatusCode::kAlreadyExists,
+                     absl::StrCat("job '", name, "' exists on server ",
+                                  environment_.server_names[environment_.self],
+                                  " with its shards on other servers: delete it"),
                      v1::ErrorDetail::CONFLICT);
   }
   if (definition.revision() <= model->definition().revision()) return absl::OkStatus();
