@@ -173,6 +173,34 @@ def test_joins_that_time_out_in_a_recovery_leave_nothing(make_cluster):
     assert leader.memory_bytes() <= BUDGET + BESIDE
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", [3, pytest.param(300, marks=pytest.mark.slow)])
+def test_readers_that_read_nothing_hold_little(make_cluster, seconds):
+    """200 clients ask for all of a tensor and take only what gRPC reads ahead for them."""
+    cluster = make_cluster(1, memory="64MiB")
+    gradient = {"w": np.ones((1024, 1024), "f4")}
+    job = cluster.job("j", (Tensor("w", (1024, 1024)),), shard_elements=1 << 18)
+    job.create()
+    job.configure()
+    job.join()
+    job.load(gradient)
+    job.step(gradient, [ADAMW])
+
+    request = stubs().data.PullRequest(job=job.name, version=job.committed_step, regions=[job.region("w", "weight", None, None)])
+    with watched(cluster.servers[0]), contextlib.ExitStack() as kept:
+        stubs_of_readers = [stubs().data_grpc.DataStub(kept.enter_context(raw_channel(job.address))) for _ in range(20)]
+        readers = [stub.Pull(request, timeout=600) for stub in stubs_of_readers for _ in range(10)]
+        end, steps = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            job.step(gradient, [ADAMW])
+            steps += 1
+        assert steps > 0
+        for reader in readers:
+            reader.cancel()
+    print(f"{steps} steps in {seconds} s")
+    assert job.pull("w").shape == (1024, 1024)
+
+
 def methods(service):
     descriptor = {"Job": stubs().job, "Admin": stubs().admin}[service].DESCRIPTOR.services_by_name[service]
     return [f"/{descriptor.full_name}/{method.name}" for method in descriptor.methods]
@@ -191,7 +219,8 @@ def test_bytes_that_are_no_protobuf_are_a_bad_request(small, bytes_sent):
     step(small)
 
 
-SECONDS = [3, pytest.param(300, marks=pytest.mark.slow)]
+PLACES = [pytest.param(False, 3, id="unix"), pytest.param(True, 3, id="loopback"),
+          pytest.param(True, 300, id="loopback-long", marks=pytest.mark.slow)]
 
 
 def step_with_patience(job):
@@ -205,9 +234,8 @@ def step_with_patience(job):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seconds", SECONDS)
 @pytest.mark.parametrize("kind", http2_floods.KINDS)
-@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "loopback"])
+@pytest.mark.parametrize("tcp, seconds", PLACES)
 def test_frames_of_one_client_are_bounded(make_small, tcp, kind, seconds):
     """A client writes frames as fast as it can, and a job trains beside it."""
     small = make_small(tcp=tcp)

@@ -29,7 +29,7 @@ constexpr auto kCallTimeout = std::chrono::seconds(30);  // the server may have 
 constexpr auto kDescribeTimeout = std::chrono::seconds(5);
 constexpr auto kLookTimeout = std::chrono::seconds(1);
 constexpr int kMaxBackoffMs = 1000;
-constexpr auto kReconnectTimeout = std::chrono::milliseconds(2 * kMaxBackoffMs);
+constexpr auto kReconnectTimeout = std::chrono::milliseconds(3 * kMaxBackoffMs / 2);
 // A connection that answers no ping within the timeout is closed, and a new one is made. gRPC also
 // sets TCP_USER_TIMEOUT to the timeout, which ends a connection that takes no bytes.
 constexpr int kPingMs = 2000, kPingTimeoutMs = 3000;

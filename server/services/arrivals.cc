@@ -2,7 +2,7 @@
 
 #include <grpcpp/security/auth_context.h>
 
-#include <cstdint>
+#include <algorithm>
 #include <string_view>
 #include <vector>
 
@@ -43,23 +43,28 @@ bool Arrivals::Calls::Begin(int most) {
 }
 
 void Arrivals::Calls::GiveUp() {
-  // Tick may have given up on it before.
-  for (int count = under_way; count > 0;)
-    if (under_way.compare_exchange_weak(count, count - 1)) break;
+  int count = under_way;
+  do {
+    if (count <= 0) return;  // Tick has given up on it before
+  } while (!under_way.compare_exchange_weak(count, count - 1));
+  int least = fewest;
+  while (count - 1 < least && !fewest.compare_exchange_weak(least, count - 1)) {
+  }
 }
 
 void Arrivals::Calls::Arrive() {
-  ++arrived;
   ++there;
   GiveUp();
 }
 
-// A call that is cancelled while it begins never arrives. If none has arrived since the last tick,
-// those that are still counted are such calls.
+// A call that is cancelled while it begins never arrives. The others do within moments: as many as
+// were under way all the time for two ticks are such calls.
 void Arrivals::Calls::Tick() {
-  const uint64_t now = arrived;
-  if (now == arrived_before) under_way = 0;
-  arrived_before = now;
+  const int least = fewest;
+  const int lost = std::min(least, fewest_before);
+  for (int i = 0; i < lost; ++i) GiveUp();
+  fewest_before = least - lost;
+  fewest = under_way.load();
   refused = 0;
 }
 

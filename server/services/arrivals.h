@@ -12,7 +12,6 @@
 
 #include <array>
 #include <atomic>
-#include <cstdint>
 #include <functional>
 #include <string_view>
 #include <utility>
@@ -50,10 +49,10 @@ class Arrivals {
 
   struct Calls {
     std::atomic<int> under_way = 0;  // to the gate
+    std::atomic<int> fewest = 0;     // that were under way since the last tick
     std::atomic<int> there = 0;
     std::atomic<int> refused = 0;  // since the last tick
-    std::atomic<uint64_t> arrived = 0;
-    uint64_t arrived_before = 0;  // at the last tick
+    int fewest_before = 0;         // in the tick before
 
     bool Begin(int most);
     void Arrive();

@@ -50,26 +50,32 @@ TEST(Arrivals, CutsOffWhoGoesOn) {
 }
 
 TEST(Arrivals, ForgetsCallsThatNeverArrive) {
-  Arrivals arrivals(2, 2);
-  arrivals.Tick();
-  EXPECT_TRUE(arrivals.Begin(kJoin, 7));
-  EXPECT_TRUE(arrivals.Begin(kJoin, 7));
-  arrivals.Arrived(kJoin, 7);
-  arrivals.Ended(kJoin, 7);
-  arrivals.Tick();  // one has arrived since the last tick
-  EXPECT_TRUE(arrivals.Begin(kJoin, 7));
+  Arrivals arrivals(3, 3);
+  EXPECT_TRUE(arrivals.Begin(kJoin, 7));  // never arrives
+  EXPECT_TRUE(arrivals.Begin(kJoin, 7));  // nor does this one
+  for (int tick = 0; tick < 3; ++tick) {
+    EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << "others come and go";
+    EXPECT_FALSE(arrivals.Begin(kJoin, 7));
+    arrivals.Arrived(kJoin, 7);
+    arrivals.Ended(kJoin, 7);
+    arrivals.Tick();
+  }
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << i;
   EXPECT_FALSE(arrivals.Begin(kJoin, 7));
-  arrivals.Tick();
-  EXPECT_TRUE(arrivals.Begin(kJoin, 7));
   // A call that comes later than that leaves no more room than there was.
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     arrivals.Arrived(kJoin, 7);
     arrivals.Ended(kJoin, 7);
   }
-  arrivals.Tick();
-  arrivals.Tick();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << i;
+  EXPECT_FALSE(arrivals.Begin(kJoin, 7));
+}
+
+TEST(Arrivals, KeepsCallsThatWaitAtTheGate) {
+  Arrivals arrivals(1, 1);
   EXPECT_TRUE(arrivals.Begin(kJoin, 7));
-  EXPECT_TRUE(arrivals.Begin(kJoin, 7));
+  arrivals.Arrived(kJoin, 7);
+  for (int tick = 0; tick < 5; ++tick) arrivals.Tick();
   EXPECT_FALSE(arrivals.Begin(kJoin, 7));
 }
 
