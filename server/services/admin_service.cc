@@ -67,8 +67,8 @@ v1::ServerInfo InfoOf(const PeerLinks::Seen& seen) {
 }
 
 // Makes the same call at the step leader, with the caller's deadline, and ends `call` with the
-// leader's answer. If the leader is silent, ends it at once; if it was not there, soon: one that has
-// just come back is found by then.
+// leader's answer. If the leader is silent, ends it at once; if it was not there, soon, since one
+// that has just come back is found by then.
 template <typename Request, typename Response>
 void Forward(
     Call* call, const Environment& environment,
