@@ -127,7 +127,7 @@ void RunRoles(Bytes input) {
   const server::Rule* const rule = server::FindRule("/orlop.v1.Job/Join");
   for (const std::vector<std::string>& names :
        {std::vector<std::string>{}, {"trainer.team-a"}, {"*"}, {"trainer.team-b", "x"}}) {
-    const server::Identity identity = access->Of(names);
+    const server::Identity identity = access->Of(names, "a caller");
     for (const std::string_view job : {"", "team-a/x", "job"})
       Require(identity.Check(*rule, job).ok() == identity.May(rule->roles, job),
               "a check says what may be");

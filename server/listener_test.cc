@@ -1,7 +1,7 @@
 #include "server/listener.h"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -10,16 +10,16 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <cstdlib>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "base/mutex.h"
 #include "gmock/gmock.h"
@@ -116,8 +116,7 @@ TEST_P(ListenerTest, HandsConnectionsOverUntilTheyAreTooMany) {
   ASSERT_TRUE(listener.ok()) << listener.status();
   (*listener)->Start();
   const std::string address = (*listener)->address();
-  std::vector<int> open;
-  for (int i = 0; i < 3; ++i) open.push_back(Connect(address));
+  std::vector<int> open = {Connect(address), Connect(address), Connect(address)};
   WaitUntil([&] { return taker_.kinds().size() == 3; });
   AwaitEnd(Connect(address));
   taker_.EndOne();

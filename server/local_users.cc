@@ -1,6 +1,7 @@
 #include "server/local_users.h"
 
 #include <grpcpp/security/auth_context.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include <cstddef>

@@ -1,13 +1,8 @@
 #include "server/socket_user.h"
 
-#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <cstddef>
-#include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "gmock/gmock.h"

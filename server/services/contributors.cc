@@ -40,11 +40,12 @@ absl::Status Contributors::Check(const std::string& job, uint64_t generation, ui
   detail.set_job(job);
   detail.set_field("rank");
   detail.set_actual(absl::StrCat(rank));
-  return MakeError(absl::StatusCode::kPermissionDenied,
-                   absl::StrCat("rank ", rank, " of generation ", generation, " of job '", job,
-                                "' has joined as ", owner->second, ", and this caller is ", caller,
-                                ": join a generation of its own"),
-                   detail);
+  return MakeError(
+      absl::StatusCode::kPermissionDenied,
+      absl::StrCat("rank ", rank, " of generation ", generation, " of job '", job, "' is of ",
+                   Beginning(owner->second, kMaxNameBytes), ", and this caller is ",
+                   Beginning(caller, kMaxNameBytes), ": join a new generation"),
+      detail);
 }
 
 void Contributors::Forget(const std::string& job) {
