@@ -20,6 +20,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -41,7 +42,9 @@ constexpr int kTellMs = 10'000;  // a line about refused connections at most thi
 constexpr int kAcceptsAtOnce = 64;
 constexpr int kNoDescriptorMs = 100;         // wait after the process has run out of descriptors
 constexpr unsigned kUserTimeoutMs = 20'000;  // unacknowledged bytes end a TCP connection
-constexpr int kBindTries = 10;  // of a port that the system has chosen for another family
+constexpr int kPaceMs = 20;       // between connections of a kind of which one was cut off
+constexpr int kFreedMs = 10'000;  // what was cut off is taken to be freed after this time
+constexpr int kBindTries = 10;    // of a port that the system has chosen for another family
 
 int64_t NowMs() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -87,6 +90,12 @@ int ListenAt(const addrinfo& at, int port) {
   close(fd);
   errno = error;
   return -1;
+}
+
+// Returns the inode of a descriptor's socket; 0 if there is none.
+ino_t SocketOf(int fd) {
+  struct stat found = {};
+  return fstat(fd, &found) == 0 ? found.st_ino : 0;
 }
 
 }  // namespace
@@ -194,7 +203,10 @@ void Listener::Close() {
 Listener::~Listener() {
   Close();
   MutexLock lock(&mutex_);
-  for (const auto& [fd, connection] : connections_) close(fd);
+  for (const auto& [fd, connection] : connections_) {
+    close(fd);
+    if (connection.is_held) close(connection.fd);
+  }
   for (const int fd : {events_, stop_})
     if (fd >= 0) close(fd);
 }
@@ -202,7 +214,7 @@ Listener::~Listener() {
 void Listener::Run() {
   epoll_event found[64];
   while (true) {
-    const int count = epoll_wait(events_, found, 64, -1);
+    const int count = epoll_wait(events_, found, 64, held_.empty() ? -1 : kPaceMs);
     for (int i = 0; i < count; ++i) {
       const int fd = found[i].data.fd;
       if (fd == stop_) return;
@@ -211,6 +223,7 @@ void Listener::Run() {
       else if ((found[i].events & EPOLLHUP) != 0)
         Ended(fd);
     }
+    HandOver();
   }
 }
 
@@ -251,12 +264,51 @@ absl::Status Listener::Take(int listener_fd, int fd) {
   epoll_ctl(events_, EPOLL_CTL_ADD, watched, &event);
   {
     MutexLock lock(&mutex_);
-    connections_.emplace(watched, Connection{admission->kind, admission->lane});
+    connections_.emplace(
+        watched, Connection{admission->kind, admission->lane, fd, SocketOf(fd), listener_fd, true});
   }
   ++count;
   ++open_;
-  options_.take(admission->lane, listener_fd, fd);
+  held_.push_back(watched);
   return absl::OkStatus();
+}
+
+// Gives connections to gRPC: all at once, but of a kind of which one was cut off one at a time, and
+// when that one is freed. Each may bring as many calls as the one before, and takes as long to free.
+void Listener::HandOver() {
+  const bool is_time = NowMs() - passed_ms_ >= kPaceMs;
+  if (is_time) passed_ms_ = NowMs();
+  std::set<int> waiting, gone;
+  for (const int watched : std::exchange(held_, {})) {
+    Connection connection;
+    {
+      MutexLock lock(&mutex_);
+      const auto found = connections_.find(watched);
+      if (found == connections_.end()) continue;
+      connection = found->second;
+      const int kind = connection.kind;
+      const bool goes = !waiting.contains(kind) && !gone.contains(kind) && MayGo(kind, is_time);
+      found->second.is_held = !goes;
+      if (!goes) {
+        waiting.insert(kind);
+        held_.push_back(watched);
+        continue;
+      }
+      if (waiting_.contains(kind)) gone.insert(kind);
+    }
+    options_.take(connection.lane, connection.listener_fd, connection.fd);
+  }
+  waiting_ = std::move(waiting);
+}
+
+// Whether the next connection of a kind may go to gRPC.
+bool Listener::MayGo(int kind, bool is_time) {
+  std::erase_if(cut_, [](const Cutting& cut) {
+    return SocketOf(cut.fd) != cut.socket || NowMs() - cut.since_ms > kFreedMs;
+  });
+  if (waiting_.contains(kind) && !is_time) return false;
+  return std::none_of(cut_.begin(), cut_.end(),
+                      [kind](const Cutting& cut) { return cut.kind == kind; });
 }
 
 // A connection whose second descriptor is `fd` has ended.
@@ -264,6 +316,7 @@ void Listener::Ended(int fd) {
   MutexLock lock(&mutex_);
   const auto found = connections_.find(fd);
   if (found == connections_.end()) return;
+  if (found->second.is_held) close(found->second.fd);
   --counts_[found->second.kind];
   --open_;
   connections_.erase(found);
@@ -275,7 +328,8 @@ void Listener::Ended(int fd) {
 void Listener::Cut(int lane) {
   MutexLock lock(&mutex_);
   for (const auto& [fd, connection] : connections_) {
-    if (connection.lane != lane) continue;
+    if (connection.lane != lane || connection.is_held) continue;
+    cut_.push_back({connection.kind, connection.fd, connection.socket, NowMs()});
     shutdown(fd, SHUT_RDWR);
     // gRPC would read the rest, which may be megabytes.
     char waste[1 << 14];

@@ -2,10 +2,14 @@
 // from this host, and closed if it is one too many.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -47,7 +51,8 @@ class Listener {
   // Returns the address with the actual port, or unix:/path.
   const std::string& address() const { return address_; }
   void Start();
-  // Closes the connections of a lane, and throws away what they have sent.
+  // Closes the connections of a lane, and throws away what they have sent. Further ones of the same
+  // kind are taken over one at a time, from when gRPC has freed what the closed ones held.
   //   Threads  any
   void Cut(int lane);
   // Stops listening. Connections that were taken over stay open. Idempotent.
@@ -62,6 +67,8 @@ class Listener {
   void Run();
   void Accept(int listener_fd);
   absl::Status Take(int listener_fd, int fd);
+  void HandOver();
+  bool MayGo(int kind, bool is_time) REQUIRES(mutex_);
   void Refuse(const absl::Status& why);
   void Ended(int fd);
 
@@ -73,13 +80,26 @@ class Listener {
   std::thread thread_;
   struct Connection {
     int kind, lane;
+    int fd;        // the descriptor that gRPC is given, and closes when all its calls are freed
+    ino_t socket;  // by which it is known from a later one of the same number
+    int listener_fd;
+    bool is_held;
   };
   mutable Mutex mutex_;
   // By a second descriptor of each connection, by which its end is seen.
   std::map<int, Connection> connections_ GUARDED_BY(mutex_);
+  struct Cutting {
+    int kind, fd;
+    ino_t socket;
+    int64_t since_ms;
+  };
+  std::vector<Cutting> cut_ GUARDED_BY(mutex_);  // and perhaps not freed yet
   // Of the thread.
   std::map<int, int> counts_;  // of open connections, by kind
   int open_ = 0;
+  std::deque<int> held_;   // connections that gRPC is not given yet, by their second descriptor
+  std::set<int> waiting_;  // kinds of those that wait until what was cut off is freed
+  int64_t passed_ms_ = 0;
   int64_t refused_ = 0, told_ms_ = -1'000'000;
 };
 

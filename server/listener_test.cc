@@ -12,7 +12,9 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -99,6 +101,7 @@ class ListenerTest : public testing::TestWithParam<bool> {
     options.address = GetParam() ? absl::StrCat("unix:", directory_, "/s") : "localhost:0";
     options.most_connections = most;
     options.admit = [this](int) -> absl::StatusOr<Listener::Admission> {
+      ++admitted_;
       if (next_ < 0) return absl::PermissionDeniedError("not you");
       return Listener::Admission{next_, next_ == 1 ? 1 : 100, next_};
     };
@@ -108,6 +111,7 @@ class ListenerTest : public testing::TestWithParam<bool> {
 
   std::string directory_;
   std::atomic<int> next_ = 0;  // the kind of new connections; -1: refused
+  std::atomic<int> admitted_ = 0;
   Taker taker_;
 };
 
@@ -167,6 +171,58 @@ TEST_P(ListenerTest, CutsOffALaneAndNoOther) {
   EXPECT_EQ(recv(other, &byte, 1, MSG_DONTWAIT), -1);
   EXPECT_EQ(errno, EAGAIN) << "it is open";
   close(other);
+}
+
+TEST_P(ListenerTest, HoldsBackAKindUntilWhatWasCutOffIsFreed) {
+  auto listener = Listener::Open(Options(100));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  (*listener)->Start();
+  const std::string address = (*listener)->address();
+  const int first = Connect(address);
+  WaitUntil([&] { return taker_.kinds().size() == 1; });
+  (*listener)->Cut(0);
+  AwaitEnd(first);
+  const std::vector<int> held = {Connect(address), Connect(address)};
+  close(Connect(address));
+  WaitUntil([&] { return admitted_ == 4; });
+  next_ = 2;
+  const int other = Connect(address);
+  WaitUntil([&] { return taker_.kinds().size() == 2; });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_THAT(taker_.kinds(), testing::ElementsAre(0, 2)) << "the cut one is not freed";
+  taker_.EndOne();
+  WaitUntil([&] { return taker_.kinds().size() >= 4; });
+  EXPECT_THAT(taker_.kinds(), testing::Each(testing::AnyOf(0, 2)));
+  next_ = 0;
+  const int last = Connect(address);
+  WaitUntil([&] { return taker_.kinds().back() == 0 && taker_.kinds().size() >= 5; });
+  for (const int fd : held) close(fd);
+  close(other);
+  close(last);
+}
+
+TEST_P(ListenerTest, ClosesWhatItHolds) {
+  const auto descriptors = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
+  };
+  const auto before = descriptors();
+  int held = -1, first = -1;
+  {
+    auto listener = Listener::Open(Options(100));
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    (*listener)->Start();
+    first = Connect((*listener)->address());
+    WaitUntil([&] { return taker_.kinds().size() == 1; });
+    (*listener)->Cut(0);
+    held = Connect((*listener)->address());
+    WaitUntil([&] { return admitted_ == 2; });
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_EQ(taker_.kinds().size(), 1u);
+  }
+  AwaitEnd(held);
+  close(first);
+  taker_.EndOne();
+  EXPECT_EQ(descriptors(), before);
 }
 
 TEST_P(ListenerTest, AnAddressInUseIsRefusedAndFreeAfterwards) {
