@@ -24,6 +24,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -273,8 +274,8 @@ absl::Status Listener::Take(int listener_fd, int fd) {
   return absl::OkStatus();
 }
 
-// Gives connections to gRPC: all at once, but of a kind of which one was cut off one at a time, and
-// when that one is freed. Each may bring as many calls as the one before, and takes as long to free.
+// Gives connections to gRPC: all at once, but of a kind of which one was cut off one at a time and
+// when that one is freed. Each may bring as many calls as the one before, and take as long.
 void Listener::HandOver() {
   const bool is_time = NowMs() - passed_ms_ >= kPaceMs;
   if (is_time) passed_ms_ = NowMs();
