@@ -28,6 +28,7 @@
 #include "server/local_users.h"
 #include "server/memory/message_room.h"
 #include "server/memory/process_memory.h"
+#include "server/memory/read_room.h"
 #include "server/memory/request_room.h"
 #include "server/role_file.h"
 #include "server/runtime/environment.h"
@@ -239,7 +240,7 @@ class Running : public OrlopServer {
   }
 
   absl::Status MakeServices(const std::function<v1::ServerInfo()>& identity) {
-    data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get());
+    data_service_ = std::make_unique<DataService>(jobs_.get(), messages_.get(), &reads_);
     job_service_ = std::make_unique<JobService>(jobs_.get());
     peer_service_ = std::make_unique<PeerService>(jobs_.get(), identity);
     admin_service_ =
@@ -423,6 +424,7 @@ class Running : public OrlopServer {
   bool store_fits_ GUARDED_BY(store_mutex_) = true;
   std::unique_ptr<MessageRoom> messages_;
   std::unique_ptr<RequestRoom> requests_, peer_requests_;
+  ReadRoom reads_{ReadRoom::BytesFor(options_.memory_bytes)};
   std::unique_ptr<PeerLinks> peers_;
   int next_look_ = 0;                           // of the ticker
   std::atomic<bool> is_bringing_back_ = false;  // a task of the pool does

@@ -174,6 +174,12 @@ def test_joins_that_time_out_in_a_recovery_leave_nothing(make_cluster):
     assert leader.memory_bytes() <= BUDGET + BESIDE
 
 
+def spilled_bytes(job):
+    """What is on disk because there was no memory for it."""
+    uses = job.admin().ServerStatus(stubs().admin.ServerStatusRequest(), timeout=DEADLINE_SECONDS).uses
+    return sum(use.peak_bytes for use in uses if use.tier == "NVME" and use.slot != "flush")
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", [3, pytest.param(300, marks=pytest.mark.slow)])
 def test_readers_that_read_nothing_hold_little(make_cluster, seconds):
@@ -195,11 +201,41 @@ def test_readers_that_read_nothing_hold_little(make_cluster, seconds):
         while time.monotonic() < end:
             job.step(gradient, [ADAMW])
             steps += 1
-        assert steps > 0
+        assert steps > 0 and spilled_bytes(job) == 0
         for reader in readers:
             reader.cancel()
     print(f"{steps} steps in {seconds} s")
     assert job.pull("w").shape == (1024, 1024)
+
+
+def test_readers_that_read_nothing_give_way_to_one_who_reads(make_cluster):
+    """Each asks for more than gRPC reads ahead, built in memory of which a server of 64 MiB has room for a few."""
+    cluster = make_cluster(1, memory="64MiB")
+    values = {"w": np.arange(1 << 22, dtype="f4").reshape(2048, 2048)}
+    job = cluster.job("j", (Tensor("w", (2048, 2048)),), shard_elements=1 << 20)
+    job.create()
+    job.configure()
+    job.join()
+    job.load(values)
+    request = stubs().data.PullRequest(job=job.name, version=job.committed_step, max_chunk_bytes=1 << 20,
+                                       regions=[job.region("w", "master", None, None)])
+    with contextlib.ExitStack() as kept:
+        readers = [stubs().data_grpc.DataStub(kept.enter_context(raw_channel(job.address))).Pull(request, timeout=600) for _ in range(20)]
+        wait_until(lambda: any(reader.done() for reader in readers))
+        assert {outcome(reader)[:2] for reader in readers if reader.done()} == {("RESOURCE_EXHAUSTED", "BUSY")}
+        begun = time.monotonic()
+
+        one = stubs().data_grpc.DataStub(kept.enter_context(raw_channel(job.address)))
+
+        def reads():
+            try:
+                return sum(len(chunk.payload) for chunk in one.Pull(request, timeout=DEADLINE_SECONDS))
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        wait_until(lambda: reads() == values["w"].nbytes)
+        assert time.monotonic() - begun < 30
+        for reader in readers:
+            reader.cancel()
 
 
 def methods(service):

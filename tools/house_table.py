@@ -32,7 +32,7 @@ ROOMS = [
     Room("proto",             EVERY,                                     ""),
     Room("server/job",        EVERY,                                     "server/step kernels"),
     Room("server/memory",     "accountant message_room process_memory "
-                              "request_room",                            ""),
+                              "read_room request_room",                  ""),
     Room("server/tiers",      "tier slot_home residency "
                               "job_room window",                         "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image piece_writer",    "server/tiers server/memory server/job server/step kernels"),

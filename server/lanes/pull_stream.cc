@@ -56,8 +56,9 @@ absl::StatusOr<PullStream::Next> PullStream::Advance() {
     if (FindShard()) {
       Next next;
       next.what = Next::What::kVersion;
-      next.shard = model_->FirstShard(region_->tensor) + static_cast<int32_t>(shard_);
+      next.shard = ShardId();
       next.version = version_;
+      next.room_bytes = job_->shards().RoomToRead(Read());
       return next;
     }
     if (!found_shard_) {
@@ -124,11 +125,18 @@ bool PullStream::FindShard() {
   return false;
 }
 
+int32_t PullStream::ShardId() const {
+  return model_->FirstShard(region_->tensor) + static_cast<int32_t>(shard_);
+}
+
+// Returns what is read of the shard under way.
+ReadRequest PullStream::Read() const {
+  return {ShardId(), region_->slot, region_->dtype, region_->box, version_, chunk_bytes_};
+}
+
 absl::Status PullStream::Open(const absl::StatusOr<JobRuntime::VersionPin>& pin) {
   if (!pin.ok()) return Explained(pin.status());
-  const int32_t id = model_->FirstShard(region_->tensor) + static_cast<int32_t>(shard_);
-  auto reader = job_->shards().OpenRead(
-      {id, region_->slot, region_->dtype, region_->box, version_, chunk_bytes_});
+  auto reader = job_->shards().OpenRead(Read());
   if (!reader.ok()) return Explained(reader.status());
   reader_ = *std::move(reader);
   filled_ = request_.regions(region_index_ - 1);

@@ -34,6 +34,7 @@ class PullStream {
     ReadChunk chunk;
     int32_t shard = 0;
     int64_t version = 0;
+    uint64_t room_bytes = 0;  // kVersion: what reading the shard takes (ShardStore::RoomToRead)
   };
   // After an error the stream is over. May wait for the disk.
   //   Status  as Data.Pull (data.proto)
@@ -51,6 +52,8 @@ class PullStream {
   absl::Status Explained(const absl::Status& status) const;
   absl::Status BeginRegion();
   bool FindShard();
+  int32_t ShardId() const;
+  ReadRequest Read() const;
   absl::StatusOr<Next> NextChunk();
 
   JobTable* const jobs_;

@@ -84,7 +84,7 @@ void DataService::AddTo(Rpcs* rpcs) {
   }
   rpcs->AddStream("/orlop.v1.Data/Pull",
                   [this](Gate* gate, grpc::GenericCallbackServerContext* context) {
-                    return new PullCall(gate, context, jobs_);
+                    return new PullCall(gate, context, jobs_, reads_);
                   });
   rpcs->Add("/orlop.v1.Data/QueryPush", this, &DataService::QueryPush);
 }

@@ -7,6 +7,7 @@
 
 #include "orlop/v1/data.pb.h"
 #include "server/memory/message_room.h"
+#include "server/memory/read_room.h"
 #include "server/runtime/job_table.h"
 #include "server/services/gate.h"
 
@@ -14,8 +15,9 @@ namespace orlop::server {
 
 class DataService final {
  public:
-  // `jobs` and `messages` must outlive the service.
-  DataService(JobTable* jobs, MessageRoom* messages) : jobs_(jobs), messages_(messages) {}
+  // All must outlive the service.
+  DataService(JobTable* jobs, MessageRoom* messages, ReadRoom* reads)
+      : jobs_(jobs), messages_(messages), reads_(reads) {}
 
   // Adds the RPCs of the service, which must outlive `rpcs`.
   void AddTo(Rpcs* rpcs);
@@ -25,6 +27,7 @@ class DataService final {
 
   JobTable* const jobs_;
   MessageRoom* const messages_;
+  ReadRoom* const reads_;
 };
 
 }  // namespace orlop::server

@@ -163,7 +163,8 @@ void Gate::Tick() {
   MutexLock lock(&mutex_);
   for (StreamCall* stream : streams_) {
     const int64_t since = stream->transfer_since_ms_;
-    if (since > 0 && now - since >= kMaxStallMs) stream->context_->TryCancel();
+    const int64_t most = stream->IsWanted() ? kWantedStallMs : kMaxStallMs;
+    if (since > 0 && now - since >= most) stream->context_->TryCancel();
   }
   for (const auto& [call, since] : reading_)
     if (now - since >= kMaxRequestMs) call->context_->TryCancel();
@@ -180,10 +181,13 @@ StreamCall::StreamCall(Gate* gate, grpc::GenericCallbackServerContext* context)
   gate_->streams_.insert(this);
 }
 
-StreamCall::~StreamCall() {
+void StreamCall::OnDone() {
   gate_->arrivals_.Ended(context_->method(), lane_);
-  MutexLock lock(&gate_->mutex_);
-  gate_->streams_.erase(this);
+  {
+    MutexLock lock(&gate_->mutex_);
+    gate_->streams_.erase(this);
+  }
+  delete this;
 }
 
 absl::Status StreamCall::CheckJob(std::string_view job) const {

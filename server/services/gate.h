@@ -117,7 +117,6 @@ class Call final : public grpc::ServerGenericBidiReactor {
 class StreamCall : public grpc::ServerGenericBidiReactor {
  protected:
   StreamCall(Gate* gate, grpc::GenericCallbackServerContext* context);
-  ~StreamCall() override;
 
   Gate& gate() { return *gate_; }
   // Checks whether the caller may make this call for a job. Call it before anything is done.
@@ -125,7 +124,8 @@ class StreamCall : public grpc::ServerGenericBidiReactor {
   absl::Status CheckJob(std::string_view job) const;
   std::chrono::steady_clock::time_point deadline() const { return deadline_; }
   bool IsCancelled() const { return context_->IsCancelled(); }
-  // Frame each read and each write: a client that lets one last for kMaxStallMs is given up.
+  // Frame each read and each write: a client that lets one last for kMaxStallMs is given up, and
+  // for kWantedStallMs if others want what the call holds.
   void BeginTransfer();
   void EndTransfer();
   // Runs a task that may work, on a thread that the streams share. Nothing may touch the call after
@@ -134,7 +134,9 @@ class StreamCall : public grpc::ServerGenericBidiReactor {
 
  private:
   friend class Gate;
-  void OnDone() override { delete this; }
+  void OnDone() override;
+  // Whether others want what the call holds.
+  virtual bool IsWanted() const { return false; }
 
   Gate* const gate_;
   grpc::GenericCallbackServerContext* const context_;

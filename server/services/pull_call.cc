@@ -4,11 +4,13 @@
 #include <grpcpp/support/slice.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/mutex.h"
 #include "orlop/v1/data.pb.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
@@ -17,6 +19,7 @@
 #include "proto/status.h"
 #include "server/lanes/pull_stream.h"
 #include "server/memory/accountant.h"
+#include "server/memory/read_room.h"
 #include "server/memory/request_room.h"
 #include "server/runtime/job_table.h"
 #include "server/services/gate.h"
@@ -26,18 +29,66 @@
 namespace orlop::server {
 namespace {
 
-// Returns a slice of the chunk's memory. The slice keeps the memory alive until gRPC has sent it.
-grpc::Slice SliceOf(const ReadChunk& chunk) {
-  auto* owner = new BufferPtr(chunk.owner);
+// The memory of a chunk until gRPC has sent it.
+struct Sent {
+  BufferPtr owner;
+  std::shared_ptr<BuiltChunks> built;  // null: the chunk was not built
+
+  ~Sent() {
+    owner.reset();
+    if (built != nullptr) built->End();
+  }
+};
+
+grpc::Slice SliceOf(const ReadChunk& chunk, const std::shared_ptr<BuiltChunks>& built) {
+  auto* sent = new Sent{chunk.owner, chunk.is_built ? built : nullptr};
+  if (chunk.is_built) built->Begin();
   return grpc::Slice(
       const_cast<uint8_t*>(chunk.bytes.data()), chunk.bytes.size(),
-      [](void* held) { delete static_cast<BufferPtr*>(held); }, owner);
+      [](void* held) { delete static_cast<Sent*>(held); }, sent);
 }
 
 }  // namespace
 
-PullCall::PullCall(Gate* gate, grpc::GenericCallbackServerContext* context, JobTable* jobs)
-    : StreamCall(gate, context), jobs_(jobs) {
+// ---- BuiltChunks -------------------------------------------------------------------------------
+
+void BuiltChunks::Begin() {
+  MutexLock lock(&mutex_);
+  ++count_;
+}
+
+void BuiltChunks::End() {
+  std::function<void()> resume;
+  {
+    MutexLock lock(&mutex_);
+    --count_;
+    resume.swap(resume_);
+  }
+  if (resume) resume();
+}
+
+bool BuiltChunks::MayBuild(std::function<void()> resume) {
+  MutexLock lock(&mutex_);
+  if (count_ < kBuiltChunks || has_ended_) return true;
+  resume_ = std::move(resume);
+  return false;
+}
+
+void BuiltChunks::GiveUp() {
+  std::function<void()> resume;
+  {
+    MutexLock lock(&mutex_);
+    has_ended_ = true;
+    resume.swap(resume_);
+  }
+  if (resume) resume();
+}
+
+// ---- PullCall ----------------------------------------------------------------------------------
+
+PullCall::PullCall(Gate* gate, grpc::GenericCallbackServerContext* context, JobTable* jobs,
+                   ReadRoom* reads)
+    : StreamCall(gate, context), jobs_(jobs), read_room_(reads) {
   BeginTransfer();
   StartRead(&message_);
 }
@@ -61,15 +112,24 @@ void PullCall::Begin() {
   Advance();
 }
 
+void PullCall::OnCancel() {
+  pending_->Cancel();
+  built_->GiveUp();
+}
+
 void PullCall::Advance() {
+  BeginTransfer();  // to wait for a chunk to be sent is to wait for the client
+  if (!built_->MayBuild([this] { Submit([this] { Advance(); }); })) return;
+  EndTransfer();
   absl::StatusOr<PullStream::Next> next = pull_->Advance();
   if (!next.ok()) return End(next.status());
   switch (next->what) {
     case PullStream::Next::What::kChunk:
-      message_ = EncodeChunk(next->header, SliceOf(next->chunk));
+      message_ = EncodeChunk(next->header, SliceOf(next->chunk, built_));
       BeginTransfer();
       return StartWrite(&message_);
     case PullStream::Next::What::kVersion:
+      if (absl::Status room = read_room_.Grow(next->room_bytes); !room.ok()) return End(room);
       return AskFor(next->shard, next->version);
     case PullStream::Next::What::kEnd:
       return End(absl::OkStatus());

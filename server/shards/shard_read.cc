@@ -82,7 +82,6 @@ absl::Status CheckVersion(const ShardInfo& shard, int64_t wanted, const SlotHome
 // from one view, so that they have one version.
 absl::StatusOr<Opened> Pick(const ShardInfo& shard, const SlotHome::View& view,
                             ReadRequest* request) {
-  if (absl::Status there = CheckVersion(shard, request->version, view); !there.ok()) return there;
   SlotFormats formats;
   for (size_t i = 0; i < kStoredSlotCount; ++i) formats[i] = view.slots[i].format;
   if (request->dtype == v1::DTYPE_UNSPECIFIED)
@@ -94,6 +93,12 @@ absl::StatusOr<Opened> Pick(const ShardInfo& shard, const SlotHome::View& view,
   Opened opened{*mapping, Seen(mapping->first, view)};
   if (mapping->second) opened.second.emplace(*mapping->second, view);
   return opened;
+}
+
+// Whether chunks are parts of the slot's own buffer. `request` is complete.
+bool IsDirect(const SlotFormat& format, const ReadRequest& request) {
+  return request.box.flat && request.dtype == format.dtype &&
+         format.axis == SlotFormat::Axis::kElements;
 }
 
 absl::Status CheckBox(const ShardInfo& shard, const SlotFormat& format, const ReadRequest& request,
@@ -134,6 +139,25 @@ absl::StatusOr<BufferPtr> Fetch(const Shard& shard, Seen seen, int64_t version) 
 
 }  // namespace
 
+uint64_t RoomToRead(const Shard& shard, const ReadRequest& wanted) {
+  const Tensor& tensor = *shard.info.tensor;
+  if (!ValidateBox(wanted.box, tensor.shape, tensor.element_count).ok()) return 0;
+  ReadRequest request = wanted;
+  request.box = Simplified(wanted.box, tensor.shape);
+  absl::StatusOr<Opened> opened;
+  shard.slots.Inspect(
+      [&](const SlotHome::View& view) { opened = Pick(shard.info, view, &request); });
+  if (!opened.ok()) return 0;
+  uint64_t bytes = 0;
+  for (const SlotBytes* slot :
+       {&opened->first.bytes, opened->second ? &opened->second->bytes : nullptr})
+    if (slot != nullptr && slot->data == nullptr && slot->spilled)
+      bytes += Buffer::Footprint(slot->spilled->bytes);
+  if (IsDirect(opened->first.format, request)) return bytes;
+  const uint64_t piece = shard.info.count() * ElementBytes(request.dtype);
+  return bytes + kBuiltChunks * Buffer::Footprint(std::min(request.max_chunk_bytes, piece));
+}
+
 absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,
                                                            const ReadRequest& wanted) {
   const Tensor& tensor = *shard.info.tensor;
@@ -142,8 +166,10 @@ absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,
   ReadRequest request = wanted;
   request.box = Simplified(wanted.box, tensor.shape);
   absl::StatusOr<Opened> opened;
-  shard.slots.Inspect(
-      [&](const SlotHome::View& view) { opened = Pick(shard.info, view, &request); });
+  shard.slots.Inspect([&](const SlotHome::View& view) {
+    const absl::Status there = CheckVersion(shard.info, request.version, view);
+    opened = there.ok() ? Pick(shard.info, view, &request) : there;
+  });
   if (!opened.ok()) return opened.status();
   const SlotFormat& format = opened->first.format;
   if (absl::Status valid = CheckBox(shard.info, format, request, wanted.box); !valid.ok())
@@ -183,9 +209,7 @@ ShardReader::ShardReader(const ShardInfo& shard, const SlotFormat& format, ReadR
     part_ = {0, format_.ElementCount(part_.count())};
     first /= format_.elements_per;
   }
-  if (source_.values && request_.dtype == format_.dtype &&
-      format_.axis == SlotFormat::Axis::kElements)
-    direct_offset_bytes_ = first * element_bytes_;
+  if (source_.values && IsDirect(format_, request_)) direct_offset_bytes_ = first * element_bytes_;
 }
 
 absl::StatusOr<ReadChunk> ShardReader::Next() {
@@ -204,6 +228,7 @@ absl::StatusOr<ReadChunk> ShardReader::Next() {
       return built;
     chunk.owner = *std::move(buffer);
     chunk.bytes = chunk.owner->bytes().subspan(0, size);
+    chunk.is_built = true;
   }
   const std::vector<uint64_t> leaves =
       LeafHashes({reinterpret_cast<const char*>(chunk.bytes.data()), size});

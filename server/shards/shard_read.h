@@ -43,6 +43,8 @@ struct ReadChunk {
   absl::Span<const uint8_t> bytes;
   // Offset of the chunk in the piece.
   uint64_t offset_bytes = 0;
+  // `bytes` were built for this chunk. If not, they are the slot's own.
+  bool is_built = false;
   // ChunkChecksum of the leaves (base/checksum.h).
   uint64_t checksum = 0;
   // The digest of the whole piece; only in its last chunk.
@@ -107,6 +109,12 @@ class ShardReader {
   // Buffers in which chunks are built.
   std::vector<BufferPtr> built_;
 };
+
+// A caller that keeps at most so many built chunks needs no more than RoomToRead says.
+inline constexpr int kBuiltChunks = 2;
+
+// Implements ShardStore::RoomToRead.
+uint64_t RoomToRead(const Shard& shard, const ReadRequest& wanted);
 
 // Implements ShardStore::OpenRead.
 absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,

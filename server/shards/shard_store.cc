@@ -337,6 +337,11 @@ absl::StatusOr<std::shared_ptr<const PassResult>> ShardStore::RunPass(uint32_t t
 
 // ---- Reading ----
 
+uint64_t ShardStore::RoomToRead(const ReadRequest& request) const {
+  auto shard = Find(request.shard);
+  return shard.ok() ? server::RoomToRead(**shard, request) : 0;
+}
+
 absl::StatusOr<std::unique_ptr<ShardReader>> ShardStore::OpenRead(const ReadRequest& request) {
   auto shard = Find(request.shard);
   if (!shard.ok()) return shard.status();

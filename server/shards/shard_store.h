@@ -169,6 +169,9 @@ class ShardStore {
   std::vector<int32_t> NextUseOrder() const { return residency_->NextUse(); }
 
   // ---- Reading ----
+  // Returns the memory that a read takes beside the slots: what is read from disk, and two chunks
+  // if they must be built. 0 if OpenRead would refuse it. Does not wait.
+  uint64_t RoomToRead(const ReadRequest& request) const;
   // Opens a read of one slot at an exact version. Waits for the disk if the slot is there.
   //   Status  InvalidArgument (box, slot or dtype), NotFound (the shard is not here), OutOfRange
   //           (VERSION_GONE), FailedPrecondition (LOADING, or the version has not been made yet),
