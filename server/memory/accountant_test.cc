@@ -173,7 +173,7 @@ uint64_t AnonymousBytes() {
 }
 
 TEST(Accountant, ReportsWhatTheSystemReports) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef ORLOP_SANITIZED
   GTEST_SKIP() << "sanitizers keep shadow memory of their own";
 #endif
   Accountant accountant({1 << 30, 0});

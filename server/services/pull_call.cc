@@ -61,15 +61,25 @@ void BuiltChunks::End() {
   std::function<void()> resume;
   {
     MutexLock lock(&mutex_);
-    --count_;
-    resume.swap(resume_);
+    if (--count_ < limit_) resume.swap(resume_);
   }
   if (resume) resume();
 }
 
-bool BuiltChunks::MayBuild(std::function<void()> resume) {
+int BuiltChunks::count() const {
   MutexLock lock(&mutex_);
-  if (count_ < kBuiltChunks || has_ended_) return true;
+  return count_;
+}
+
+bool BuiltChunks::has_ended() const {
+  MutexLock lock(&mutex_);
+  return has_ended_;
+}
+
+bool BuiltChunks::AreFewerThan(int limit, std::function<void()> resume) {
+  MutexLock lock(&mutex_);
+  if (count_ < limit || has_ended_) return true;
+  limit_ = limit;
   resume_ = std::move(resume);
   return false;
 }
@@ -118,10 +128,20 @@ void PullCall::OnCancel() {
 }
 
 void PullCall::Advance() {
-  BeginTransfer();  // to wait for a chunk to be sent is to wait for the client
-  if (!built_->MayBuild([this] { Submit([this] { Advance(); }); })) return;
-  EndTransfer();
+  BeginTransfer();  // to wait until a chunk is sent is to wait for the client
+  AdvanceWithin(kBuiltChunks);
+}
+
+// Goes on when gRPC keeps fewer than `limit` built chunks.
+void PullCall::AdvanceWithin(int limit) {
+  const auto again = [this, limit] { Submit([this, limit] { AdvanceWithin(limit); }); };
+  if (!built_->AreFewerThan(limit, again)) return;
+  const int kept = built_->count();
   absl::StatusOr<PullStream::Next> next = pull_->Advance();
+  // A chunk that is sent gives back the memory for this one.
+  if (absl::IsResourceExhausted(next.status()) && kept > 0 && !built_->has_ended())
+    return AdvanceWithin(kept);
+  EndTransfer();
   if (!next.ok()) return End(next.status());
   switch (next->what) {
     case PullStream::Next::What::kChunk:

@@ -24,15 +24,19 @@ class BuiltChunks {
  public:
   void Begin();
   void End();
-  // Returns whether one more may be built. If not, `resume` runs once when it may.
-  bool MayBuild(std::function<void()> resume);
-  // From now on one more always may: the call ends.
+  int count() const;
+  // Returns whether there are fewer than `limit`. If not, `resume` runs once when there are, or
+  // when GiveUp is called.
+  bool AreFewerThan(int limit, std::function<void()> resume);
+  bool has_ended() const;
+  // The call ends: nobody waits for a chunk to be sent.
   void GiveUp();
 
  private:
-  Mutex mutex_;
+  mutable Mutex mutex_;
   int count_ GUARDED_BY(mutex_) = 0;
   bool has_ended_ GUARDED_BY(mutex_) = false;
+  int limit_ GUARDED_BY(mutex_) = 0;  // of resume_
   std::function<void()> resume_ GUARDED_BY(mutex_);
 };
 
@@ -49,6 +53,7 @@ class PullCall final : public StreamCall {
   bool IsWanted() const override { return read_room_.is_wanted(); }
   void Begin();
   void Advance();
+  void AdvanceWithin(int limit);
   void AskFor(int32_t shard, int64_t version);
   void Open(const absl::StatusOr<JobRuntime::VersionPin>& pin);
   void End(const absl::Status& status);

@@ -85,10 +85,14 @@ absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes, const
   }
   for (Spillable* spillable : order) {
     if (spillable == keeps) continue;
-    const uint64_t free = accountant_->free_bytes(Tier::kDram);
-    if (free < bytes && bytes <= accountant_->limit_bytes(Tier::kDram))
-      spillable->SpillCold(bytes - free);
-    reserved = accountant_->Reserve(use, bytes);
+    // Somebody else may reserve what was given back.
+    for (uint64_t given_back = 1; !reserved.ok() && given_back > 0;) {
+      const uint64_t free = accountant_->free_bytes(Tier::kDram);
+      given_back = free < bytes && bytes <= accountant_->limit_bytes(Tier::kDram)
+                       ? spillable->SpillCold(bytes - free)
+                       : 0;
+      reserved = accountant_->Reserve(use, bytes);
+    }
     if (reserved.ok()) break;
   }
   GiveBack(order);
