@@ -2,6 +2,7 @@
 // because machines drift and only ratios within a run are meaningful.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,10 +14,14 @@ struct Options {
   std::string name;
   // Measured rounds; one round before them is not measured.
   int repetitions = 15;
-  // wire: MiB of payload in a round, both servers together.
-  int mebibytes = 128;
+  // wire: MiB of payload in a round, both servers together; 128 by default.
+  // flush: MiB of state that the job has, rounded up to whole tensors; 256 by default.
+  std::optional<int> mebibytes;
   // kernels: Mi parameters of the tensor.
   int mebiparameters = 16;
+  // wire, step, flush: an existing directory, where the private servers' data directories are
+  // created and removed. Empty: the directory for temporary files.
+  std::string data_dir;
   bool json = false;
 };
 
@@ -32,6 +37,7 @@ struct Figure {
 absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options);
 absl::StatusOr<std::vector<Figure>> BenchStep(const Options& options);
 absl::StatusOr<std::vector<Figure>> BenchKernels(const Options& options);
+absl::StatusOr<std::vector<Figure>> BenchFlush(const Options& options);
 
 // Runs a bench, prints its figures and returns an exit code.
 int RunNamed(const Options& options);

@@ -35,16 +35,17 @@ void FillRandom(std::vector<char>* bytes, uint32_t seed) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BenchJob>> BenchJob::Create(int servers, uint64_t bytes,
-                                                           const std::string& memory) {
+                                                           const std::string& memory,
+                                                           const std::string& data_dir) {
   std::unique_ptr<BenchJob> job(new BenchJob());
-  auto started = PrivateServers::Start(servers, memory);
+  auto started = PrivateServers::Start(servers, memory, data_dir);
   if (!started.ok()) return started.status();
   job->servers_ = *std::move(started);
   auto client = client::Client::Connect({.server = job->servers_->address()});
   if (!client.ok()) return client.status();
   job->client_ = *std::move(client);
   const uint64_t tensors = (bytes + kTensorBytes - 1) / kTensorBytes;
-  client::JobSpec spec{.job = "bench", .durability = v1::DURABILITY_MEMORY};
+  client::JobSpec spec{.job = kName, .durability = v1::DURABILITY_MEMORY};
   for (uint64_t i = 0; i < tensors; ++i) {
     v1::TensorSpec tensor;
     tensor.set_name(absl::StrCat("layer.", i, ".weight"));
@@ -106,7 +107,7 @@ absl::Status BenchJob::Push() { return session_->Push(PushParts(gradients_)).sta
 
 absl::Status BenchJob::Pull() { return session_->Pull(pulls_).status(); }
 
-absl::StatusOr<v1::CommitStepResponse> BenchJob::Commit() {
+absl::Status BenchJob::Commit() {
   client::CommitOptions options;
   auto& values = *options.groups.emplace_back().mutable_values();
   values["lr"] = 1e-3;
@@ -114,7 +115,11 @@ absl::StatusOr<v1::CommitStepResponse> BenchJob::Commit() {
   values["beta2"] = 0.999;
   values["eps"] = 1e-8;
   values["weight_decay"] = 0.01;
-  return session_->Commit(options);
+  const auto committed = session_->Commit(options);
+  if (!committed.ok()) return committed.status();
+  return committed->outcome() == v1::CommitStepResponse::APPLY
+             ? absl::OkStatus()
+             : absl::DataLossError("a step of finite gradients was not applied");
 }
 
 }  // namespace orlop::bench

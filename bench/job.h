@@ -12,22 +12,27 @@ namespace orlop::bench {
 
 class BenchJob {
  public:
+  static constexpr char kName[] = "bench";
   static constexpr uint64_t kTensorElements = uint64_t{1} << 22;
 
   // Creates the job with AdamW and 8-bit state and loads its weights as step 0. `bytes` of bf16,
-  // rounded up to whole tensors.
+  // rounded up to whole tensors. `memory` and `data_dir`: as PrivateServers::Start.
   static absl::StatusOr<std::unique_ptr<BenchJob>> Create(int servers, uint64_t bytes,
-                                                          const std::string& memory);
+                                                          const std::string& memory,
+                                                          const std::string& data_dir);
 
   // Pushes all gradients of the open attempt.
   absl::Status Push();
   // Pulls all weights of the committed step.
   absl::Status Pull();
-  absl::StatusOr<v1::CommitStepResponse> Commit();
+  // Commits the step. Returns DataLoss if the servers skipped it.
+  absl::Status Commit();
 
   client::Session* session() { return session_.get(); }
   client::Client* client() { return client_.get(); }
   double ServersCpuSeconds() const { return servers_->CpuSeconds(); }
+  // Returns the directory that has the servers' data directories.
+  const std::string& servers_directory() const { return servers_->directory(); }
   absl::Span<char> pushed() { return absl::MakeSpan(gradients_); }
   absl::Span<char> pulled() { return absl::MakeSpan(weights_); }
   uint64_t bytes() const { return gradients_.size(); }

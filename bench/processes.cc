@@ -124,9 +124,12 @@ std::string SiblingProgram(const std::string& name) {
 }
 
 absl::StatusOr<std::unique_ptr<PrivateServers>> PrivateServers::Start(int count,
-                                                                      const std::string& memory) {
+                                                                      const std::string& memory,
+                                                                      const std::string& data_dir) {
   std::unique_ptr<PrivateServers> servers(new PrivateServers());
-  std::string pattern = std::filesystem::temp_directory_path() / "orlop-bench-XXXXXX";
+  const std::filesystem::path parent =
+      data_dir.empty() ? std::filesystem::temp_directory_path() : std::filesystem::path(data_dir);
+  std::string pattern = parent / "orlop-bench-XXXXXX";
   if (mkdtemp(pattern.data()) == nullptr) return SystemError(pattern);
   servers->directory_ = pattern;
   std::string peers;

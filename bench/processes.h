@@ -50,19 +50,22 @@ double OwnCpuSeconds();
 // Returns the path of the program `name` in the directory of the running program.
 std::string SiblingProgram(const std::string& name);
 
-// A PrivateServers is one cluster of orlopd processes on loopback TCP. Their data is in a temporary
-// directory. The destructor stops the servers and removes the directory.
+// A PrivateServers is one cluster of orlopd processes on loopback TCP. Their data is in a directory
+// of its own. The destructor stops the servers and removes the directory.
 class PrivateServers {
  public:
   // Starts `count` servers, at least 1, and waits at most 30 s until all of them are ready.
-  // `memory` is the value of --memory of each server, for example "4GiB".
+  // `memory` is the value of --memory of each server, for example "4GiB". `data_dir` is an existing
+  // directory, which gets the directory of the cluster; empty: that for temporary files.
   //   Status  Unavailable (a server ended), DeadlineExceeded, or as Child::Start
-  static absl::StatusOr<std::unique_ptr<PrivateServers>> Start(int count,
-                                                               const std::string& memory);
+  static absl::StatusOr<std::unique_ptr<PrivateServers>> Start(int count, const std::string& memory,
+                                                               const std::string& data_dir);
   ~PrivateServers();
 
   // Returns the address of the first server (host:port), from which a client learns the others.
   const std::string& address() const { return addresses_[0]; }
+  // Returns the directory that has the data directory of each server.
+  const std::string& directory() const { return directory_; }
   // Returns the sum of Child::CpuSeconds over the servers.
   double CpuSeconds() const;
 

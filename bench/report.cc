@@ -114,6 +114,7 @@ RatioInterval PairedRatio(const Figure& figure) {
 int RunNamed(const Options& options) {
   const auto figures = options.name == "wire"      ? BenchWire(options)
                        : options.name == "kernels" ? BenchKernels(options)
+                       : options.name == "flush"   ? BenchFlush(options)
                                                    : BenchStep(options);
   if (!figures.ok()) {
     std::fprintf(stderr, "orlop: bench %s: %s\n", options.name.c_str(),

@@ -23,6 +23,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kServers = 2;
+constexpr int kMebibytes = 128;
 
 // The measurements of one path in every round.
 struct Path {
@@ -60,7 +61,9 @@ void AddFigures(const std::string& name, const std::array<Path, 3>& paths,
 absl::StatusOr<std::vector<Figure>> BenchWire(const Options& options) {
   auto peers = BarePeers::Start(kServers);  // before gRPC starts a thread here
   if (!peers.ok()) return peers.status();
-  auto job = BenchJob::Create(kServers, static_cast<uint64_t>(options.mebibytes) << 20, "4GiB");
+  auto job = BenchJob::Create(kServers,
+                              static_cast<uint64_t>(options.mebibytes.value_or(kMebibytes)) << 20,
+                              "4GiB", options.data_dir);
   if (!job.ok()) return job.status();
   const auto job_cpu = [&] { return (*job)->ServersCpuSeconds(); };
   const auto peers_cpu = [&] { return (*peers)->CpuSeconds(); };

@@ -15,10 +15,10 @@ _orlop() {
   case $previous in
     tensors|export|flush|rollback|delete|--job)
       COMPREPLY=($(compgen -W "$(orlop jobs --json 2>/dev/null | sed -n 's/^    "job": "\(.*\)",$/\1/p')" -- "$current")); return ;;
-    bench) COMPREPLY=($(compgen -W "wire step kernels" -- "$current")); return ;;
+    bench) COMPREPLY=($(compgen -W "wire step kernels flush" -- "$current")); return ;;
     completion) COMPREPLY=($(compgen -W "bash zsh fish" -- "$current")); return ;;
     --dtype) COMPREPLY=($(compgen -W "fp32 bf16" -- "$current")); return ;;
-    --to|import|--tls-cert|--tls-key|--tls-ca) COMPREPLY=($(compgen -f -- "$current")); return ;;
+    --to|import|--data-dir|--tls-cert|--tls-key|--tls-ca) COMPREPLY=($(compgen -f -- "$current")); return ;;
   esac
   case $current in
     -*) COMPREPLY=($(compgen -W "--server --json --tls-cert --tls-key --tls-ca --timeout --help --version" -- "$current")) ;;
@@ -37,7 +37,7 @@ set -l commands servers tensors describe status jobs export import flush rollbac
 complete -c orlop -f
 complete -c orlop -n "not __fish_seen_subcommand_from $commands" -a "$commands"
 complete -c orlop -n "__fish_seen_subcommand_from tensors export flush rollback delete" -a "(orlop jobs --json 2>/dev/null | string match -rg '^    \"job\": \"(.*)\",\$')"
-complete -c orlop -n "__fish_seen_subcommand_from bench" -a "wire step kernels"
+complete -c orlop -n "__fish_seen_subcommand_from bench" -a "wire step kernels flush"
 complete -c orlop -n "__fish_seen_subcommand_from completion" -a "bash zsh fish"
 complete -c orlop -n "__fish_seen_subcommand_from import" -F
 complete -c orlop -l server -r -d "HOST:PORT or unix:/PATH"
@@ -45,6 +45,7 @@ complete -c orlop -l json -d "for programs"
 complete -c orlop -l tls-cert -r -F
 complete -c orlop -l tls-key -r -F
 complete -c orlop -l tls-ca -r -F
+complete -c orlop -l data-dir -r -F
 )sh";
 
 }  // namespace

@@ -87,17 +87,23 @@ void AddActions(CLI::App* app, const Context& context, Arguments* args, Run* run
 
 void AddOwn(CLI::App* app, const Context& context, Arguments* args, Run* run) {
   CLI::App* bench = app->add_subcommand("bench", "measure this machine with private servers");
-  bench->add_option("NAME", args->bench.name, "wire, step or kernels")
+  bench->add_option("NAME", args->bench.name, "wire, step, kernels or flush")
       ->required()
-      ->check(CLI::IsMember({"wire", "step", "kernels"}));
+      ->check(CLI::IsMember({"wire", "step", "kernels", "flush"}));
   bench->add_option("--repetitions", args->bench.repetitions, "rounds measured")
       ->check(CLI::Range(3, 1000));
-  bench->add_option("--mebibytes", args->bench.mebibytes, "payload of a wire round")
+  bench
+      ->add_option("--mebibytes", args->bench.mebibytes,
+                   "payload of a round of `wire` (128); state of the job in `flush` (256)")
       ->check(CLI::Range(8, 16384));
   bench
       ->add_option("--mebiparameters", args->bench.mebiparameters,
                    "size of the tensor in `kernels`")
       ->check(CLI::Range(1, 256));
+  bench
+      ->add_option("--data-dir", args->bench.data_dir,
+                   "directory for the servers' data; by default that for temporary files")
+      ->check(CLI::ExistingDirectory);
   bench->callback([&, args, run] {
     *run = [&, args] {
       args->bench.json = context.json;

@@ -287,6 +287,19 @@ def test_bench_kernels_prints_figures(orlop):
     assert {figure["baseline_name"] for figure in figures} == {"copy"}
 
 
+def test_bench_flush_prints_figures_and_leaves_nothing(orlop, tmp_path):
+    done = orlop("bench", "flush", "--json", "--repetitions", 3, "--mebibytes", 8, "--data-dir", tmp_path)
+    figures = {figure["name"]: figure for figure in json.loads(done.stdout)}
+    check_bench(list(figures.values()), "flush")
+    assert {name: figure["baseline_name"] for name, figure in figures.items()} == {
+        "flush.bytes": "weights in bf16", "flush.seconds": "plain write", "flush.speed": "plain write",
+        "flush.pause": "step with no flush", "flush.pause.per_gb": "plain write", "flush.lost.per_gb": "plain write",
+        "flush.plain.again": "plain write"}
+    assert figures["flush.bytes"]["median"] == pytest.approx(6.03 * 2**22 / 1e6, rel=0.01)  # one tensor; README, "Memory"
+    assert figures["flush.speed"]["median"] == pytest.approx(figures["flush.bytes"]["median"] / 1e3 / figures["flush.seconds"]["median"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_bulk_path_moves_as_much_as_a_bare_stream(orlop):
     """For an otherwise idle machine: the median over paired rounds, hash and norm included."""
