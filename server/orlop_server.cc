@@ -56,7 +56,11 @@ constexpr auto kStopTimeout = std::chrono::seconds(60);
 // The limit that RocksDB is given for its own memory, and what is reserved beyond it. RocksDB can
 // exceed its limit: it completes a write before it stalls the next one, and a block that is being
 // read cannot be evicted.
-constexpr uint64_t kStoreMemoryBytes = uint64_t{16} << 20;
+// Each of its write buffers, an eighth, becomes two files that are synced, so that a flush of much
+// state is bound by their number if they are small.
+uint64_t StoreMemoryBytes(uint64_t memory_bytes) {
+  return std::clamp<uint64_t>(memory_bytes / 32, uint64_t{16} << 20, uint64_t{256} << 20);
+}
 constexpr uint64_t kStoreSlackBytes = uint64_t{2} << 20;
 constexpr int kCallThreads = 8, kPeerThreads = 4;
 // A server looks at no more peers than this in one tick. It looks at each of them once a second or,
@@ -119,7 +123,8 @@ class Running : public OrlopServer {
       roles_ = *std::move(roles);
     }
     if (!options_.tls()) users_ = std::make_unique<LocalUsers>(roles_.get());
-    auto data = storage::DataDirectory::Open({options_.data_dir, options_.name, kStoreMemoryBytes});
+    auto data = storage::DataDirectory::Open(
+        {options_.data_dir, options_.name, StoreMemoryBytes(options_.memory_bytes)});
     if (!data.ok()) return data.status();
     data_ = *std::move(data);
     accountant_.emplace_nvme(*data_);
@@ -127,8 +132,8 @@ class Running : public OrlopServer {
         Tiers::Create(&accountant_.value(), &data_->store(), [this] { return data_->FreeBytes(); });
     if (!tiers.ok()) return tiers.status();
     tiers_ = *std::move(tiers);
-    absl::StatusOr<Reservation> rocksdb =
-        tiers_->Reserve({Tier::kDram, "", "rocksdb"}, kStoreMemoryBytes + kStoreSlackBytes);
+    absl::StatusOr<Reservation> rocksdb = tiers_->Reserve(
+        {Tier::kDram, "", "rocksdb"}, StoreMemoryBytes(options_.memory_bytes) + kStoreSlackBytes);
     if (!rocksdb.ok()) return rocksdb.status();
     {
       MutexLock lock(&store_mutex_);
