@@ -292,14 +292,17 @@ void AdminService::ServerStatus(Call* call, const v1::ServerStatusRequest&,
   response->set_uptime_seconds(
       std::chrono::duration<double>(std::chrono::steady_clock::now() - facts.started).count());
   response->set_memory_budget_bytes(accountant_->limit_bytes(Tier::kDram));
-  response->set_memory_bytes(accountant_->used_bytes(Tier::kDram));
-  response->set_memory_peak_bytes(accountant_->peak_bytes(Tier::kDram));
-  response->set_memory_reserved_bytes(accountant_->reserved_bytes(Tier::kDram));
   response->set_disk_free_bytes(jobs_->environment().data->FreeBytes().value_or(0));
   std::map<std::string, uint64_t> missing;
   for (const std::shared_ptr<JobRuntime>& job : jobs_->List())
     missing[job->model()->job()] = job->missing_flush_bytes();
+  // The sums are of the same moment as their parts.
+  uint64_t used_bytes = 0, reserved_bytes = 0;
   for (const UsedBytes& used : accountant_->Snapshot()) {
+    if (used.use.tier == Tier::kDram) {
+      used_bytes += used.used_bytes;
+      reserved_bytes += used.reserved_bytes;
+    }
     if (!used.use.job.empty() && !call->MaySee(used.use.job)) continue;
     v1::UseOfBytes* use = response->add_uses();
     use->set_tier(TierName(used.use.tier));
@@ -310,6 +313,9 @@ void AdminService::ServerStatus(Call* call, const v1::ServerStatusRequest&,
     use->set_peak_bytes(used.peak_bytes);
     if (used.use.slot == "flush") use->set_missing_bytes(missing[used.use.job]);
   }
+  response->set_memory_bytes(used_bytes);
+  response->set_memory_peak_bytes(accountant_->peak_bytes(Tier::kDram));
+  response->set_memory_reserved_bytes(reserved_bytes);
   response->set_baseline_bytes(facts.baseline_bytes);
   response->set_resident_bytes(ResidentBytes());
   response->set_instruction_set(kernels::TargetName(kernels::SupportedTargets().front()));
