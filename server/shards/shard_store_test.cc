@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -323,6 +324,44 @@ TEST(Spill, LoadsOverItsBudgetThroughTheStagingOfGradients) {
   }
   EXPECT_EQ(AllBytes(store.get(), 3), AllBytes(other.get(), 3));
   EXPECT_LE(world.accountant.peak_bytes(Tier::kDram), 7 * kMiB);
+}
+
+// The pieces of a LOAD were written to disk, because their slots were there. Then the slots come
+// back to memory, and the LOAD is applied. It must outlast the next spill and the next step.
+TEST(Spill, SlotsComeBackWhileALoadIsStaged) {
+  World world(13 * kMiB, 64 * kMiB), easy;
+  const OwnedShards layout = Layout({Parameter("w", {1024, 1024})}, 1 << 18);
+  auto store = NewStore(&world, layout), other = NewStore(&easy, layout);
+  for (ShardStore* each : {store.get(), other.get()}) {
+    ASSERT_TRUE(each->Configure(AllAdamW(layout)).ok());
+    ASSERT_TRUE(each->SetLayout(WholeLayout(layout)).ok());
+  }
+  const auto spill_all = [&] {
+    auto rest = world.tiers->Reserve({Tier::kDram, "other", "weight"}, 7 * kMiB);
+    EXPECT_TRUE(rest.ok()) << rest.status();
+    return rest;
+  };
+  for (int64_t step : {0, 2}) {
+    const auto values = Normal(1 << 20, step);
+    {
+      const auto rest = spill_all();
+      ASSERT_NO_FATAL_FAILURE(LoadTensor(store.get(), 0, values));
+    }
+    while (world.tiers->BringBack(std::chrono::steady_clock::now() + std::chrono::hours(1))) {
+    }
+    const ShardStatus status = store->Describe(0).value();
+    for (const SlotStatus& slot : status.slots) EXPECT_EQ(slot.tier, Tier::kDram);
+    ASSERT_NO_FATAL_FAILURE(CommitLoad(store.get(), step));
+    LoadTensor(other.get(), 0, values);
+    CommitLoad(other.get(), step);
+    (void)spill_all();
+    EXPECT_EQ(AllBytes(store.get(), step), AllBytes(other.get(), step));
+    for (ShardStore* each : {store.get(), other.get()})
+      ASSERT_NO_FATAL_FAILURE(AdamWStep(each, step + 1, 3));
+    EXPECT_EQ(AllBytes(store.get(), step + 1), AllBytes(other.get(), step + 1));
+  }
+  store.reset();
+  EXPECT_EQ(world.disk.ScanBulk("").value(), std::vector<std::string>());
 }
 
 TEST(Spill, RefusesAPushWhileTheDiskHasNoRoomForItsApply) {

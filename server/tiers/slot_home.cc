@@ -137,7 +137,7 @@ absl::StatusOr<BufferPtr> SlotHome::FirstBuffer(Slot slot) {
   MutexLock lock(&mutex_);
   if (held_) return absl::UnavailableError(absl::StrCat(name_, ": is being applied"));
   SlotState& first = state(slot);
-  if (first.tier != Tier::kDram || first.bytes.data) return BufferPtr();
+  if (first.tier != Tier::kDram || first.bytes.data || first.bytes.spilled) return BufferPtr();
   return Initial(first.format, first.room.Allocate(Bytes(first))).value_or(nullptr);
 }
 
@@ -161,22 +161,24 @@ absl::StatusOr<uint64_t> SlotHome::Spill(Slot slot) {
   if (!hold) return 0;
   SlotFormat format;
   BufferPtr data;
+  std::optional<SpilledSlot> spilled;
   {
     MutexLock lock(&mutex_);
     if (!MaySpill(state(slot))) return 0;
     format = state(slot).format;
     data = state(slot).bytes.data;
+    spilled = state(slot).bytes.spilled;
   }
   const uint64_t bytes = format.Bytes(element_count_);
   auto disk = tiers_->accountant().Reserve(RoomOf(Tier::kNvme, slot), bytes);
   if (!disk.ok()) return disk.status();
-  std::optional<SpilledSlot> spilled;
   if (data != nullptr) {
     auto written = tiers_->Spill(Key(slot), version(), data->bytes(), nullptr);
     if (!written.ok()) return written.status();
     spilled = *written;
-    if (absl::Status used = disk->SetUsed(bytes); !used.ok()) return used;
   }
+  if (spilled)
+    if (absl::Status used = disk->SetUsed(bytes); !used.ok()) return used;
   data.reset();
   const SlotState before =
       Exchange(*hold, slot, {format, Tier::kNvme, *std::move(disk), {nullptr, spilled}});
@@ -334,14 +336,16 @@ absl::Status SlotHome::Keep(const SlotHold&, Slot slot, int64_t version, SlotByt
     MutexLock lock(&mutex_);
     SlotState& kept = state(slot);
     if (is_on_disk) {
-      (void)kept.room.SetUsed(bytes.spilled->bytes);
+      if (tier == Tier::kNvme) (void)kept.room.SetUsed(bytes.spilled->bytes);
       kept.bytes = std::move(bytes);
     } else {
       kept.bytes.data = std::move(bytes.data);
       if (tier == Tier::kDram && room.reserved_bytes() > 0) kept.room = std::move(room);
+      if (tier == Tier::kDram) kept.bytes.spilled.reset();
     }
   }
-  if (is_on_disk && old)  // after an error, the next start erases the value
+  const bool is_replaced = is_on_disk || tier == Tier::kDram;
+  if (is_replaced && old)  // after an error, the next start erases the value
     (void)tiers_->Erase(Key(slot), *old);
   return status;
 }

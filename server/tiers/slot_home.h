@@ -27,7 +27,9 @@
 namespace orlop::server {
 
 // The bytes of a slot are in `data`, or on disk as `spilled`. If neither is set, every byte is the
-// initial byte of the format. If both are set, `spilled` is an older version.
+// initial byte of the format. If both are set, `spilled` is an older version. The bytes of a slot
+// of tier DRAM are on disk if a LOAD was written there before the slot came back. Its next step
+// reads them into its room, and a spill leaves them where they are.
 struct SlotBytes {
   BufferPtr data;
   std::optional<SpilledSlot> spilled;
@@ -151,10 +153,10 @@ class SlotHome {
   absl::StatusOr<BufferPtr> Replace(const SlotHold& hold, Slot slot);
   // Sets View::changing until the hold ends: readers no longer get the present version.
   void BeginChange(const SlotHold& hold);
-  // Makes `bytes` the bytes of a slot. At tier NVME, bytes.data is written to disk under `version`
-  // and the old value is erased; bytes.spilled was written already. If bytes.data is not in the
-  // slot's own room, `room` is its reservation, which a slot of tier DRAM takes over. May wait for
-  // the disk.
+  // Makes `bytes` the bytes of a slot, and erases the old value on disk. At tier NVME, bytes.data
+  // is written to disk under `version`. bytes.spilled was written already, and stays there. If
+  // bytes.data is not in the slot's own room, `room` is its reservation, which a slot of tier DRAM
+  // takes over. May wait for the disk.
   //   Status  ResourceExhausted, DataLoss: the slot has the new bytes, but in memory
   absl::Status Keep(const SlotHold& hold, Slot slot, int64_t version, SlotBytes bytes,
                     Reservation room = {});
