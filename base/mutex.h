@@ -12,7 +12,7 @@
 // It defines ABSL_GUARDED_BY and, in some releases, GUARDED_BY too.
 #include "absl/base/thread_annotations.h"  // IWYU pragma: export
 
-#if defined(__SANITIZE_THREAD__)
+#ifdef ORLOP_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -42,7 +42,7 @@ namespace orlop {
 // calls is not.
 class ToldLock {
  public:
-#if defined(__SANITIZE_THREAD__)
+#ifdef ORLOP_THREAD_SANITIZER
   ~ToldLock() { __tsan_mutex_destroy(&address_, 0); }
   void BeforeLock() { __tsan_mutex_pre_lock(&address_, 0); }
   void AfterLock() { __tsan_mutex_post_lock(&address_, 0, 0); }

@@ -17,7 +17,7 @@ void TakeInBothOrders() {
 // The thread sanitizer must report the order with the options that all tests have
 // (CMakePresets.json).
 TEST(MutexDeathTest, WrongOrderIsReported) {
-#if defined(__SANITIZE_THREAD__)
+#ifdef ORLOP_THREAD_SANITIZER
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT((TakeInBothOrders(), exit(0)), testing::ExitedWithCode(66), "lock-order-inversion");
 #else

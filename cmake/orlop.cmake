@@ -19,9 +19,12 @@ endif()
 if(ORLOP_SANITIZE)
   add_compile_options(-fsanitize=${ORLOP_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   add_link_options(-fsanitize=${ORLOP_SANITIZE})
-  # Protobuf's headers give maps two more fields under the thread sanitizer, which the system's library does not have.
-  add_compile_options(-U__SANITIZE_THREAD__)
   add_compile_definitions(ORLOP_SANITIZED)
+  if(ORLOP_SANITIZE MATCHES "thread")
+    # Protobuf's headers give maps two more fields if they see GCC's macro, and the system's library does not have them.
+    add_compile_options(-U__SANITIZE_THREAD__)
+    add_compile_definitions(ORLOP_THREAD_SANITIZER)
+  endif()
 endif()
 # To cache files that use a precompiled header, ccache needs pch_defines, time_macros and, for GCC, -fpch-preprocess. The other two let it
 # cache files whose headers protoc has just written.
