@@ -54,8 +54,8 @@ inline constexpr uint32_t kMaxHoldMs = 600'000;
 inline constexpr double kMinLossScale = 0x1p-126, kMaxLossScale = 0x1p126;
 // A pull ends if its caller takes nothing for this time, a push if its caller sends nothing.
 inline constexpr int kMaxStallMs = 60'000;
-// The same for a pull while others were refused the memory in which it builds what it sends.
-inline constexpr int kWantedStallMs = 2'000;
+// The same, for one chunk of a pull while others were refused the memory in which it is built.
+inline constexpr int kWantedStallMs = 5'000;
 // A call ends if its request has not come within this time.
 inline constexpr int kMaxRequestMs = 10'000;
 inline constexpr int kMaxManifestPageAgeSeconds = 60;

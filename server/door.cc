@@ -7,11 +7,15 @@
 #include <grpcpp/security/auth_metadata_processor.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/support/method_handler.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/checksum.h"
 #include "proto/limits.h"
 #include "proto/status.h"
 #include "server/listener.h"
@@ -83,17 +88,28 @@ std::vector<int> SeatsOfLanes(bool has_users) {
   return seats;
 }
 
-// Says whose a connection is.
+// Returns a number of the other end's host, without its port.
+uint64_t HostOf(int fd) {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof(address);
+  if (getpeername(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) return 0;
+  if (address.ss_family == AF_INET) return reinterpret_cast<sockaddr_in&>(address).sin_addr.s_addr;
+  const auto* bytes = reinterpret_cast<sockaddr_in6&>(address).sin6_addr.s6_addr;
+  return address.ss_family == AF_INET6 ? Checksum64(bytes, sizeof(in6_addr)) : 0;
+}
+
+// Says whose a connection is. With TLS that is not known yet, but the host is.
 absl::StatusOr<Listener::Admission> Admit(LocalUsers* users, int most, int fd) {
   static std::atomic<unsigned> next = 0;
   const auto own_lane = static_cast<int>(next++ % kOwnLanes);
-  if (users == nullptr) return Listener::Admission{0, most, own_lane};
+  if (users == nullptr) return Listener::Admission{0, most, own_lane, HostOf(fd)};
   const absl::StatusOr<uid_t> user = UserOf(fd);
   if (!user.ok()) return user.status();
   const int seat = users->SeatOf(*user);
-  if (seat == 0) return Listener::Admission{seat, most, own_lane};
+  const auto source = static_cast<uint64_t>(seat);
+  if (seat == 0) return Listener::Admission{seat, most, own_lane, source};
   return Listener::Admission{seat, seat == LocalUsers::kStrangers ? kStrangersAtOnce : most,
-                             kOwnLanes + seat - 1};
+                             kOwnLanes + seat - 1, source};
 }
 
 }  // namespace

@@ -43,8 +43,9 @@ constexpr int kTellMs = 10'000;  // a line about refused connections at most thi
 constexpr int kAcceptsAtOnce = 64;
 constexpr int kNoDescriptorMs = 100;         // wait after the process has run out of descriptors
 constexpr unsigned kUserTimeoutMs = 20'000;  // unacknowledged bytes end a TCP connection
-constexpr int kPaceMs = 20;       // between connections of a kind of which one was cut off
+constexpr int kPaceMs = 20;       // between connections of a source of which one was cut off
 constexpr int kFreedMs = 10'000;  // what was cut off is taken to be freed after this time
+constexpr int kHeldMs = 15'000;   // a connection that waits for so long is closed
 constexpr int kBindTries = 10;    // of a port that the system has chosen for another family
 
 int64_t NowMs() {
@@ -197,6 +198,7 @@ void Listener::Close() {
   }
   const bool had_path = !listening_.empty() && absl::StartsWith(address_, "unix:");
   for (const int fd : std::exchange(listening_, {})) close(fd);
+  for (const int fd : std::exchange(held_, {})) Ended(fd);
   if (had_path) unlink(address_.c_str() + 5);
   path_ = SocketPath();
 }
@@ -204,10 +206,7 @@ void Listener::Close() {
 Listener::~Listener() {
   Close();
   MutexLock lock(&mutex_);
-  for (const auto& [fd, connection] : connections_) {
-    close(fd);
-    if (connection.is_held) close(connection.fd);
-  }
+  for (const auto& [fd, connection] : connections_) close(fd);
   for (const int fd : {events_, stop_})
     if (fd >= 0) close(fd);
 }
@@ -221,7 +220,7 @@ void Listener::Run() {
       if (fd == stop_) return;
       if (std::find(listening_.begin(), listening_.end(), fd) != listening_.end())
         Accept(fd);
-      else if ((found[i].events & EPOLLHUP) != 0)
+      else if ((found[i].events & EPOLLHUP) != 0 || IsHeld(fd))
         Ended(fd);
     }
     HandOver();
@@ -259,14 +258,14 @@ absl::Status Listener::Take(int listener_fd, int fd) {
         absl::StrCat("the limit is ", admission->most, " connections of such a user at a time"));
   const int watched = fcntl(fd, F_DUPFD_CLOEXEC, 0);
   if (watched < 0) return absl::ErrnoToStatus(errno, "no descriptor");
-  // An end is told however few events are asked for: gRPC shuts a connection down before it closes
-  // its descriptor.
-  epoll_event event = {.events = EPOLLET, .data = {.fd = watched}};
+  // gRPC shuts a connection down before it closes its descriptor, which is told however few events
+  // are asked for. One that is held may be ended by its client alone.
+  epoll_event event = {.events = EPOLLET | EPOLLRDHUP, .data = {.fd = watched}};
   epoll_ctl(events_, EPOLL_CTL_ADD, watched, &event);
   {
     MutexLock lock(&mutex_);
     connections_.emplace(
-        watched, Connection{admission->kind, admission->lane, fd, SocketOf(fd), listener_fd, true});
+        watched, Connection{*admission, fd, SocketOf(fd), listener_fd, NowMs(), /*is_held=*/true});
   }
   ++count;
   ++open_;
@@ -274,42 +273,53 @@ absl::Status Listener::Take(int listener_fd, int fd) {
   return absl::OkStatus();
 }
 
-// Gives connections to gRPC: all at once, but of a kind of which one was cut off one at a time and
-// when that one is freed. Each may bring as many calls as the one before, and take as long.
+// Gives connections to gRPC: all at once, but of a source of which one was cut off one at a time
+// and when that one is freed. Each may bring as many calls as the one before, and take as long.
 void Listener::HandOver() {
-  const bool is_time = NowMs() - passed_ms_ >= kPaceMs;
-  if (is_time) passed_ms_ = NowMs();
-  std::set<int> waiting, gone;
+  const int64_t now = NowMs();
+  const bool is_time = now - passed_ms_ >= kPaceMs;
+  if (is_time) passed_ms_ = now;
+  std::set<uint64_t> waiting, gone;
+  std::vector<int> late;
   for (const int watched : std::exchange(held_, {})) {
     Connection connection;
     {
       MutexLock lock(&mutex_);
-      const auto found = connections_.find(watched);
-      if (found == connections_.end()) continue;
-      connection = found->second;
-      const int kind = connection.kind;
-      const bool goes = !waiting.contains(kind) && !gone.contains(kind) && MayGo(kind, is_time);
-      found->second.is_held = !goes;
-      if (!goes) {
-        waiting.insert(kind);
-        held_.push_back(watched);
-        continue;
-      }
-      if (waiting_.contains(kind)) gone.insert(kind);
+      Connection& held = connections_.at(watched);
+      const uint64_t source = held.admission.source;
+      held.is_held = waiting.contains(source) || gone.contains(source) || !MayGo(source, is_time);
+      connection = held;
     }
-    options_.take(connection.lane, connection.listener_fd, connection.fd);
+    if (connection.is_held) {
+      waiting.insert(connection.admission.source);
+      held_.push_back(watched);
+      if (now - connection.since_ms > kHeldMs) late.push_back(watched);
+      continue;
+    }
+    if (waiting_.contains(connection.admission.source)) gone.insert(connection.admission.source);
+    options_.take(connection.admission.lane, connection.listener_fd, connection.fd);
   }
   waiting_ = std::move(waiting);
+  for (const int watched : late) {
+    Refuse(absl::ResourceExhaustedError("others of the same client were cut off"));
+    Ended(watched);
+  }
 }
 
-// Whether the next connection of a kind may go to gRPC.
-bool Listener::MayGo(int kind, bool is_time) {
+// Whether the next connection of a source may go to gRPC.
+bool Listener::MayGo(uint64_t source, bool is_time) {
   std::erase_if(cut_, [](const Cutting& cut) {
     return SocketOf(cut.fd) != cut.socket || NowMs() - cut.since_ms > kFreedMs;
   });
-  if (waiting_.contains(kind) && !is_time) return false;
+  if (waiting_.contains(source) && !is_time) return false;
   return std::none_of(cut_.begin(), cut_.end(),
-                      [kind](const Cutting& cut) { return cut.kind == kind; });
+                      [source](const Cutting& cut) { return cut.source == source; });
+}
+
+bool Listener::IsHeld(int fd) {
+  MutexLock lock(&mutex_);
+  const auto found = connections_.find(fd);
+  return found != connections_.end() && found->second.is_held;
 }
 
 // A connection whose second descriptor is `fd` has ended.
@@ -317,8 +327,11 @@ void Listener::Ended(int fd) {
   MutexLock lock(&mutex_);
   const auto found = connections_.find(fd);
   if (found == connections_.end()) return;
-  if (found->second.is_held) close(found->second.fd);
-  --counts_[found->second.kind];
+  if (found->second.is_held) {
+    std::erase(held_, fd);  // its number may soon be that of another one
+    close(found->second.fd);
+  }
+  --counts_[found->second.admission.kind];
   --open_;
   connections_.erase(found);
   // gRPC may still hold its own descriptor, so that closing this one would not do.
@@ -329,8 +342,8 @@ void Listener::Ended(int fd) {
 void Listener::Cut(int lane) {
   MutexLock lock(&mutex_);
   for (const auto& [fd, connection] : connections_) {
-    if (connection.lane != lane || connection.is_held) continue;
-    cut_.push_back({connection.kind, connection.fd, connection.socket, NowMs()});
+    if (connection.admission.lane != lane || connection.is_held) continue;
+    cut_.push_back({connection.admission.source, connection.fd, connection.socket, NowMs()});
     shutdown(fd, SHUT_RDWR);
     // gRPC would read the rest, which may be megabytes.
     char waste[1 << 14];

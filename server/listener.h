@@ -30,6 +30,7 @@ class Listener {
     int kind = 0;
     int most = 0;
     int lane = 0;
+    uint64_t source = 0;  // who is held back when one of the same source was cut off
   };
   struct Options {
     std::string address;         // host:port (port 0: the system chooses) or unix:/path
@@ -52,7 +53,7 @@ class Listener {
   const std::string& address() const { return address_; }
   void Start();
   // Closes the connections of a lane, and throws away what they have sent. Further ones of the same
-  // kind are taken over one at a time, from when gRPC has freed what the closed ones held.
+  // source are taken over one at a time, from when gRPC has freed what the closed ones held.
   //   Threads  any
   void Cut(int lane);
   // Stops listening. Connections that were taken over stay open. Idempotent.
@@ -68,8 +69,9 @@ class Listener {
   void Accept(int listener_fd);
   absl::Status Take(int listener_fd, int fd);
   void HandOver();
-  bool MayGo(int kind, bool is_time) REQUIRES(mutex_);
+  bool MayGo(uint64_t source, bool is_time) REQUIRES(mutex_);
   void Refuse(const absl::Status& why);
+  bool IsHeld(int fd);
   void Ended(int fd);
 
   const Options options_;
@@ -79,17 +81,19 @@ class Listener {
   int events_ = -1, stop_ = -1;  // an epoll, and an eventfd that ends the thread
   std::thread thread_;
   struct Connection {
-    int kind, lane;
+    Admission admission;
     int fd;        // the descriptor that gRPC is given, and closes when all its calls are freed
     ino_t socket;  // by which it is known from a later one of the same number
     int listener_fd;
+    int64_t since_ms;
     bool is_held;
   };
   mutable Mutex mutex_;
   // By a second descriptor of each connection, by which its end is seen.
   std::map<int, Connection> connections_ GUARDED_BY(mutex_);
   struct Cutting {
-    int kind, fd;
+    uint64_t source;
+    int fd;
     ino_t socket;
     int64_t since_ms;
   };
@@ -97,8 +101,8 @@ class Listener {
   // Of the thread.
   std::map<int, int> counts_;  // of open connections, by kind
   int open_ = 0;
-  std::deque<int> held_;   // connections that gRPC is not given yet, by their second descriptor
-  std::set<int> waiting_;  // kinds of those that wait until what was cut off is freed
+  std::deque<int> held_;  // connections that gRPC is not given yet, by their second descriptor
+  std::set<uint64_t> waiting_;  // sources of those that wait until what was cut off is freed
   int64_t passed_ms_ = 0;
   int64_t refused_ = 0, told_ms_ = -1'000'000;
 };

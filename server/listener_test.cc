@@ -10,12 +10,14 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <iterator>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,12 +40,21 @@ class Taker {
   }
   void Take(int kind, int fd) {
     MutexLock lock(&mutex_);
+    times_.push_back(std::chrono::steady_clock::now());
     kinds_.push_back(kind);
     fds_.push_back(fd);
   }
   std::vector<int> kinds() const {
     MutexLock lock(&mutex_);
     return kinds_;
+  }
+  std::vector<int> fds() const {
+    MutexLock lock(&mutex_);
+    return fds_;
+  }
+  std::chrono::nanoseconds TimeBetween(size_t one, size_t other) const {
+    MutexLock lock(&mutex_);
+    return times_[other] - times_[one];
   }
   // Ends the oldest connection, as gRPC does.
   void EndOne() {
@@ -56,6 +67,7 @@ class Taker {
  private:
   mutable Mutex mutex_;
   std::vector<int> kinds_ GUARDED_BY(mutex_), fds_ GUARDED_BY(mutex_);
+  std::vector<std::chrono::steady_clock::time_point> times_ GUARDED_BY(mutex_);
 };
 
 int Connect(const std::string& address) {
@@ -103,7 +115,7 @@ class ListenerTest : public testing::TestWithParam<bool> {
     options.admit = [this](int) -> absl::StatusOr<Listener::Admission> {
       ++admitted_;
       if (next_ < 0) return absl::PermissionDeniedError("not you");
-      return Listener::Admission{next_, next_ == 1 ? 1 : 100, next_};
+      return Listener::Admission{next_, next_ == 1 ? 1 : 1000, next_, uint64_t(next_)};
     };
     options.take = [this](int lane, int, int fd) { taker_.Take(lane, fd); };
     return options;
@@ -192,12 +204,34 @@ TEST_P(ListenerTest, HoldsBackAKindUntilWhatWasCutOffIsFreed) {
   EXPECT_THAT(taker_.kinds(), testing::ElementsAre(0, 2)) << "the cut one is not freed";
   taker_.EndOne();
   WaitUntil([&] { return taker_.kinds().size() >= 4; });
-  EXPECT_THAT(taker_.kinds(), testing::Each(testing::AnyOf(0, 2)));
-  next_ = 0;
+  EXPECT_THAT(taker_.kinds(), testing::ElementsAre(0, 2, 0, 0)) << "one has ended before";
+  EXPECT_GE(taker_.TimeBetween(2, 3), std::chrono::milliseconds(15)) << "one after the other";
+  next_ = 3;
   const int last = Connect(address);
-  WaitUntil([&] { return taker_.kinds().back() == 0 && taker_.kinds().size() >= 5; });
+  WaitUntil([&] { return taker_.kinds().size() == 5; });
   for (const int fd : held) close(fd);
   close(other);
+  close(last);
+}
+
+// The descriptor of a held connection that ends is soon that of another one.
+TEST_P(ListenerTest, HandsEachConnectionOverOnce) {
+  auto listener = Listener::Open(Options(1000));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  (*listener)->Start();
+  const std::string address = (*listener)->address();
+  const int first = Connect(address);
+  WaitUntil([&] { return taker_.kinds().size() == 1; });
+  (*listener)->Cut(0);
+  AwaitEnd(first);
+  for (int i = 0; i < 500; ++i) close(Connect(address));
+  const int last = Connect(address);
+  WaitUntil([&] { return admitted_ == 502; });
+  taker_.EndOne();
+  WaitUntil([&] { return !taker_.fds().empty(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const std::vector<int> taken = taker_.fds();
+  EXPECT_EQ(std::set<int>(taken.begin(), taken.end()).size(), taken.size());
   close(last);
 }
 

@@ -222,7 +222,7 @@ def test_readers_that_read_nothing_give_way_to_one_who_reads(make_cluster):
     with contextlib.ExitStack() as kept:
         readers = [stubs().data_grpc.DataStub(kept.enter_context(raw_channel(job.address))).Pull(request, timeout=600) for _ in range(20)]
         wait_until(lambda: any(reader.done() for reader in readers))
-        assert {outcome(reader)[:2] for reader in readers if reader.done()} == {("RESOURCE_EXHAUSTED", "BUSY")}
+        assert ("RESOURCE_EXHAUSTED", "BUSY") in {outcome(reader)[:2] for reader in readers if reader.done()}
         begun = time.monotonic()
 
         one = stubs().data_grpc.DataStub(kept.enter_context(raw_channel(job.address)))
@@ -231,9 +231,9 @@ def test_readers_that_read_nothing_give_way_to_one_who_reads(make_cluster):
             try:
                 return sum(len(chunk.payload) for chunk in one.Pull(request, timeout=DEADLINE_SECONDS))
             except grpc.RpcError as error:
-                assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
         wait_until(lambda: reads() == values["w"].nbytes)
-        assert time.monotonic() - begun < 30
+        assert time.monotonic() - begun < 45  # 60 s end a stream that nobody wants
         for reader in readers:
             reader.cancel()
 
@@ -262,13 +262,16 @@ PLACES = [pytest.param(False, 3, id="unix"), pytest.param(True, 3, id="loopback"
 
 
 def step_with_patience(job):
-    """A step whose calls are repeated while the server has no room for them."""
-    job.push({"w": np.ones((256, 256), "f4")})
-    while True:
-        try:
-            return job.commit([ADAMW])
-        except grpc.RpcError as error:
-            assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED), error
+    """A step whose calls are repeated while the server has no room for them, and when its connection was that of a flood."""
+    for call in (lambda: job.push({"w": np.ones((256, 256), "f4")}), lambda: job.commit([ADAMW])):
+        end = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            try:
+                call()
+                break
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED), error
+                assert time.monotonic() < end, error
 
 
 @pytest.mark.timeout(600)

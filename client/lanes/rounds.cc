@@ -137,9 +137,9 @@ absl::Status MoveAll(const DataDoor& door, const std::vector<Piece*>& pieces,
     const ByServer routes = Route(pieces, *placement);
     if (routes.empty()) return absl::OkStatus();
     const absl::Status status = OneRound(door, routes, *placement, options, number > 0);
-    if (status.ok())
-      // Every piece is done, or some were cancelled meanwhile: the next Route() finds out.
-      continue;
+    // Every piece is done, or some were cancelled meanwhile: the next Route() finds out. One call
+    // of a round may have been refused when those beside it moved everything.
+    if (status.ok() || Route(pieces, *door.placement()).empty()) continue;
     const Verdict verdict = Judge(options.rpc, status);
     if (!door.link->PrepareRetry(verdict, number, options.deadline, door.cancels))
       return Annotated(

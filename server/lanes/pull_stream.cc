@@ -58,7 +58,6 @@ absl::StatusOr<PullStream::Next> PullStream::Advance() {
       next.what = Next::What::kVersion;
       next.shard = ShardId();
       next.version = version_;
-      next.room_bytes = job_->shards().RoomToRead(Read());
       return next;
     }
     if (!found_shard_) {

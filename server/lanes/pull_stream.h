@@ -34,11 +34,13 @@ class PullStream {
     ReadChunk chunk;
     int32_t shard = 0;
     int64_t version = 0;
-    uint64_t room_bytes = 0;  // kVersion: what reading the shard takes (ShardStore::RoomToRead)
   };
-  // After an error the stream is over. May wait for the disk.
+  // After an error the stream is over, but for ResourceExhausted: a later call goes on where this
+  // one was. May wait for the disk.
   //   Status  as Data.Pull (data.proto)
   absl::StatusOr<Next> Advance();
+  // Returns what reading the shard of the last kVersion takes (ShardStore::RoomToRead).
+  uint64_t RoomBytes() const { return job_->shards().RoomToRead(Read()); }
   // Opens the shard of the last kVersion. The pin delays the apply of the shard until then; from
   // then on the stream holds the version's buffers, and an apply writes into fresh ones.
   //   Status  as Data.Pull (data.proto)

@@ -25,7 +25,7 @@ class ReadRoom {
  public:
   // Returns the bytes of the room for a server with this memory budget.
   static uint64_t BytesFor(uint64_t budget_bytes) {
-    return std::max<uint64_t>(budget_bytes / 8, 2 * kMaxChunkBytes);
+    return std::max<uint64_t>(budget_bytes / 8, 4 * kMaxChunkBytes);
   }
 
   explicit ReadRoom(uint64_t most_bytes) : most_bytes_(most_bytes) {}
@@ -39,7 +39,8 @@ class ReadRoom {
     Held& operator=(const Held&) = delete;
 
     // Takes as much as is missing to `bytes`. A pull begins only in the first half of the room, so
-    // that one that has begun seldom ends for want of room. Whoever is alone may have any number.
+    // that one that has begun seldom ends for want of room. One that needs more than half of what
+    // it may have is let in as if it needed half, so that small ones do not keep it out.
     //   Status  ResourceExhausted (BUSY)
     absl::Status Grow(uint64_t bytes);
     // Whether others were refused the room of this pull lately.
@@ -67,16 +68,16 @@ inline absl::Status ReadRoom::Held::Grow(uint64_t bytes) {
   const uint64_t own = bytes_;
   if (bytes <= own) return absl::OkStatus();
   const uint64_t limit = own > 0 ? room_->most_bytes_ : room_->most_bytes_ / 2;
-  const uint64_t others = room_->taken_bytes_.fetch_add(bytes - own) - own;
-  if (others > 0 && others + bytes > limit) {
-    room_->taken_bytes_ -= bytes - own;
+  uint64_t taken = room_->taken_bytes_;
+  do {
+    if (taken - own + std::min(bytes, limit / 2) <= limit) continue;
     room_->refused_ms_ = NowMs();
     return MakeError(absl::StatusCode::kResourceExhausted,
                      absl::StrCat("a pull needs ", bytes,
-                                  " bytes of memory to build what it sends; others have ", others,
-                                  " of ", limit, ": call again"),
+                                  " bytes of memory to build what it sends; others have ",
+                                  taken - own, " of ", limit, ": call again"),
                      v1::ErrorDetail::BUSY);
-  }
+  } while (!room_->taken_bytes_.compare_exchange_weak(taken, taken - own + bytes));
   bytes_ = bytes;
   return absl::OkStatus();
 }

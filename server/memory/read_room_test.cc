@@ -1,7 +1,10 @@
 #include "server/memory/read_room.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "gtest/gtest.h"
@@ -13,7 +16,7 @@ constexpr uint64_t kMiB = 1 << 20;
 
 TEST(ReadRoom, IsAnEighthOfTheBudget) {
   EXPECT_EQ(ReadRoom::BytesFor(1024 * kMiB), 128 * kMiB);
-  EXPECT_EQ(ReadRoom::BytesFor(kMiB), 8 * kMiB) << "two chunks of the largest size";
+  EXPECT_EQ(ReadRoom::BytesFor(kMiB), 16 * kMiB) << "two pulls of the largest chunks begin";
 }
 
 TEST(ReadRoom, HasItsFirstHalfForThoseWhoBegin) {
@@ -39,6 +42,38 @@ TEST(ReadRoom, GivesAnyNumberToWhoeverIsAlone) {
   EXPECT_TRUE(absl::IsResourceExhausted(other.Grow(1)));
   large = nullptr;
   EXPECT_TRUE(other.Grow(4 * kMiB).ok());
+}
+
+TEST(ReadRoom, LetsALargePullInBesideSmallOnes) {
+  ReadRoom room(16 * kMiB);
+  ReadRoom::Held small(&room), large(&room), next(&room);
+  EXPECT_TRUE(small.Grow(3 * kMiB).ok());
+  EXPECT_TRUE(large.Grow(100 * kMiB).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(next.Grow(1)));
+}
+
+TEST(ReadRoom, CountsForManyThreads) {
+  ReadRoom room(64 * kMiB);
+  std::atomic<int> in_room = 0, refused = 0;
+  {
+    std::vector<std::jthread> threads;
+    threads.reserve(4);
+    for (int i = 0; i < 4; ++i)
+      threads.emplace_back([&] {
+        for (int round = 0; round < 2000; ++round) {
+          ReadRoom::Held held(&room);
+          if (!held.Grow(16 * kMiB).ok()) {
+            ++refused;
+            continue;
+          }
+          EXPECT_LE(++in_room, 2);
+          --in_room;
+        }
+      });
+  }
+  ReadRoom::Held all(&room), other(&room);
+  EXPECT_TRUE(all.Grow(16 * kMiB).ok()) << "nothing is left behind";
+  EXPECT_TRUE(other.Grow(16 * kMiB).ok());
 }
 
 }  // namespace

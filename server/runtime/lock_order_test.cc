@@ -380,9 +380,15 @@ class LockOrder : public testing::Test {
   void Repeat(std::function<bool(std::mt19937_64*)> act) {
     helpers_.emplace_back([this, act = std::move(act), seed = seed_ + helpers_.size()] {
       std::mt19937_64 random(seed);
-      const Wait wait = Soon();
-      for (int count = 0; (!is_trained_ || count < 3) && !HasFailure(); count += act(&random))
-        ASSERT_FALSE(wait.is_over()) << "an action of a helper never succeeds";
+      std::optional<Wait> wait;  // when the others have done their work
+      for (int count = 0; (!is_trained_ || count < 3) && !HasFailure();) {
+        if (is_trained_ && !wait) wait = Soon();
+        ASSERT_FALSE(wait && wait->is_over()) << "an action of a helper never succeeds";
+        if (act(&random))
+          ++count;
+        else
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
     });
   }
 

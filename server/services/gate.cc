@@ -163,8 +163,9 @@ void Gate::Tick() {
   MutexLock lock(&mutex_);
   for (StreamCall* stream : streams_) {
     const int64_t since = stream->transfer_since_ms_;
-    const int64_t most = stream->IsWanted() ? kWantedStallMs : kMaxStallMs;
-    if (since > 0 && now - since >= most) stream->context_->TryCancel();
+    // A call that began a transfer is made, so that it may be asked.
+    if (since == 0 || now - since < kWantedStallMs) continue;
+    if (now - since >= kMaxStallMs || stream->IsWanted()) stream->context_->TryCancel();
   }
   for (const auto& [call, since] : reading_)
     if (now - since >= kMaxRequestMs) call->context_->TryCancel();

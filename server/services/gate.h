@@ -124,8 +124,8 @@ class StreamCall : public grpc::ServerGenericBidiReactor {
   absl::Status CheckJob(std::string_view job) const;
   std::chrono::steady_clock::time_point deadline() const { return deadline_; }
   bool IsCancelled() const { return context_->IsCancelled(); }
-  // Frame each read and each write: a client that lets one last for kMaxStallMs is given up, and
-  // for kWantedStallMs if others want what the call holds.
+  // Frame each read and each write: a client that does not send or take one whole message within
+  // kMaxStallMs is given up, and within kWantedStallMs if others want what the call holds.
   void BeginTransfer();
   void EndTransfer();
   // Runs a task that may work, on a thread that the streams share. Nothing may touch the call after

@@ -127,21 +127,19 @@ void PullCall::OnCancel() {
   built_->GiveUp();
 }
 
-void PullCall::Advance() {
-  BeginTransfer();  // to wait until a chunk is sent is to wait for the client
-  AdvanceWithin(kBuiltChunks);
-}
+void PullCall::Advance() { AdvanceWithin(kBuiltChunks); }
 
 // Goes on when gRPC keeps fewer than `limit` built chunks.
 void PullCall::AdvanceWithin(int limit) {
+  BeginTransfer();  // to wait until a chunk is sent is to wait for the client
   const auto again = [this, limit] { Submit([this, limit] { AdvanceWithin(limit); }); };
   if (!built_->AreFewerThan(limit, again)) return;
+  EndTransfer();
   const int kept = built_->count();
   absl::StatusOr<PullStream::Next> next = pull_->Advance();
   // A chunk that is sent gives back the memory for this one.
   if (absl::IsResourceExhausted(next.status()) && kept > 0 && !built_->has_ended())
     return AdvanceWithin(kept);
-  EndTransfer();
   if (!next.ok()) return End(next.status());
   switch (next->what) {
     case PullStream::Next::What::kChunk:
@@ -149,7 +147,6 @@ void PullCall::AdvanceWithin(int limit) {
       BeginTransfer();
       return StartWrite(&message_);
     case PullStream::Next::What::kVersion:
-      if (absl::Status room = read_room_.Grow(next->room_bytes); !room.ok()) return End(room);
       return AskFor(next->shard, next->version);
     case PullStream::Next::What::kEnd:
       return End(absl::OkStatus());
@@ -173,6 +170,9 @@ void PullCall::AskFor(int32_t shard, int64_t version) {
 }
 
 void PullCall::Open(const absl::StatusOr<JobRuntime::VersionPin>& pin) {
+  // The room is not held while the version is awaited, which others may make.
+  if (pin.ok())
+    if (absl::Status room = read_room_.Grow(pull_->RoomBytes()); !room.ok()) return End(room);
   if (absl::Status status = pull_->Open(pin); !status.ok()) return End(status);
   Advance();
 }

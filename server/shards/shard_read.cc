@@ -153,8 +153,10 @@ uint64_t RoomToRead(const Shard& shard, const ReadRequest& wanted) {
        {&opened->first.bytes, opened->second ? &opened->second->bytes : nullptr})
     if (slot != nullptr && slot->data == nullptr && slot->spilled)
       bytes += Buffer::Footprint(slot->spilled->bytes);
-  if (IsDirect(opened->first.format, request)) return bytes;
-  const uint64_t piece = shard.info.count() * ElementBytes(request.dtype);
+  const bool has_bytes = opened->first.bytes.data || opened->first.bytes.spilled;
+  if (has_bytes && IsDirect(opened->first.format, request)) return bytes;
+  const uint64_t piece =
+      BoxPart(request.box, tensor.shape, shard.info.range()).count() * ElementBytes(request.dtype);
   return bytes + kBuiltChunks * Buffer::Footprint(std::min(request.max_chunk_bytes, piece));
 }
 

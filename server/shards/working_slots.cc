@@ -36,8 +36,8 @@ absl::Status WorkingSlots::OpenToRead(Slot slot) {
   auto brought = residency_->Bring(home_, *hold_, slot);
   if (!brought.ok()) return brought.status();
   buffer(slot) = *brought;
-  // A DRAM slot without bytes was never written. Bring made its initial bytes in the slot's own
-  // reservation, so they become its contents. Keep fails only for slots on disk.
+  // A DRAM slot without bytes was never written, or its bytes are on disk. Bring made them in the
+  // slot's own reservation, so they become its contents. Keep fails only for slots on disk.
   if (home_->tier(slot) == Tier::kDram)
     (void)home_->Keep(*hold_, slot, home_->version(), {*std::move(brought)});
   return absl::OkStatus();
@@ -54,7 +54,7 @@ absl::Status WorkingSlots::OpenToWrite(Slot slot) {
 }
 
 // Opens a slot as a fresh buffer beside the one that a reader keeps. The wait for memory ends,
-// since the server cancels a read whose caller takes nothing (server/lanes/stall_watch.h).
+// since the server cancels a read whose caller takes nothing (Gate::Tick).
 absl::Status WorkingSlots::OpenBesideReader(Slot slot) {
   const uint64_t bytes = format(slot).Bytes(home_->element_count());
   const Use use = home_->RoomOf(Tier::kDram, slot);

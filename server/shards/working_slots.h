@@ -35,8 +35,7 @@ class WorkingSlots {
   // Opens a slot that exists, for writing. If a reader keeps the slot's buffer, opens a fresh
   // buffer with the same contents, except that the contents of a fresh weight are not set. If there
   // is no memory for a fresh buffer, waits until the reader has released the old one; a reader
-  // whose caller takes nothing is cancelled (server/lanes/stall_watch.h). Status as
-  // SlotHome::Bring.
+  // whose caller takes nothing is cancelled (Gate::Tick). Status as SlotHome::Bring.
   absl::Status OpenToWrite(Slot slot);
   // Makes the buffers that were opened the contents of their slots at `version`. Contents that the
   // disk refuses stay in memory until it takes them.

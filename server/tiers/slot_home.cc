@@ -257,6 +257,7 @@ absl::StatusOr<BufferPtr> SlotHome::Read(const SlotHold&, Slot slot) const {
 }
 
 absl::StatusOr<BufferPtr> SlotHome::Bring(const SlotHold&, Slot slot, Window* window) {
+  if (absl::Status room = RoomBesideReader(slot); !room.ok()) return Annotated(room, name_);
   SlotFormat format;
   std::optional<SpilledSlot> spilled;
   absl::StatusOr<BufferPtr> buffer;
@@ -290,24 +291,32 @@ absl::StatusOr<BufferPtr> SlotHome::Replace(const SlotHold& hold, Slot slot) {
   Clear(hold, slot);
   uint64_t bytes;
   Tier tier;
-  bool is_read;  // a reader keeps the old buffer, which is in the slot's room
+  {
+    MutexLock lock(&mutex_);
+    bytes = Bytes(state(slot));
+    tier = state(slot).tier;
+  }
+  if (tier == Tier::kNvme) return NewMessage(bytes);
+  if (absl::Status room = RoomBesideReader(slot); !room.ok()) return room;
+  MutexLock lock(&mutex_);
+  return state(slot).room.Allocate(bytes);
+}
+
+// Gives a slot of tier DRAM new room if a reader keeps an old buffer in the room that it has.
+absl::Status SlotHome::RoomBesideReader(Slot slot) {
+  uint64_t bytes;
   {
     MutexLock lock(&mutex_);
     const SlotState& old = state(slot);
+    if (old.tier != Tier::kDram || old.bytes.data || old.room.used_bytes() == 0)
+      return absl::OkStatus();
     bytes = Bytes(old);
-    tier = old.tier;
-    is_read = old.room.used_bytes() > 0;
   }
-  if (tier == Tier::kNvme) return NewMessage(bytes);
-  Reservation room;
-  if (is_read) {
-    auto reserved = tiers_->Reserve(RoomOf(Tier::kDram, slot), Buffer::Footprint(bytes));
-    if (!reserved.ok()) return reserved.status();
-    room = *std::move(reserved);
-  }
+  auto room = tiers_->Reserve(RoomOf(Tier::kDram, slot), Buffer::Footprint(bytes));
+  if (!room.ok()) return room.status();
   MutexLock lock(&mutex_);
-  if (is_read) state(slot).room = std::move(room);
-  return state(slot).room.Allocate(bytes);
+  state(slot).room = *std::move(room);
+  return absl::OkStatus();
 }
 
 void SlotHome::BeginChange(const SlotHold&) {

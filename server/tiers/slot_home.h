@@ -174,6 +174,7 @@ class SlotHome {
   SlotState& state(Slot slot) REQUIRES(mutex_) { return slots_[SlotIndex(slot)]; }
   const SlotState& state(Slot slot) const REQUIRES(mutex_) { return slots_[SlotIndex(slot)]; }
   bool MaySpill(const SlotState& state) const;
+  absl::Status RoomBesideReader(Slot slot);
 
   Tiers* const tiers_;
   const SlotKey key_;

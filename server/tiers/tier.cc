@@ -86,11 +86,9 @@ absl::StatusOr<Reservation> Tiers::Reserve(const Use& use, uint64_t bytes, const
   for (Spillable* spillable : order) {
     if (spillable == keeps) continue;
     // Somebody else may reserve what was given back.
-    for (uint64_t given_back = 1; !reserved.ok() && given_back > 0;) {
+    for (bool may_do = bytes <= accountant_->limit_bytes(Tier::kDram); !reserved.ok() && may_do;) {
       const uint64_t free = accountant_->free_bytes(Tier::kDram);
-      given_back = free < bytes && bytes <= accountant_->limit_bytes(Tier::kDram)
-                       ? spillable->SpillCold(bytes - free)
-                       : 0;
+      may_do = free >= bytes || spillable->SpillCold(bytes - free) > 0;
       reserved = accountant_->Reserve(use, bytes);
     }
     if (reserved.ok()) break;
