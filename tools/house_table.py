@@ -22,7 +22,7 @@ class Room:
 # C++. The protocol's generated headers, orlop/v1/*.pb.h, count as proto/.
 ROOMS = [
     #    folder               doors                                      may include
-    Room("base",              "box checksum mutex thread_pool",          ""),
+    Room("base",              "box checksum handover mutex thread_pool", ""),
     Room("kernels",           "optimizer casts reduce quantize "
                               "int8_blocks tensor_pass "
                               "blocks types targets",                    ""),  # sizes of blocks, state formats, instruction sets

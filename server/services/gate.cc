@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "base/handover.h"
 #include "base/mutex.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/limits.h"
@@ -118,6 +119,7 @@ grpc::ServerGenericBidiReactor* Gate::CreateReactor(grpc::GenericCallbackServerC
   if (rpc.ok() && (*rpc)->stream != nullptr) {
     StreamCall* stream = (*rpc)->stream(this, context);
     stream->identity_ = std::move(identity);
+    TellGiven(stream);
     return stream;
   }
   auto* call = new Call(this, context, rpc.ok() ? *rpc : nullptr);
@@ -183,6 +185,7 @@ StreamCall::StreamCall(Gate* gate, grpc::GenericCallbackServerContext* context)
 }
 
 void StreamCall::OnDone() {
+  TellTaken(this);
   gate_->arrivals_.Ended(context_->method(), lane_);
   {
     MutexLock lock(&gate_->mutex_);
@@ -239,7 +242,18 @@ std::unique_ptr<grpc::ClientContext> Call::Onward() const {
   return grpc::ClientContext::FromCallbackServerContext(*context_);
 }
 
+void Call::OnCancel() {
+  TellTaken(this);
+  pending_->Cancel();
+}
+
+void Call::OnDone() {
+  TellTaken(this);
+  delete this;
+}
+
 void Call::OnReadDone(bool is_read) {
+  TellTaken(this);
   {
     MutexLock lock(&gate_->mutex_);
     gate_->reading_.erase(this);
@@ -280,7 +294,7 @@ void Call::End(const absl::Status& status) {
   }
   if (!end.ok()) return Finish(ToGrpc(end));
   bytes_ = Serialized(*response_);
-  StartWriteAndFinish(&bytes_, grpc::WriteOptions(), grpc::Status::OK);
+  StartWriteAndFinish(&bytes_);
 }
 
 int Pending::Begin() {

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/handover.h"
 #include "base/mutex.h"
 #include "orlop/v1/data.pb.h"
 #include "orlop/v1/types.pb.h"
@@ -104,6 +105,7 @@ PullCall::PullCall(Gate* gate, grpc::GenericCallbackServerContext* context, JobT
 }
 
 void PullCall::OnReadDone(bool is_read) {
+  TellTaken(this);
   EndTransfer();
   if (!is_read)
     return End(MakeError(absl::StatusCode::kInvalidArgument, "the call has no request",
@@ -123,6 +125,7 @@ void PullCall::Begin() {
 }
 
 void PullCall::OnCancel() {
+  TellTaken(this);
   pending_->Cancel();
   built_->GiveUp();
 }
@@ -178,6 +181,7 @@ void PullCall::Open(const absl::StatusOr<JobRuntime::VersionPin>& pin) {
 }
 
 void PullCall::OnWriteDone(bool is_written) {
+  TellTaken(this);
   EndTransfer();
   if (!is_written)
     return End(absl::CancelledError("the caller went away, or took nothing for too long"));

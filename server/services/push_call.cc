@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/handover.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/chunk.h"
 #include "proto/status.h"
@@ -36,6 +37,7 @@ void PushCall::Read() {
 }
 
 void PushCall::OnReadDone(bool is_read) {
+  TellTaken(this);
   EndTransfer();
   Submit([this, is_read] { is_read ? Take() : Finish(); });
 }
@@ -76,7 +78,7 @@ void PushCall::Finish() {
   if (IsCancelled()) return End(absl::CancelledError("the caller went away, or sent nothing"));
   if (absl::Status status = push_.Finish(); !status.ok()) return End(status);
   message_ = Serialized(push_.response());
-  StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+  StartWriteAndFinish(&message_);
 }
 
 void PushCall::End(const absl::Status& status) { StreamCall::Finish(ToGrpc(status)); }
