@@ -57,6 +57,13 @@ void Arrivals::Calls::Arrive() {
   GiveUp();
 }
 
+void Arrivals::Calls::End(bool was_cancelled) {
+  if (was_cancelled)
+    ++cancelled;
+  else
+    --there;
+}
+
 // A call that is cancelled while it begins never arrives. The others do within moments: as many as
 // were under way all the time for two ticks are such calls.
 void Arrivals::Calls::Tick() {
@@ -66,6 +73,8 @@ void Arrivals::Calls::Tick() {
   fewest_before = least - lost;
   fewest = under_way.load();
   refused = 0;
+  there -= cancelled_before;
+  cancelled_before = cancelled.exchange(0);
 }
 
 bool Arrivals::Begin(std::string_view method, int lane) {
@@ -87,10 +96,10 @@ void Arrivals::Arrived(std::string_view method, int lane) {
   of_[lane].Arrive();
 }
 
-void Arrivals::Ended(std::string_view method, int lane) {
+void Arrivals::Ended(std::string_view method, int lane, bool was_cancelled) {
   if (!IsOrlop(method)) return;
-  --all_.there;
-  --of_[lane].there;
+  all_.End(was_cancelled);
+  of_[lane].End(was_cancelled);
 }
 
 void Arrivals::Tick() {

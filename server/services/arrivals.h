@@ -37,9 +37,10 @@ class Arrivals {
 
   // A call begins. False: it is one too many, and must be refused.
   bool Begin(std::string_view method, int lane);
-  // A call has come to the gate; its memory is freed.
+  // A call has come to the gate; it has ended. One that was cancelled counts until the second tick
+  // from then: gRPC frees it later, and a client can cancel faster than gRPC frees.
   void Arrived(std::string_view method, int lane);
-  void Ended(std::string_view method, int lane);
+  void Ended(std::string_view method, int lane, bool was_cancelled);
   // The server's ticker calls it.
   void Tick();
 
@@ -51,11 +52,14 @@ class Arrivals {
     std::atomic<int> under_way = 0;  // to the gate
     std::atomic<int> fewest = 0;     // that were under way since the last tick
     std::atomic<int> there = 0;
-    std::atomic<int> refused = 0;  // since the last tick
-    int fewest_before = 0;         // in the tick before
+    std::atomic<int> refused = 0;    // since the last tick
+    int fewest_before = 0;           // in the tick before
+    std::atomic<int> cancelled = 0;  // since the last tick, and still of `there`
+    int cancelled_before = 0;
 
     bool Begin(int most);
     void Arrive();
+    void End(bool was_cancelled);
     void GiveUp();
     void Tick();
   };

@@ -16,7 +16,7 @@ TEST(Arrivals, RefusesWhatIsTooMuchUntilSomeHaveArrived) {
   EXPECT_FALSE(arrivals.Begin(kJoin, 7));
   arrivals.Arrived(kJoin, 7);
   EXPECT_FALSE(arrivals.Begin(kJoin, 7)) << "it is still there";
-  arrivals.Ended(kJoin, 7);
+  arrivals.Ended(kJoin, 7, false);
   EXPECT_TRUE(arrivals.Begin(kJoin, 7));
   EXPECT_FALSE(arrivals.Begin(kJoin, 7));
 }
@@ -30,7 +30,7 @@ TEST(Arrivals, LeavesSharesToOtherConnections) {
   }
   EXPECT_FALSE(arrivals.Begin(kJoin, 3)) << "there are four";
   arrivals.Arrived(kJoin, 1);
-  arrivals.Ended(kJoin, 1);
+  arrivals.Ended(kJoin, 1, false);
   EXPECT_FALSE(arrivals.Begin(kJoin, 2));
   EXPECT_TRUE(arrivals.Begin(kJoin, 3));
 }
@@ -57,7 +57,7 @@ TEST(Arrivals, ForgetsCallsThatNeverArrive) {
     EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << "others come and go";
     EXPECT_FALSE(arrivals.Begin(kJoin, 7));
     arrivals.Arrived(kJoin, 7);
-    arrivals.Ended(kJoin, 7);
+    arrivals.Ended(kJoin, 7, false);
     arrivals.Tick();
   }
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << i;
@@ -65,7 +65,7 @@ TEST(Arrivals, ForgetsCallsThatNeverArrive) {
   // A call that comes later than that leaves no more room than there was.
   for (int i = 0; i < 6; ++i) {
     arrivals.Arrived(kJoin, 7);
-    arrivals.Ended(kJoin, 7);
+    arrivals.Ended(kJoin, 7, false);
   }
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << i;
   EXPECT_FALSE(arrivals.Begin(kJoin, 7));
@@ -88,6 +88,23 @@ TEST(Arrivals, GivesOtherServicesAShareOfEachTick) {
   EXPECT_TRUE(arrivals.Begin(kJoin, 7)) << "its own share is another one";
   arrivals.Tick();
   EXPECT_TRUE(arrivals.Begin(kHealth, 7));
+}
+
+// gRPC frees a cancelled call later than it ends.
+TEST(Arrivals, CancelledCallsCountUntilTheSecondTick) {
+  Arrivals arrivals(100, 4);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_TRUE(arrivals.Begin(kJoin, 1));
+    arrivals.Arrived(kJoin, 1);
+    arrivals.Ended(kJoin, 1, true);
+  }
+  EXPECT_FALSE(arrivals.Begin(kJoin, 1));
+  EXPECT_TRUE(arrivals.Begin(kJoin, 2)) << "another lane";
+  arrivals.Tick();
+  EXPECT_FALSE(arrivals.Begin(kJoin, 1));
+  arrivals.Tick();
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(arrivals.Begin(kJoin, 1));
+  EXPECT_FALSE(arrivals.Begin(kJoin, 1));
 }
 
 }  // namespace

@@ -186,7 +186,7 @@ StreamCall::StreamCall(Gate* gate, grpc::GenericCallbackServerContext* context)
 
 void StreamCall::OnDone() {
   TellTaken(this);
-  gate_->arrivals_.Ended(context_->method(), lane_);
+  gate_->arrivals_.Ended(context_->method(), lane_, was_cancelled());
   {
     MutexLock lock(&gate_->mutex_);
     gate_->streams_.erase(this);
@@ -217,7 +217,7 @@ Call::Call(Gate* gate, grpc::GenericCallbackServerContext* context, const Rpc* r
 }
 
 Call::~Call() {
-  gate_->arrivals_.Ended(context_->method(), lane_);
+  gate_->arrivals_.Ended(context_->method(), lane_, was_cancelled());
   if (rpc_ != nullptr) --gate_->calls_[rpc_->may_wait];
 }
 
@@ -240,11 +240,6 @@ ThreadPool* Call::threads() const { return gate_->options_.threads; }
 
 std::unique_ptr<grpc::ClientContext> Call::Onward() const {
   return grpc::ClientContext::FromCallbackServerContext(*context_);
-}
-
-void Call::OnCancel() {
-  TellTaken(this);
-  pending_->Cancel();
 }
 
 void Call::OnDone() {

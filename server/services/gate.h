@@ -80,6 +80,17 @@ class Reactor : public grpc::ServerGenericBidiReactor {
     TellGiven(this);
     grpc::ServerGenericBidiReactor::Finish(status);
   }
+  bool was_cancelled() const { return was_cancelled_; }
+
+ private:
+  void OnCancel() final {
+    TellTaken(this);
+    was_cancelled_ = true;
+    Cancelled();
+  }
+  virtual void Cancelled() {}
+
+  std::atomic<bool> was_cancelled_ = false;
 };
 
 // One unary call. Its gate makes it; it deletes itself after its end.
@@ -121,7 +132,7 @@ class Call final : public Reactor {
 
   void OnReadDone(bool is_read) override;
   void Handle();
-  void OnCancel() override;
+  void Cancelled() override { pending_->Cancel(); }
   void OnDone() override;
 
   Gate* const gate_;

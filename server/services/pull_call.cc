@@ -124,8 +124,7 @@ void PullCall::Begin() {
   Advance();
 }
 
-void PullCall::OnCancel() {
-  TellTaken(this);
+void PullCall::Cancelled() {
   pending_->Cancel();
   built_->GiveUp();
 }

@@ -49,7 +49,7 @@ class PullCall final : public StreamCall {
  private:
   void OnReadDone(bool is_read) override;
   void OnWriteDone(bool is_written) override;
-  void OnCancel() override;
+  void Cancelled() override;
   bool IsWanted() const override { return read_room_.is_wanted(); }
   void Begin();
   void Advance();
