@@ -423,9 +423,17 @@ class PlainJob:
         for address in sorted({owner for (index, _), owner in self.owners.items() if index == self.index[tensor]}):
             request = stubs().data.PullRequest(job=self.name, version=version, max_chunk_bytes=max_chunk_bytes,
                                                regions=[self.region(tensor, slot, dtype, box)])
-            for region, payload in read_pieces(self.connections.data(address).Pull(request, timeout=timeout), version):
-                pieces[region.shard] = payload
-                out = region.dtype
+            end = time.monotonic() + self.patience_seconds
+            while True:
+                try:
+                    for region, payload in read_pieces(self.connections.data(address).Pull(request, timeout=timeout), version):
+                        pieces[region.shard] = payload
+                        out = region.dtype
+                    break
+                except grpc.RpcError as error:  # an apply may have all memory for a moment
+                    if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > end:
+                        raise
+                    time.sleep(0.05)
         flat = np.frombuffer(b"".join(pieces[shard] for shard in sorted(pieces)), NUMPY_OF_DTYPE[dtype_name(out)])
         return flat if slot.endswith("_absmax") else flat.reshape(shape)
 
