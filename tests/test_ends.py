@@ -135,8 +135,8 @@ def test_only_the_user_reads_what_a_server_writes(make_cluster):
         assert mode & 0o077 == 0, f"{path} has mode {mode:o}"
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("stops", [4, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("stops", [4, pytest.param(375, marks=pytest.mark.slow)])
 def test_stops_under_load_end_with_zero(make_cluster, stops):
     """Servers are stopped while messages between them are under way."""
     clusters = [make_cluster(2) for _ in range(2)]
