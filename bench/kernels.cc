@@ -1,6 +1,7 @@
 // bench kernels: one fused step of every optimizer and state format in this process, on one thread
 // and on all, beside a plain copy that moves the same number of bytes in the same round. Also the
-// staging of a gradient (copy, squared norm, non-finite count) beside its copy alone.
+// staging of a gradient (copy, squared norm, non-finite count) beside its copy alone, and the digest
+// of bf16 weights beside a copy of half of them.
 //   Bytes   of one parameter: all that a step reads and writes of gradient (bf16), weight,
 //           remainder, states and their absmax, in place. The copy reads half of them and writes
 //           the other half.
@@ -24,6 +25,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "base/checksum.h"
 #include "base/thread_pool.h"
 #include "bench/bench.h"
 #include "kernels/blocks.h"
@@ -228,6 +231,15 @@ void StageAll(bool with_sums, Tensor* tensor, ThreadPool* pool) {
   });
 }
 
+// Hashes the weights, as a worker does to find out which have changed.
+void DigestAll(Tensor* tensor, ThreadPool* pool) {
+  constexpr size_t kBytes = 4 * kLeafBytes;
+  const absl::Span<const char> weights(tensor->weight.data(), 2 * tensor->count);
+  std::vector<std::vector<uint64_t>> leaves((weights.size() + kBytes - 1) / kBytes);
+  pool->Run(leaves.size(),
+            [&](size_t i) { leaves[i] = LeafHashes(weights.subspan(i * kBytes, kBytes)); });
+}
+
 double NanosecondsPerParameter(const std::function<void()>& run, size_t count) {
   const Clock::time_point start = Clock::now();
   run();
@@ -295,6 +307,9 @@ absl::StatusOr<std::vector<Figure>> BenchKernels(const Options& options) {
         "kernels.stage.bf16", suffix, 4, options.repetitions, count,
         [&] { StageAll(true, &tensor, &pool); }, [&] { StageAll(false, &tensor, &pool); },
         &figures);
+    Measure(
+        "kernels.digest.bf16", suffix, 2, options.repetitions, count,
+        [&] { DigestAll(&tensor, &pool); }, [&] { CopyAll(2, &tensor, &pool); }, &figures);
   }
   return figures;
 }

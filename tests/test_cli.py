@@ -283,7 +283,7 @@ def test_bench_kernels_prints_figures(orlop):
     figures = json.loads(orlop("bench", "kernels", "--json", "--repetitions", 3, "--mebiparameters", 1).stdout)
     check_bench(figures, "kernels")
     assert {"kernels.adamw.8bit", "kernels.adamw.fp32", "kernels.adamw.4bit", "kernels.lion.8bit", "kernels.stage.bf16",
-            "kernels.adamw.8bit.1thread", "kernels.adamw.8bit.bandwidth"} <= {figure["name"] for figure in figures}
+            "kernels.digest.bf16", "kernels.adamw.8bit.1thread", "kernels.adamw.8bit.bandwidth"} <= {figure["name"] for figure in figures}
     assert {figure["baseline_name"] for figure in figures} == {"copy"}
 
 

@@ -1,5 +1,5 @@
-// The kernels in this process, without a server, for orlop.kernels. Arrays are addresses of tensors
-// that the caller in Python keeps alive.
+// The kernels in this process, without a server, for orlop.kernels, and digests of host memory.
+// Arrays are addresses of tensors that the caller in Python keeps alive.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/types/span.h"
+#include "base/checksum.h"
 #include "base/thread_pool.h"
 #include "kernels/blocks.h"
 #include "kernels/int8_blocks.h"
@@ -36,6 +38,7 @@ using namespace nb::literals;
 namespace {
 
 constexpr size_t kRangeElements = size_t{1} << 18;  // elements of one task
+constexpr size_t kHashedBytes = 4 * kLeafBytes;         // of one task of a digest
 constexpr size_t kShardElements = size_t{1} << 22;  // the norms of shards are summed in order
 
 template <typename T>
@@ -240,6 +243,33 @@ void EncodeInt8(const std::pair<uintptr_t, std::string>& gradient, uint64_t firs
   });
 }
 
+// The digests of host memory, as client::PushPart has them of pieces. Each is as long as 32
+// hexadecimal digits.
+std::vector<std::string> Digests(const std::vector<std::pair<uintptr_t, size_t>>& ranges,
+                                 int threads) {
+  struct Task {
+    absl::Span<const char> bytes;
+    std::vector<uint64_t> leaves;
+  };
+  std::vector<Task> tasks;
+  std::vector<size_t> ends;  // for each range, the tasks that it and those before it have
+  for (const auto& [address, size] : ranges) {
+    const absl::Span<const char> bytes(At<const char>(address), size);
+    for (size_t begin = 0; begin < size; begin += kHashedBytes)
+      tasks.push_back({bytes.subspan(begin, kHashedBytes), {}});
+    ends.push_back(tasks.size());
+  }
+  RunOnPool(threads, tasks.size(), [&](size_t i) { tasks[i].leaves = LeafHashes(tasks[i].bytes); });
+  std::vector<std::string> digests;
+  size_t next = 0;
+  for (const size_t end : ends) {
+    PieceDigest digest;
+    for (; next < end; ++next) digest.AddLeaves(tasks[next].leaves);
+    digests.push_back(ToString(digest.Finish()));
+  }
+  return digests;
+}
+
 std::vector<std::string> Targets() {
   std::vector<std::string> names;
   for (const int64_t target : kernels::SupportedTargets())
@@ -266,6 +296,7 @@ void BindKernels(nb::module_& module) {
   module.def("kernel_squared_norm", SquaredNorm);
   module.def("kernel_int8_bytes", Int8BytesOf);
   module.def("kernel_encode_int8", EncodeInt8);
+  module.def("digests", Digests);
   module.def("kernel_targets", Targets);
   module.def("kernel_use_target", UseTarget);
 }
