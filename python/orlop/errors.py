@@ -126,10 +126,10 @@ class Unimplemented(Error, NotImplementedError):
 
 
 class EditedWeights(Error, RuntimeError):
-    """A parameter was changed outside the optimizer: call ``session.store(model)`` to write the change to the servers.
+    """A parameter was changed outside the optimizer: call ``session.store(model)`` to write the change to the servers, or
+    ``session.load(model)`` to undo it.
 
-    A change is detected by torch's version counter of the parameter. The counter does not count writes through ``parameter.data``, so these
-    are not detected.
+    A change is found by the parameter's value, by whatever route it was made. A value that was changed and changed back is no change.
     """
 
     code = "FAILED_PRECONDITION"

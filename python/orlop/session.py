@@ -38,6 +38,9 @@ class Trainer(Protocol):
     def before_forward(self) -> None:
         """Joins the job, or brings the weights that a step which raised did not."""
 
+    def apply_loaded(self) -> None:
+        """Has the servers take a state that load_state_dict was given."""
+
 
 @atexit.register
 def _expect_daemon_threads() -> None:
@@ -134,15 +137,16 @@ class Session:
     def store(self, model: torch.nn.Module) -> int:
         """Writes this model's weights and buffers to the servers, as a step of its own. Optimizer states keep their values.
 
-        Call it after every edit of weights (``load_state_dict``, clamping). The next ``optimizer.step()`` raises if it was forgotten,
-        unless the edit was made through ``parameter.data``, which torch's version counter does not see: such an edit is lost silently.
+        Call it after every edit of weights (``load_state_dict``, clamping). The next ``optimizer.step()`` raises if it was forgotten.
+        Only tensors that differ from the servers' are sent, and no step is made if none does. In a 16-bit parameter the elements that do
+        not differ keep their exact fp32 masters.
 
         With several processes all of them call it; rank 0's values are stored.
 
         Returns
         -------
         int
-            The step made.
+            The step made, or the last one.
 
         Raises
         ------
@@ -156,10 +160,46 @@ class Session:
             optimizer.attach(keep_weights=True)
         if optimizer is not None:
             optimizer.take_back("store")
+            optimizer.apply_loaded()
         job = self.training_job(names.of_model(self._model))
         if not job.joined:
             job.join_frozen()
         return job.store(job.matching(names.of_model(model)))
+
+    def load(self, model: torch.nn.Module) -> int:
+        """Writes the servers' weights into this model, bit for bit: it undoes edits that were not stored, e.g. averaged weights that were
+        swapped in for an evaluation.
+
+        Of the bound model it writes the parameters that the optimizer trains. Its buffers and frozen parameters, which this process
+        changes itself, keep their values. Of another model, or before this process has joined the job, it writes all tensors.
+
+        Returns
+        -------
+        int
+            The step whose weights these are.
+
+        Raises
+        ------
+        orlop.NotFound
+            There is no such job, or it has no tensor of such a name.
+        ValueError
+            The job has a tensor in another shape or dtype.
+        """
+        entries = names.of_model(model)
+        if self._training is not None:
+            known = self._training.known_of(entries)
+            tracked = self._training.traffic.tracked
+            own = [known[entry.name] for entry in entries if entry.name in known and known[entry.name].tensor is entry.tensor]
+            self._training.traffic.pull([entry for entry in own if self._training.index_of(entry.tensor) in tracked])
+            entries = [entry for entry in entries if entry.name not in known or known[entry.name].tensor is not entry.tensor]
+        with torch.no_grad():
+            for entry in entries:
+                value = self._stored(entry.name, "weight")
+                if value.shape != entry.tensor.shape or value.dtype != entry.tensor.dtype:
+                    raise ValueError(f"tensor {entry.name!r} is {entry.tensor.dtype} of shape {list(entry.tensor.shape)}; job "
+                                     f"{self.job!r} has it as {value.dtype} of shape {list(value.shape)}")
+                entry.tensor.copy_(value)
+        return self.step
 
     def get(self, name: str, slot: str = "weight") -> torch.Tensor:
         """Reads one tensor or one of its states from the servers, as of the step committed now.
@@ -186,16 +226,10 @@ class Session:
         orlop.InvalidArgument
             The tensor has no such slot.
         """
-        handle = self._training.handle if self._training is not None else self.client.attach_job(self.job)
-        named = ((index, spec) for index, spec in enumerate(handle.tensors) if name in (spec["name"], *spec["tied_names"]))
-        index, spec = next(named, (None, None))
-        if spec is None:
-            raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
-        stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
-        dtype = stored if slot == "weight" else _DTYPE_OF_SLOT.get(slot, torch.float32)
-        out = torch.empty(names.shape_of(slot, spec["shape"]), dtype=dtype)
-        handle.pull([(index, slot, names.DTYPE_NAMES[dtype], names.box_of(slot, spec["shape"]), out.view(-1), None)], latest=True)
-        return out
+        own = self._changed_here(name) if slot in ("weight", "master") else None
+        if own is not None:
+            return own.detach().cpu().clone() if slot == "weight" else own.detach().cpu().float()
+        return self._stored(name, slot)
 
     @property
     def step(self) -> int:
@@ -255,7 +289,9 @@ class Session:
         return self.client.flush_job(self.job)["step"]
 
     def export(self, path: str | Path, dtype: str = "fp32") -> None:
-        """Writes the job's weights and buffers as a safetensors file. Buffers of the bound model are stored first.
+        """Writes the job's weights and buffers as a safetensors file.
+
+        Buffers and frozen parameters of the bound model that have changed are stored first.
 
         With several processes all of them call it; rank 0 writes.
 
@@ -267,14 +303,17 @@ class Session:
 
         Raises
         ------
+        orlop.EditedWeights
+            A trained parameter was changed outside the optimizer. ``session.store(model)`` keeps the change, ``session.load(model)`` undoes
+            it.
         subprocess.CalledProcessError
             ``orlop export`` failed; its message is on stderr.
         """
-        if self._training is not None and self._model is not None:
-            job = self._training
-            buffers = [entry for entry in job.matching(names.of_model(self._model)) if entry.is_buffer]
-            if buffers:
-                job.store(buffers)
+        job = self._training
+        if job is not None and job.joined:
+            job.workers.together(job.traffic.check_unedited)
+            if self._model is not None:
+                job.store(self._untrained())
         tls = [word for flag, path in zip(("--tls-cert", "--tls-key", "--tls-ca"), self._tls) if path for word in (flag, path)]
         Workers().run_first(lambda: subprocess.run(
             [find_binary("orlop"), "--server", self.address, *tls, "export", self.job, "--to", str(path), "--dtype", dtype],
@@ -283,26 +322,31 @@ class Session:
     def close(self) -> None:
         """Ends the session. Servers that :func:`orlop.local` started write the job to disk and end, too.
 
-        Buffers of the bound model (BatchNorm's statistics) that differ from the servers' are stored before, from rank 0, as a step of
-        their own, so that the next run gets them with the weights. They are not stored if an exception leaves the ``with`` block or the
-        process is killed: the next run then gets those of the last close, :meth:`store` or :meth:`export`.
+        What differs from the servers' tensors is stored before, from rank 0, as a step of its own, so that the next run gets it with the
+        weights: buffers (BatchNorm's statistics) and frozen parameters (a moving average) of the bound model, and, with a warning, edits
+        of trained parameters that :meth:`store` has not stored. Nothing is stored if an exception leaves the ``with`` block or the process
+        is killed: the next run then gets what the last step, close, :meth:`store` or :meth:`export` left.
         """
         try:
-            self._store_buffers()
+            self._store_changes()
         except Exception as error:  # the weights are safe, and closing goes on
-            warnings.warn(f"the model's buffers could not be stored: {error}", stacklevel=2)
+            warnings.warn(f"changes of the model's tensors could not be stored: {error}", stacklevel=2)
         finally:
             self._end()
 
-    def _store_buffers(self) -> None:
+    def _store_changes(self) -> None:
         job = self._training
-        if job is None or self._model is None or not job.joined or job.loading:
+        if job is None or not job.joined or job.loading or self._servers is not None and not self._servers.running:
             return
-        if self._servers is not None and not self._servers.running:
+        if self.optimizer is not None and job.workers.alone:
+            self.optimizer.apply_loaded()
+        if job.workers.rank != 0:
             return
-        buffers = [entry for entry in names.of_model(self._model) if entry.is_buffer]
-        if buffers and job.workers.rank == 0:
-            job.store_alone(job.matching(buffers))
+        edited = job.traffic.edited()
+        if edited:
+            warnings.warn(f"parameter {job.entries[edited[0]].name!r} was changed outside the optimizer after step {job.step}, "
+                          f"with {len(edited) - 1} others; the change is stored with the job", stacklevel=4)
+        job.store_alone(edited + (job.changed(self._untrained()) if self._model is not None else []))
 
     def _end(self) -> None:
         if self in opened:
@@ -323,6 +367,35 @@ class Session:
             self.close()
         else:
             self._end()
+
+    def _stored(self, name: str, slot: str) -> torch.Tensor:
+        handle = self._training.handle if self._training is not None else self.client.attach_job(self.job)
+        named = ((index, spec) for index, spec in enumerate(handle.tensors) if name in (spec["name"], *spec["tied_names"]))
+        index, spec = next(named, (None, None))
+        if spec is None:
+            raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
+        stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
+        dtype = stored if slot == "weight" else _DTYPE_OF_SLOT.get(slot, torch.float32)
+        out = torch.empty(names.shape_of(slot, spec["shape"]), dtype=dtype)
+        handle.pull([(index, slot, names.DTYPE_NAMES[dtype], names.box_of(slot, spec["shape"]), out.view(-1), None)], latest=True)
+        return out
+
+    def _changed_here(self, name: str) -> torch.Tensor | None:
+        """The bound model's tensor of a name, if this process changes it itself and the servers do not have its value yet."""
+        job = self._training
+        if job is None or not job.joined or self._model is None:
+            return None
+        entry = next((entry for entry in self._untrained() if name in (entry.name, *entry.tied_names)), None)
+        return entry.tensor if entry is not None and job.changed([entry]) else None
+
+    def _untrained(self) -> list[names.Entry]:
+        """The job's entries of the bound model that no optimizer trains, with the model's values of now."""
+        job = self._training
+        assert job is not None and self._model is not None
+        entries = names.of_model(self._model)
+        known = job.known_of(entries)
+        tracked = {job.entries[index].name for index in job.traffic.tracked}
+        return job.matching([entry for entry in entries if entry.name in known and known[entry.name].name not in tracked])
 
     # What optimizers call.
 

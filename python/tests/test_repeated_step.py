@@ -214,6 +214,7 @@ def test_a_store_after_a_step_that_raised_keeps_what_it_stores(job, make_net, ba
 def test_an_interrupted_store_leaves_nothing(job, make_net, batches, expected, method):
     net, optimizer = start(job, make_net, overlap=False)
     train_step(net, optimizer, batches[0])
+    net.load_state_dict(make_net(seed=9).state_dict())
 
     def interrupted(core, *args, **kwargs):
         if method == "set_state":
@@ -222,6 +223,7 @@ def test_an_interrupted_store_leaves_nothing(job, make_net, batches, expected, m
     optimizer._job.traffic.handle = Faulty(optimizer._job.handle, method, interrupted)
     with pytest.raises(KeyboardInterrupt):
         job.store(net)
+    job.load(net)
     train_step(net, optimizer, batches[1])
     assert job.step == 2
     assert_equal(net, expected(batches[:2]))

@@ -1,5 +1,7 @@
 """Round trips that step the copy and compare it with one that never stopped."""
 
+import copy
+
 import pytest
 import torch
 
@@ -65,6 +67,87 @@ def test_masters_of_other_weights_are_not_taken(servers, make_net, batches):
         optimizer.attach()
         for name, value in wanted.items():
             assert torch.equal(second.get(name), value)
+
+
+def make_adamw(params, session):
+    return orlop.AdamW(params, session=session)
+
+
+@pytest.mark.parametrize("where", ["same-optimizer", "new-optimizer", "new-session"])
+@pytest.mark.parametrize("first", ["model", "optimizer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_checkpoint_of_an_earlier_step_gives_the_bits_of_a_run_that_never_stopped(job, tmp_path, make_net, batches, where, first, dtype):
+    net = make_net(dtype=dtype)
+    optimizer = trained(job, net, batches[:3], make_adamw)
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict(full=True)}, tmp_path / "saved.pt")
+    for batch in batches[3:6]:
+        train_step(net, optimizer, batch)
+    expected = stored(job, net, "adamw")
+    saved = torch.load(tmp_path / "saved.pt")
+
+    session = orlop.connect(job.address, job=job.job) if where == "new-session" else job
+    if where == "new-session":
+        net = session.bind(make_net(seed=8, dtype=dtype))
+    if where != "same-optimizer":
+        optimizer = make_adamw(net.parameters(), session)
+    for name in ("model", "optimizer") if first == "model" else ("optimizer", "model"):
+        (net if name == "model" else optimizer).load_state_dict(saved[name])
+    again = optimizer.state_dict(full=True)
+    for number, state in saved["optimizer"]["state"].items():
+        for slot, value in state.items():
+            assert torch.equal(again["state"][number][slot], value), (number, slot)
+    for batch in batches[3:6]:
+        train_step(net, optimizer, batch)
+    for key, value in stored(session, net, "adamw").items():
+        assert torch.equal(value, expected[key]), key
+    session.close()
+
+
+def test_a_state_beside_weights_of_another_step_is_refused(job, make_net, batches):
+    net = make_net()
+    optimizer = trained(job, net, batches[:2], make_adamw)
+    saved, weights = optimizer.state_dict(full=True), {name: value.clone() for name, value in net.state_dict().items()}
+    train_step(net, optimizer, batches[2])
+    before = stored(job, net, "adamw")
+    with orlop.connect(job.address, job=job.job) as session:
+        other = session.bind(make_net(seed=5))
+        optimizer = make_adamw(other.parameters(), session)
+        optimizer.load_state_dict(saved)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"other weights than those of the model and of job .* at step 3: load the model's"):
+                other(batches[0][0])
+        assert session.step == 3
+        for key, value in stored(session, net, "adamw").items():
+            assert torch.equal(value, before[key]), key
+        other.load_state_dict(weights)
+        other(batches[0][0])
+        assert session.step == 4 and torch.equal(session.get("first.weight"), weights["first.weight"])
+    with orlop.connect(job.address, job=job.job) as session:  # the servers have these weights now, and no model is loaded
+        other = session.bind(make_net(seed=6))
+        optimizer = make_adamw(other.parameters(), session)
+        optimizer.load_state_dict(saved)
+        other(batches[0][0])
+        assert torch.equal(other.first.weight, weights["first.weight"])
+
+
+def test_a_state_loaded_alone_goes_with_the_weights_of_now_as_in_torch(job, make_net, batches):
+    mine, theirs = make_net(), make_net()
+    job.bind(mine)
+    ours, reference = orlop.AdamW(mine.parameters(), state="fp32"), torch.optim.AdamW(theirs.parameters())
+    for batch in batches[:2]:
+        train_step(mine, ours, batch)
+        train_step(theirs, reference, batch)
+    saved, expected = ours.state_dict(full=True), copy.deepcopy(reference.state_dict())
+    for batch in batches[2:6]:
+        train_step(mine, ours, batch)
+        train_step(theirs, reference, batch)
+    ours.load_state_dict(saved)
+    reference.load_state_dict(expected)
+    for batch in batches[6:9]:
+        train_step(mine, ours, batch)
+        train_step(theirs, reference, batch)
+    for a, b in zip(theirs.parameters(), mine.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_torch_state_dict_steps_on_here_and_back_there(job, make_net, batches):

@@ -117,7 +117,9 @@ def test_edits_count_and_frozen_parameters_are_stored_once(job, make_net, batche
         for parameter in net.parameters():
             parameter += 1
     store.step()
-    assert torch.equal(job.get("second.bias"), kept)
+    with orlop.connect(job.address, job=job.job) as reader:
+        assert torch.equal(reader.get("second.bias"), kept)
+    assert torch.equal(job.get("second.bias"), net.second.bias), "this process has a newer value"
     assert torch.equal(job.get("first.weight"), net.first.weight)
     job.store(net)
     assert_stored(job, net, "weight")

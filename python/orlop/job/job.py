@@ -15,11 +15,12 @@ from .. import _core
 from ..errors import Aborted, FailedPrecondition
 from ..names import Entry
 from .attempt import Attempt
+from .held import digests, host_values
 from .traffic import Traffic
 from .wire import GRADIENT_WIRES, Part, part
 from .workers import Workers
 
-__all__ = ["GRADIENT_WIRES", "Part", "TrainingJob", "Workers", "part"]
+__all__ = ["GRADIENT_WIRES", "Part", "TrainingJob", "Workers", "digests", "part"]
 
 STEP_TRIES = 8  # attempts of one step that servers may give up (restarts) before the error is the caller's
 
@@ -105,11 +106,20 @@ class TrainingJob:
         self.handle.join(generation, workers.rank, workers.world_size, layout, seen)
         self.joined = True
 
+    def leave(self) -> None:
+        """Contributes no more: the weights here are not those of the job."""
+        self.joined = False
+
     def join_frozen(self) -> None:
         """Joins a job that no optimizer trains, so that weights can be stored and read."""
         self.join({"mode": "EXACTLY_ONCE", "preset": "WHOLE" if self.workers.alone else "FLAT_SLICES"})
 
     # Loading.
+
+    def known_of(self, entries: list[Entry]) -> dict[str, Entry]:
+        """The job's own entries for tensors of a model, by the model's names. Names that the job does not have are missing."""
+        by_name = {name: entry for entry in self.entries for name in (entry.name, *entry.tied_names)}
+        return {entry.name: by_name[entry.name] for entry in entries if entry.name in by_name}
 
     def matching(self, entries: list[Entry]) -> list[Entry]:
         """Finds the job's own entries for the tensors of a model, and copies the model's values into them.
@@ -119,45 +129,70 @@ class TrainingJob:
         ValueError
             The job has no tensor of such a name, or one of another shape.
         """
-        by_name = {name: entry for entry in self.entries for name in (entry.name, *entry.tied_names)}
+        known = self.known_of(entries)
         for entry in entries:
-            known = by_name.get(entry.name)
-            if known is None:
+            own = known.get(entry.name)
+            if own is None:
                 raise ValueError(f"job {self.name!r} has no tensor {entry.name!r}")
-            if known.tensor.shape != entry.tensor.shape:
+            if own.tensor.shape != entry.tensor.shape:
                 raise ValueError(f"tensor {entry.name!r} has shape {list(entry.tensor.shape)}; job {self.name!r} has it as "
-                                 f"{list(known.tensor.shape)}")
-            if known.tensor is not entry.tensor:
+                                 f"{list(own.tensor.shape)}")
+        for entry in entries:
+            own = known[entry.name]
+            if own.tensor is not entry.tensor:
                 with torch.no_grad():
-                    known.tensor.copy_(entry.tensor)
-        return [by_name[entry.name] for entry in entries]
+                    own.tensor.copy_(entry.tensor)
+        return [known[entry.name] for entry in entries]
 
     def store(self, entries: list[Entry]) -> int:
-        """Sets these weights and buffers from rank 0 by a LOAD step. Afterwards every rank has them. Returns the step."""
-        self.load([self.weight_part(entry) for entry in entries])
-        self.traffic.pull(entries)
+        """Sets those of these weights and buffers that differ from the servers', from rank 0, by a LOAD step if there are any.
+
+        Afterwards every rank has rank 0's. Returns the step.
+        """
+        changed = self.workers.run_first(lambda: self.changed(entries))
+        if changed:
+            self.load(lambda: [self.edited_part(index) for index in changed])
+        self.traffic.pull([self.entries[index] for index in changed] if self.workers.alone else entries)
         return self.step
 
-    def store_alone(self, entries: list[Entry]) -> None:
-        """Sets those of these tensors that differ from the servers', by a LOAD step of this rank as the only contributor.
+    def changed(self, entries: list[Entry]) -> list[int]:
+        """Manifest indexes of those of these tensors whose values here are not the servers'."""
+        if self.loading:
+            return [self.index_of(entry.tensor) for entry in entries]
+        held = self.traffic.held
+        changed = held.changed(self.index_of(entry.tensor) for entry in entries)
+        return [index for index in changed if index in held or not self.traffic.is_stored(index)]
+
+    def edited_part(self, index: int) -> Part:
+        """The part of a LOAD step that sets a tensor to its value here.
+
+        Where a 16-bit parameter has the servers' value, its element keeps the exact master.
+        """
+        entry = self.entries[index]
+        if self.loading or entry.is_buffer or entry.tensor.dtype == torch.float32 or index not in self.traffic.tracked:
+            return self.weight_part(entry)
+        here = host_values(entry.tensor)
+        weight, master = self.traffic.weight_and_master(index)
+        return part(index, torch.where(here.view(torch.int16) == weight.view(torch.int16), master, here.float()), "master")
+
+    def store_alone(self, indexes: list[int]) -> None:
+        """Sets these tensors to their values here, by a LOAD step of this rank as the only contributor.
 
         The other ranks may have left already. Nothing happens if newer contributors have the job.
         """
-        held = self.traffic.stored(entries)
-        changed = [entry for entry, value in zip(entries, held) if not torch.equal(value, entry.tensor.detach().cpu())]
-        if not changed or self.handle.status()["generation"] != self.handle.state["generation"]:
+        if not indexes or self.handle.status()["generation"] != self.handle.state["generation"]:
             return
         generation = self.handle.start_generation(1, self.step)
         self.handle.join(generation, 0, 1, {"mode": "EXACTLY_ONCE", "preset": "WHOLE"}, self.step)
-        self.handle.set_state([self.weight_part(entry) for entry in changed])
+        self.handle.set_state([self.edited_part(index) for index in indexes])
         self.handle.commit(load=True)
 
-    def load(self, parts: list[Part]) -> None:
-        """Makes a LOAD step of any slots, sent by rank 0. Slots without a part keep their bits."""
+    def load(self, parts: Callable[[], list[Part]]) -> None:
+        """Makes a LOAD step of any slots, which rank 0 makes and sends. Slots without a part keep their bits."""
         if self.workers.any_of([self.attempt.is_open])[0]:
             self.attempt.settle()
         self.attempt.open()
-        self.workers.run_first(lambda: self.handle.set_state(parts))
+        self.workers.run_first(lambda: self.handle.set_state(parts()))
         self.workers.together(lambda: self.handle.commit(load=True))
         self.attempt.close()
 

@@ -11,6 +11,7 @@ import torch
 from .. import _core
 from ..errors import EditedWeights
 from ..names import DTYPE_NAMES, Entry
+from .held import Held, digests
 from .wire import GradientWire, Part
 from .workers import Bucket, Slice, Workers
 
@@ -31,6 +32,8 @@ class Traffic:
     ----------
     index_of : dict of int to int
         Manifest index of a tensor by its ``id``.
+    held : Held
+        Which tensors of this process the servers hold as they are.
     wire : GradientWire
         How gradients are encoded.
     seconds : dict of str to float
@@ -44,29 +47,39 @@ class Traffic:
         self.index_of = {id(entry.tensor): index for index, entry in enumerate(entries)}
         self.wire = GradientWire(None, handle.shard_elements)
         self.seconds: dict[str, float] = {}
-        self._seen_versions: dict[int, tuple[int, int]] = {}
+        self.held = Held(entries)
+        self._tracked: list[int] = []
+        self._steps_here = False
         self._buckets: list[Bucket] = []
 
-    def track(self, indexes: list[int], gradient_wire: str | None) -> None:
-        """Sets the trained parameters, as manifest indexes, and the encoding of their gradients."""
+    def track(self, indexes: list[int], gradient_wire: str | None, steps_here: bool) -> None:
+        """Sets the trained parameters, as manifest indexes, and the encoding of their gradients.
+
+        `steps_here` says that this process changes the parameters itself, so that a change is no edit.
+        """
         if not self.workers.alone:
             self._buckets = Bucket.pack({index: self.entries[index].tensor for index in indexes}, self.workers.world_size)
-        self._seen_versions = {index: _version(self.entries[index].tensor) for index in indexes}
+        self._tracked, self._steps_here = indexes, steps_here
         self.wire = GradientWire(gradient_wire, self.handle.shard_elements)
 
     @property
     def tracked(self) -> list[int]:
         """Manifest indexes of the trained parameters, ascending."""
-        return list(self._seen_versions)
+        return self._tracked
+
+    def edited(self) -> list[int]:
+        """The parameters that the servers step and that have changed since the servers' weights were written into them."""
+        return [] if self._steps_here else self.held.changed(self._tracked)
 
     def check_unedited(self) -> None:
-        """Raises EditedWeights if a trained parameter has changed since the servers' weights were written into it."""
-        for index, seen in self._seen_versions.items():
-            entry = self.entries[index]
-            if _version(entry.tensor) != seen:
-                raise EditedWeights(
-                    f"parameter {entry.name!r} was changed outside the optimizer, and the servers do not know: call "
-                    "session.store(model) after an edit (load_state_dict, clamping) to keep it", {"tensor": entry.name})
+        """Raises EditedWeights if there are :meth:`edited` ones."""
+        edited = self.edited()
+        if edited:
+            name = self.entries[edited[0]].name
+            others = f" and {len(edited) - 1} others were" if len(edited) > 1 else " was"
+            raise EditedWeights(
+                f"parameter {name!r}{others} changed outside the optimizer, and the servers do not know: session.store(model) keeps the "
+                "edit (load_state_dict, clamping), session.load(model) brings the servers' weights back", {"tensor": name})
 
     # Gradients.
 
@@ -133,11 +146,27 @@ class Traffic:
         finally:  # a pull that fails may have written some
             self._written([entry.tensor for entry in entries])
 
-    def stored(self, entries: list[Entry]) -> list[torch.Tensor]:
-        """The newest committed values of these tensors, in new CPU tensors of the same shapes and dtypes."""
-        rooms = [torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype) for entry in entries]
-        self.handle.pull([self._weight_in(entry, room) for entry, room in zip(entries, rooms)], latest=True)
-        return rooms
+    def stored(self, index: int) -> torch.Tensor:
+        """The newest committed value of a tensor, in a new CPU tensor of its shape and dtype."""
+        entry = self.entries[index]
+        room = torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype, device="cpu")
+        self.handle.pull([self._weight_in(entry, room)], latest=True)
+        return room
+
+    def is_stored(self, index: int) -> bool:
+        """Whether the servers' value of a tensor is the one here, bit for bit, which is then noted."""
+        here, there = digests([self.entries[index].tensor, self.stored(index)])
+        if here == there:
+            self.held.note([index])
+        return here == there
+
+    def weight_and_master(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The newest committed weight of a parameter and its fp32 master, of one step, flat."""
+        tensor = self.entries[index].tensor
+        weight, master = (torch.empty(tensor.numel(), dtype=dtype, device="cpu") for dtype in (tensor.dtype, torch.float32))
+        self.handle.pull([(index, "weight", DTYPE_NAMES[tensor.dtype], None, weight, None), (index, "master", "F32", None, master, None)],
+                         latest=True)
+        return weight, master
 
     def pull_tracked(self) -> None:
         """Writes the committed weights into the trained parameters. Each rank fetches its slices and broadcasts them to the others.
@@ -146,14 +175,14 @@ class Traffic:
         """
         start = time.perf_counter()
         if self.workers.alone:
-            self.pull([self.entries[index] for index in self._seen_versions])
+            self.pull([self.entries[index] for index in self._tracked])
             self.seconds["pull"] = time.perf_counter() - start
             return
         self.seconds |= {"pull": 0.0, "gather": 0.0}
         errors: list[Exception] = []
         for bucket in self._buckets:
             self._pull_bucket(bucket, errors)
-        self._written([self.entries[index].tensor for index in self._seen_versions])
+        self._written([self.entries[index].tensor for index in self._tracked])
 
         def check() -> None:
             if errors:
@@ -187,17 +216,10 @@ class Traffic:
         self.seconds["gather"] += time.perf_counter() - pulled
 
     def _written(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Tells autograd that these tensors have changed, which it cannot see of the client's writes, and notes their new versions."""
+        """Tells autograd that these tensors have changed, which it cannot see of the client's writes, and notes that they are held."""
         tensors = list(tensors)
         torch.autograd.graph.increment_version(tensors)
-        for tensor in tensors:
-            index = self.index_of[id(tensor)]
-            if index in self._seen_versions:
-                self._seen_versions[index] = _version(tensor)
-
-
-def _version(tensor: torch.Tensor) -> tuple[int, int]:
-    return tensor._version, tensor.data_ptr()
+        self.held.note(self.index_of[id(tensor)] for tensor in tensors)
 
 
 def _copy_flat(tensor: torch.Tensor, begin: int, values: torch.Tensor) -> None:

@@ -111,8 +111,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises
         ------
         orlop.EditedWeights
-            Something else changed a parameter; ``session.store(model)`` keeps the edit. An edit through ``parameter.data`` is hidden
-            from torch's version counter and so is not found: the pull overwrites it unless it is stored.
+            Something else changed a parameter, by whatever route; ``session.store(model)`` keeps the edit, ``session.load(model)`` undoes
+            it. Nothing has been sent then.
         orlop.Superseded
             A newer optimizer has the session's job.
         NotImplementedError
@@ -127,6 +127,7 @@ class Optimizer(torch.optim.Optimizer):
             self.attach()
             if self._stale_weights:
                 return
+        self.apply_loaded()
         job = self._job
         gradients = job.workers.together(self._checked_gradients)
         seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
@@ -165,8 +166,23 @@ class Optimizer(torch.optim.Optimizer):
         """Joins the job, or brings the weights that a step which raised did not."""
         if not self.attached:
             self.attach()
-        elif self._job.attempt.is_behind and (self._job.workers.alone or torch.is_grad_enabled()):  # one rank may evaluate alone
-            self._catch_up(self._job)
+        elif self._job.workers.alone or torch.is_grad_enabled():  # one rank may evaluate alone
+            if self._job.attempt.is_behind:
+                self._catch_up(self._job)
+            self.apply_loaded()
+
+    def apply_loaded(self) -> None:
+        """Has the servers take a state that :meth:`load_state_dict` was given, with the weights that are in the model now.
+
+        It waits for the next forward of a bound model or the next step, so that a model's and an optimizer's state_dict can be loaded one
+        after the other, in any order, and become one version on the servers. All ranks call it.
+        """
+        job = self._job
+        if self._pending_state is None or job is None:
+            return
+        edited = job.workers.run_first(lambda: job.changed([job.entries[index] for index in job.traffic.tracked]))
+        self._load_pending(lambda: [job.edited_part(index) for index in edited])
+        job.traffic.pull([job.entries[index] for index in (edited if job.workers.alone else job.traffic.tracked)])
 
     def last_backward(self) -> AbstractContextManager[None]:
         """A context for the last backward of a step: with ``overlap="backward"`` its gradients are pushed as they arrive."""
@@ -205,6 +221,9 @@ class Optimizer(torch.optim.Optimizer):
         ValueError
             The library lacks something that this optimizer does, e.g. Nesterov momentum; the message names it.
         """
+        if self._pending_state is not None:
+            self.attach()
+            self.apply_loaded()
         return checkpoint.save(self._view(), super().state_dict(), full, format)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -231,8 +250,7 @@ class Optimizer(torch.optim.Optimizer):
         super().load_state_dict(kept)
         if checkpoint.has_tensors(state_dict):
             self._pending_state = checkpoint.copied(state_dict)
-            if self._job is not None:
-                self._load_pending([])
+            checkpoint.set_counts(view, self._pending_state)
 
     @torch.inference_mode(False)  # the first forward may be in inference mode, and steps write to the tensors that are made here
     @torch.no_grad()
@@ -252,18 +270,17 @@ class Optimizer(torch.optim.Optimizer):
         job.configure({"groups": self._members.configuration(self.param_groups, self._algorithm), "max_norm": self._max_norm or 0.0,
                        "reduce": "mean"})
         job.join(self._layout(job))
-        job.traffic.track(list(self._members.trained), self._gradient_wire)
+        job.traffic.track(list(self._members.trained), self._gradient_wire, self._steps_here)
         self._job = job
         self._stale_weights = False
         try:
             if job.loading:
-                self._load_pending([job.weight_part(entry) for entry in job.entries])
-                if not job.workers.alone:
-                    job.traffic.pull(job.entries)
+                self._load_all(job)
             else:
                 self._resume(job, keep_weights)
         except BaseException:
             self._job = None  # so that the next forward or step joins again
+            job.leave()
             raise
         if self._pusher is not None:
             self._pusher.attach(job, self._members.trained, lambda: session.loss_scale)
@@ -278,7 +295,22 @@ class Optimizer(torch.optim.Optimizer):
 
     # Attaching.
 
+    def _load_all(self, job: TrainingJob) -> None:
+        """Sets all tensors of the job to their values here, and the state that load_state_dict was given."""
+        self._load_pending(lambda: [job.weight_part(entry) for entry in job.entries])
+        if job.workers.alone:
+            job.traffic.held.note(range(len(job.entries)))
+        else:
+            job.traffic.pull(job.entries)
+
     def _resume(self, job: TrainingJob, keep_weights: bool) -> None:
+        loaded_over = not keep_weights and job.workers.run_first(lambda: self._replaces_weights(job))
+        if loaded_over:
+            if job.workers.rank == 0:
+                print(f"orlop: job {job.name} exists: its weights of step {job.step} are replaced by the model's, to which the loaded "
+                      "optimizer state belongs", flush=True)
+            self._load_all(job)
+            return
         trained = self._members.trained.values()
         if not keep_weights:
             before = [p.detach().clone() for p in trained] if any(p.grad is not None for p in trained) else []
@@ -289,8 +321,23 @@ class Optimizer(torch.optim.Optimizer):
                       + ("; this first gradient belongs to other weights and is dropped (session.bind(model) avoids that)"
                          if self._stale_weights else ""), flush=True)
         self._read_counts(job)
-        if self._pending_state is not None:
-            self._load_pending([])
+        self.apply_loaded()
+
+    def _replaces_weights(self, job: TrainingJob) -> bool:
+        """Whether the model's weights go to an existing job with the loaded state, because the state belongs to them.
+
+        Raises
+        ------
+        ValueError
+            The state belongs neither to the model's weights nor to the job's.
+        """
+        if self._pending_state is None or checkpoint.fits(self._view(), self._pending_state, lambda index: job.entries[index].tensor):
+            return self._pending_state is not None
+        if checkpoint.fits(self._view(), self._pending_state, job.traffic.stored):
+            return False
+        raise ValueError(f"the optimizer state that was loaded belongs to other weights than those of the model and of job {job.name!r} at "
+                         f"step {job.step}: load the model's state_dict of the same checkpoint, too, before the first step; nothing has "
+                         "changed on the servers")
 
     def _read_counts(self, job: TrainingJob) -> None:
         counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.name)}
@@ -312,13 +359,14 @@ class Optimizer(torch.optim.Optimizer):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _load_pending(self, parts: list[Part]) -> None:
-        """Makes a LOAD step of `parts` and of the optimizer state that load_state_dict was given."""
+    def _load_pending(self, weights: Callable[[], list[Part]]) -> None:
+        """Makes a LOAD step of weights and of the optimizer state that load_state_dict was given."""
         view, pending = self._view(), self._pending_state
-        if pending is not None:
-            loaded = checkpoint.parts(view, pending)
+
+        def parts() -> list[Part]:
+            loaded = checkpoint.parts(view, pending) if pending is not None else []
             masters = {index for index, slot, *_ in loaded if slot == "master"}
-            parts = [part for part in parts if part[0] not in masters] + loaded
+            return [part for part in weights() if part[0] not in masters] + loaded
         self._job.load(parts)
         if pending is not None:
             checkpoint.set_counts(view, pending)
@@ -337,8 +385,7 @@ class Optimizer(torch.optim.Optimizer):
         """What this rank pushes, by manifest index. It raises if this rank must not make a step."""
         if self.session.optimizer is not self:
             raise Superseded(_SUPERSEDED)
-        if not self._steps_here:
-            self._job.traffic.check_unedited()
+        self._job.traffic.check_unedited()
         return self._gradients()
 
     @torch.no_grad()

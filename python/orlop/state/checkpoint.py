@@ -5,12 +5,13 @@ This is the door of the folder: other folders import from here only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..errors import NotFound
-from ..job.job import Part, part
+from ..job.job import Part, digests, part
 from ..names import box_of, shape_of
 from ..options import OPTIONS
 from . import foreign, quantised
@@ -18,7 +19,9 @@ from .foreign import to_torch
 from .quantised import Quantised
 from .view import Connection, View
 
-__all__ = ["Connection", "View", "check_available", "copied", "has_tensors", "parts", "save", "set_counts", "to_torch", "without_tensors"]
+__all__ = [
+    "Connection", "View", "check_available", "copied", "fits", "has_tensors", "parts", "save", "set_counts", "to_torch", "without_tensors",
+]
 
 KEY = "orlop"  # key of a state_dict; its value names the job and step that hold the tensors
 
@@ -54,7 +57,7 @@ def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torc
         return foreign.export(view, state_dict, format)
     state_dict[KEY] = _whereabouts(view)
     if full:
-        state_dict[KEY]["masters"] = _masters(view)
+        state_dict[KEY] |= {"masters": _masters(view), "weights": dict(enumerate(digests(view.parameters)))}
     state_dict["state"] = {number: {"step": float(view.updates(p))} for number, p in enumerate(view.parameters)}
     for group in state_dict["param_groups"]:
         group.update({key: value.item() for key, value in group.items() if isinstance(value, torch.Tensor)})
@@ -76,8 +79,20 @@ def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
     state = {number: {name: value.clone() if isinstance(value, (torch.Tensor, Quantised)) else value
                       for name, value in values.items()}
              for number, values in state_dict["state"].items()}
-    masters = {number: master.clone() for number, master in state_dict.get(KEY, {}).get("masters", {}).items()}
-    return {"state": state, "param_groups": state_dict["param_groups"], KEY: {"masters": masters}}
+    own = state_dict.get(KEY, {})
+    masters = {number: master.clone() for number, master in own.get("masters", {}).items()}
+    return {"state": state, "param_groups": state_dict["param_groups"], KEY: own | {"masters": masters}}
+
+
+def fits(view: View, state_dict: dict[str, Any], weight_of: Callable[[int], torch.Tensor]) -> bool:
+    """Whether an optimizer's state belongs to the weights that `weight_of` gives by manifest index. The optimizer has joined.
+
+    A state that was saved here names the digests of its weights. Another library's does not: it belongs to whatever weights it is loaded
+    beside.
+    """
+    wanted = state_dict.get(KEY, {}).get("weights", {})
+    return all(wanted.get(number) in (None, digests([weight_of(view.job.index_of(parameter))])[0])
+               for number, parameter in _numbered(view, state_dict) if view.job.has(parameter))
 
 
 def without_tensors(view: View, state_dict: dict[str, Any]) -> dict[str, Any]:

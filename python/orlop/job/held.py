@@ -1,0 +1,55 @@
+"""Which tensors of this process differ from what the servers hold of them.
+
+torch's version counter does not count every change of a tensor (``parameter.data``, numpy's views and other processes write past it), and
+it counts changes that change no value. So the values themselves are compared, by their digest (XXH3-128), before a step and after its pull.
+Each time that is a pass over the memory, at 10 to 20 GB/s on one thread (``orlop bench kernels``, ``kernels.digest``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .. import _core
+from ..names import Entry
+
+
+class Held:
+    """What the servers held of tensors when they were last equal to those of this process.
+
+    Parameters
+    ----------
+    entries : list of Entry
+        The job's tensors in the order of the manifest.
+    """
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._entries = entries
+        self._digests: dict[int, str] = {}
+
+    def __contains__(self, index: int) -> bool:
+        """Whether anything was noted of a tensor."""
+        return index in self._digests
+
+    def note(self, indexes: Iterable[int]) -> None:
+        """Notes that the servers hold these tensors, by manifest index, as they are here now."""
+        indexes = list(indexes)
+        self._digests |= zip(indexes, digests([self._entries[index].tensor for index in indexes]))
+
+    def changed(self, indexes: Iterable[int]) -> list[int]:
+        """Those of these tensors that differ from what was noted, or of which nothing was noted."""
+        indexes = list(indexes)
+        now = digests([self._entries[index].tensor for index in indexes])
+        return [index for index, digest in zip(indexes, now) if self._digests.get(index) != digest]
+
+
+def digests(tensors: list[torch.Tensor]) -> list[str]:
+    """The digests of the tensors' values, equal on every kind of machine for equal bits in equal order."""
+    values = [host_values(tensor) for tensor in tensors]
+    return _core.digests([(value.data_ptr(), value.nbytes) for value in values], torch.get_num_threads())
+
+
+def host_values(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor, flat, in contiguous host memory: the tensor's own where it has that, else a copy."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().cpu().view(-1)
