@@ -1,7 +1,7 @@
 // bench kernels: one fused step of every optimizer and state format in this process, on one thread
 // and on all, beside a plain copy that moves the same number of bytes in the same round. Also the
-// staging of a gradient (copy, squared norm, non-finite count) beside its copy alone, and the digest
-// of bf16 weights beside a copy of half of them.
+// staging of a gradient (copy, squared norm, non-finite count) beside its copy alone, and the
+// digest of bf16 weights beside a copy of half of them.
 //   Bytes   of one parameter: all that a step reads and writes of gradient (bf16), weight,
 //           remainder, states and their absmax, in place. The copy reads half of them and writes
 //           the other half.
