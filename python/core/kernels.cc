@@ -38,7 +38,7 @@ using namespace nb::literals;
 namespace {
 
 constexpr size_t kRangeElements = size_t{1} << 18;  // elements of one task
-constexpr size_t kHashedBytes = 4 * kLeafBytes;         // of one task of a digest
+constexpr size_t kHashedBytes = 4 * kLeafBytes;     // of one task of a digest
 constexpr size_t kShardElements = size_t{1} << 22;  // the norms of shards are summed in order
 
 template <typename T>

@@ -88,6 +88,19 @@ def test_an_edit_by_any_route_is_found_and_counts_as_in_torch(job, make_net, bat
     assert_same(mine, theirs, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.bool], ids=str)
+def test_a_digest_on_a_device_sees_every_bit_and_place(dtype):
+    """Its arithmetic is torch's, so that a host shows what a device computes."""
+    values = (torch.randn(2, (1 << 21) + 3, generator=torch.Generator().manual_seed(1)) > 0).to(dtype)
+    values[0, :2] = torch.tensor([0, 1])
+    digest = orlop.job.held.digest_on_device(values)
+    assert digest == orlop.job.held.digest_on_device(values.clone()) and len(digest.split()) == 2
+    for change in (lambda v: v[0, :2].copy_(v[0, :2].flip(0)), lambda v: v[1, -1].copy_(~v[1, -1].bool()), lambda v: v.copy_(v.flip(0))):
+        change(changed := values.clone())
+        assert orlop.job.held.digest_on_device(changed) != digest
+    assert orlop.job.held.digest_on_device(values[:0]) != digest
+
+
 def swap(net, averaged):
     for p, q in zip(net.parameters(), averaged.parameters()):
         p.data, q.data = q.data.clone(), p.data.clone()
