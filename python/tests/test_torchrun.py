@@ -72,6 +72,12 @@ def test_what_is_sent_again_as_int8_has_the_same_residuals(servers, tmp_path, ca
         assert all(torch.equal(undisturbed[name], repeated[name]) for name in undisturbed)
 
 
+def test_a_checkpoint_of_an_earlier_step_is_loaded_on_all_ranks(servers, tmp_path):
+    undisturbed = torchrun(servers, "straight", tmp_path / "a.pt", "--ddp")
+    rewound = torchrun(servers, "rewound", tmp_path / "b.pt", "--ddp", "--rewind")
+    assert all(torch.equal(undisturbed[name], rewound[name]) for name in undisturbed)
+
+
 def test_killing_a_worker_in_mid_push_changes_no_bit(servers, tmp_path):
     undisturbed = torchrun(servers, "undisturbed", tmp_path / "a.pt")
     torchrun(servers, "disturbed", tmp_path / "b.pt", "--kill-at", "3")

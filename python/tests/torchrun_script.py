@@ -1,6 +1,7 @@
 """Run by test_torchrun.py in every worker: trains, and rank 0 writes the weights."""
 
 import argparse
+import copy
 import os
 import pathlib
 import signal
@@ -23,6 +24,7 @@ parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push 
 parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
 parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit "
                     "made), pull, or abort (of a gradient that changed after its push)), or edit: a weight is changed")
+parser.add_argument("--rewind", action="store_true", help="after step 5 everybody loads the checkpoint of step 3, the optimizer first")
 arguments = parser.parse_args()
 
 dist.init_process_group("gloo")
@@ -61,11 +63,18 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
         optimizer = orlop.Store(model.parameters())
         optimizer.register_step_pre_hook(lambda *_: inner.step())
     optimizer.attach()
-    while session.step < len(batches):
+    done, saved = session.step, None
+    while done < len(batches):
+        if arguments.rewind and done == 3 and saved is None:
+            saved = copy.deepcopy({"optimizer": optimizer.state_dict(full=True), "model": model.state_dict()})
+        if arguments.rewind and done == 5 and session.step == 5:
+            optimizer.load_state_dict(saved["optimizer"])
+            model.load_state_dict(saved["model"])
+            done = 3
         if session.step == arguments.kill_at and rank == 1:
             push = optimizer._job.traffic.push
             optimizer._job.traffic.push = lambda parts, scale: (push(parts[:1], scale).wait(), os.kill(os.getpid(), signal.SIGKILL))
-        x, y = batches[session.step]
+        x, y = batches[done]
         share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
         if arguments.second_thoughts and session.step % 2 == rank:
             loss_of(model, (y @ x.new_ones(8, 64), y)).backward()
@@ -91,6 +100,7 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
                 session.store(net)  # rank 0's count, and it has edited nothing
                 assert session.step == step
             optimizer.step()
+        done += 1
     if rank == 0:
         torch.save(net.state_dict(), arguments.out)
 dist.destroy_process_group()
