@@ -146,7 +146,7 @@ const std::vector<Golden>& AllGolden() {
        0xa7b9576fc9641cd7,
        {{0, 1e-2f, 0.99f, 0.01f, 1e-8f, 1e-2f}, {1, 1e-3f, 0.2f, 0.8f, 0, 0}}},
       {"rmsprop_full",
-       0x5e85ecc4df01bdd9,
+       0xf32c91c678e6cca3,
        {{0, 1e-2f, 0.99f, 0.01f, 1e-8f, 1e-2f, 0.9f, 1},
         {5, 1e-3f, 0.9995f, 0.0005f, 1e-8f, 0, 0.5f, 0}}},
       {"ademamix",

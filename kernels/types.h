@@ -21,7 +21,9 @@ namespace orlop::kernels {
 //      element
 //   3  8-bit codes by Rounding::kNoZero are computed from k in fp32, not measured exactly; steps of
 //      4-bit state use kStochastic instead of it
-inline constexpr uint32_t kArithmeticVersion = 3;
+//   4  rmsprop_full leaves its momentum as it is in a step without momentum, and its average of
+//      gradients in a step that is not centered; version 3 updated both
+inline constexpr uint32_t kArithmeticVersion = 4;
 
 // Consecutive elements of a flattened tensor that share one absmax and one partial sum.
 inline constexpr size_t kQuantBlock = 256;

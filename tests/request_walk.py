@@ -356,7 +356,7 @@ class Walk:
         addresses = [server.address for server in self.door.cluster.servers]
         sender = (to + 1) % len(addresses)
         place = {"epoch": job.epoch, "generation": job.generation, "step": job.committed_step + 1, "attempt": job.attempt}
-        decision = sign(pb.DecisionBody(**place, kind=rng.randrange(3), arithmetic_version=3, previous=subject.decision, scale=1.0,
+        decision = sign(pb.DecisionBody(**place, kind=rng.randrange(3), arithmetic_version=4, previous=subject.decision, scale=1.0,
                                         staged={"high": 1, "low": 2}, sum_of_squares=1.0, applied_count=[1] * tensors,
                                         untouched=bytes(tensors)))
         theirs = [number for number, shard in enumerate(shards) if job.owners[shard] == addresses[sender]]

@@ -1,7 +1,8 @@
 // torch.optim.RMSprop with momentum, centered, or both; "rmsprop" is the form with neither.
 //   g = g + weight_decay * p; s = lerp(s, g * g, 1 - alpha); a = lerp(a, g, 1 - alpha)
 //   b = momentum * b + g / (sqrt(centered ? s - a * a : s) + eps);  p = p - lr * b
-// If a is quantised, s - a * a may be negative; it then counts as 0.
+// If a is quantised, s - a * a may be negative; it then counts as 0. If momentum is 0, b is left as
+// it is and not used; if centered is 0, so is a.
 struct RmspropFull {
   static constexpr HyperParameter kHyperParameters[] = {
       Lr(1e-2),       Beta("alpha", 0.99),     Eps(1e-8),
@@ -28,18 +29,22 @@ struct RmspropFull {
           eps(A::Set(s.eps)),
           weight_decay(A::Set(s.weight_decay)),
           momentum(A::Set(s.momentum)),
+          has_momentum(s.momentum != 0),
           centered(s.centered != 0) {}
     ORLOP_RULE F operator()(F gradient, F p, F* state) const {
       const F g = A::MulAdd(weight_decay, p, gradient);
       F s = state[0] = average(state[0], A::Mul(g, g));
-      const F a = state[2] = average(state[2], g);
-      if (centered) s = A::Max(A::NegMulAdd(a, a, s), A::Set(0));
-      const F b = state[1] = A::MulAdd(momentum, state[1], A::Div(g, A::Add(A::Sqrt(s), eps)));
-      return A::NegMulAdd(lr, b, p);
+      if (centered) {
+        const F a = state[2] = average(state[2], g);
+        s = A::Max(A::NegMulAdd(a, a, s), A::Set(0));
+      }
+      F update = A::Div(g, A::Add(A::Sqrt(s), eps));
+      if (has_momentum) update = state[1] = A::MulAdd(momentum, state[1], update);
+      return A::NegMulAdd(lr, update, p);
     }
     F lr;
     Lerp<A> average;
     F eps, weight_decay, momentum;
-    bool centered;
+    bool has_momentum, centered;
   };
 };

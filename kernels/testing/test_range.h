@@ -212,6 +212,8 @@ inline std::vector<std::vector<double>> Variants(const Optimizer& optimizer) {
     variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"nesterov", 1}}));
   } else if (name == "rmsprop_full") {
     variants.push_back(Values(optimizer, {{"momentum", 0.9}, {"centered", 1}}));
+    variants.push_back(Values(optimizer, {{"centered", 1}}));
+    variants.push_back(Values(optimizer, {{"momentum", 0.9}}));
   } else if (name == "adagrad") {
     variants.push_back(Values(optimizer, {{"initial_accumulator_value", 0.1}, {"lr_decay", 0.1}}));
   } else if (name == "ademamix") {
