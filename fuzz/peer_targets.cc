@@ -339,8 +339,8 @@ std::vector<std::string> ScalarsSeeds() {
   scalars.set_clip_factor(1);
   for (const uint32_t group : {0, 1}) {
     v1::StepScalars::Set* set = scalars.add_sets();
-    set->set_group(group);
-    set->set_applied_count(3);
+    for (uint32_t t = 0; t < Model().tensors().size(); ++t)
+      if (Model().GroupOf(t) == static_cast<int>(group)) set->add_tensors(t);
     const char* const name = group == 0 ? "adamw" : "lion";
     for (size_t i = 0; i < kernels::FindOptimizer(name)->scalar_count; ++i) set->add_bits(1);
   }

@@ -132,15 +132,18 @@ absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contribu
   out.set_gradient_norm(scale.norm);
   out.set_clip_factor(
       optimizer.max_norm() > 0 ? std::min(1.0, optimizer.max_norm() / (scale.norm + 1e-6)) : 1.0);
-  std::map<std::pair<int, int64_t>, bool> made;
+  std::map<std::pair<int, int64_t>, v1::StepScalars::Set*> made;
   for (uint32_t t = 0; t < model.tensors().size(); ++t) {
     const int group = model.GroupOf(t);
     if (group < 0 || (*inputs.untouched)[t] != 0) continue;
     const int64_t applied = (*inputs.applied_count)[t];
-    if (!made.emplace(std::make_pair(group, applied), true).second) continue;
-    v1::StepScalars::Set* set = out.add_sets();
-    set->set_group(static_cast<uint32_t>(group));
-    set->set_applied_count(applied);
+    v1::StepScalars::Set*& set = made[{group, applied}];
+    if (set != nullptr) {
+      set->add_tensors(t);
+      continue;
+    }
+    set = out.add_sets();
+    set->add_tensors(t);
     const kernels::StepScalars scalars =
         OptimizerOf(model, group)
             .Prepare(ValuesOf((*inputs.groups)[group]), applied - 1, scale.factor);
@@ -157,9 +160,10 @@ absl::StatusOr<DecisionScalars> DecisionScalars::Parse(const JobModel& model,
   v1::StepScalars scalars;
   if (!scalars.ParseFromString(decision.scalars))
     return absl::DataLossError("the scalars of a decision cannot be read");
-  std::map<std::pair<int, int64_t>, const v1::StepScalars::Set*> sets;
+  std::vector<const v1::StepScalars::Set*> sets(model.tensors().size());
   for (const v1::StepScalars::Set& set : scalars.sets())
-    sets[{static_cast<int>(set.group()), set.applied_count()}] = &set;
+    for (const uint32_t t : set.tensors())
+      if (t < sets.size()) sets[t] = &set;
   DecisionScalars out;
   for (uint32_t t = 0; t < model.tensors().size(); ++t) {
     ShardUpdate update;
@@ -171,15 +175,14 @@ absl::StatusOr<DecisionScalars> DecisionScalars::Parse(const JobModel& model,
       const int group = model.GroupOf(t);
       update.untouched = group < 0 || (t < decision.untouched.size() && decision.untouched[t] != 0);
       if (!update.untouched) {
-        const auto it = sets.find({group, decision.applied_count[t]});
         const size_t count = OptimizerOf(model, group).scalar_count;
-        if (it == sets.end() || it->second->bits_size() != static_cast<int>(count)) {
+        if (sets[t] == nullptr || sets[t]->bits_size() != static_cast<int>(count)) {
           return absl::DataLossError(
               absl::StrCat("a decision has no scalars for '", model.tensors()[t].name, "'"));
         }
         update.scalars.count = count;
         for (size_t i = 0; i < count; ++i)
-          update.scalars.values[i] = std::bit_cast<float>(it->second->bits(static_cast<int>(i)));
+          update.scalars.values[i] = std::bit_cast<float>(sets[t]->bits(static_cast<int>(i)));
         update.random = kernels::RandomKey::Of(model.definition().manifest().seed(), t,
                                                static_cast<uint64_t>(decision.step));
       }

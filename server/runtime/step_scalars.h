@@ -41,7 +41,8 @@ absl::StatusOr<std::string> BuildScalars(const JobModel& model, int64_t contribu
 // decision and shared by all shards.
 class DecisionScalars {
  public:
-  // `model` must have the configuration that the decision was built with.
+  // `model` must give each tensor the optimizer that the decision was built with. Its groups may be
+  // others.
   //   Status  DataLoss: the scalars cannot be read, or a tensor has none.
   static absl::StatusOr<DecisionScalars> Parse(const JobModel& model,
                                                const step::DecisionRecord& decision);

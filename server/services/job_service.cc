@@ -218,28 +218,37 @@ absl::Status JobService::Configure(JobRuntime* job, const v1::ConfigureOptimizer
   *changed = !model->definition().has_optimizer() ||
              !SameOptimizer(model->definition().optimizer(), request);
   if (!*changed) return absl::OkStatus();
-  const int64_t committed = job->leader()->Status().position.committed_step;
-  if (committed > 0) {
-    return Refuse(absl::StatusCode::kFailedPrecondition,
-                  absl::StrCat("job '", request.job(), "' has stepped to ", committed,
-                               " with another optimizer configuration"),
-                  v1::ErrorDetail::CONFLICT);
-  }
   v1::JobDefinition definition = model->definition();
   *definition.mutable_optimizer() = request;
-  for (int tries = 0;; ++tries) {
-    // PutEverywhere uses revision + 1 where it puts the old configuration back.
-    definition.set_revision(definition.revision() + 2);
-    const absl::Status status = jobs_->PutEverywhere(definition);
-    if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
-    // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
-    LeaderShell& leader = *job->leader();
+  LeaderShell& leader = *job->leader();
+  // Ends the open attempt, whose commits have values for the groups of before.
+  const auto abort_attempt = [&] {
     const step::Position open = leader.Status().position;
     const step::AbortRequest abort = {
         .generation = open.generation, .step = open.committed_step + 1, .attempt = open.attempt};
     leader.Await(wait, [&](Caller caller) { return leader.Abort(abort, std::move(caller)); })
         .status()
         .IgnoreError();
+  };
+  const int64_t committed = leader.Status().position.committed_step;
+  if (committed > 0) {
+    const absl::StatusOr<std::shared_ptr<const JobModel>> asked = JobModel::Make(definition);
+    if (!asked.ok()) return asked.status();
+    if ((*asked)->Optimizers() != model->Optimizers()) {
+      return Refuse(absl::StatusCode::kFailedPrecondition,
+                    absl::StrCat("job '", request.job(), "' has stepped to ", committed,
+                                 " with another optimizer configuration"),
+                    v1::ErrorDetail::CONFLICT);
+    }
+    abort_attempt();
+  }
+  for (int tries = 0;; ++tries) {
+    // PutEverywhere uses revision + 1 where it puts the old configuration back.
+    definition.set_revision(definition.revision() + 2);
+    const absl::Status status = jobs_->PutEverywhere(definition);
+    if (!absl::IsFailedPrecondition(status) || tries == kConfigureTries) return status;
+    // Pieces of a LOAD that somebody left are staged: their attempt ends, everywhere in a moment.
+    abort_attempt();
     absl::SleepFor(absl::Milliseconds(50));
   }
 }
