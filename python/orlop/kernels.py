@@ -128,7 +128,7 @@ class Shard:
             self._remainder = (bits - (kept << 8)).to(torch.int8)
         elif master_format == "bf16":
             kept = (bits + 0x8000) >> 16
-            self._remainder = torch.empty(0, dtype=torch.int8)
+            self._remainder = torch.empty(0, dtype=torch.int8, device="cpu")
         else:
             raise ValueError(f"master_format {master_format!r}; 'exact', '24bit' or 'bf16'")
         self.weight = kept.to(torch.int16).view(torch.bfloat16).reshape(master.shape)
@@ -137,14 +137,15 @@ class Shard:
         self.codes: dict[str, torch.Tensor] = {}
         self.absmax: dict[str, torch.Tensor] = {}
         self._rows = master.shape[:-1].numel() if optimizer == "adafactor" and master.dim() > 1 else 0
-        self._averages = torch.zeros(self._rows + self._rows // master.shape[-2] * master.shape[-1] if self._rows else 0)
+        self._averages = torch.zeros(self._rows + self._rows // master.shape[-2] * master.shape[-1] if self._rows else 0,
+                                     dtype=torch.float32, device="cpu")
         for name, is_signed in self._spec["states"].items():
             if state == "fp32":
-                self._values[name] = torch.zeros(count)
+                self._values[name] = torch.zeros(count, dtype=torch.float32, device="cpu")
                 continue
             zero = (127 if state == "8bit" else 0x77) if is_signed else 0
-            self.codes[name] = torch.full((count if state == "8bit" else (count + 1) // 2,), zero, dtype=torch.uint8)
-            self.absmax[name] = torch.zeros(-(-count // BLOCK[state]))
+            self.codes[name] = torch.full((count if state == "8bit" else (count + 1) // 2,), zero, dtype=torch.uint8, device="cpu")
+            self.absmax[name] = torch.zeros(-(-count // BLOCK[state]), dtype=torch.float32, device="cpu")
 
     def step(self, gradient: torch.Tensor, hyper_parameters: dict[str, float] | None = None, *, gradient_scale: float = 1.0,
              threads: int | None = None) -> None:
@@ -224,7 +225,7 @@ def code_book(state: str, is_signed: bool) -> torch.Tensor:
     tensor([0.9375, 1.0000])
     """
     if state == "4bit" and not is_signed:
-        return torch.arange(1, 17) / 16
+        return torch.arange(1, 17, dtype=torch.float32, device="cpu") / 16
     decades = 7 if state == "8bit" else 3
     values = [0.0, 1.0]
     for decade in range(decades):
@@ -232,7 +233,7 @@ def code_book(state: str, is_signed: bool) -> torch.Tensor:
         for j in range(count):
             value = (0.1 + 0.9 * (j + 0.5) / count) * 10.0 ** (decade + 1 - decades)
             values += [value, -value] if is_signed else [value]
-    return torch.tensor(sorted(values), dtype=torch.float64).float()
+    return torch.tensor(sorted(values), dtype=torch.float64, device="cpu").float()
 
 
 def _address(tensor: torch.Tensor, what: str, dtypes: tuple[torch.dtype, ...]) -> int:

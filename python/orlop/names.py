@@ -119,6 +119,11 @@ def box_of(slot: str, shape: Iterable[int]) -> tuple[tuple[int, ...], tuple[int,
     return (0,) * len(extent), tuple(extent)
 
 
+def step_count(updates: float | torch.Tensor) -> torch.Tensor:
+    """A number of updates as torch.optim keeps it: fp32 on the CPU. The process's default dtype may end counting at 256 (bf16)."""
+    return torch.tensor(float(updates), dtype=torch.float32, device="cpu")
+
+
 def _names(entry: Entry) -> list[str]:
     return [entry.name, *entry.tied_names]
 

@@ -376,7 +376,7 @@ class Session:
             raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
         stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
         dtype = stored if slot == "weight" else _DTYPE_OF_SLOT.get(slot, torch.float32)
-        out = torch.empty(names.shape_of(slot, spec["shape"]), dtype=dtype)
+        out = torch.empty(names.shape_of(slot, spec["shape"]), dtype=dtype, device="cpu")
         handle.pull([(index, slot, names.DTYPE_NAMES[dtype], names.box_of(slot, spec["shape"]), out.view(-1), None)], latest=True)
         return out
 

@@ -134,7 +134,8 @@ class Traffic:
         inside, copies = [], []
         for entry in entries:
             tensor = entry.tensor.detach()
-            room = tensor if tensor.is_contiguous() and tensor.device.type == "cpu" else torch.empty(tensor.shape, dtype=tensor.dtype)
+            is_host = tensor.is_contiguous() and tensor.device.type == "cpu"
+            room = tensor if is_host else torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             inside.append(self._weight_in(entry, room))
             if room is not tensor:
                 copies.append((tensor, room))
@@ -197,7 +198,7 @@ class Traffic:
         the other ranks wait in the gather, so this one takes part in it."""
         start = time.perf_counter()
         rank = self.workers.rank
-        own = torch.empty(bucket.sizes[rank], dtype=bucket.dtype)
+        own = torch.empty(bucket.sizes[rank], dtype=bucket.dtype, device="cpu")
         parts = [(piece.index, "weight", DTYPE_NAMES[bucket.dtype], piece.flat, piece.of(own), None) for piece in bucket.segments[rank]]
         try:
             if parts and not errors:

@@ -68,9 +68,9 @@ class GradientWire:
         key, first, count = (index, flat), flat[0] if flat else 0, host.numel()
         residual = self._residuals.get(key)
         if residual is None:
-            residual = self._residuals[key] = torch.zeros(count, dtype=torch.bfloat16)
+            residual = self._residuals[key] = torch.zeros(count, dtype=torch.bfloat16, device="cpu")
         self._next[key] = torch.empty_like(residual)
-        encoded = torch.empty(_core.kernel_int8_bytes(first, count, self._shard_elements), dtype=torch.uint8)
+        encoded = torch.empty(_core.kernel_int8_bytes(first, count, self._shard_elements), dtype=torch.uint8, device="cpu")
         _core.kernel_encode_int8((host.data_ptr(), str(host.dtype).removeprefix("torch.")), first, count, self._shard_elements, loss_scale,
                                  residual.data_ptr(), self._next[key].data_ptr(), encoded.data_ptr(), torch.get_num_threads())
         return index, "", "I8_BLOCK", flat, encoded, None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..names import step_count
 from .groups import Params, arguments, numbers
 from .optimizer import Optimizer
 
@@ -49,7 +50,7 @@ class Adagrad(Optimizer):
 
     def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
         group = next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
-        return {"step": torch.tensor(0.0), "sum": torch.full_like(parameter, group["initial_accumulator_value"], device="cpu")}
+        return {"step": step_count(0), "sum": torch.full_like(parameter, group["initial_accumulator_value"], device="cpu")}
 
 
 class RMSprop(Optimizer):

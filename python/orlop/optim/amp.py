@@ -64,5 +64,5 @@ class GradScaler(torch.amp.GradScaler):
         finally:
             del optimizer.grad_scale
         record["stage"] = OptState.STEPPED
-        record["found_inf_per_device"] = {scale.device: torch.full((), float(optimizer.skipped), device=scale.device)}
+        record["found_inf_per_device"] = {scale.device: torch.full((), float(optimizer.skipped), dtype=torch.float32, device=scale.device)}
         return None

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import Superseded
 from ..job.job import GRADIENT_WIRES, Part, TrainingJob
+from ..names import step_count
 from ..state import checkpoint
 from ..state.checkpoint import Connection, View
 from .connection import default_session
@@ -196,7 +197,7 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self._check_group(self.param_groups[-1])
         for parameter in self.param_groups[-1]["params"]:
-            self.state[parameter]["step"] = torch.tensor(0.0)
+            self.state[parameter]["step"] = step_count(0)
 
     def state_dict(self, full: bool = False, format: str = "torch") -> dict[str, Any]:
         """The optimizer's state.
@@ -342,7 +343,7 @@ class Optimizer(torch.optim.Optimizer):
     def _read_counts(self, job: TrainingJob) -> None:
         counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.name)}
         for index, parameter in self._members.trained.items():
-            self.state[parameter]["step"] = torch.tensor(float(counts.get(index, 0)))
+            self.state[parameter]["step"] = step_count(counts.get(index, 0))
 
     def _layout(self, job: TrainingJob) -> dict[str, Any]:
         """What each rank pushes (``ContributionLayout``)."""

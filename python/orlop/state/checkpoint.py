@@ -12,7 +12,7 @@ import torch
 
 from ..errors import NotFound
 from ..job.job import Part, digests, part
-from ..names import box_of, shape_of
+from ..names import box_of, shape_of, step_count
 from ..options import OPTIONS
 from . import foreign, quantised
 from .foreign import to_torch
@@ -176,7 +176,7 @@ def set_counts(view: View, state_dict: dict[str, Any]) -> None:
     """Sets the update counts of the loaded state, once the servers have it."""
     for parameter, state in _states(view, state_dict):
         if any(state.get(slot) is not None for slot in view.slots):
-            view.state[parameter]["step"] = torch.tensor(float(_count(state)))
+            view.state[parameter]["step"] = step_count(_count(state))
 
 
 def _count(state: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from .. import kernels
 from ..job.job import Part, part
+from ..names import step_count
 from .view import View
 
 BOOK_ULPS = 2  # how far a library's book may be from the closed form: torch's linspace sets the last bits
@@ -105,8 +106,8 @@ def read(view: View, stored: dict[str, Any], slot: str) -> Quantised | torch.Ten
     if state not in kernels.BLOCK:
         return view.find_session().get(stored["spec"]["name"], slot)
     block = kernels.BLOCK[state]
-    codes = torch.empty(count if state == "8bit" else -(-count // 2), dtype=torch.uint8)
-    absmax = torch.empty(-(-count // block))
+    codes = torch.empty(count if state == "8bit" else -(-count // 2), dtype=torch.uint8, device="cpu")
+    absmax = torch.empty(-(-count // block), dtype=torch.float32, device="cpu")
     index, whole = stored["index"], (0, count)
     view.job.handle.pull([(index, slot, "U8", whole, codes, None), (index, f"{slot}_absmax", "F32", whole, absmax, None)], latest=True)
     if state == "4bit":
@@ -174,4 +175,4 @@ def update_count(name: str, values: dict[str, Any]) -> torch.Tensor:
     step = values.get("step")
     if step is None or not float(step) >= 0 or float(step) != int(float(step)):
         raise ValueError(f"step of {name!r} is {step}; a whole number, at least 0")
-    return torch.tensor(float(step))
+    return step_count(step)

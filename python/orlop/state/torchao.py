@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..names import step_count
 from .quantised import Quantised, check_book, checked, packed, update_count
 from .view import View
 
@@ -46,12 +47,13 @@ def write_group(view: View, group: dict[str, Any]) -> dict[str, Any]:
     if set(view.slots) != {"exp_avg", "exp_avg_sq"}:
         raise ValueError(f"torchao has Adam and AdamW; not {view.kind}")
     written = {key: group[key] for key in ("params", "param_names", "initial_lr", "betas", "eps", "weight_decay") if key in group}
-    return written | {"lr": torch.tensor(float(group["lr"])), "amsgrad": False}  # torchao's step does not accept a float
+    rate = torch.tensor(float(group["lr"]), dtype=torch.float32, device="cpu")  # torchao's step does not accept a float
+    return written | {"lr": rate, "amsgrad": False}
 
 
 def write_state(view: View, parameter: torch.Tensor, count: int, values: dict[str, Any]) -> dict[str, Any]:
     """A parameter's states as tensors of torchao's classes. ImportError if torchao is not installed."""
-    return {"step": torch.tensor(float(count)), **{slot: _tensor(value, parameter, slot) for slot, value in values.items()}}
+    return {"step": step_count(count), **{slot: _tensor(value, parameter, slot) for slot, value in values.items()}}
 
 
 def _state(name: str, slot: str, parameter: torch.Tensor, value: Any) -> Any:
