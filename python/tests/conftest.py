@@ -1,5 +1,10 @@
 """Fixtures: private servers, and small models whose gradients are not trivial."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,6 +28,20 @@ def servers():
 def job(servers, request):
     with orlop.connect(servers.address, job=request.node.name.replace("[", "-").replace("]", "")) as opened:
         yield opened
+
+
+@pytest.fixture
+def torchrun(servers, tmp_path):
+    """Runs a script of this folder in two workers, and returns what rank 0 saved."""
+    def run(script, job, *options):
+        here, out = Path(__file__).parent, tmp_path / "saved.pt"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(here / script),
+                   servers.address, job, str(out), *options]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return torch.load(out)
+    return run
 
 
 class Net(torch.nn.Module):

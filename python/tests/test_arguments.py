@@ -53,11 +53,6 @@ def test_defaults_and_order_are_those_of_torch():
     assert orlop.AdamW(parameters(), 0.1, (0.5, 0.6), 1e-6, 0.2).defaults["weight_decay"] == 0.2
 
 
-def test_a_closure_is_refused_in_words():
-    with pytest.raises(NotImplementedError, match="closure"):
-        orlop.AdamW(parameters()).step(lambda: 0.0)
-
-
 def test_without_a_session_the_first_step_says_what_to_do():
     optimizer = orlop.AdamW(parameters())
     with pytest.raises(RuntimeError, match="orlop.local"):

@@ -98,8 +98,11 @@ class Optimizer(torch.optim.Optimizer):
         return self._session
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Pushes the gradients, commits the step, and returns when the new weights are in the parameters.
+
+        A `closure` computes the loss and the gradients, and step() returns its value. It runs once, with gradients enabled, after the job
+        is joined and before the gradients are read. If it raises, on any rank, no rank makes a step.
 
         Parameters without a gradient keep their values, as in torch. If a gradient is not finite, the whole job skips the step.
 
@@ -116,18 +119,16 @@ class Optimizer(torch.optim.Optimizer):
             it. Nothing has been sent then.
         orlop.Superseded
             A newer optimizer has the session's job.
-        NotImplementedError
-            `closure` is given.
+        RuntimeError
+            A GradScaler calls step() with a closure.
         """
-        if closure is not None:
-            raise NotImplementedError(f"{type(self).__name__}.step() takes no closure: the servers make one update per push; compute "
-                                      "the loss and call backward() before step()")
         self._check_own()
+        loss = self._evaluate(closure) if closure is not None else None
         begin = time.perf_counter()
         if not self.attached:
             self.attach()
             if self._stale_weights:
-                return
+                return None
         self.apply_loaded()
         job = self._job
         gradients = job.workers.together(self._checked_gradients)
@@ -137,7 +138,7 @@ class Optimizer(torch.optim.Optimizer):
         present, stopped, changed = job.survey(gradients)
         if stopped and self._catch_up(job) and not changed:
             job.attempt.finish()
-            return
+            return loss
         job.attempt.begin(gradients, pulls=not self._steps_here)
         self._note(self._commit(job, gradients, present, loss_scale))
         if not self.skipped:
@@ -148,6 +149,7 @@ class Optimizer(torch.optim.Optimizer):
         job.attempt.finish()
         self._last_end = time.perf_counter()
         self.timings = job.traffic.seconds | {"total": self._last_end - begin}
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's. Gradients that were pushed during backward and not committed are taken back."""
@@ -381,6 +383,22 @@ class Optimizer(torch.optim.Optimizer):
                     state_before_first_update=self._state_before_first_update)
 
     # Stepping.
+
+    @torch.enable_grad()
+    def _evaluate(self, closure: Callable[[], float]) -> float:
+        """Calls a closure at the servers' weights. If it raises on one rank, every rank raises."""
+        if vars(self).pop("grad_scale", None) is not None:
+            vars(self).pop("found_inf", None)  # torch's GradScaler would leave both to later steps
+            raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
+        joined = self.attached
+        self.before_forward()
+        if not joined and self._stale_weights:
+            self.zero_grad()  # else the closure may add to gradients of other weights
+        try:
+            return self._job.workers.together(closure)
+        except BaseException:
+            self.take_back("the closure raised")
+            raise
 
     def _checked_gradients(self) -> dict[int, torch.Tensor]:
         """What this rank pushes, by manifest index. It raises if this rank must not make a step."""
