@@ -70,4 +70,62 @@ def test_unscaled_gradients_that_were_pushed_during_backward_are_pushed_again(jo
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def repair(net):
+    """Makes gradients finite again."""
+    torch.nn.utils.clip_grad_value_(net.parameters(), 0.5)
+    for parameter in net.parameters():
+        parameter.grad.nan_to_num_()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("kind", [orlop.GradScaler, torch.amp.GradScaler])
+def test_a_gradient_that_is_finite_again_after_unscale_still_skips_the_step(job, make_net, batches, kind, overlap):
+    mine, other = make_net(), make_net()
+    job.bind(mine)
+    options = {"overlap": "backward", "accumulation_steps": 1} if overlap else {}
+    pairs = [(mine, orlop.SGD(mine.parameters(), lr=0.1, momentum=0.9, state="fp32", **options),
+              kind("cpu", init_scale=1024.0, growth_interval=3)),
+             (other, torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9),
+              torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3))]
+    bad = {2: math.inf, 3: math.nan, 9: -math.inf, 10: math.inf, 11: math.nan, 17: math.inf}
+    for number, batch in enumerate(batches):
+        for net, optimizer, scaler in pairs:
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net, batch)).backward()
+            if number in bad:
+                net.second.weight.grad[3, 5] = bad[number]
+            scaler.unscale_(optimizer)
+            repair(net)
+            before = job.step, [parameter.detach().clone() for parameter in net.parameters()]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the second push
+                scaler.step(optimizer)
+            scaler.update()
+            if number in bad and optimizer is pairs[0][1]:
+                assert optimizer.skipped and job.step == before[0]
+                assert all(torch.equal(old, new) for old, new in zip(before[1], net.parameters()))
+        assert pairs[0][1].skipped == (number in bad)
+        assert pairs[0][2].get_scale() == pairs[1][2].get_scale()
+    assert float(pairs[0][1].state[mine.first.weight]["step"]) == job.step == len(batches) - len(bad)
+    for ours, theirs in zip(mine.parameters(), other.parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["orlop", "torch"])
+def test_a_gradient_that_one_rank_made_finite_again_skips_the_step_of_all(servers, torchrun, make_net, batches, kind):
+    saved = torchrun("torchrun_scaler.py", f"scaler-{kind}", kind)
+    net = make_net()
+    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    for number, batch in enumerate(batches):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(net, batch)).backward()
+        if number % 5 == 3:
+            net.first.weight.grad[0, 0] = math.inf
+        scaler.step(optimizer)
+        scaler.update()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(saved["weights"][name], value, rtol=1e-4, atol=1e-5)
+    assert kind == "torch" or saved["scales"] == [scaler.get_scale()] * 2
+
+
 pytestmark = pytest.mark.filterwarnings("error:a gradient changed")

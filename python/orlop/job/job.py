@@ -205,7 +205,7 @@ class TrainingJob:
 
     # A step.
 
-    def survey(self, gradients: dict[int, torch.Tensor]) -> tuple[set[int], bool, bool]:
+    def survey(self, gradients: dict[int, torch.Tensor], overflowed: bool) -> tuple[set[int], bool, bool, bool]:
         """Compares the ranks before a step. All ranks call it.
 
         Returns
@@ -216,11 +216,13 @@ class TrainingJob:
             Whether a call of some rank raised before, so that all ranks must catch up.
         changed : bool
             Whether the gradients of some rank are others than those of the step that began last.
+        overflowed : bool
+            Whether it was given as true on some rank.
         """
         tracked = self.traffic.tracked
-        changed, stopped, *some = self.workers.any_of(
-            [not self.attempt.has_tried(gradients), self.attempt.is_unfinished, *(index in gradients for index in tracked)])
-        return {index for index, there in zip(tracked, some) if there}, stopped, changed
+        changed, stopped, overflowed, *some = self.workers.any_of(
+            [not self.attempt.has_tried(gradients), self.attempt.is_unfinished, overflowed, *(index in gradients for index in tracked)])
+        return {index for index, there in zip(tracked, some) if there}, stopped, changed, overflowed
 
     def make_step(self, parts: list[Part], start: Callable[[], list[_core.Push | None]] | None, groups: list[dict[str, float]],
                   absent: list[int], loss_scale: float) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class Optimizer(torch.optim.Optimizer):
         A `closure` computes the loss and the gradients, and step() returns its value. It runs once, with gradients enabled, after the job
         is joined and before the gradients are read. If it raises, on any rank, no rank makes a step.
 
-        Parameters without a gradient keep their values, as in torch. If a gradient is not finite, the whole job skips the step.
+        Parameters without a gradient keep their values, as in torch. If a gradient is not finite, the whole job skips the step. A step of
+        which a GradScaler has found that on any rank is not sent at all: the job's step stays, too.
 
         After an exception, call step() again, in a distributed run on every rank. Not after Ctrl-C, which can leave ranks out of step.
         The call first brings the weights of the last committed step. If the step that raised was committed after all and the gradients
@@ -135,12 +136,16 @@ class Optimizer(torch.optim.Optimizer):
         seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
         job.traffic.seconds = seconds
         loss_scale = self._loss_scale_of_step()
-        present, stopped, changed = job.survey(gradients)
+        present, stopped, changed, overflowed = job.survey(gradients, self._found_inf())
         if stopped and self._catch_up(job) and not changed:
             job.attempt.finish()
             return loss
-        job.attempt.begin(gradients, pulls=not self._steps_here)
-        self._note(self._commit(job, gradients, present, loss_scale))
+        if overflowed:
+            self.take_back("a gradient was not finite")
+            self.grad_norm, self.skipped = math.nan, True
+        else:
+            job.attempt.begin(gradients, pulls=not self._steps_here)
+            self._note(self._commit(job, gradients, present, loss_scale))
         if not self.skipped:
             for index in present:
                 self.state[self._members.trained[index]]["step"] += 1
@@ -426,6 +431,10 @@ class Optimizer(torch.optim.Optimizer):
     def _loss_scale_of_step(self) -> float:
         scale = getattr(self, "grad_scale", None)
         return 1.0 if scale is None else float(scale)
+
+    def _found_inf(self) -> bool:
+        """Whether a GradScaler found a gradient of this step not to be finite. Gradients may have been made finite since."""
+        return float(getattr(self, "found_inf", 0.0)) != 0.0
 
     def _gradients(self) -> dict[int, torch.Tensor]:
         return self._members.gradients()
