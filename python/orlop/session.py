@@ -226,6 +226,8 @@ class Session:
         orlop.InvalidArgument
             The tensor has no such slot.
         """
+        if self.optimizer is not None and self._training is not None and self._training.workers.alone:
+            self.optimizer.apply_loaded()
         own = self._changed_here(name) if slot in ("weight", "master") else None
         if own is not None:
             return own.detach().cpu().clone() if slot == "weight" else own.detach().cpu().float()

@@ -39,6 +39,16 @@ def test_two_workers_are_one_with_the_whole_batch(servers, tmp_path, alone, opti
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
+def test_parameters_move_between_groups_on_all_ranks_or_on_none(servers, tmp_path):
+    expected = torchrun(servers, "move-alone", tmp_path / "a.pt", "--move", "all", workers=1)
+    moved = torchrun(servers, "move-all", tmp_path / "b.pt", "--move", "all")
+    undisturbed = torchrun(servers, "move-none", tmp_path / "c.pt", "--move", "none")
+    refused = torchrun(servers, "move-one", tmp_path / "d.pt", "--move", "one")
+    for name, value in expected.items():
+        torch.testing.assert_close(moved[name], value, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+        assert torch.equal(refused[name], undisturbed[name]) and not torch.equal(moved[name], undisturbed[name])
+
+
 def test_replicas_that_step_themselves_are_stored(servers, tmp_path):
     """Three, whose average is not always exact. Each compares after every step."""
     replicas = torchrun(servers, "stored", tmp_path / "w.pt", "--store", "--ddp", workers=3)

@@ -64,6 +64,7 @@ class TrainingJob:
         self.attempt = Attempt(self.traffic)
         self.joined = False
         self._layout: dict[str, Any] = {}
+        self._configuration: dict[str, Any] = {}
 
     @property
     def handle(self) -> _core.JobHandle:
@@ -94,8 +95,15 @@ class TrainingJob:
     # Joining.
 
     def configure(self, request: dict[str, Any]) -> None:
-        """Sets the optimizer of every parameter (``ConfigureOptimizerRequest``)."""
+        """Sets the optimizer of every parameter (``ConfigureOptimizerRequest``). ValueError if the ranks ask for different ones."""
+        agreed = self.workers.agree(request)
+
+        def check() -> None:
+            if request != agreed:
+                raise ValueError("the parameter groups of this rank have other parameters than rank 0's; they must be the same on all")
+        self.workers.together(check)
         self.workers.run_first(lambda: self.handle.configure_optimizer(request))
+        self._configuration = request
 
     def join(self, layout: dict[str, Any]) -> None:
         """Becomes a contributor, and returns when all ranks are. Contributors that joined before lose the job."""
@@ -205,8 +213,18 @@ class TrainingJob:
 
     # A step.
 
-    def survey(self, gradients: dict[int, torch.Tensor], overflowed: bool) -> tuple[set[int], bool, bool, bool]:
+    def survey(self, gradients: dict[int, torch.Tensor], configuration: dict[str, Any],
+               overflowed: bool) -> tuple[set[int], bool, bool, bool, bool]:
         """Compares the ranks before a step. All ranks call it.
+
+        Parameters
+        ----------
+        gradients : dict of int to torch.Tensor
+            By manifest index.
+        configuration : dict
+            What :meth:`configure` would be given now.
+        overflowed : bool
+            Whether a gradient of this rank is known not to be finite.
 
         Returns
         -------
@@ -216,13 +234,16 @@ class TrainingJob:
             Whether a call of some rank raised before, so that all ranks must catch up.
         changed : bool
             Whether the gradients of some rank are others than those of the step that began last.
+        moved : bool
+            Whether the configuration of some rank is another than the servers'.
         overflowed : bool
             Whether it was given as true on some rank.
         """
         tracked = self.traffic.tracked
-        changed, stopped, overflowed, *some = self.workers.any_of(
-            [not self.attempt.has_tried(gradients), self.attempt.is_unfinished, overflowed, *(index in gradients for index in tracked)])
-        return {index for index, there in zip(tracked, some) if there}, stopped, changed, overflowed
+        changed, stopped, moved, overflowed, *some = self.workers.any_of(
+            [not self.attempt.has_tried(gradients), self.attempt.is_unfinished, configuration != self._configuration, overflowed,
+             *(index in gradients for index in tracked)])
+        return {index for index, there in zip(tracked, some) if there}, stopped, changed, moved, overflowed
 
     def make_step(self, parts: list[Part], start: Callable[[], list[_core.Push | None]] | None, groups: list[dict[str, float]],
                   absent: list[int], loss_scale: float) -> dict[str, Any]:

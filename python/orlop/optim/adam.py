@@ -6,8 +6,17 @@ from typing import Any
 
 import torch
 
-from .groups import Params, arguments
+from .groups import Params, arguments, number
 from .optimizer import Optimizer
+
+
+def check_tensors(lr: float | torch.Tensor, betas: tuple[float, float], capturable: bool, foreach: bool | None) -> None:
+    """ValueError for the combinations of tensors and flags that torch's Adam refuses."""
+    for name, value in {"lr": lr, **{f"betas[{place}]": beta for place, beta in enumerate(betas)}}.items():
+        if isinstance(value, torch.Tensor) and foreach and not capturable:
+            raise ValueError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
+    if len({isinstance(beta, torch.Tensor) for beta in betas}) > 1:
+        raise ValueError("betas must be either both floats or both Tensors")
 
 
 class AdamW(Optimizer):
@@ -71,9 +80,15 @@ class AdamW(Optimizer):
     def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
                  capturable: bool = False, differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
+        check_tensors(lr, betas, capturable, foreach)
         super().__init__(params, arguments(locals()) | {"decoupled_weight_decay": True}, **options)
 
+    def _loaded(self, group: dict[str, Any]) -> dict[str, Any]:
+        return group | {"decoupled_weight_decay": True}  # as torch's AdamW takes a state of Adam
+
     def _algorithm(self, group: dict[str, Any]) -> str:
+        if not group["decoupled_weight_decay"]:
+            return "adam"
         return "adamw_bnb" if group["rounding"] == "nearest" and group["state"] == "8bit" else "adamw"
 
 
@@ -112,6 +127,7 @@ class Adam(Optimizer):
                  weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False,
                  capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
                  decoupled_weight_decay: bool = False, **options: Any) -> None:
+        check_tensors(lr, betas, capturable, foreach)
         super().__init__(params, arguments(locals()), **options)
 
     def _algorithm(self, group: dict[str, Any]) -> str:
@@ -152,13 +168,14 @@ class AdEMAMix(Optimizer):
     slots = ("exp_avg", "exp_avg_slow", "exp_avg_sq")
     _kernel = "ademamix"
     _numbers = ("lr", "betas", "alpha", "eps", "weight_decay")
+    _betas = 3
 
     def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
                  alpha: float = 5.0, eps: float = 1e-8, weight_decay: float = 0.0, T: float = 0, **options: Any) -> None:
         super().__init__(params, arguments(locals()), **options)
 
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
-        return super()._values(group) | {"warmup": float(group["T"])}
+        return super()._values(group) | {"warmup": number(group["T"], "T")}
 
     def _check_values(self, values: dict[str, float]) -> None:
         alpha = values["alpha"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..names import step_count
-from .groups import Params, arguments, numbers
+from .groups import Params, arguments, check_numbers, numbers
 from .optimizer import Optimizer
 
 
@@ -59,7 +59,8 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     params : iterable
-        As for :class:`AdamW`. If one group has momentum or is centered, the servers keep these states for all groups.
+        As for :class:`AdamW`. If one group has momentum or is centered, the servers keep these states for all groups. If none has when
+        the job is joined, none can have later.
     lr, alpha, eps, weight_decay, momentum, centered
         As ``torch.optim.RMSprop``.
     capturable, maximize, differentiable : bool
@@ -82,6 +83,7 @@ class RMSprop(Optimizer):
     """
 
     _numbers = ("lr", "alpha", "eps", "weight_decay")
+    _settled: bool | None = None  # whether the servers keep all three states; None before the job is joined
 
     def __init__(self, params: Params, lr: float | torch.Tensor = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
                  momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
@@ -94,10 +96,27 @@ class RMSprop(Optimizer):
         return ("square_avg", "momentum_buffer", "grad_avg") if self._is_full() else ("square_avg",)
 
     def _is_full(self) -> bool:
-        return any(group["momentum"] > 0 or group["centered"] for group in self.param_groups)
+        if self._settled is not None:
+            return self._settled
+        return any(_needs_full(group) for group in (self.defaults, *self.param_groups))
+
+    def _settle(self) -> None:
+        self._settled = None
+        self._settled = self._is_full()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_numbers(numbers(group, ("momentum", "centered")))
+        super()._check_group(group)
+        if self._settled is False and _needs_full(group):
+            raise ValueError(f"momentum={group['momentum']}, centered={group['centered']}: the job was joined by an RMSprop with neither, "
+                             "so the servers keep no states for them; give one of them to the constructor")
 
     def _algorithm(self, group: dict[str, Any]) -> str:
         return "rmsprop_full" if self._is_full() else "rmsprop"
 
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         return super()._values(group) | (numbers(group, ("momentum", "centered")) if self._is_full() else {})
+
+
+def _needs_full(group: dict[str, Any]) -> bool:
+    return group["momentum"] > 0 or bool(group["centered"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -14,7 +14,10 @@ from ..options import OPTIONS
 
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 
-_WORDS = {"lr": "learning rate", "eps": "epsilon value", "weight_decay": "weight_decay value", "momentum": "momentum value"}
+FIXED = (*OPTIONS, "decoupled_weight_decay", "part")  # options of a group that choose what the servers hold, from the join on
+
+_WORDS = {"lr": "learning rate", "eps": "epsilon value", "weight_decay": "weight_decay value", "momentum": "momentum value",
+          "lr_decay": "lr_decay value", "initial_accumulator_value": "initial_accumulator_value value"}
 _BETAS = {f"beta{place + 1}": f"beta parameter at index {place}" for place in range(3)} | {"alpha": "alpha value"}
 
 
@@ -32,8 +35,30 @@ def arguments(given: dict[str, Any]) -> dict[str, Any]:
     return kept | {name: None for name in ("foreach", "fused") if name in kept}
 
 
-def numbers(group: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
-    """These options of a group as floats. ``betas`` become ``beta1``, ``beta2``, and so on.
+def number(value: SupportsFloat, name: str) -> float:
+    """A hyper-parameter as a float.
+
+    Raises
+    ------
+    TypeError
+        It is no number, e.g. the text ``"1e-3"`` of a configuration file.
+    ValueError
+        It is a tensor of several elements.
+
+    Examples
+    --------
+    >>> number(torch.tensor([0.5]), "lr")
+    0.5
+    """
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"Tensor {name} must be 1-element, not of shape {list(value.shape)}")
+    if not isinstance(value, SupportsFloat):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; a number")
+    return float(value)
+
+
+def numbers(group: dict[str, Any], names: Iterable[str], betas: int = 2) -> dict[str, float]:
+    """These options of a group as floats. ``betas``, of which there must be so many, become ``beta1``, ``beta2``, and so on.
 
     Examples
     --------
@@ -43,9 +68,11 @@ def numbers(group: dict[str, Any], names: Iterable[str]) -> dict[str, float]:
     found = {}
     for name in names:
         if name == "betas":
-            found |= {f"beta{place + 1}": float(beta) for place, beta in enumerate(group["betas"])}
+            if len(group["betas"]) != betas:
+                raise ValueError(f"Invalid betas: {group['betas']}; exactly {betas} values")
+            found |= {f"beta{place + 1}": number(beta, f"betas[{place}]") for place, beta in enumerate(group["betas"])}
         else:
-            found[name] = float(group[name])
+            found[name] = number(group[name], name)
     return found
 
 
@@ -62,10 +89,16 @@ def check_options(group: dict[str, Any], kind: str) -> None:
     """ValueError if a group of an optimizer called `kind` asks for what the servers do not have, or has an unknown word for an option."""
     for flag in ("amsgrad", "maximize", "differentiable", "capturable"):
         if group.get(flag):
-            raise ValueError(f"{flag}=True is not offered by orlop.{kind}")
+            raise ValueError(f"{flag}={group[flag]} is not offered by orlop.{kind}")
     for option, words in OPTIONS.items():
         if group[option] not in words:
             raise ValueError(f"{option}={group[option]!r}; {' or '.join(map(repr, words))}")
+
+
+def check_real(group: dict[str, Any], kind: str) -> None:
+    """RuntimeError, as torch's, if a parameter is complex. A group of a state_dict has numbers in place of parameters."""
+    if any(isinstance(parameter, torch.Tensor) and parameter.is_complex() for parameter in group["params"]):
+        raise RuntimeError(f"{kind} does not support complex parameters")
 
 
 def entries_of(model: torch.nn.Module | None, param_groups: list[dict[str, Any]],
@@ -110,7 +143,7 @@ def _check_named(param_groups: list[dict[str, Any]], entries: list[Entry]) -> No
 
 
 class Members:
-    """The parameters of an optimizer's groups among the tensors of a job.
+    """The parameters of an optimizer's groups among the tensors of a job, as they were when the job was joined.
 
     Parameters
     ----------
@@ -127,29 +160,62 @@ class Members:
     def __init__(self, param_groups: list[dict[str, Any]], job: TrainingJob | None) -> None:
         trained: dict[int, torch.Tensor] = {}
         self._job = job
-        self._order: list[int] = []  # numbers of the groups that the servers know: those with a trained parameter
         self._frozen: dict[int, torch.Tensor] = {}
-        for number, group in enumerate(param_groups):
+        self._fixed: dict[int, dict[str, Any]] = {}  # options that choose what the servers hold, by manifest index
+        for group in param_groups:
             present = {job.index_of(parameter): parameter for parameter in group["params"] if parameter.numel()}
             in_group = {index: parameter for index, parameter in present.items() if parameter.requires_grad}
             trained |= in_group
             self._frozen |= {index: parameter for index, parameter in present.items() if index not in in_group}
-            if in_group:
-                self._order.append(number)
+            self._fixed |= dict.fromkeys(in_group, {option: group[option] for option in FIXED if option in group})
         self.trained = dict(sorted(trained.items()))
 
-    def groups(self, param_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups that the servers know, in their order."""
-        return [param_groups[number] for number in self._order]
+    def groups(self, param_groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
+        """The groups that have trained parameters, with the manifest indexes of these.
 
-    def configuration(self, param_groups: list[dict[str, Any]], algorithm: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
+        Raises
+        ------
+        ValueError
+            An option that chooses what the servers hold of a parameter has changed since the job was joined, or a parameter is there twice.
+        RuntimeError
+            A parameter has come to the groups or has left them since then.
+        """
+        groups, absent = [], set(self.trained)
+        for place, group in enumerate(param_groups):
+            indexes = []
+            for position, parameter in enumerate(group["params"]):
+                if not parameter.numel():
+                    continue
+                index = self._job.index_of(parameter) if self._job.has(parameter) else None
+                if index in self._frozen:
+                    continue
+                if index not in self.trained:
+                    raise RuntimeError(f"parameter {position} of group {place} (shape {list(parameter.shape)}) came to the groups after "
+                                       f"job {self._job.name!r} was joined, whose parameters are fixed: add it before the first step")
+                if index not in absent:
+                    raise ValueError(f"parameter {self._job.entries[index].name!r} is twice in the groups: torch would update it twice "
+                                     "in a step, the servers once")
+                self._check_fixed(index, group)
+                absent.remove(index)
+                indexes.append(index)
+            if indexes:
+                groups.append((group, indexes))
+        for index in absent:
+            raise RuntimeError(f"parameter {self._job.entries[index].name!r} is in no group any more, but the servers train it: leave it "
+                               "in a group and set its .grad to None")
+        return groups
+
+    def _check_fixed(self, index: int, group: dict[str, Any]) -> None:
+        for option, joined in self._fixed[index].items():
+            if group.get(option) != joined:
+                raise ValueError(f"{option}={group.get(option)!r} of parameter {self._job.entries[index].name!r}: job {self._job.name!r} "
+                                 f"was joined with {joined!r}, which stays; a new job may have another")
+
+    def configuration(self, groups: list[tuple[dict[str, Any], list[int]]],
+                      algorithm: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
         """The groups as ``ConfigureOptimizer`` sends them (``OptimizerGroup``). `algorithm` names the servers' optimizer of a group."""
-        configured = []
-        for group in self.groups(param_groups):
-            indexes = [self._job.index_of(p) for p in group["params"] if p.requires_grad and p.numel()]
-            configured.append({"optimizer": algorithm(group), **{option: group[option] for option in OPTIONS}, "tensors": indexes,
-                               "fp32_tensors": [index for index in indexes if self._job.entries[index].is_embedding]})
-        return configured
+        return [{"optimizer": algorithm(group), **{option: group[option] for option in OPTIONS}, "tensors": indexes,
+                 "fp32_tensors": [index for index in indexes if self._job.entries[index].is_embedding]} for group, indexes in groups]
 
     def gradients(self) -> dict[int, torch.Tensor]:
         """The gradients by manifest index.

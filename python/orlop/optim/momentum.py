@@ -9,6 +9,8 @@ import torch
 from .groups import Params, arguments, check_numbers
 from .optimizer import Optimizer
 
+_NESTEROV = "Nesterov momentum requires a momentum and zero dampening"
+
 
 class SGD(Optimizer):
     """SGD with momentum and torch's rule. Its momentum is on the servers, in 8 bit unless told otherwise.
@@ -45,12 +47,30 @@ class SGD(Optimizer):
     def __init__(self, params: Params, lr: float | torch.Tensor = 1e-3, momentum: float = 0, dampening: float = 0,
                  weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
                  differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError(_NESTEROV)
+        self._without_buffer: set[int] = set()  # ids of parameters that have been updated, but never with momentum
         super().__init__(params, arguments(locals()), **options)
 
+    def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        values = super()._values(group)
+        return values | {"nesterov": values["nesterov"] if values["momentum"] else 0.0}  # torch ignores it without momentum
+
     def _check_values(self, values: dict[str, float]) -> None:
-        check_numbers({name: value for name, value in values.items() if name != "dampening"})
-        if values["nesterov"] and (values["momentum"] <= 0 or values["dampening"] != 0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        check_numbers(values | {"dampening": abs(values["dampening"])})
+        if values["nesterov"] and values["dampening"]:
+            raise ValueError(_NESTEROV)
+
+    def _check_update(self, group: dict[str, Any], parameter: torch.Tensor, name: str) -> None:
+        is_first = self.state[parameter]["step"] == 0
+        if not group["momentum"] and is_first:
+            self._without_buffer.add(id(parameter))
+        elif group["momentum"] and group["dampening"] and not is_first and id(parameter) in self._without_buffer:
+            raise NotImplementedError(f"momentum={group['momentum']} with dampening={group['dampening']}: parameter {name!r} was updated "
+                                      "without momentum before, and torch would begin its momentum_buffer undampened now, which the "
+                                      "servers do in the first update alone; dampening=0 here, or momentum from the first step on")
+        elif group["momentum"]:
+            self._without_buffer.discard(id(parameter))
 
 
 class Lion(Optimizer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Optimizer(torch.optim.Optimizer):
     slots: tuple[str, ...] = ()  # names of the optimizer states, as in torch
     _kernel: str  # name of the servers' optimizer
     _numbers: tuple[str, ...] = ()  # options of a group that the servers read at every step
+    _betas = 2  # how many values the option betas has
     _given_to: str | None = None  # the optimizer that this one is a part of
     _steps_here = False  # this process steps the parameters and the servers store them: nothing is pulled after a step
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the check for infinities to this class
@@ -105,7 +106,8 @@ class Optimizer(torch.optim.Optimizer):
         is joined and before the gradients are read. If it raises, on any rank, no rank makes a step.
 
         Parameters without a gradient keep their values, as in torch. If a gradient is not finite, the whole job skips the step. A step of
-        which a GradScaler has found that on any rank is not sent at all: the job's step stays, too.
+        which a GradScaler has found that on any rank is not sent at all: the job's step stays, too. Edits of ``param_groups`` are read at
+        every step: values, and parameters that move between groups.
 
         After an exception, call step() again, in a distributed run on every rank. Not after Ctrl-C, which can leave ranks out of step.
         The call first brings the weights of the last committed step. If the step that raised was committed after all and the gradients
@@ -122,6 +124,9 @@ class Optimizer(torch.optim.Optimizer):
             A newer optimizer has the session's job.
         RuntimeError
             A GradScaler calls step() with a closure.
+        ValueError
+            A group asks for what the servers cannot do, or an option has changed that was fixed when the job was joined (``state``,
+            ``rounding``, ``master``, ``decoupled_weight_decay``). Nothing has been sent then.
         """
         self._check_own()
         loss = self._evaluate(closure) if closure is not None else None
@@ -132,11 +137,12 @@ class Optimizer(torch.optim.Optimizer):
                 return None
         self.apply_loaded()
         job = self._job
-        gradients = job.workers.together(self._checked_gradients)
+        gradients, groups = job.workers.together(self._checked)
         seconds = dict.fromkeys(("reduce", "push", "commit", "pull", "gather"), 0.0) | {"between": begin - self._last_end}
         job.traffic.seconds = seconds
         loss_scale = self._loss_scale_of_step()
-        present, stopped, changed, overflowed = job.survey(gradients, self._found_inf())
+        configuration = self._configuration(groups)
+        present, stopped, changed, moved, overflowed = job.survey(gradients, configuration, self._found_inf())
         if stopped and self._catch_up(job) and not changed:
             job.attempt.finish()
             return loss
@@ -144,8 +150,10 @@ class Optimizer(torch.optim.Optimizer):
             self.take_back("a gradient was not finite")
             self.grad_norm, self.skipped = math.nan, True
         else:
+            if moved:
+                job.configure(configuration)
             job.attempt.begin(gradients, pulls=not self._steps_here)
-            self._note(self._commit(job, gradients, present, loss_scale))
+            self._note(self._commit(job, gradients, [self._values(group) for group, _ in groups], present, loss_scale))
         if not self.skipped:
             for index in present:
                 self.state[self._members.trained[index]]["step"] += 1
@@ -189,7 +197,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._pending_state is None or job is None:
             return
         edited = job.workers.run_first(lambda: job.changed([job.entries[index] for index in job.traffic.tracked]))
-        self._load_pending(lambda: [job.edited_part(index) for index in edited])
+        self._load_pending(lambda: [job.edited_part(index) for index in edited], are_some=bool(edited))
         job.traffic.pull([job.entries[index] for index in (edited if job.workers.alone else job.traffic.tracked)])
 
     def last_backward(self) -> AbstractContextManager[None]:
@@ -202,12 +210,16 @@ class Optimizer(torch.optim.Optimizer):
         if getattr(self, "_job", None) is not None:
             raise RuntimeError(f"job {self._job.name!r} has its parameters fixed: add_param_group comes before the first step")
         super().add_param_group(param_group)
-        self._check_group(self.param_groups[-1])
+        try:
+            self._check_group(self.param_groups[-1])
+        except BaseException:
+            del self.param_groups[-1]
+            raise
         for parameter in self.param_groups[-1]["params"]:
             self.state[parameter]["step"] = step_count(0)
 
     def state_dict(self, full: bool = False, format: str = "torch") -> dict[str, Any]:
-        """The optimizer's state.
+        """The optimizer's state, with what users and hooks have put into ``optimizer.state`` beside it.
 
         Parameters
         ----------
@@ -232,8 +244,14 @@ class Optimizer(torch.optim.Optimizer):
         if self._pending_state is not None:
             self.attach()
             self.apply_loaded()
-        return checkpoint.save(self._view(), super().state_dict(), full, format)
+        with self._without_hooks("_optimizer_state_dict_post_hooks") as hooks:  # they see the whole, as torch's do
+            state_dict = checkpoint.save(self._view(), super().state_dict(), full, format)
+        for hook in hooks:
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
 
+    @torch.inference_mode(False)  # as attach
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the groups of a state_dict, and its tensors if it has them.
 
@@ -248,17 +266,37 @@ class Optimizer(torch.optim.Optimizer):
             is not understood; the message names tensor, value and limit. Nothing has changed then.
         """
         self._check_own()
-        view = self._view()
-        state_dict = checkpoint.to_torch(view, state_dict)
-        checkpoint.check_available(view, state_dict)
-        kept = checkpoint.without_tensors(view, state_dict)
-        if len(kept["param_groups"]) == len(self.param_groups):  # else torch says what is wrong
+        with self._without_hooks("_optimizer_load_state_dict_pre_hooks") as hooks:
+            for hook in hooks:
+                changed = hook(self, state_dict)
+                state_dict = state_dict if changed is None else changed
+            view, joined = self._view(), self._job is not None
+            checkpoint.check_sizes(view, state_dict)
+            state_dict = checkpoint.to_torch(view, state_dict)
+            checkpoint.check_available(view, state_dict)
+            kept = checkpoint.without_tensors(view, state_dict)
+            kept["param_groups"] = [self._loaded(group) for group in kept["param_groups"]]
+            if joined:
+                self._members.groups([group | {"params": own["params"]} for group, own in zip(kept["param_groups"], self.param_groups)])
             for group in kept["param_groups"]:
                 self._check_group(group)
-        super().load_state_dict(kept)
-        if checkpoint.has_tensors(state_dict):
-            self._pending_state = checkpoint.copied(state_dict)
-            checkpoint.set_counts(view, self._pending_state)
+            super().load_state_dict(kept)
+        waits = checkpoint.replaces_states(view, state_dict) if joined else checkpoint.has_tensors(view, state_dict)
+        self._pending_state = checkpoint.copied(state_dict) if waits else None
+        if waits:
+            checkpoint.set_counts(self._view(), state_dict)
+        elif joined:
+            self._read_counts(self._job)
+
+    @contextmanager
+    def _without_hooks(self, kind: str) -> Iterator[list[Callable[..., Any]]]:
+        """The user's hooks of one kind. Inside the context torch's own method does not call them."""
+        hooks, empty = getattr(self, kind), type(getattr(self, kind))()
+        setattr(self, kind, empty)
+        try:
+            yield list(hooks.values())
+        finally:
+            setattr(self, kind, hooks)
 
     @torch.inference_mode(False)  # the first forward may be in inference mode, and steps write to the tensors that are made here
     @torch.no_grad()
@@ -273,10 +311,12 @@ class Optimizer(torch.optim.Optimizer):
         session = self.session
         if session.optimizer is not self:
             raise Superseded(_SUPERSEDED)
+        self._settle()
+        for group in self.param_groups:
+            self._check_group(group)
         job = session.training_job(entries_of(session.model, self.param_groups, self._needs_whole))
         self._members = Members(self.param_groups, job)
-        job.configure({"groups": self._members.configuration(self.param_groups, self._algorithm), "max_norm": self._max_norm or 0.0,
-                       "reduce": "mean"})
+        job.configure(self._configuration(self._members.groups(self.param_groups)))
         job.join(self._layout(job))
         job.traffic.track(list(self._members.trained), self._gradient_wire, self._steps_here)
         self._job = job
@@ -367,15 +407,13 @@ class Optimizer(torch.optim.Optimizer):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _load_pending(self, weights: Callable[[], list[Part]]) -> None:
-        """Makes a LOAD step of weights and of the optimizer state that load_state_dict was given."""
+    def _load_pending(self, weights: Callable[[], list[Part]], are_some: bool = True) -> None:
+        """Makes a LOAD step of weights and of the optimizer state that load_state_dict was given, unless there is nothing to set."""
         view, pending = self._view(), self._pending_state
-
-        def parts() -> list[Part]:
-            loaded = checkpoint.parts(view, pending) if pending is not None else []
-            masters = {index for index, slot, *_ in loaded if slot == "master"}
-            return [part for part in weights() if part[0] not in masters] + loaded
-        self._job.load(parts)
+        loaded = checkpoint.parts(view, pending) if pending is not None else []
+        masters = {index for index, slot, *_ in loaded if slot == "master"}
+        if loaded or are_some:
+            self._job.load(lambda: [part for part in weights() if part[0] not in masters] + loaded)
         if pending is not None:
             checkpoint.set_counts(view, pending)
             self._pending_state = None
@@ -405,15 +443,41 @@ class Optimizer(torch.optim.Optimizer):
             self.take_back("the closure raised")
             raise
 
-    def _checked_gradients(self) -> dict[int, torch.Tensor]:
-        """What this rank pushes, by manifest index. It raises if this rank must not make a step."""
+    def _checked(self) -> tuple[dict[int, torch.Tensor], list[tuple[dict[str, Any], list[int]]]]:
+        """What this rank pushes, by manifest index, and the groups of :meth:`Members.groups`.
+
+        It raises if this rank must not make a step.
+        """
         if self.session.optimizer is not self:
             raise Superseded(_SUPERSEDED)
         self._job.traffic.check_unedited()
-        return self._gradients()
+        groups = self._members.groups(self.param_groups)
+        for group in self.param_groups:
+            self._check_group(group)
+        gradients, slots = self._gradients(), self.slots
+        for group, indexes in groups:
+            for index in indexes:
+                name, parameter = self._job.entries[index].name, self._members.trained[index]
+                self._check_state(name, self.state.get(parameter, {}), slots)
+                if index in gradients:
+                    self._check_update(group, parameter, name)
+        return gradients, groups
+
+    @staticmethod
+    def _check_state(name: str, state: dict[str, Any], slots: tuple[str, ...]) -> None:
+        """Raises if the state of a parameter was edited here, where the servers do not see it."""
+        if "step" not in state:
+            raise RuntimeError(f"the state of parameter {name!r} was removed from optimizer.state, but the servers have it: "
+                               "load_state_dict with a state of before the first step makes it new")
+        for slot in slots:
+            if slot in state:
+                raise RuntimeError(f"{slot} of parameter {name!r} was set in optimizer.state, but the servers have it: use load_state_dict")
+
+    def _configuration(self, groups: list[tuple[dict[str, Any], list[int]]]) -> dict[str, Any]:
+        return {"groups": self._members.configuration(groups, self._algorithm), "max_norm": self._max_norm or 0.0, "reduce": "mean"}
 
     @torch.no_grad()
-    @torch.inference_mode(False)  # as _load_pending
+    @torch.inference_mode(False)  # as attach
     def _catch_up(self, job: TrainingJob) -> bool:
         """Ends what a call that raised left half made. Whether that was a step, and is committed."""
         if job.attempt.is_behind:
@@ -439,9 +503,9 @@ class Optimizer(torch.optim.Optimizer):
     def _gradients(self) -> dict[int, torch.Tensor]:
         return self._members.gradients()
 
-    def _commit(self, job: TrainingJob, gradients: dict[int, torch.Tensor], present: set[int], loss_scale: float) -> dict[str, Any]:
+    def _commit(self, job: TrainingJob, gradients: dict[int, torch.Tensor], groups: list[dict[str, float]], present: set[int],
+                loss_scale: float) -> dict[str, Any]:
         flat = {index: gradient.reshape(-1) for index, gradient in gradients.items()}
-        groups = [self._values(group) for group in self._members.groups(self.param_groups)]
         if self._pusher is None:
             parts, absent = job.traffic.reduce(flat, present, self._reduced, loss_scale)
             return job.make_step(parts, None, groups, absent, loss_scale)
@@ -461,9 +525,19 @@ class Optimizer(torch.optim.Optimizer):
 
     # What a class adds.
 
+    def _settle(self) -> None:
+        """Chooses what the servers hold, before the job is joined."""
+
+    def _loaded(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group of a state_dict, as this class takes it."""
+        return group
+
     def _check_group(self, group: dict[str, Any]) -> None:
         check_options(group, type(self).__name__)
         self._check_values(self._values(group))
+
+    def _check_update(self, group: dict[str, Any], parameter: torch.Tensor, name: str) -> None:
+        """Raises if the servers' next update of a parameter would not be torch's."""
 
     def _algorithm(self, group: dict[str, Any]) -> str:
         """The servers' optimizer for a group (``ConfigureOptimizer``)."""
@@ -471,7 +545,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         """The hyper-parameters of a group, which every step sends."""
-        return numbers(group, self._numbers)
+        return numbers(group, self._numbers, self._betas)
 
     def _check_values(self, values: dict[str, float]) -> None:
         check_numbers(values)

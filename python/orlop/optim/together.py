@@ -100,8 +100,20 @@ class Together(Optimizer):
     def _part_of(self, parameter: torch.Tensor) -> Optimizer:
         return next(self._part(group) for group in self.param_groups if any(parameter is p for p in group["params"]))
 
+    def _settle(self) -> None:
+        for group in self.param_groups:
+            self._part(group)._settle()
+
+    def _loaded(self, group: dict[str, Any]) -> dict[str, Any]:
+        return self._part(group)._loaded(group)
+
     def _check_group(self, group: dict[str, Any]) -> None:
         self._part(group)._check_group(group)
+
+    def _check_update(self, group: dict[str, Any], parameter: torch.Tensor, name: str) -> None:
+        part = self._parts[group["part"]]
+        part.state = self.state
+        part._check_update(group, parameter, name)
 
     def _algorithm(self, group: dict[str, Any]) -> str:
         return self._part(group)._algorithm(group)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .groups import Params, arguments
+from .groups import Params, arguments, check_real, number
 from .optimizer import Optimizer
 
 
@@ -93,19 +93,28 @@ class Adafactor(Optimizer):
     def slots_of(self, parameter: torch.Tensor) -> tuple[str, ...]:
         return self.slots[:2] if parameter.dim() > 1 else self.slots[2:]
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_real(group, "Adafactor")
+        super()._check_group(group)
+
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
+        if len(group["eps"]) != 2:
+            raise ValueError(f"Invalid eps: {group['eps']}; exactly 2 values")
         eps1, eps2 = group["eps"]
         if eps1 is None:
             dtypes = [p.dtype for p in group["params"] if isinstance(p, torch.Tensor)]  # a state_dict has numbers in their place
             eps1 = torch.finfo(dtypes[0] if dtypes else torch.float32).eps
-        return super()._values(group) | {"eps1": float(eps1), "eps2": float(eps2)}
+        return super()._values(group) | {"eps1": number(eps1, "eps[0]"), "eps2": number(eps2, "eps[1]")}
 
     def _check_values(self, values: dict[str, float]) -> None:
+        for place in (1, 2):
+            if not values[f"eps{place}"] >= 0:
+                raise ValueError(f"epsilon{place} should be >= 0 but is: {values[f'eps{place}']}")
         if not values["beta2_decay"] <= 0:
-            raise ValueError(f"Invalid beta2_decay: {values['beta2_decay']}; finite and at most 0")
+            raise ValueError(f"beta2_decay should be <= 0 but is: {values['beta2_decay']}")
         if not values["d"] >= 1:
-            raise ValueError(f"Invalid clipping threshold d: {values['d']}; finite and at least 1")
-        super()._check_values(values | {"beta2_decay": 0.0})
+            raise ValueError(f"Clipping threshold d should be >= 1 but is: {values['d']}")
+        super()._check_values(values | {"beta2_decay": -values["beta2_decay"]})
 
 
 class Muon(Optimizer):
@@ -145,10 +154,13 @@ class Muon(Optimizer):
                  nesterov: bool = True, ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315), eps: float = 1e-7,
                  ns_steps: int = 5, adjust_lr_fn: str | None = None, **options: Any) -> None:
         super().__init__(params, arguments(locals()), **options)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.dim() != 2:
-                    raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {parameter.size()}")
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_real(group, "Muon")
+        super()._check_group(group)
+        for parameter in group["params"]:
+            if isinstance(parameter, torch.Tensor) and parameter.dim() != 2:  # a state_dict has numbers in their place
+                raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {parameter.size()}")
 
     def _values(self, group: dict[str, Any]) -> dict[str, float]:
         adjust = {None: 0.0, "original": 0.0, "match_rms_adamw": 1.0}
@@ -156,11 +168,11 @@ class Muon(Optimizer):
             raise ValueError(f"Adjust learning rate function {group['adjust_lr_fn']} is not supported; original or match_rms_adamw")
         if len(group["ns_coefficients"]) != 3:
             raise ValueError(f"Invalid ns_coefficients: {group['ns_coefficients']}; exactly 3 values")
-        coefficients = dict(zip(("ns_a", "ns_b", "ns_c"), map(float, group["ns_coefficients"])))
+        coefficients = dict(zip(("ns_a", "ns_b", "ns_c"), (number(value, "ns_coefficients") for value in group["ns_coefficients"])))
         return super()._values(group) | coefficients | {"adjust_lr": adjust[group["adjust_lr_fn"]]}
 
     def _check_values(self, values: dict[str, float]) -> None:
-        super()._check_values({name: value for name, value in values.items() if name not in ("ns_a", "ns_b", "ns_c")})
+        super()._check_values(values | {name: abs(values[name]) for name in ("ns_a", "ns_b", "ns_c")})
         if not (values["ns_steps"] == int(values["ns_steps"]) and values["ns_steps"] < 100):
             raise ValueError(f"Invalid ns_steps: {values['ns_steps']}; a whole number below 100")
         if values["momentum"] > 1:

@@ -13,16 +13,18 @@ import torch
 from ..errors import NotFound
 from ..job.job import Part, digests, part
 from ..names import box_of, shape_of, step_count
-from ..options import OPTIONS
 from . import foreign, quantised
 from .foreign import to_torch
 from .quantised import Quantised
 from .view import Connection, View
 
 __all__ = [
-    "Connection", "View", "check_available", "copied", "fits", "has_tensors", "parts", "save", "set_counts", "to_torch", "without_tensors",
+    "Connection", "View", "check_available", "check_sizes", "copied", "fits", "has_tensors", "parts", "replaces_states", "save",
+    "set_counts", "to_torch", "without_tensors",
 ]
 
+_TENSORS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg", "grad_avg", "row_var", "col_var",
+            "variance")  # states of torch's optimizers
 KEY = "orlop"  # key of a state_dict; its value names the job and step that hold the tensors
 
 
@@ -58,27 +60,34 @@ def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torc
     state_dict[KEY] = _whereabouts(view)
     if full:
         state_dict[KEY] |= {"masters": _masters(view), "weights": dict(enumerate(digests(view.parameters)))}
-    state_dict["state"] = {number: {"step": float(view.updates(p))} for number, p in enumerate(view.parameters)}
+    kept = {number: {name: value for name, value in state_dict["state"].get(number, {}).items() if name != "step"}
+            for number in range(len(view.parameters))}  # what users and hooks put beside the states
+    for number, parameter in enumerate(view.parameters):
+        state = _full(view, parameter) if full else {"step": float(view.updates(parameter))}
+        state_dict["state"][number] = kept[number] | state
     for group in state_dict["param_groups"]:
         group.update({key: value.item() for key, value in group.items() if isinstance(value, torch.Tensor)})
     if full:
-        for number, parameter in enumerate(view.parameters):
-            state_dict["state"][number] = _full(view, parameter)
-        state_dict["state"] = {number: state for number, state in state_dict["state"].items() if state}
+        state_dict["state"] = {number: state for number, state in state_dict["state"].items() if state != {}}
     return state_dict
 
 
-def has_tensors(state_dict: dict[str, Any]) -> bool:
-    """Whether a state_dict has an optimizer's tensors, besides update counts."""
-    return any(isinstance(value, (torch.Tensor, Quantised)) and name != "step"
-               for state in state_dict["state"].values() for name, value in state.items())
+def has_tensors(view: View, state_dict: dict[str, Any]) -> bool:
+    """Whether a state_dict has the optimizer's tensors, besides update counts and what users have put there."""
+    return any(isinstance(state.get(slot), (torch.Tensor, Quantised)) for _, state in _states(view, state_dict) for slot in view.slots)
+
+
+def replaces_states(view: View, state_dict: dict[str, Any]) -> bool:
+    """Whether loading it changes what the servers hold. Otherwise it says that they hold its tensors (:func:`check_available`)."""
+    where = state_dict.get(KEY, {})
+    return bool(view.slots) and (has_tensors(view, state_dict) or "masters" in where or where.get("step") is None)
 
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
     """A copy with tensors of its own, since the optimizer that a state_dict came from may step before the servers have it."""
     state = {number: {name: value.clone() if isinstance(value, (torch.Tensor, Quantised)) else value
                       for name, value in values.items()}
-             for number, values in state_dict["state"].items()}
+             for number, values in state_dict["state"].items() if isinstance(values, dict)}
     own = state_dict.get(KEY, {})
     masters = {number: master.clone() for number, master in own.get("masters", {}).items()}
     return {"state": state, "param_groups": state_dict["param_groups"], KEY: own | {"masters": masters}}
@@ -96,26 +105,32 @@ def fits(view: View, state_dict: dict[str, Any], weight_of: Callable[[int], torc
 
 
 def without_tensors(view: View, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The part of a state_dict that torch's load_state_dict gets: groups, completed by this optimizer's own keys, and update counts as
-    they are now."""
+    """The part of a state_dict that torch's load_state_dict gets: groups, completed by this optimizer's own keys, update counts as they
+    are now, and what users have put beside the states."""
     groups = [{**{key: value for key, value in own.items() if key != "params"}, **loaded}
               for own, loaded in zip(view.groups, state_dict["param_groups"])]
-    if len(groups) < len(state_dict["param_groups"]):
-        groups = state_dict["param_groups"]  # torch says what is wrong
-    for group in groups:
-        for option, words in OPTIONS.items():
-            group.setdefault(option, words[0])
-    counts = {number: {"step": view.updates(parameter)} for number, parameter in _numbered(view, state_dict)}
-    return {"state": counts, "param_groups": groups}
+    state = dict(state_dict["state"])
+    for (number, parameter), (_, loaded) in zip(_numbered(view, state_dict), _states(view, state_dict)):
+        others = {name: value for name, value in loaded.items() if name != "step" and name not in view.slots}
+        state[number] = {"step": view.updates(parameter), **others}
+    return {"state": state, "param_groups": groups}
+
+
+def check_sizes(view: View, state_dict: dict[str, Any]) -> None:
+    """Raises ValueError if a state_dict has other numbers of groups or of their parameters than the optimizer."""
+    own, loaded = ([len(group["params"]) for group in groups] for groups in (view.groups, state_dict["param_groups"]))
+    if loaded != own:
+        raise ValueError(f"loaded state dict has {len(loaded)} parameter groups of {loaded} parameters; this optimizer has {len(own)} of "
+                         f"{own}")
 
 
 def check_available(view: View, state_dict: dict[str, Any]) -> None:
     """Raises ValueError if a state_dict has no tensors and the servers do not hold the step that it names."""
     where = state_dict.get(KEY)
-    if has_tensors(state_dict):
+    if has_tensors(view, state_dict) or "masters" in (where or {}):  # a full state of before the first step has none
         return
     if where is None:
-        if any(state_dict["state"].values()):
+        if any(state.get(name) is not None for _, state in _states(view, state_dict) for name in ("step", *_TENSORS)):
             raise ValueError("this state_dict has neither an optimizer's tensors nor the name of an Orlop job")
         return
     if where["step"] is None:
@@ -127,7 +142,7 @@ def check_available(view: View, state_dict: dict[str, Any]) -> None:
         jobs = ", ".join(job["job"] for job in session.client.list_jobs()) or "none"
         raise ValueError(f"the state of job {where['job']!r} at step {where['step']} is not here: these servers have no job "
                          f"{session.job!r}; jobs here: {jobs}") from None
-    later = status["committed_step"] > where["step"] and _count_of_updates(state_dict) == sum(
+    later = status["committed_step"] > where["step"] and _count_of_updates(view, state_dict) == sum(
         tensor["applied_count"] for tensor in session.client.list_tensors(session.job))  # steps that set buffers, as close() makes
     if where["job"] != session.job or status["committed_step"] != where["step"] and not later:
         offer = f", and a rollback to step {status['rollback_step']}" if "rollback_step" in status else ""
@@ -135,18 +150,12 @@ def check_available(view: View, state_dict: dict[str, Any]) -> None:
                          f"{status['committed_step']}{offer}. state_dict(full=True) makes copies that can be loaded anywhere")
 
 
-def _count_of_updates(state_dict: dict[str, Any]) -> int:
-    return sum(int(state.get("step", 0)) for state in state_dict["state"].values())
+def _count_of_updates(view: View, state_dict: dict[str, Any]) -> int:
+    return sum(int(state.get("step", 0)) for _, state in _states(view, state_dict))
 
 
 def parts(view: View, state_dict: dict[str, Any]) -> list[Part]:
-    """The parts by which a LOAD step sets the loaded tensors. The optimizer has joined.
-
-    Raises
-    ------
-    ValueError
-        A state has another shape than its parameter needs.
-    """
+    """The parts by which a LOAD step sets the loaded tensors, whose shapes :func:`to_torch` has checked. The optimizer has joined."""
     sent = []
     masters = state_dict.get(KEY, {}).get("masters", {})
     job, stored = view.job, view.tensors()
@@ -156,30 +165,30 @@ def parts(view: View, state_dict: dict[str, Any]) -> list[Part]:
         index = job.index_of(parameter)
         if number in masters and _rounds_to(masters[number], parameter):
             sent.append(part(index, masters[number], "master"))
+        count = _count(view, state)
+        if count == 0 and stored[index]["applied_count"] == 0:
+            continue  # torch's Adagrad begins with a sum that the servers add at the first update
         for slot in view.slots_of(parameter):
             value = state.get(slot)
-            if value is None:
-                continue
-            shape = shape_of(slot, parameter.shape)
-            if list(value.shape) != shape:
-                raise ValueError(f"{slot} of {job.entries[index].name!r} has shape {list(value.shape)}; expected {shape}")
             if isinstance(value, Quantised):
-                sent += quantised.parts(index, slot, value, _count(state), stored[index])
+                sent += quantised.parts(index, slot, value, count, stored[index])
                 continue
-            if _count(state) == 0:  # not updated yet; torch's Adagrad begins with a sum that the servers add at the first update
-                value = torch.zeros_like(value)
-            sent.append(part(index, value.float(), slot, box_of(slot, parameter.shape), _count(state)))
+            if value is None or count == 0:  # the state does not have it, so that what the servers have must go
+                value = torch.zeros(shape_of(slot, parameter.shape), dtype=torch.float32, device="cpu")
+            sent.append(part(index, value.float(), slot, box_of(slot, parameter.shape), count))
     return sent
 
 
 def set_counts(view: View, state_dict: dict[str, Any]) -> None:
     """Sets the update counts of the loaded state, once the servers have it."""
     for parameter, state in _states(view, state_dict):
-        if any(state.get(slot) is not None for slot in view.slots):
-            view.state[parameter]["step"] = step_count(_count(state))
+        view.state[parameter]["step"] = step_count(_count(view, state))
 
 
-def _count(state: dict[str, Any]) -> int:
+def _count(view: View, state: dict[str, Any]) -> int:
+    """Updates that a loaded state has seen."""
+    if all(state.get(slot) is None for slot in view.slots):
+        return 0
     return int(state.get("step", 1))  # torch's SGD keeps no count; its first update is the only one that differs
 
 

@@ -44,8 +44,9 @@ def to_torch(view: View, state_dict: dict[str, Any]) -> dict[str, Any]:
         do not match the tensor or are not finite, shapes, states that the optimizer does not have. The message names tensor, value and
         limit.
     """
-    state, groups = state_dict["state"], state_dict["param_groups"]
+    groups = state_dict["param_groups"]
     parameters = _parameters(view, groups)
+    state = {number: values for number, values in state_dict["state"].items() if number in parameters}
     library = next((library for library in LIBRARIES.values() if library.recognises(view, state, groups)), None)
     if library is not None:
         groups = [library.read_group(view, group) for group in groups]
@@ -54,7 +55,7 @@ def to_torch(view: View, state_dict: dict[str, Any]) -> dict[str, Any]:
         values = state.get(number, {})
         states[number] = library.read_state(view, name, parameter, values) if library is not None and values else values
         _check_shapes(view, name, parameter, states[number])
-    return state_dict if library is None else {"state": states, "param_groups": groups}
+    return state_dict if library is None else {"state": state_dict["state"] | states, "param_groups": groups}
 
 
 def export(view: View, state_dict: dict[str, Any], format: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class View:
 
     def updates(self, parameter: torch.Tensor) -> torch.Tensor:
         """How often the servers have updated a parameter, as torch keeps it."""
-        return self.state[parameter]["step"]
+        return self.state.get(parameter, {}).get("step", torch.tensor(0.0))  # none if a user has cleared the state
 
     def name_in_job(self, parameter: torch.Tensor) -> str:
         """The tensor's name in the job that the optimizer has joined."""
