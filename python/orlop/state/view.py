@@ -10,7 +10,7 @@ import torch
 
 from .. import _core
 from ..job.job import TrainingJob
-from ..names import Entry
+from ..names import Entry, step_count
 
 
 class Connection(Protocol):
@@ -84,7 +84,7 @@ class View:
 
     def updates(self, parameter: torch.Tensor) -> torch.Tensor:
         """How often the servers have updated a parameter, as torch keeps it."""
-        return self.state.get(parameter, {}).get("step", torch.tensor(0.0))  # none if a user has cleared the state
+        return self.state.get(parameter, {}).get("step", step_count(0))  # none if a user has cleared the state
 
     def name_in_job(self, parameter: torch.Tensor) -> str:
         """The tensor's name in the job that the optimizer has joined."""
