@@ -60,6 +60,7 @@ class _ForwardHook:
     def __init__(self, session: Session | None) -> None:
         self._session = session
 
+    @torch._disable_dynamo  # torch.compiler.disable, which would import the compiler with this package
     def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
         if self._session is not None:
             self._session._before_forward()

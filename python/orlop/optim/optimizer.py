@@ -98,6 +98,7 @@ class Optimizer(torch.optim.Optimizer):
             self._session.claim(self)
         return self._session
 
+    @torch._disable_dynamo  # as torch's zero_grad: what is remote has no place in a compiled graph
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Pushes the gradients, commits the step, and returns when the new weights are in the parameters.
@@ -164,6 +165,7 @@ class Optimizer(torch.optim.Optimizer):
         self.timings = job.traffic.seconds | {"total": self._last_end - begin}
         return loss
 
+    @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's. Gradients that were pushed during backward and not committed are taken back."""
         self.take_back("zero_grad")
