@@ -597,7 +597,7 @@ def write(model, name, p, route, value):
         p.detach().numpy()[...] = value.numpy()
     elif route == "load_state_dict":
         model.load_state_dict(model.state_dict() | {name: value})
-    elif route == "vector_to_parameters":
+    elif route == "vector_to_parameters" and all(q.is_contiguous() for q in model.parameters()):  # else torch refuses it
         values = [value if q is p else q for q in model.parameters()]
         torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(values), model.parameters())
     elif route == "set_":
