@@ -206,8 +206,8 @@ class Side:
             def closure():
                 losses.append(self.gradients(given))
                 return losses[-1]
-            returned = self.step(lambda: self.optimizer.step(closure), self.model)
-            results = [losses[-1], torch.as_tensor(returned), torch.tensor(float(len(losses)))]
+            returned = self.step_closure(closure)
+            results = [losses[-1], torch.as_tensor(returned, device="cpu"), torch.tensor(len(losses), device="cpu")]
         else:
             results = [self.gradients(given)]
             self.step(self.step_scaled if self.scaler else self.optimizer.step, self.model)
@@ -228,6 +228,9 @@ class Side:
 
     def step_scaled(self):
         self.scaler.step(self.optimizer)
+
+    def step_closure(self, closure):
+        return self.step(lambda: self.optimizer.step(closure), self.model)
 
     def step(self, call, model):
         return call()
@@ -435,6 +438,13 @@ class TorchSide(Side):
         returned = call()
         self.write_weights()
         return returned
+
+    def step_closure(self, closure):
+        if not self.half:
+            return super().step_closure(closure)
+        loss = closure()  # its gradients are not those of the masters
+        self.step(self.optimizer.step, self.model)
+        return loss
 
     def change_gradients(self, given):
         """In half precision the other side has changed the gradients already."""

@@ -366,7 +366,7 @@ def compare_states(ours, theirs):
             if slot not in mine.get(number, {}):
                 raise Different(f"{slot} of {name}, which is missing,", torch.empty(0, device="cpu"), value)
             scale = value.abs().max().item()
-            check(f"{slot} of {name}", torch.as_tensor(mine[number][slot]), value, STATE["rtol"], STATE["atol"] * scale)
+            check(f"{slot} of {name}", torch.as_tensor(mine[number][slot], device="cpu"), value, STATE["rtol"], STATE["atol"] * scale)
     for name, master in (theirs.masters() or {}).items():
         if ours.trained:
             check(f"master of {name}", ours.session.get(name, "master"), master, **WEIGHT)
