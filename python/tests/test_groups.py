@@ -203,6 +203,25 @@ def test_moved_parameters_stay_moved_in_the_next_run(tmp_path):
     run([("ac", 1.0), ("b", 0.25)], values)
 
 
+def test_a_new_process_may_group_anew_but_not_choose_other_formats(job, servers):
+    pair = Pair(job, "SGD", groups=2, lr=0.01, momentum=0.9)
+    pair.step(2)
+    with orlop.connect(servers.address, job=job.job) as again:
+        named = [(f"p{place}", torch.nn.Parameter(torch.zeros(20, 30))) for place in (0, 2, 1)]  # the order of the manifest
+        with pytest.raises(orlop.FailedPrecondition, match="has stepped to 2 with another optimizer configuration"):
+            orlop.SGD(named, momentum=0.9, rounding="stochastic", session=again).attach()
+    with orlop.connect(servers.address, job=job.job) as again:
+        optimizer = orlop.SGD(named, lr=0.01, momentum=0.9, state="fp32", session=again)
+        optimizer.attach()
+        pair.give_gradients()
+        for (_, parameter), place in zip(named, (0, 2, 1)):
+            parameter.grad = pair.ours[place].grad
+        optimizer.step()
+        pair.torch.step()
+        for (_, parameter), place in zip(named, (0, 2, 1)):
+            torch.testing.assert_close(parameter, pair.theirs[place], rtol=1e-5, atol=1e-6)
+
+
 def test_an_edit_before_the_join_is_checked_before_anything_is_sent(job):
     pair = Pair(job, "SGD", lr=0.01)
     pair.optimizer.param_groups[0]["maximize"] = True

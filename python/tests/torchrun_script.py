@@ -22,7 +22,7 @@ parser.add_argument("--store", action="store_true", help="stepped here, by torch
 parser.add_argument("--wire", help="gradient_wire")
 parser.add_argument("--kill-at", type=int, default=-1, help="step in whose push rank 1 kills itself")
 parser.add_argument("--second-thoughts", action="store_true", help="one rank in turn takes back a backward that is pushed already")
-parser.add_argument("--move", choices=("none", "all", "one"), help="which ranks exchange the parameters of two groups in step 3")
+parser.add_argument("--move", action="store_true", help="two groups exchange their parameters in step 3, on the last rank first")
 parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit "
                     "made), pull, or abort (of a gradient that changed after its push)), or edit: a weight is changed")
 parser.add_argument("--rewind", action="store_true", help="after step 5 everybody loads the checkpoint of step 3, the optimizer first")
@@ -96,18 +96,19 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
                 with torch.no_grad():
                     net.first.bias.zero_()
         step = session.step
-        if step == 3 and (arguments.move == "all" or arguments.move == "one" and rank == 1):
+        if arguments.move and step == 3 and rank == world_size - 1:
             move()
         try:
             optimizer.step()
             assert not arguments.store or torch.equal(session.get("first.weight", "master"), net.first.weight)
-            assert not ((arguments.fault or arguments.move == "one") and step == 3), "the fault went unnoticed on this rank"
+            assert not ((arguments.fault or arguments.move and world_size > 1) and step == 3), "the fault went unnoticed on this rank"
         except ValueError as error:
-            assert arguments.move == "one" and step == 3 and rank == 1 and "other parameters than rank 0's" in str(error)
-            move()
+            assert arguments.move and step == 3 and rank == 1 and "other parameters than rank 0's" in str(error)
             optimizer.step()
         except orlop.Error as error:
-            assert (arguments.fault or arguments.move == "one") and step == 3
+            assert (arguments.fault or arguments.move) and step == 3
+            if arguments.move:
+                move()
             assert isinstance(error, orlop.EditedWeights) == (arguments.fault == "edit" and rank == 1)
             if arguments.fault == "edit":
                 session.store(net)  # rank 0's count, and it has edited nothing

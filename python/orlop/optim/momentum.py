@@ -62,14 +62,15 @@ class SGD(Optimizer):
             raise ValueError(_NESTEROV)
 
     def _check_update(self, group: dict[str, Any], parameter: torch.Tensor, name: str) -> None:
-        is_first = self.state[parameter]["step"] == 0
-        if not group["momentum"] and is_first:
-            self._without_buffer.add(id(parameter))
-        elif group["momentum"] and group["dampening"] and not is_first and id(parameter) in self._without_buffer:
+        is_marked, updates = id(parameter) in self._without_buffer, self.state[parameter]["step"]
+        if not group["momentum"]:
+            if not is_marked and float(updates) == 0:
+                self._without_buffer.add(id(parameter))
+        elif is_marked and group["dampening"] and float(updates) > 0:
             raise NotImplementedError(f"momentum={group['momentum']} with dampening={group['dampening']}: parameter {name!r} was updated "
                                       "without momentum before, and torch would begin its momentum_buffer undampened now, which the "
                                       "servers do in the first update alone; dampening=0 here, or momentum from the first step on")
-        elif group["momentum"]:
+        else:
             self._without_buffer.discard(id(parameter))
 
 
