@@ -111,6 +111,24 @@ def test_a_gradient_that_is_finite_again_after_unscale_still_skips_the_step(job,
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("again", ["scaler", "optimizer"])
+@pytest.mark.parametrize("kind", [orlop.GradScaler, torch.amp.GradScaler])
+def test_a_scaled_step_that_raised_may_be_made_again(job, make_net, batches, monkeypatch, kind, again):
+    mine, other = make_net(), make_net()
+    job.bind(mine)
+    ours, scaler = orlop.SGD(mine.parameters(), lr=0.1, state="fp32"), kind("cpu", init_scale=64.0)
+    scaler.scale(loss_of(mine, batches[0])).backward()
+    with monkeypatch.context() as patch:
+        patch.setattr(ours._job.traffic, "push", None)
+        with pytest.raises(TypeError):
+            scaler.step(ours)
+    scaler.step(ours) if again == "scaler" else ours.step()
+    loss_of(other, batches[0]).backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    for ours, theirs in zip(mine.parameters(), other.parameters()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["orlop", "torch"])
 def test_a_gradient_that_one_rank_made_finite_again_skips_the_step_of_all(servers, torchrun, make_net, batches, kind):
     saved = torchrun("torchrun_scaler.py", f"scaler-{kind}", kind)

@@ -60,10 +60,8 @@ class GradScaler(torch.amp.GradScaler):
             raise RuntimeError("step() has already been called since the last update().")
         optimizer.grad_scale = None if record["stage"] is OptState.UNSCALED else scale
         optimizer.found_inf = sum(record["found_inf_per_device"].values())  # of unscale_; the gradients may be finite again
-        try:
-            optimizer.step()
-        finally:
-            del optimizer.grad_scale, optimizer.found_inf
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # not after a step that raised: it may be called again
         record["stage"] = OptState.STEPPED
         record["found_inf_per_device"] = {scale.device: torch.full((), float(optimizer.skipped), dtype=torch.float32, device=scale.device)}
         return None

@@ -50,6 +50,7 @@ class Optimizer(torch.optim.Optimizer):
     _given_to: str | None = None  # the optimizer that this one is a part of
     _steps_here = False  # this process steps the parameters and the servers store them: nothing is pulled after a step
     _step_supports_amp_scaling = True  # torch.amp.GradScaler leaves unscaling and the check for infinities to this class
+    _grad_scale: torch.Tensor | float | None = 1.0  # a GradScaler's, also after a step that raised; None: it has unscaled the gradients
     _stale_weights = False  # the gradients in hand were computed with weights that the servers' have just replaced
 
     def __init__(self, params: Params, defaults: dict[str, Any], *, session: Connection | None = None, state: str = "8bit",
@@ -83,6 +84,20 @@ class Optimizer(torch.optim.Optimizer):
             self._session.claim(self)
 
     # What users call.
+
+    @property
+    def grad_scale(self) -> torch.Tensor | None:
+        """Set and deleted by a GradScaler around a step. It has no value to read: torch's leaves it after a step that raised, and would
+        multiply the scale of the next by it."""
+        raise AttributeError("grad_scale is for a GradScaler to set")
+
+    @grad_scale.setter
+    def grad_scale(self, scale: torch.Tensor | None) -> None:
+        self._grad_scale = scale
+
+    @grad_scale.deleter
+    def grad_scale(self) -> None:
+        vars(self).pop("_grad_scale", None)
 
     @property
     def attached(self) -> bool:
@@ -432,8 +447,9 @@ class Optimizer(torch.optim.Optimizer):
     @torch.enable_grad()
     def _evaluate(self, closure: Callable[[], float]) -> float:
         """Calls a closure at the servers' weights. If it raises on one rank, every rank raises."""
-        if vars(self).pop("grad_scale", None) is not None:
-            vars(self).pop("found_inf", None)  # torch's GradScaler would leave both to later steps
+        if "_grad_scale" in vars(self):
+            del self.grad_scale  # torch's GradScaler would leave both to later steps
+            vars(self).pop("found_inf", None)
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
         joined = self.attached
         self.before_forward()
@@ -495,8 +511,7 @@ class Optimizer(torch.optim.Optimizer):
         self.skipped = decision["outcome"] == "SKIP"
 
     def _loss_scale_of_step(self) -> float:
-        scale = getattr(self, "grad_scale", None)
-        return 1.0 if scale is None else float(scale)
+        return 1.0 if self._grad_scale is None else float(self._grad_scale)
 
     def _found_inf(self) -> bool:
         """Whether a GradScaler found a gradient of this step not to be finite. Gradients may have been made finite since."""
@@ -514,7 +529,7 @@ class Optimizer(torch.optim.Optimizer):
         parts: list[Part] = []
 
         def pushes() -> list[Any]:
-            sent, under_way = self._pusher.finish(gradients, loss_scale, unscaled=getattr(self, "grad_scale", loss_scale) is None)
+            sent, under_way = self._pusher.finish(gradients, loss_scale, unscaled=self._grad_scale is None)
             others = [job.traffic.wire.part(index, gradient, loss_scale) for index, gradient in flat.items() if index not in sent]
             parts[:] = [*sent.values(), *others]
             return [*under_way, job.traffic.push(others, loss_scale)]
