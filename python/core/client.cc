@@ -2,10 +2,8 @@
 #include "client/client.h"
 
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/unique_ptr.h>
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +13,7 @@
 #include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
+#include "python/core/owned.h"
 #include "python/core/status.h"
 
 namespace orlop::python {
@@ -36,16 +35,18 @@ nb::list ListOf(const std::vector<Message>& messages) {
   return list;
 }
 
-std::unique_ptr<Client> Connect(const std::string& server, const std::string& certificate,
-                                const std::string& key, const std::string& authority,
-                                double timeout_seconds, double connect_timeout_seconds) {
+Owned<Client> Connect(const std::string& server, const std::string& certificate,
+                      const std::string& key, const std::string& authority, double timeout_seconds,
+                      double connect_timeout_seconds) {
+  static const pid_t process = getpid();  // the first to use gRPC
+  CheckProcess(process);
   client::ClientOptions options;
   options.server = server;
   options.tls = {certificate, key, authority};
   options.control_timeout = MillisecondsOf(timeout_seconds);
   options.data_timeout = MillisecondsOf(timeout_seconds);
   options.connect_timeout = MillisecondsOf(connect_timeout_seconds);
-  return ValueOrThrow(WithoutGil([&] { return Client::Connect(std::move(options)); }));
+  return Owned(ValueOrThrow(WithoutGil([&] { return Client::Connect(std::move(options)); })));
 }
 
 v1::Durability DurabilityOf(const std::string& name) {
@@ -55,48 +56,47 @@ v1::Durability DurabilityOf(const std::string& name) {
   return level;
 }
 
-std::unique_ptr<JobHandle> CreateJob(Client& self, const std::string& job, nb::list tensors,
-                                     uint64_t shard_elements, uint64_t seed,
-                                     const std::string& durability) {
+Owned<JobHandle> CreateJob(Owned<Client>& self, const std::string& job, nb::list tensors,
+                           uint64_t shard_elements, uint64_t seed, const std::string& durability) {
   client::JobSpec spec{.job = job,
                        .shard_elements = shard_elements,
                        .seed = seed,
                        .durability = DurabilityOf(durability)};
   for (nb::handle fields : tensors)
     FromPython(nb::cast<nb::dict>(fields), &spec.tensors.emplace_back());
-  return ValueOrThrow(WithoutGil([&] { return self.CreateJob(spec); }));
+  return Owned(ValueOrThrow(WithoutGil([&] { return self->CreateJob(spec); })));
 }
 
 // What a client can see of a cluster.
-void BindLists(nb::class_<Client>* client) {
+void BindLists(nb::class_<Owned<Client>>* client) {
   (*client)
       .def("list_servers",
-           [](Client& self) {
-             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListServers(); })));
+           [](Owned<Client>& self) {
+             return ListOf(ValueOrThrow(WithoutGil([&] { return self->ListServers(); })));
            })
       .def("list_jobs",
-           [](Client& self) {
-             return ListOf(ValueOrThrow(WithoutGil([&] { return self.ListJobs(); })));
+           [](Owned<Client>& self) {
+             return ListOf(ValueOrThrow(WithoutGil([&] { return self->ListJobs(); })));
            })
       .def(
           "list_tensors",
-          [](Client& self, const std::string& job, const std::string& name_contains) {
+          [](Owned<Client>& self, const std::string& job, const std::string& name_contains) {
             return ListOf(
-                ValueOrThrow(WithoutGil([&] { return self.ListTensors(job, name_contains); })));
+                ValueOrThrow(WithoutGil([&] { return self->ListTensors(job, name_contains); })));
           },
           "job"_a, "name_contains"_a = "")
       .def(
           "describe_tensor",
-          [](Client& self, const std::string& job, const std::string& tensor) {
+          [](Owned<Client>& self, const std::string& job, const std::string& tensor) {
             return ToPython(
-                ValueOrThrow(WithoutGil([&] { return self.DescribeTensor(job, tensor); })));
+                ValueOrThrow(WithoutGil([&] { return self->DescribeTensor(job, tensor); })));
           },
           "job"_a, "tensor"_a)
       .def(
           "server_status",
-          [](Client& self, const std::string& server_name) {
+          [](Owned<Client>& self, const std::string& server_name) {
             return ToPython(
-                ValueOrThrow(WithoutGil([&] { return self.ServerStatus(server_name); })));
+                ValueOrThrow(WithoutGil([&] { return self->ServerStatus(server_name); })));
           },
           "server_name"_a = "");
 }
@@ -104,7 +104,7 @@ void BindLists(nb::class_<Client>* client) {
 }  // namespace
 
 void BindClient(nb::module_& module) {
-  nb::class_<Client> client(module, "Client");
+  nb::class_<Owned<Client>> client(module, "Client");
   BindLists(&client);
   client
       .def_static("connect", &Connect, "server"_a, "certificate"_a = "", "key"_a = "",
@@ -114,33 +114,33 @@ void BindClient(nb::module_& module) {
            "durability"_a = "")
       .def(
           "attach_job",
-          [](Client& self, const std::string& job) {
-            return ValueOrThrow(WithoutGil([&] { return self.AttachJob(job); }));
+          [](Owned<Client>& self, const std::string& job) {
+            return Owned(ValueOrThrow(WithoutGil([&] { return self->AttachJob(job); })));
           },
           "job"_a)
       .def(
           "delete_job",
-          [](Client& self, const std::string& job) {
-            return ValueOrThrow(WithoutGil([&] { return self.DeleteJob(job); }));
+          [](Owned<Client>& self, const std::string& job) {
+            return ValueOrThrow(WithoutGil([&] { return self->DeleteJob(job); }));
           },
           "job"_a)
       .def(
           "job_status",
-          [](Client& self, const std::string& job) {
-            return ToPython(ValueOrThrow(WithoutGil([&] { return self.JobStatus(job); })));
+          [](Owned<Client>& self, const std::string& job) {
+            return ToPython(ValueOrThrow(WithoutGil([&] { return self->JobStatus(job); })));
           },
           "job"_a)
       .def(
           "accept_rollback",
-          [](Client& self, const std::string& job, int64_t to_step) {
+          [](Owned<Client>& self, const std::string& job, int64_t to_step) {
             return ToPython(
-                ValueOrThrow(WithoutGil([&] { return self.AcceptRollback(job, to_step); })));
+                ValueOrThrow(WithoutGil([&] { return self->AcceptRollback(job, to_step); })));
           },
           "job"_a, "to_step"_a)
       .def(
           "flush_job",
-          [](Client& self, const std::string& job) {
-            return ToPython(ValueOrThrow(WithoutGil([&] { return self.FlushJob(job); })));
+          [](Owned<Client>& self, const std::string& job) {
+            return ToPython(ValueOrThrow(WithoutGil([&] { return self->FlushJob(job); })));
           },
           "job"_a);
 }

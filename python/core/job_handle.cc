@@ -8,7 +8,6 @@
 //   Times      seconds
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
@@ -23,6 +22,7 @@
 #include "python/core/gil.h"
 #include "python/core/message.h"
 #include "python/core/module.h"
+#include "python/core/owned.h"
 #include "python/core/parts.h"
 #include "python/core/status.h"
 
@@ -67,43 +67,45 @@ nb::dict StateOf(const client::StepState& state) {
   return fields;
 }
 
-nb::list TensorsOf(const JobHandle& self) {
+nb::list TensorsOf(const Owned<JobHandle>& self) {
   nb::list tensors;
-  for (const auto& tensor : self.manifest().tensors()) tensors.append(ToPython(tensor));
+  for (const auto& tensor : self->manifest().tensors()) tensors.append(ToPython(tensor));
   return tensors;
 }
 
-std::unique_ptr<Push> PushAsync(JobHandle& self, nb::list parts, double loss_scale) {
+Owned<Push> PushAsync(Owned<JobHandle>& self, nb::list parts, double loss_scale) {
   auto held = PushPartsOf(parts);
-  auto pending = WithoutGil([&] { return self.PushAsync(held.parts, {.loss_scale = loss_scale}); });
-  return std::make_unique<Push>(ValueOrThrow(std::move(pending)), std::move(held));
+  auto pending =
+      WithoutGil([&] { return self->PushAsync(held.parts, {.loss_scale = loss_scale}); });
+  return Owned(std::make_unique<Push>(ValueOrThrow(std::move(pending)), std::move(held)));
 }
 
-uint64_t SetState(JobHandle& self, nb::list parts) {
+uint64_t SetState(Owned<JobHandle>& self, nb::list parts) {
   auto held = PushPartsOf(parts);
-  return ValueOrThrow(WithoutGil([&] { return self.SetState(held.parts); })).bytes;
+  return ValueOrThrow(WithoutGil([&] { return self->SetState(held.parts); })).bytes;
 }
 
-nb::tuple Pull(JobHandle& self, nb::list parts, std::optional<int64_t> version, bool latest) {
+nb::tuple Pull(Owned<JobHandle>& self, nb::list parts, std::optional<int64_t> version,
+               bool latest) {
   auto held = PullPartsOf(parts);
   auto transfer = ValueOrThrow(
-      WithoutGil([&] { return self.Pull(held.parts, {.version = version, .latest = latest}); }));
+      WithoutGil([&] { return self->Pull(held.parts, {.version = version, .latest = latest}); }));
   return nb::make_tuple(transfer.version, transfer.bytes);
 }
 
-nb::dict Join(JobHandle& self, uint64_t generation, uint32_t rank, uint32_t world_size,
+nb::dict Join(Owned<JobHandle>& self, uint64_t generation, uint32_t rank, uint32_t world_size,
               nb::dict layout, std::optional<int64_t> min_committed_step) {
   client::JoinOptions options{.generation = generation,
                               .rank = rank,
                               .world_size = world_size,
                               .min_committed_step = min_committed_step};
   FromPython(layout, &options.layout);
-  return StateOf(ValueOrThrow(WithoutGil([&] { return self.Join(options); })));
+  return StateOf(ValueOrThrow(WithoutGil([&] { return self->Join(options); })));
 }
 
 // `groups`: for each group of the optimizer its hyper-parameters by name.
-nb::dict Commit(JobHandle& self, bool load, nb::list groups, std::vector<uint32_t> absent_tensors,
-                double loss_scale) {
+nb::dict Commit(Owned<JobHandle>& self, bool load, nb::list groups,
+                std::vector<uint32_t> absent_tensors, double loss_scale) {
   client::CommitOptions options;
   options.kind = load ? v1::CommitStepRequest::LOAD : v1::CommitStepRequest::STEP;
   for (nb::handle values : groups) {
@@ -113,7 +115,7 @@ nb::dict Commit(JobHandle& self, bool load, nb::list groups, std::vector<uint32_
   }
   options.absent_tensors = std::move(absent_tensors);
   options.loss_scale = loss_scale;
-  return ToPython(ValueOrThrow(WithoutGil([&] { return self.Commit(options); })));
+  return ToPython(ValueOrThrow(WithoutGil([&] { return self->Commit(options); })));
 }
 
 nb::dict TimingsOf(const client::Timings& timings) {
@@ -127,40 +129,41 @@ nb::dict TimingsOf(const client::Timings& timings) {
   return fields;
 }
 
-nb::object GetOptimizer(JobHandle& self) {
-  auto configured = ValueOrThrow(WithoutGil([&] { return self.GetOptimizer(); }));
+nb::object GetOptimizer(Owned<JobHandle>& self) {
+  auto configured = ValueOrThrow(WithoutGil([&] { return self->GetOptimizer(); }));
   if (!configured.has_value()) return nb::none();
   return ToPython(*configured);
 }
 
-bool ConfigureOptimizer(JobHandle& self, nb::dict fields) {
+bool ConfigureOptimizer(Owned<JobHandle>& self, nb::dict fields) {
   v1::ConfigureOptimizerRequest request;
   FromPython(fields, &request);
-  return ValueOrThrow(WithoutGil([&] { return self.ConfigureOptimizer(std::move(request)); }));
+  return ValueOrThrow(WithoutGil([&] { return self->ConfigureOptimizer(std::move(request)); }));
 }
 
 }  // namespace
 
 void BindJobHandle(nb::module_& module) {
-  nb::class_<Push>(module, "Push")
-      .def("wait", &Push::Wait)
-      .def_prop_ro("done", &Push::done)
-      .def("cancel", &Push::Cancel);
+  nb::class_<Owned<Push>>(module, "Push")
+      .def("wait", [](Owned<Push>& self) { return self->Wait(); })
+      .def_prop_ro("done", [](const Owned<Push>& self) { return self->done(); })
+      .def("cancel", [](Owned<Push>& self) { self->Cancel(); });
 
-  nb::class_<JobHandle>(module, "JobHandle")
-      .def_prop_ro("job", [](const JobHandle& self) { return self.job(); })
-      .def_prop_ro("existed", &JobHandle::existed)
+  nb::class_<Owned<JobHandle>>(module, "JobHandle")
+      .def_prop_ro("job", [](const Owned<JobHandle>& self) { return self->job(); })
+      .def_prop_ro("existed", [](const Owned<JobHandle>& self) { return self->existed(); })
       .def_prop_ro("shard_elements",
-                   [](const JobHandle& self) { return self.manifest().shard_elements(); })
+                   [](const Owned<JobHandle>& self) { return self->manifest().shard_elements(); })
       .def_prop_ro("tensors", &TensorsOf)
-      .def_prop_ro("state", [](const JobHandle& self) { return StateOf(self.state()); })
+      .def_prop_ro("state", [](const Owned<JobHandle>& self) { return StateOf(self->state()); })
       .def("configure_optimizer", &ConfigureOptimizer, "request"_a)
       .def("get_optimizer", &GetOptimizer)
       .def(
           "start_generation",
-          [](JobHandle& self, uint32_t world_size, std::optional<int64_t> min_committed_step) {
+          [](Owned<JobHandle>& self, uint32_t world_size,
+             std::optional<int64_t> min_committed_step) {
             return ValueOrThrow(
-                WithoutGil([&] { return self.StartGeneration(world_size, min_committed_step); }));
+                WithoutGil([&] { return self->StartGeneration(world_size, min_committed_step); }));
           },
           "world_size"_a, "min_committed_step"_a = nb::none())
       .def("join", &Join, "generation"_a, "rank"_a, "world_size"_a, "layout"_a,
@@ -172,26 +175,27 @@ void BindJobHandle(nb::module_& module) {
            "absent_tensors"_a = std::vector<uint32_t>(), "loss_scale"_a = 1.0)
       .def(
           "abort",
-          [](JobHandle& self, const std::string& reason) {
-            return ValueOrThrow(WithoutGil([&] { return self.Abort(reason); }));
+          [](Owned<JobHandle>& self, const std::string& reason) {
+            return ValueOrThrow(WithoutGil([&] { return self->Abort(reason); }));
           },
           "reason"_a)
       .def(
           "hold",
-          [](JobHandle& self, int64_t step, double seconds, const std::string& holder) {
+          [](Owned<JobHandle>& self, int64_t step, double seconds, const std::string& holder) {
             ThrowIfError(WithoutGil([&] {
-              return self.Hold(step, client::Milliseconds(static_cast<int64_t>(seconds * 1000)),
-                               holder);
+              return self->Hold(step, client::Milliseconds(static_cast<int64_t>(seconds * 1000)),
+                                holder);
             }));
           },
           "step"_a, "seconds"_a, "holder"_a)
       .def("status",
-           [](JobHandle& self) {
-             return ToPython(ValueOrThrow(WithoutGil([&] { return self.Status(); })));
+           [](Owned<JobHandle>& self) {
+             return ToPython(ValueOrThrow(WithoutGil([&] { return self->Status(); })));
            })
-      .def("refresh",
-           [](JobHandle& self) { ThrowIfError(WithoutGil([&] { return self.Refresh(); })); })
-      .def("take_timings", [](JobHandle& self) { return TimingsOf(self.TakeTimings()); });
+      .def(
+          "refresh",
+          [](Owned<JobHandle>& self) { ThrowIfError(WithoutGil([&] { return self->Refresh(); })); })
+      .def("take_timings", [](Owned<JobHandle>& self) { return TimingsOf(self->TakeTimings()); });
 }
 
 }  // namespace orlop::python

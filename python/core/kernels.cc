@@ -4,8 +4,10 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -60,16 +62,31 @@ kernels::DType DTypeOf(const std::string& word) {
                                {"float16", kernels::DType::kF16}});
 }
 
+// Threads for tasks. Only one caller runs at a time.
+struct Pool {
+  std::mutex mutex;
+  std::unique_ptr<ThreadPool> threads;
+};
+
+// The pool of this process. A forked child has none of its parent's threads, and begins with a new
+// one.
+Pool& PoolOfProcess() {
+  static std::atomic<Pool*> pool = [] {
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    return new Pool;
+  }();
+  return *pool;
+}
+
 // Runs tasks on the calling thread and a pool, without the GIL. The pool is made again if `threads`
-// changes. Only one caller runs at a time.
+// changes.
 void RunOnPool(int threads, size_t count, const std::function<void(size_t)>& task) {
-  static std::mutex mutex;
-  static std::unique_ptr<ThreadPool> pool;
   ReleasedGil released;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!pool || pool->thread_count() != threads - 1)
-    pool = std::make_unique<ThreadPool>(threads - 1);
-  pool->Run(count, task);
+  Pool& pool = PoolOfProcess();
+  std::lock_guard<std::mutex> lock(pool.mutex);
+  if (!pool.threads || pool.threads->thread_count() != threads - 1)
+    pool.threads = std::make_unique<ThreadPool>(threads - 1);
+  pool.threads->Run(count, task);
 }
 
 const kernels::Optimizer& Find(const std::string& name) {

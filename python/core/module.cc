@@ -3,10 +3,13 @@
 // releases the GIL.
 #include "python/core/module.h"
 
+#include "python/core/owned.h"
+
 NB_MODULE(_core, module) {
   module.doc() = "The C++ client of Orlop. Private: use the package orlop.";
   orlop::python::BindJobHandle(module);
   orlop::python::BindClient(module);
   orlop::python::BindKernels(module);
+  module.def("check_process", &orlop::python::CheckProcess, nanobind::arg("process"));
   module.def("set_leak_warnings", &nanobind::set_leak_warnings, nanobind::arg("value"));
 }

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 from .errors import Unavailable
@@ -62,13 +63,15 @@ class LocalServers:
     def __init__(self, directory: str | Path | None, servers: int, memory: str, start_seconds: float) -> None:
         if servers < 1:
             raise ValueError(f"servers={servers}; at least 1")
-        self._sockets = tempfile.TemporaryDirectory(prefix="orlop-")  # a socket's path has 107 bytes at most
-        self._data = Path(directory).resolve() if directory is not None else Path(self._sockets.name) / "data"
+        self._process = os.getpid()
+        self._sockets = tempfile.mkdtemp(prefix="orlop-")  # a socket's path has 107 bytes at most
+        self._remove_sockets = weakref.finalize(self, _remove, self._sockets, self._process)
+        self._data = Path(directory).resolve() if directory is not None else Path(self._sockets) / "data"
         self._data.mkdir(parents=True, exist_ok=True)
         self._keeps = directory is not None
         self._children: list[subprocess.Popen[bytes]] = []
         self._check_count(servers)
-        self.addresses = [f"unix:{self._sockets.name}/{index}.sock" for index in range(servers)]
+        self.addresses = [f"unix:{self._sockets}/{index}.sock" for index in range(servers)]
         peers = ",".join(f"s{index}={address}" for index, address in enumerate(self.addresses))
         deadline = time.monotonic() + start_seconds
         try:
@@ -88,7 +91,9 @@ class LocalServers:
 
     def stop(self) -> None:
         """Ends the servers. It waits until the state is in the directory that was given, however long that takes; after Ctrl-C the servers
-        go on writing alone."""
+        go on writing alone. In a process that was forked from the one that started them it does nothing."""
+        if os.getpid() != self._process:
+            return
         for child in self._children:
             child.terminate()
         for index, child in enumerate(self._children):
@@ -102,7 +107,7 @@ class LocalServers:
                     child.kill()
                 child.wait()
         self._children = []
-        self._sockets.cleanup()
+        self._remove_sockets()
 
     def _check_count(self, servers: int) -> None:
         there = len(list(self._data.glob("s[0-9]*/")))
@@ -132,7 +137,7 @@ class LocalServers:
         data = self._data / f"s{index}"
         data.mkdir(exist_ok=True)
         command = [find_binary("orlopd"), "--listen", address, "--name", f"s{index}", "--peers", peers, "--memory", memory,
-                   "--data-dir", str(data), "--ready-file", f"{self._sockets.name}/{index}.ready",
+                   "--data-dir", str(data), "--ready-file", f"{self._sockets}/{index}.ready",
                    "--parent-pid", str(os.getpid()), "--log-level", "warning",
                    "--rollback", "auto", *([] if self._keeps else ["--flush-every", "never"])]
         with open(self._log(index), "ab") as log:
@@ -143,13 +148,19 @@ class LocalServers:
 
     def _wait_ready(self, deadline: float) -> None:
         for index, child in enumerate(self._children):
-            ready = Path(self._sockets.name) / f"{index}.ready"
+            ready = Path(self._sockets) / f"{index}.ready"
             while not ready.exists():
                 if child.poll() is not None or time.monotonic() > deadline:
                     log = self._log(index).read_text(errors="replace")[-2000:]
                     how = "is not ready in time" if child.poll() is None else f"ended with status {child.returncode}"
                     raise Unavailable(f"server s{index} {how}; the end of its log:\n{log}")
                 time.sleep(0.01)
+
+
+def _remove(directory: str, process: int) -> None:
+    """Removes a directory of `process`: its forked children run the same finalizers at their end."""
+    if os.getpid() == process:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def start_for_group(directory: str | Path | None, servers: int, memory: str,

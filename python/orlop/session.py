@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import subprocess
 import threading
 import time
@@ -54,6 +55,10 @@ def _expect_daemon_threads() -> None:
         _core.set_leak_warnings(False)
 
 
+# A forked child ends with frames of threads that it does not have. What they refer to is never released.
+os.register_at_fork(after_in_child=lambda: _core.set_leak_warnings(False))
+
+
 class _ForwardHook:
     """The hook in a bound model. Copies and pickles of the model get a hook that does nothing."""
 
@@ -96,6 +101,7 @@ class Session:
         self.job = job
         self.address = address
         self.loss_scale = 1.0  # the factor that orlop.GradScaler last multiplied a loss by
+        self._process = os.getpid()
         self._client: _core.Client | None = client
         self._servers = servers
         self._tls = tls  # certificate, key, authority
@@ -312,6 +318,7 @@ class Session:
         subprocess.CalledProcessError
             ``orlop export`` failed; its message is on stderr.
         """
+        _core.check_process(self._process)
         job = self._training
         if job is not None and job.joined:
             job.workers.together(job.traffic.check_unedited)
@@ -339,7 +346,9 @@ class Session:
 
     def _store_changes(self) -> None:
         job = self._training
-        if job is None or not job.joined or job.loading or self._servers is not None and not self._servers.running:
+        if os.getpid() != self._process or job is None or not job.joined or job.loading:
+            return
+        if self._servers is not None and not self._servers.running:
             return
         if self.optimizer is not None and job.workers.alone:
             self.optimizer.apply_loaded()
@@ -406,6 +415,7 @@ class Session:
     def client(self) -> _core.Client:
         if self._client is None:
             raise RuntimeError("this session is closed")
+        _core.check_process(self._process)
         return self._client
 
     @property

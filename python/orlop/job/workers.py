@@ -6,12 +6,14 @@ of its slice and pulls the new weights of its slice, so the servers send and rec
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from .. import _core
 from ..errors import Aborted
 
 if dist.is_available():
@@ -116,12 +118,15 @@ class Workers:
 
     def __init__(self) -> None:
         together = dist.is_available() and dist.is_initialized()
+        self._process = os.getpid()
         self.rank: int = dist.get_rank() if together else 0
         self.world_size: int = dist.get_world_size() if together else 1
         self._gathered: list[dist.Work] = []  # kept until the next gather, so that this thread frees them and not a thread of gloo
 
     @property
     def alone(self) -> bool:
+        """Whether this is the only process. RuntimeError in a forked child, whose messages would mix with its parent's."""
+        _core.check_process(self._process)
         return self.world_size == 1
 
     def agree(self, value: Any) -> Any:
