@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "base/box.h"
 #include "client/session.h"
@@ -28,6 +29,7 @@ v1::DType DTypeOf(nb::handle name) {
 std::optional<Box> BoxOf(nb::handle range) {
   if (range.is_none()) return std::nullopt;
   auto pair = nb::cast<nb::tuple>(range);
+  if (pair.size() != 2) throw nb::type_error("a box is a tuple of 2: offset and extent");
   if (nb::isinstance<nb::tuple>(pair[0])) {
     Box box;
     for (nb::handle offset : pair[0]) box.offset.push_back(nb::cast<uint64_t>(offset));
@@ -49,6 +51,12 @@ void Add(const nb::tuple& fields, HeldParts<Part>* held) {
   part.slot = nb::cast<std::string>(fields[1]);
   part.dtype = DTypeOf(fields[2]);
   part.box = BoxOf(fields[3]);
+  // The storage of a wrapper subclass, FakeTensor or meta tensor has bytes and no memory.
+  if (array.data() == nullptr && array.nbytes() > 0) {
+    const auto text = absl::StrCat("the array of tensor ", part.tensor, " has ", array.nbytes(),
+                                   " bytes and no memory: its data pointer is null");
+    throw nb::type_error(text.c_str());
+  }
   part.data = absl::Span<Byte>(static_cast<Byte*>(array.data()), array.nbytes());
   held->parts.push_back(std::move(part));
   held->arrays.push_back(std::move(array));

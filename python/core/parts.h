@@ -25,7 +25,8 @@ struct HeldParts {
   std::vector<Array> arrays;
 };
 
-// Both raise TypeError if an item is no such tuple or array, and ValueError for an unknown dtype.
+// Both raise TypeError if an item is no such tuple or array, or an array has bytes and no memory,
+// and ValueError for an unknown dtype.
 // The GIL must be held.
 HeldParts<client::PushPart> PushPartsOf(const nanobind::list& tuples);
 HeldParts<client::PullPart> PullPartsOf(const nanobind::list& tuples);

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
-from . import _core, names
-from .errors import NotFound
+from . import _core, names, tensors
+from .errors import EditedWeights, NotFound
 from .job.job import TrainingJob, Workers
 from .local import LocalServers, find_binary, start_for_group
 from .optim import opened
@@ -117,7 +117,11 @@ class Session:
         """Names the tensors of a job after a model's, and lets the model's first forward join the job.
 
         Nothing remote happens here. Wrapped models (DDP, ``torch.compile``) may be bound: the wrappers' prefixes are removed from names.
-        Bind the DDP wrapper itself, so that its averaging of the gradients is not repeated.
+        Bind the DDP wrapper itself, so that its averaging of the gradients is not repeated, and a model of ``fully_shard`` or
+        ``parallelize_module`` as it is.
+
+        Buffers and frozen parameters that the servers cannot hold (complex, float8, sparse, quantised, tensor subclasses) stay in this
+        process; a line names one when the job is joined.
 
         Parameters
         ----------
@@ -135,10 +139,8 @@ class Session:
         """
         if self._training is not None:
             raise RuntimeError(f"job {self.job!r} is joined already: bind the model before the first step")
-        if self._hook is not None:
-            self._hook.remove()
         self._model = model
-        self._hook = model.register_forward_pre_hook(_ForwardHook(self))
+        self._put_hook()
         return model
 
     def store(self, model: torch.nn.Module) -> int:
@@ -199,13 +201,12 @@ class Session:
             own = [known[entry.name] for entry in entries if entry.name in known and known[entry.name].tensor is entry.tensor]
             self._training.traffic.pull([entry for entry in own if self._training.index_of(entry.tensor) in tracked])
             entries = [entry for entry in entries if entry.name not in known or known[entry.name].tensor is not entry.tensor]
-        with torch.no_grad():
-            for entry in entries:
-                value = self._stored(entry.name, "weight")
-                if value.shape != entry.tensor.shape or value.dtype != entry.tensor.dtype:
-                    raise ValueError(f"tensor {entry.name!r} is {entry.tensor.dtype} of shape {list(entry.tensor.shape)}; job "
-                                     f"{self.job!r} has it as {value.dtype} of shape {list(value.shape)}")
-                entry.tensor.copy_(value)
+        for entry in entries:
+            value = self._stored(entry.name, "weight")
+            if value.shape != entry.tensor.shape or value.dtype != entry.tensor.dtype:
+                raise ValueError(f"tensor {entry.name!r} is {entry.tensor.dtype} of shape {list(entry.tensor.shape)}; job "
+                                 f"{self.job!r} has it as {value.dtype} of shape {list(value.shape)}")
+            tensors.copy(entry.tensor, value)
         return self.step
 
     def get(self, name: str, slot: str = "weight") -> torch.Tensor:
@@ -355,6 +356,9 @@ class Session:
         if job.workers.rank != 0:
             return
         edited = job.traffic.edited()
+        if edited and job.traffic.boxes:
+            raise EditedWeights(f"parameter {job.entries[edited[0]].name!r} was changed outside the optimizer, and other ranks have parts "
+                                "of the model: session.store(model) on all of them keeps the change")
         if edited:
             warnings.warn(f"parameter {job.entries[edited[0]].name!r} was changed outside the optimizer after step {job.step}, "
                           f"with {len(edited) - 1} others; the change is stored with the job", stacklevel=4)
@@ -384,6 +388,9 @@ class Session:
         handle = self._training.handle if self._training is not None else self.client.attach_job(self.job)
         named = ((index, spec) for index, spec in enumerate(handle.tensors) if name in (spec["name"], *spec["tied_names"]))
         index, spec = next(named, (None, None))
+        if spec is None and self._model is not None and (reason := names.kept_here(self._model).get(name)) is not None:
+            raise NotFound(f"job {self.job!r} has no tensor {name!r}, which is {reason}: it is in this process alone",
+                           {"reason": "UNKNOWN_TENSOR", "tensor": name})
         if spec is None:
             raise NotFound(f"job {self.job!r} has no tensor {name!r}", {"reason": "UNKNOWN_TENSOR", "tensor": name})
         stored = names.TORCH_DTYPES[spec["dtype"].removeprefix("DTYPE_")]
@@ -398,7 +405,7 @@ class Session:
         if job is None or not job.joined or self._model is None:
             return None
         entry = next((entry for entry in self._untrained() if name in (entry.name, *entry.tied_names)), None)
-        return entry.tensor if entry is not None and job.changed([entry]) else None
+        return entry.tensor if entry is not None and not tensors.is_distributed(entry.tensor) and job.changed([entry]) else None
 
     def _untrained(self) -> list[names.Entry]:
         """The job's entries of the bound model that no optimizer trains, with the model's values of now."""
@@ -433,12 +440,20 @@ class Session:
         if before is not None and before is not optimizer:
             before.detach()
         self._owner = weakref.ref(optimizer)
+        if self._model is not None and self._client is not None:
+            self._put_hook()
 
     def training_job(self, entries: list[names.Entry]) -> TrainingJob:
         """The job, created from these tensors on the first call."""
         if self._training is None:
             self._training = TrainingJob(self.client, self.job, entries)
         return self._training
+
+    def _put_hook(self) -> None:
+        """Puts the hook of the bound model before the others: a hook of ``fully_shard`` replaces the parameters for a forward."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._model.register_forward_pre_hook(_ForwardHook(self), prepend=True)
 
     def _before_forward(self) -> None:
         optimizer = self.optimizer

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .. import _core
+from .. import _core, tensors
 from ..errors import FailedPrecondition, Unavailable
 from .traffic import Traffic
 
@@ -24,7 +24,7 @@ SETTLE_SECONDS = 60.0  # how long a decision under way, or a recovery, may hide 
 class _Begun:
     """A step that began and whose weights are not known to be here."""
 
-    gradients: dict[int, tuple[torch.Tensor, int]] | None  # with their versions; None: others have replaced them
+    gradients: dict[int, tuple[torch.Tensor, tuple[int, int]]] | None  # with their versions; None: others have replaced them
     pulled: bool  # true also if this process does not want the weights
     decision: dict[str, Any] | None = None  # once the step is known to be committed
 
@@ -61,7 +61,7 @@ class Attempt:
     def begin(self, gradients: dict[int, torch.Tensor], pulls: bool = True) -> None:
         """Opens the next step. Until :meth:`finish` it may be left half made. `pulls` says whether its weights are wanted here."""
         self.open()
-        self._begun = _Begun({index: (gradient, gradient._version) for index, gradient in gradients.items()}, pulled=not pulls)
+        self._begun = _Begun({index: (gradient, tensors.version(gradient)) for index, gradient in gradients.items()}, pulled=not pulls)
 
     def open(self) -> None:
         """Opens the next step or load: from now on it may be staged or committed."""
@@ -84,8 +84,7 @@ class Attempt:
         """Whether these are the gradients of the step that began last: the same memory, unchanged since."""
         tried = self._begun.gradients if self._begun is not None else None
         return tried is not None and tried.keys() == gradients.keys() and all(
-            gradient.data_ptr() == tried[index][0].data_ptr() and gradient._version == tried[index][1]
-            for index, gradient in gradients.items())
+            tensors.version(gradient) == tried[index][1] for index, gradient in gradients.items())
 
     def decide(self, decision: dict[str, Any] | None) -> None:
         """Notes the decision of the step that began last; None if the step was not made."""

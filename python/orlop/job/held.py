@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .. import _core
+from .. import _core, tensors
 from ..names import Entry
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
@@ -48,22 +48,18 @@ class Held:
         return [index for index, digest in zip(indexes, now) if self._digests.get(index) != digest]
 
 
-def digests(tensors: list[torch.Tensor]) -> list[str]:
-    """The digests of the tensors' values. In host memory they are the same on every machine for the same bits in the same order."""
-    values = [host_values(tensor) if tensor.device.type == "cpu" else None for tensor in tensors]
+def digests(some: list[torch.Tensor]) -> list[str]:
+    """The digests of tensors' values, of a DTensor those that are here. In host memory they are the same on every machine for the same bits
+    in the same order."""
+    values = [tensors.host(tensor) if tensor.device.type == "cpu" else None for tensor in some]
     in_host = iter(_core.digests([(value.data_ptr(), value.nbytes) for value in values if value is not None], torch.get_num_threads()))
-    return [next(in_host) if value is not None else digest_on_device(tensor) for tensor, value in zip(tensors, values)]
+    return [next(in_host) if value is not None else digest_on_device(tensor) for tensor, value in zip(some, values)]
 
 
 def digest_on_device(tensor: torch.Tensor) -> str:
     """A digest that is computed where the tensor is: sums of its bits, weighted by their places, of ranges of 4 Mi elements."""
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
+    flat = tensors.local(tensor).resolve_conj().resolve_neg().contiguous().view(-1)
     bits = flat.view(_INTEGERS[flat.element_size()])
     places = torch.arange(1, min(bits.numel(), _RANGE) + 1, dtype=torch.int64, device=bits.device)
     sums = [(part.to(torch.int64) * places[:part.numel()]).sum() for part in bits.split(_RANGE)]
     return " ".join(f"{value & (2**64 - 1):016x}" for value in torch.stack(sums).tolist())
-
-
-def host_values(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a tensor, flat, in contiguous host memory: the tensor's own where it has that, else a copy."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().cpu().view(-1)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from .. import _core
+from .. import _core, tensors
 from ..errors import Aborted, FailedPrecondition
 from ..names import Entry
 from .attempt import Attempt
-from .held import digests, host_values
-from .traffic import Traffic
+from .held import digests
+from .traffic import Traffic, boxes_of
 from .wire import GRADIENT_WIRES, Part, part
 from .workers import Workers
 
@@ -51,6 +51,8 @@ class TrainingJob:
     def __init__(self, client: _core.Client, name: str, entries: list[Entry]) -> None:
         self.workers = Workers()
         self.entries = entries
+        self.workers.check_same([(entry.name, entry.described()) for entry in entries])
+        boxes = boxes_of(self.workers, entries)
         specs = [entry.spec() for entry in entries]
         created: list[_core.JobHandle] = []
 
@@ -60,7 +62,7 @@ class TrainingJob:
 
         self.existed: bool = self.workers.run_first(create)
         handle = created[0] if created else client.create_job(name, specs)
-        self.traffic = Traffic(handle, self.workers, entries)
+        self.traffic = Traffic(handle, self.workers, entries, boxes)
         self.attempt = Attempt(self.traffic)
         self.joined = False
         self._layout: dict[str, Any] = {}
@@ -148,8 +150,7 @@ class TrainingJob:
         for entry in entries:
             own = known[entry.name]
             if own.tensor is not entry.tensor:
-                with torch.no_grad():
-                    own.tensor.copy_(entry.tensor)
+                tensors.copy(own.tensor, entry.tensor)
         return [known[entry.name] for entry in entries]
 
     def store(self, entries: list[Entry]) -> int:
@@ -157,11 +158,17 @@ class TrainingJob:
 
         Afterwards every rank has rank 0's. Returns the step.
         """
-        changed = self.workers.run_first(lambda: self.changed(entries))
+        changed = self.changed_anywhere(entries)
         if changed:
             self.load(lambda: [self.edited_part(index) for index in changed])
         self.traffic.pull([self.entries[index] for index in changed] if self.workers.alone else entries)
         return self.step
+
+    def changed_anywhere(self, entries: list[Entry]) -> list[int]:
+        """Manifest indexes of those of these tensors that :meth:`changed` on rank 0, and of DTensors that did on any rank."""
+        changed, boxes = self.workers.together(lambda: self.changed(entries)), self.traffic.boxes
+        some = dict(zip(boxes, self.workers.any_of([index in changed for index in boxes]))) if boxes else {}
+        return [index for index in self.workers.agree(sorted({*changed, *boxes})) if some.get(index, index not in boxes)]
 
     def changed(self, entries: list[Entry]) -> list[int]:
         """Manifest indexes of those of these tensors whose values here are not the servers'."""
@@ -179,9 +186,10 @@ class TrainingJob:
         entry = self.entries[index]
         if self.loading or entry.is_buffer or entry.tensor.dtype == torch.float32 or index not in self.traffic.tracked:
             return self.weight_part(entry)
-        here = host_values(entry.tensor)
+        here = tensors.host(entry.tensor)
         weight, master = self.traffic.weight_and_master(index)
-        return part(index, torch.where(here.view(torch.int16) == weight.view(torch.int16), master, here.float()), "master")
+        exact = torch.where(here.view(torch.int16) == weight.view(torch.int16), master, here.float())
+        return part(index, exact, "master", entry.box)
 
     def store_alone(self, indexes: list[int]) -> None:
         """Sets these tensors to their values here, by a LOAD step of this rank as the only contributor.
@@ -196,11 +204,19 @@ class TrainingJob:
         self.handle.commit(load=True)
 
     def load(self, parts: Callable[[], list[Part]]) -> None:
-        """Makes a LOAD step of any slots, which rank 0 makes and sends. Slots without a part keep their bits."""
+        """Makes a LOAD step of any slots. Rank 0 makes and sends the parts, and other ranks those of the boxes of DTensors that they have.
+
+        Slots without a part keep their bits.
+        """
         if self.workers.any_of([self.attempt.is_open])[0]:
             self.attempt.settle()
         self.attempt.open()
-        self.workers.run_first(lambda: self.handle.set_state(parts()))
+
+        def send() -> None:
+            self.handle.set_state([part for part in parts() if self.traffic.sets(part)])
+        self.workers.run_first(send)
+        if self.traffic.boxes:
+            self.workers.together(send if self.workers.rank else lambda: None)
         self.workers.together(lambda: self.handle.commit(load=True))
         self.attempt.close()
 
@@ -238,12 +254,32 @@ class TrainingJob:
             Whether the configuration of some rank is another than the servers'.
         overflowed : bool
             Whether it was given as true on some rank.
+
+        Raises
+        ------
+        ValueError
+            Of a DTensor some ranks have a gradient and some have none. Every rank raises.
         """
-        tracked = self.traffic.tracked
+        tracked, boxes, rank = self.traffic.tracked, self.traffic.boxes, self.workers.rank
+        distributed = [index for index in tracked if index in boxes]
+        lacking = [index not in gradients and boxes[index][rank] != tensors.NOTHING for index in distributed]
         changed, stopped, moved, overflowed, *some = self.workers.any_of(
             [not self.attempt.has_tried(gradients), self.attempt.is_unfinished, configuration != self._configuration, overflowed,
-             *(index in gradients for index in tracked)])
-        return {index for index, there in zip(tracked, some) if there}, stopped, changed, moved, overflowed
+             *(index in gradients for index in tracked), *lacking])
+        present = {index for index, there in zip(tracked, some) if there}
+        for index, lacks in zip(distributed, some[len(tracked):]):
+            if lacks and index in present:
+                raise ValueError(f"the gradient of {self.entries[index].name!r}, a DTensor, is missing on some ranks and there on others: "
+                                 "every rank needs it, or none")
+        return present, stopped, changed, moved, overflowed
+
+    def differing(self) -> str | None:
+        """The name of the first tensor whose values are not the same on all ranks, DTensors left out. All ranks call it."""
+        if self.workers.alone:
+            return None
+        plain = [entry for entry in self.entries if not tensors.is_distributed(entry.tensor)]
+        ranks = self.workers.all_of(digests([entry.tensor for entry in plain]))
+        return next((entry.name for entry, *some in zip(plain, *ranks) if len(set(some)) > 1), None)
 
     def make_step(self, parts: list[Part], start: Callable[[], list[_core.Push | None]] | None, groups: list[dict[str, float]],
                   absent: list[int], loss_scale: float) -> dict[str, Any]:

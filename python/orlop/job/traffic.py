@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
-from .. import _core
+from .. import _core, tensors
 from ..errors import EditedWeights
 from ..names import DTYPE_NAMES, Entry
 from .held import Held, digests
 from .wire import GradientWire, Part
-from .workers import Bucket, Slice, Workers
+from .workers import Bucket, Slice, Workers, slice_of
 
 
 class Traffic:
     """The bytes of one job at one worker.
 
-    A worker that is alone moves whole tensors. Of several, each moves its own flat slice of every tensor (:func:`workers.slice_of`).
+    A worker that is alone moves whole tensors. Of several, each moves its own flat slice of every tensor (:func:`workers.slice_of`). Of a
+    DTensor each moves the box that it has; if several have the same box, the first of them sends it.
 
     Parameters
     ----------
@@ -27,6 +30,8 @@ class Traffic:
     workers : Workers
     entries : list of Entry
         The job's tensors in the order of the manifest.
+    boxes : dict of int to list
+        Of :func:`boxes_of`.
 
     Attributes
     ----------
@@ -40,10 +45,12 @@ class Traffic:
         Time of the step that is being made, in seconds, by ``"reduce"``, ``"push"``, ``"commit"``, ``"pull"`` and ``"gather"``.
     """
 
-    def __init__(self, handle: _core.JobHandle, workers: Workers, entries: list[Entry]) -> None:
+    def __init__(self, handle: _core.JobHandle, workers: Workers, entries: list[Entry],
+                 boxes: dict[int, list[tensors.Box | None]]) -> None:
         self.handle = handle
         self.workers = workers
         self.entries = entries
+        self.boxes = boxes
         self.index_of = {id(entry.tensor): index for index, entry in enumerate(entries)}
         self.wire = GradientWire(None, handle.shard_elements)
         self.seconds: dict[str, float] = {}
@@ -58,7 +65,8 @@ class Traffic:
         `steps_here` says that this process changes the parameters itself, so that a change is no edit.
         """
         if not self.workers.alone:
-            self._buckets = Bucket.pack({index: self.entries[index].tensor for index in indexes}, self.workers.world_size)
+            self._buckets = Bucket.pack({index: self.entries[index].local for index in indexes if index not in self.boxes},
+                                        self.workers.world_size)
         self._tracked, self._steps_here = indexes, steps_here
         self.wire = GradientWire(gradient_wire, self.handle.shard_elements)
 
@@ -80,6 +88,29 @@ class Traffic:
             raise EditedWeights(
                 f"parameter {name!r}{others} changed outside the optimizer, and the servers do not know: session.store(model) keeps the "
                 "edit (load_state_dict, clamping), session.load(model) brings the servers' weights back", {"tensor": name})
+
+    def layout(self, indexes: list[int]) -> dict[str, Any]:
+        """The boxes of the trained parameters that this rank pushes, each exactly once (``ContributionLayout``)."""
+        rank, world_size = self.workers.rank, self.workers.world_size
+        listed = []
+        for index in indexes:
+            begin, end = slice_of(self.entries[index].tensor.numel(), rank, world_size)
+            box = self.boxes[index][rank] if index in self.boxes else (begin, end - begin)
+            if self.is_first_with(index) if index in self.boxes else begin < end:
+                listed.append({"tensor": index, "boxes": [_message(box, self.entries[index].tensor)]})
+        return {"mode": "EXACTLY_ONCE", "preset": "EXPLICIT", "tensors": listed, "reduced_from": world_size}
+
+    def is_first_with(self, index: int) -> bool:
+        """Whether this rank has a box of a DTensor, and no rank before it has the same."""
+        boxes, rank = self.boxes[index], self.workers.rank
+        return boxes[rank] != tensors.NOTHING and boxes.index(boxes[rank]) == rank
+
+    def sets(self, part: Part) -> bool:
+        """Whether this rank sends a part of a LOAD step that all ranks have made: its own box of a DTensor, and rank 0 all else."""
+        index, slot, _, box, *_ = part
+        if index in self.boxes and slot not in ("row_var", "col_var") and box == self.boxes[index][self.workers.rank]:
+            return self.is_first_with(index)
+        return self.workers.rank == 0
 
     # Gradients.
 
@@ -108,12 +139,14 @@ class Traffic:
         if self.workers.alone:
             parts = [self.wire.part(index, gradient, loss_scale) for index, gradient in gradients.items()]
             return parts, [index for index in self.tracked if index not in gradients]
-        parts = []
+        parts = [self.wire.part(index, gradients[index], loss_scale, self.entries[index].box)
+                 for index in self.boxes if index in gradients and self.is_first_with(index)]
         for bucket in self._buckets:
             for piece, values in self._slices(bucket, gradients, reduced):
                 if piece.index in present:
                     parts.append(self.wire.part(piece.index, values, loss_scale, piece.flat))
         mine = {piece.index for bucket in self._buckets for piece in bucket.segments[self.workers.rank]}
+        mine |= {index for index in self.boxes if self.is_first_with(index)}
         self.seconds["reduce"] = time.perf_counter() - start
         return parts, [index for index in self.tracked if index in mine and index not in present]
 
@@ -130,13 +163,13 @@ class Traffic:
     # Weights.
 
     def pull(self, entries: list[Entry]) -> None:
-        """Writes the committed weights into these tensors, whole."""
+        """Writes the committed weights into these tensors, whole. Into a DTensor the part that is here."""
         inside, copies = [], []
         for entry in entries:
-            tensor = entry.tensor.detach()
-            is_host = tensor.is_contiguous() and tensor.device.type == "cpu"
-            room = tensor if is_host else torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-            inside.append(self._weight_in(entry, room))
+            tensor = entry.local
+            room = tensor if tensors.is_host_memory(tensor) else torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            if room.numel():
+                inside.append(self._weight_in(entry, room))
             if room is not tensor:
                 copies.append((tensor, room))
         try:
@@ -148,10 +181,11 @@ class Traffic:
             self._written([entry.tensor for entry in entries])
 
     def stored(self, index: int) -> torch.Tensor:
-        """The newest committed value of a tensor, in a new CPU tensor of its shape and dtype."""
+        """The newest committed value of a tensor, in a new CPU tensor of its shape and dtype. Of a DTensor the part that is here."""
         entry = self.entries[index]
-        room = torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype, device="cpu")
-        self.handle.pull([self._weight_in(entry, room)], latest=True)
+        room = torch.empty(entry.local.shape, dtype=entry.tensor.dtype, device="cpu")
+        if room.numel():
+            self.handle.pull([self._weight_in(entry, room)], latest=True)
         return room
 
     def is_stored(self, index: int) -> bool:
@@ -162,11 +196,12 @@ class Traffic:
         return here == there
 
     def weight_and_master(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The newest committed weight of a parameter and its fp32 master, of one step, flat."""
-        tensor = self.entries[index].tensor
-        weight, master = (torch.empty(tensor.numel(), dtype=dtype, device="cpu") for dtype in (tensor.dtype, torch.float32))
-        self.handle.pull([(index, "weight", DTYPE_NAMES[tensor.dtype], None, weight, None), (index, "master", "F32", None, master, None)],
-                         latest=True)
+        """The newest committed weight of a parameter and its fp32 master, of one step, flat. Of a DTensor the parts that are here."""
+        entry = self.entries[index]
+        weight, master = (torch.empty(entry.local.numel(), dtype=dtype, device="cpu") for dtype in (entry.tensor.dtype, torch.float32))
+        if weight.numel():
+            self.handle.pull([(index, "weight", DTYPE_NAMES[entry.tensor.dtype], entry.box, weight, None),
+                              (index, "master", "F32", entry.box, master, None)], latest=True)
         return weight, master
 
     def pull_tracked(self) -> None:
@@ -183,6 +218,11 @@ class Traffic:
         errors: list[Exception] = []
         for bucket in self._buckets:
             self._pull_bucket(bucket, errors)
+        try:
+            if not errors:
+                self.pull([self.entries[index] for index in self._tracked if index in self.boxes])
+        except Exception as error:
+            errors.append(error)
         self._written([self.entries[index].tensor for index in self._tracked])
 
         def check() -> None:
@@ -191,7 +231,7 @@ class Traffic:
         self.workers.together(check)
 
     def _weight_in(self, entry: Entry, room: torch.Tensor) -> Part:
-        return self.index_of[id(entry.tensor)], "weight", DTYPE_NAMES[room.dtype], None, room.view(-1), None
+        return self.index_of[id(entry.tensor)], "weight", DTYPE_NAMES[room.dtype], entry.box, room.view(-1), None
 
     def _pull_bucket(self, bucket: Bucket, errors: list[Exception]) -> None:
         """Fetches and gathers one bucket. If the fetch fails, the error is appended to `errors` and this rank's slices keep their values:
@@ -207,20 +247,20 @@ class Traffic:
             errors.append(error)
         if errors:
             for piece in bucket.segments[rank]:
-                flat = self.entries[piece.index].tensor.detach().reshape(-1)
+                flat = self.entries[piece.index].local.reshape(-1)
                 piece.of(own).copy_(flat[piece.begin:piece.end])
         pulled = time.perf_counter()
         for pieces, segment in zip(bucket.segments, self.workers.gather(bucket, own)):
             for piece in pieces:
-                _copy_flat(self.entries[piece.index].tensor.detach(), piece.begin, piece.of(segment))
+                _copy_flat(self.entries[piece.index].local, piece.begin, piece.of(segment))
         self.seconds["pull"] += pulled - start
         self.seconds["gather"] += time.perf_counter() - pulled
 
-    def _written(self, tensors: Iterable[torch.Tensor]) -> None:
+    def _written(self, written: Iterable[torch.Tensor]) -> None:
         """Tells autograd that these tensors have changed, which it cannot see of the client's writes, and notes that they are held."""
-        tensors = list(tensors)
-        torch.autograd.graph.increment_version(tensors)
-        self.held.note(self.index_of[id(tensor)] for tensor in tensors)
+        written = list(written)
+        torch.autograd.graph.increment_version(written)
+        self.held.note(self.index_of[id(tensor)] for tensor in written)
 
 
 def _copy_flat(tensor: torch.Tensor, begin: int, values: torch.Tensor) -> None:
@@ -230,3 +270,34 @@ def _copy_flat(tensor: torch.Tensor, begin: int, values: torch.Tensor) -> None:
     whole = tensor.contiguous()
     whole.view(-1)[begin:begin + values.numel()].copy_(values)
     tensor.copy_(whole)
+
+
+def boxes_of(workers: Workers, entries: list[Entry]) -> dict[int, list[tensors.Box | None]]:
+    """For each DTensor, by manifest index, the boxes of all ranks. Empty if this worker is alone. All ranks call it.
+
+    Raises
+    ------
+    ValueError
+        The boxes do not have every element of a tensor.
+    """
+    own = {index: entry.box for index, entry in enumerate(entries) if tensors.is_distributed(entry.tensor)}
+    if workers.alone or not own:
+        return {}
+    ranks = workers.all_of(own)
+    boxes = {index: [rank[index] for rank in ranks] for index in own}
+    for index, some in boxes.items():
+        tensor = entries[index].tensor
+        count = sum(tensor.numel() if box is None else math.prod(box[1]) if isinstance(box[1], tuple) else box[1] for box in set(some))
+        if count != tensor.numel():
+            raise ValueError(f"tensor {entries[index].name!r} is a DTensor with placements {tensor.placements} on {tensor.device_mesh}, "
+                             f"and the ranks have {count} of its {tensor.numel()} elements: place each element on one of the "
+                             f"{workers.world_size} ranks of this job")
+    return boxes
+
+
+def _message(box: tensors.Box | None, tensor: torch.Tensor) -> dict[str, Any]:
+    """A box as messages have it (``Box``)."""
+    offset, extent = box if box is not None else ((0,) * tensor.dim(), tuple(tensor.shape))
+    if isinstance(offset, tuple):
+        return {"offset": list(offset), "extent": list(extent)}
+    return {"offset": [offset], "extent": [extent], "flat": True}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .. import _core
+from .. import _core, tensors
 from ..names import DTYPE_NAMES
 
 Part = tuple[int, str, str, "tuple[Any, Any] | None", torch.Tensor, "int | None"]
@@ -18,7 +18,7 @@ GRADIENT_WIRES = (*CASTS, "int8")
 
 def part(index: int, tensor: torch.Tensor, slot: str = "", box: tuple[Any, Any] | None = None,
          applied_count: int | None = None) -> Part:
-    """A part that is sent: `tensor`, copied to contiguous host memory if it is elsewhere.
+    """A part that is sent: `tensor`, copied to contiguous host memory if it is elsewhere. Of a DTensor, the box that is here.
 
     Parameters
     ----------
@@ -33,8 +33,9 @@ def part(index: int, tensor: torch.Tensor, slot: str = "", box: tuple[Any, Any] 
     applied_count : int, optional
         Updates that a loaded state has seen.
     """
-    host = tensor.detach().contiguous().cpu().view(-1)
-    return index, slot, DTYPE_NAMES[tensor.dtype], box, host, applied_count
+    if tensors.is_distributed(tensor):
+        box = tensors.box(tensor)
+    return index, slot, DTYPE_NAMES[tensor.dtype], box, tensors.host(tensor), applied_count
 
 
 class GradientWire:
@@ -57,15 +58,15 @@ class GradientWire:
     def __init__(self, kind: str | None, shard_elements: int) -> None:
         self._kind = kind
         self._shard_elements = shard_elements
-        self._residuals: dict[tuple[int, tuple[int, int] | None], torch.Tensor] = {}
-        self._next: dict[tuple[int, tuple[int, int] | None], torch.Tensor] = {}  # residuals if the open step is applied
+        self._residuals: dict[tuple[int, tensors.Box | None], torch.Tensor] = {}
+        self._next: dict[tuple[int, tensors.Box | None], torch.Tensor] = {}  # residuals if the open step is applied
 
-    def part(self, index: int, gradient: torch.Tensor, loss_scale: float, flat: tuple[int, int] | None = None) -> Part:
-        """A part of the open step: a gradient of a loss that was multiplied by `loss_scale`, whole or of one flat range."""
+    def part(self, index: int, gradient: torch.Tensor, loss_scale: float, box: tensors.Box | None = None) -> Part:
+        """A part of the open step: a gradient of a loss that was multiplied by `loss_scale`, whole or of one box. int8: a flat range."""
         if self._kind != "int8":
-            return part(index, gradient.to(CASTS[self._kind] or gradient.dtype), box=flat)
+            return part(index, gradient.to(CASTS[self._kind] or gradient.dtype), box=box)
         host = part(index, gradient)[4]
-        key, first, count = (index, flat), flat[0] if flat else 0, host.numel()
+        key, first, count = (index, box), box[0] if box else 0, host.numel()
         residual = self._residuals.get(key)
         if residual is None:
             residual = self._residuals[key] = torch.zeros(count, dtype=torch.bfloat16, device="cpu")
@@ -73,7 +74,7 @@ class GradientWire:
         encoded = torch.empty(_core.kernel_int8_bytes(first, count, self._shard_elements), dtype=torch.uint8, device="cpu")
         _core.kernel_encode_int8((host.data_ptr(), str(host.dtype).removeprefix("torch.")), first, count, self._shard_elements, loss_scale,
                                  residual.data_ptr(), self._next[key].data_ptr(), encoded.data_ptr(), torch.get_num_threads())
-        return index, "", "I8_BLOCK", flat, encoded, None
+        return index, "", "I8_BLOCK", box, encoded, None
 
     def settle(self, outcome: str | None) -> None:
         """Ends the step whose parts were made last. `outcome` is the decision's; None if the step was not made."""

@@ -6,8 +6,10 @@ of its slice and pulls the new weights of its slice, so the servers send and rec
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -137,6 +139,30 @@ class Workers:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def all_of(self, value: Any) -> list[Any]:
+        """Gathers every rank's picklable `value` on every rank, in rank order."""
+        if self.alone:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def check_same(self, described: list[tuple[str, str]]) -> None:
+        """Compares descriptions of the ranks' tensors: pairs of a name and words.
+
+        Raises
+        ------
+        ValueError
+            A rank has another description than rank 0. Every rank raises, and names the first tensor that differs.
+        """
+        if len(set(self.all_of(hashlib.sha256(repr(described).encode()).digest()))) == 1:
+            return
+        first = self.agree(described)
+        pair = next((pair for pair in zip_longest(first, described) if pair[0] != pair[1]), None)
+        rank, (one, other) = next((rank, pair) for rank, pair in enumerate(self.all_of(pair)) if pair is not None)
+        raise ValueError(f"the ranks have different tensors; the first that differs is {_words(one)} on rank 0 and {_words(other)} on rank "
+                         f"{rank}: build the same model and optimizer on every rank")
+
     def run_first(self, action: Any) -> Any:
         """Calls `action()` on rank 0 and returns its result on every rank. An exception is raised on every rank, too."""
         outcome: tuple[Any, Exception | None] = (None, None)
@@ -225,3 +251,7 @@ class Workers:
         if not self.alone and dist.get_backend() == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
+
+
+def _words(described: tuple[str, str] | None) -> str:
+    return "no tensor" if described is None else f"{described[0]!r} ({described[1]})"

@@ -8,8 +8,9 @@ from typing import Any, SupportsFloat
 
 import torch
 
+from .. import tensors
 from ..job.job import TrainingJob
-from ..names import Entry, of_groups, of_model
+from ..names import PARAMETER_DTYPES, Entry, of_groups, of_model
 from ..options import OPTIONS
 
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
@@ -115,10 +116,10 @@ def entries_of(model: torch.nn.Module | None, param_groups: list[dict[str, Any]]
     Raises
     ------
     ValueError
-        A parameter of a group has no name.
+        A parameter of a group has no name, or the servers cannot hold it.
     """
     entries = of_model(model) if model is not None else of_groups(param_groups)
-    _check_named(param_groups, entries)
+    _check_named(model, param_groups, entries)
     whole = {id(p) for group in param_groups if needs_whole(group) for p in group["params"] if p.requires_grad}
     for entry in entries:
         entry.is_whole = id(entry.tensor) in whole
@@ -132,14 +133,31 @@ def is_averaged_by_ddp(model: torch.nn.Module | None, param_groups: list[dict[st
     return param_groups[0].get("param_names", [""])[0].startswith("module.")
 
 
-def _check_named(param_groups: list[dict[str, Any]], entries: list[Entry]) -> None:
+def stays_here(parameter: torch.Tensor) -> bool:
+    """Whether the job has no tensor for a parameter of a group, since it has no elements or is frozen and of a kind that servers do not
+    hold."""
+    if tensors.fault(parameter, PARAMETER_DTYPES) is not None:
+        return not parameter.requires_grad
+    return parameter.numel() == 0
+
+
+def _check_named(model: torch.nn.Module | None, param_groups: list[dict[str, Any]], entries: list[Entry]) -> None:
     known = {id(entry.tensor) for entry in entries}
     for number, group in enumerate(param_groups):
         for position, parameter in enumerate(group["params"]):
-            if parameter.numel() and id(parameter) not in known:
+            if id(parameter) in known or stays_here(parameter):
+                continue
+            reason = tensors.fault(parameter, PARAMETER_DTYPES)
+            if reason is not None:
+                raise ValueError(f"parameter {position} of group {number} is {reason}")
+            if model is None:
                 raise ValueError(
                     f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name: call session.bind(model) "
                     "with the model it belongs to, or give the optimizer model.named_parameters()")
+            raise ValueError(
+                f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name in the bound model: give the "
+                "optimizer the parameters of the model that was bound. Wrappers that replace parameters by flat partitions "
+                "(FullyShardedDataParallel, DeepSpeed ZeRO) hide them: use torch.distributed.fsdp.fully_shard")
 
 
 class Members:
@@ -160,14 +178,16 @@ class Members:
     def __init__(self, param_groups: list[dict[str, Any]], job: TrainingJob | None) -> None:
         trained: dict[int, torch.Tensor] = {}
         self._job = job
-        self._frozen: dict[int, torch.Tensor] = {}
+        self._frozen: dict[int, tuple[str, torch.Tensor]] = {}  # name and parameter by its id
         self._fixed: dict[int, dict[str, Any]] = {}  # options that choose what the servers hold, by manifest index
-        for group in param_groups:
-            present = {job.index_of(parameter): parameter for parameter in group["params"] if parameter.numel()}
-            in_group = {index: parameter for index, parameter in present.items() if parameter.requires_grad}
+        for number, group in enumerate(param_groups):
+            in_group = {job.index_of(p): p for p in group["params"] if p.requires_grad and p.numel()}
             trained |= in_group
-            self._frozen |= {index: parameter for index, parameter in present.items() if index not in in_group}
             self._fixed |= dict.fromkeys(in_group, {option: group[option] for option in FIXED if option in group})
+            for position, parameter in enumerate(group["params"]):
+                if not parameter.requires_grad:
+                    name = job.entries[job.index_of(parameter)].name if job.has(parameter) else f"{position} of group {number}"
+                    self._frozen[id(parameter)] = name, parameter
         self.trained = dict(sorted(trained.items()))
 
     def groups(self, param_groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
@@ -184,11 +204,9 @@ class Members:
         for place, group in enumerate(param_groups):
             indexes = []
             for position, parameter in enumerate(group["params"]):
-                if not parameter.numel():
+                if not parameter.numel() or id(parameter) in self._frozen:
                     continue
                 index = self._job.index_of(parameter) if self._job.has(parameter) else None
-                if index in self._frozen:
-                    continue
                 if index not in self.trained:
                     raise RuntimeError(f"parameter {position} of group {place} (shape {list(parameter.shape)}) came to the groups after "
                                        f"job {self._job.name!r} was joined, whose parameters are fixed: add it before the first step")
@@ -225,16 +243,17 @@ class Members:
         RuntimeError
             A parameter that was frozen when the job was joined has a gradient.
         ValueError
-            A gradient is sparse.
+            A gradient cannot be sent: it is sparse, or a tensor subclass.
         """
-        for index, parameter in self._frozen.items():
+        for name, parameter in self._frozen.values():
             if parameter.grad is not None:
-                raise RuntimeError(f"parameter {self._job.entries[index].name!r} was frozen when the job was joined, so the servers hold "
+                raise RuntimeError(f"parameter {name!r} was frozen when the job was joined, so the servers hold "
                                    "no optimizer state for it; unfreeze before the first step")
         gradients = {}
         for index, parameter in self.trained.items():
             if parameter.grad is not None:
-                if parameter.grad.is_sparse:
-                    raise ValueError(f"the gradient of {self._job.entries[index].name!r} is sparse; use sparse=False in the embedding")
+                reason = tensors.gradient_fault(parameter.grad, parameter, PARAMETER_DTYPES)
+                if reason is not None:
+                    raise ValueError(f"the gradient of {self._job.entries[index].name!r} is {reason}")
                 gradients[index] = parameter.grad.detach()
         return gradients

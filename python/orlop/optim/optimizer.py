@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from .. import tensors
 from ..errors import Superseded
-from ..job.job import GRADIENT_WIRES, Part, TrainingJob
-from ..names import step_count
+from ..job.job import GRADIENT_WIRES, Part, TrainingJob, Workers
+from ..names import kept_here, step_count
 from ..state import checkpoint
 from ..state.checkpoint import Connection, View
 from .connection import default_session
@@ -213,7 +214,7 @@ class Optimizer(torch.optim.Optimizer):
         job = self._job
         if self._pending_state is None or job is None:
             return
-        edited = job.workers.run_first(lambda: job.changed([job.entries[index] for index in job.traffic.tracked]))
+        edited = job.changed_anywhere([job.entries[index] for index in job.traffic.tracked])
         self._load_pending(lambda: [job.edited_part(index) for index in edited], are_some=bool(edited))
         job.traffic.pull([job.entries[index] for index in (edited if job.workers.alone else job.traffic.tracked)])
 
@@ -331,8 +332,9 @@ class Optimizer(torch.optim.Optimizer):
         self._settle()
         for group in self.param_groups:
             self._check_group(group)
-        job = session.training_job(entries_of(session.model, self.param_groups, self._needs_whole))
+        job = session.training_job(Workers().together(lambda: entries_of(session.model, self.param_groups, self._needs_whole)))
         self._members = Members(self.param_groups, job)
+        job.workers.check_same([(job.entries[index].name, "trained") for index in self._members.trained])
         job.configure(self._configuration(self._members.groups(self.param_groups)))
         job.join(self._layout(job))
         job.traffic.track(list(self._members.trained), self._gradient_wire, self._steps_here)
@@ -340,6 +342,7 @@ class Optimizer(torch.optim.Optimizer):
         self._stale_weights = False
         try:
             if job.loading:
+                self._tell_differing(job)
                 self._load_all(job)
             else:
                 self._resume(job, keep_weights)
@@ -347,6 +350,7 @@ class Optimizer(torch.optim.Optimizer):
             self._job = None  # so that the next forward or step joins again
             job.leave()
             raise
+        self._tell_kept(job)
         if self._pusher is not None:
             self._pusher.attach(job, self._members.trained, lambda: session.loss_scale)
 
@@ -378,9 +382,10 @@ class Optimizer(torch.optim.Optimizer):
             return
         trained = self._members.trained.values()
         if not keep_weights:
-            before = [p.detach().clone() for p in trained] if any(p.grad is not None for p in trained) else []
+            before = [tensors.local(p).clone() for p in trained] if any(p.grad is not None for p in trained) else []
             job.traffic.pull(job.entries)
-            self._stale_weights = any(not torch.equal(old, new) for old, new in zip(before, trained))
+            changed = any(not torch.equal(old, tensors.local(new)) for old, new in zip(before, trained))
+            (self._stale_weights,) = job.workers.any_of([changed])
             if job.workers.rank == 0:
                 print(f"orlop: job {job.name} exists: its weights of step {job.step} are in the model now"
                       + ("; this first gradient belongs to other weights and is dropped (session.bind(model) avoids that)"
@@ -404,6 +409,19 @@ class Optimizer(torch.optim.Optimizer):
                          f"step {job.step}: load the model's state_dict of the same checkpoint, too, before the first step; nothing has "
                          "changed on the servers")
 
+    def _tell_differing(self, job: TrainingJob) -> None:
+        differing = job.differing()
+        if job.workers.rank == 0 and differing is not None:
+            print(f"orlop: job {job.name}: the ranks began with different weights (first in {differing!r}); all have those of rank 0 now",
+                  flush=True)
+
+    def _tell_kept(self, job: TrainingJob) -> None:
+        kept = kept_here(self.session.model) if self.session.model is not None and job.workers.rank == 0 else {}
+        if kept:
+            (name, reason), more = next(iter(kept.items())), f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+            print(f"orlop: job {job.name} leaves {name!r}{more} in this process, since the servers cannot hold it: {name!r} is {reason}",
+                  flush=True)
+
     def _read_counts(self, job: TrainingJob) -> None:
         counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.name)}
         for index, parameter in self._members.trained.items():
@@ -416,6 +434,16 @@ class Optimizer(torch.optim.Optimizer):
         if self._pusher is not None and self._reduced:
             raise ValueError("overlap='backward' would read gradients before DDP has averaged them: use it without DDP (the servers "
                              "average then), or leave overlap out")
+        distributed = [index for index in self._members.trained if index in job.traffic.boxes]
+        if distributed and self._pusher is not None:
+            raise ValueError("overlap='backward' pushes whole gradients from every rank, and no rank has a whole one of parameter "
+                             f"{job.entries[distributed[0]].name!r}, a DTensor: leave overlap out")
+        for index in distributed if self._gradient_wire == "int8" else ():
+            if any(box is not None and isinstance(box[0], tuple) for box in job.traffic.boxes[index]):
+                raise ValueError(f"gradient_wire='int8' sends ranges of flat tensors; parameter {job.entries[index].name!r} has placements "
+                                 f"{job.entries[index].tensor.placements}: use 'bf16'")
+        if distributed:
+            return job.traffic.layout(list(self._members.trained))
         if alone:
             return {"mode": "EXACTLY_ONCE", "preset": "WHOLE"}
         if self._pusher is not None:
@@ -522,7 +550,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _commit(self, job: TrainingJob, gradients: dict[int, torch.Tensor], groups: list[dict[str, float]], present: set[int],
                 loss_scale: float) -> dict[str, Any]:
-        flat = {index: gradient.reshape(-1) for index, gradient in gradients.items()}
+        flat = {index: tensors.like(gradient, self._members.trained[index]) for index, gradient in gradients.items()}
         if self._pusher is None:
             parts, absent = job.traffic.reduce(flat, present, self._reduced, loss_scale)
             return job.make_step(parts, None, groups, absent, loss_scale)

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
-from .. import _core
+from .. import _core, tensors
 from ..job.job import Part, TrainingJob
+from ..names import PARAMETER_DTYPES
 
 
 class BackwardPusher:
@@ -32,7 +33,7 @@ class BackwardPusher:
         self._loss_scale = lambda: 1.0
         self._scale_sent = 1.0
         self._counts: dict[int, int] = {}
-        self._sent: dict[int, tuple[torch.Tensor, int, Part]] = {}  # gradient, its version when sent, and what was sent
+        self._sent: dict[int, tuple[torch.Tensor, tuple[int, int], Part]] = {}  # gradient, its version when sent, and what was sent
         self._pushes: list[_core.Push] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -73,6 +74,8 @@ class BackwardPusher:
             return
         if index in self._sent or parameter.grad is None:  # if it was sent, finish() finds that it changed
             return
+        if tensors.gradient_fault(parameter.grad, parameter, PARAMETER_DTYPES) is not None:  # step() raises
+            return
         assert self._job is not None
         if self._job.attempt.is_open:  # a call raised: step() ends that attempt first, and then pushes
             return
@@ -81,7 +84,7 @@ class BackwardPusher:
         part = self._job.traffic.wire.part(index, parameter.grad, self._scale_sent)
         push = self._job.traffic.push([part], self._scale_sent)
         assert push is not None
-        self._sent[index] = (parameter.grad, parameter.grad._version, part)
+        self._sent[index] = (parameter.grad, tensors.version(parameter.grad), part)
         self._pushes.append(push)
 
     def finish(self, gradients: dict[int, torch.Tensor], loss_scale: float,
@@ -104,9 +107,9 @@ class BackwardPusher:
             Their pushes, which may not be complete.
         """
         stale = bool(self._sent) and (unscaled or self._scale_sent != loss_scale)
-        for index, (sent, version, _) in self._sent.items():
+        for index, (_, version, _) in self._sent.items():
             now = gradients.get(index)
-            stale |= now is None or now.data_ptr() != sent.data_ptr() or now._version != version
+            stale |= now is None or tensors.version(now) != version
         if stale:
             self._warn()
             self.abort("a gradient changed after its push")

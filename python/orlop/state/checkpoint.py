@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import tensors
 from ..errors import NotFound
 from ..job.job import Part, digests, part
 from ..names import box_of, shape_of, step_count
@@ -59,7 +60,7 @@ def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torc
         return foreign.export(view, state_dict, format)
     state_dict[KEY] = _whereabouts(view)
     if full:
-        state_dict[KEY] |= {"masters": _masters(view), "weights": dict(enumerate(digests(view.parameters)))}
+        state_dict[KEY] |= {"masters": _masters(view), "weights": _weights(view)}
     kept = {number: {name: value for name, value in state_dict["state"].get(number, {}).items() if name != "step"}
             for number in range(len(view.parameters))}  # what users and hooks put beside the states
     for number, parameter in enumerate(view.parameters):
@@ -164,12 +165,16 @@ def parts(view: View, state_dict: dict[str, Any]) -> list[Part]:
             continue
         index = job.index_of(parameter)
         if number in masters and _rounds_to(masters[number], parameter):
-            sent.append(part(index, masters[number], "master"))
+            box = job.entries[index].box
+            sent.append(part(index, tensors.inside(masters[number], box), "master", box))
         count = _count(view, state)
         if count == 0 and stored[index]["applied_count"] == 0:
             continue  # torch's Adagrad begins with a sum that the servers add at the first update
         for slot in view.slots_of(parameter):
             value = state.get(slot)
+            if tensors.is_distributed(value) and tensors.box(value) != job.entries[index].box:
+                raise ValueError(f"{slot} of {job.entries[index].name!r} is a DTensor with placements {value.placements}, and its "
+                                 "parameter has other ones: load its full_tensor()")
             if isinstance(value, Quantised):
                 sent += quantised.parts(index, slot, value, count, stored[index])
                 continue
@@ -218,14 +223,22 @@ def _masters(view: View) -> dict[int, torch.Tensor]:
     return masters
 
 
+def _weights(view: View) -> dict[int, str]:
+    """The digests of the weights that the state belongs to, by position. Of a DTensor only a part is here."""
+    plain = {number: parameter for number, parameter in enumerate(view.parameters)
+             if view.job is not None and view.job.has(parameter) and not tensors.is_distributed(parameter)}
+    return dict(zip(plain, digests(list(plain.values()))))
+
+
 def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
     """Whether `master` belongs to these weights: the servers round it to `parameter`."""
     if master.shape != parameter.shape or parameter.dtype == torch.float32:
         return False
+    master, weights = tensors.inside(master, tensors.box(parameter)).reshape(-1), tensors.host(parameter)
     if parameter.dtype == torch.float16:
-        return torch.equal(master.half(), parameter.detach().cpu())
+        return torch.equal(master.half(), weights)
     rounded = (master.contiguous().view(torch.int32) + 0x8000) >> 16  # half away from zero, as remainders are made
-    return torch.equal(rounded.to(torch.int16), parameter.detach().cpu().contiguous().view(torch.int16))
+    return torch.equal(rounded.to(torch.int16), weights.view(torch.int16))
 
 
 def _full(view: View, parameter: torch.Tensor) -> dict[str, Any]:
