@@ -82,6 +82,11 @@ def trains_as_torch(session, make, share):
     for step, tokens in enumerate(batches(share)):
         loss, expected = train(model, optimizer, tokens), train(other, reference, tokens)
         assert abs(loss - expected) <= 1e-6 * abs(expected), (step, loss, expected)
+        if step == 5:  # an edit of every rank's parts
+            with torch.no_grad():
+                for parameter in (*model.parameters(), *other.parameters()):
+                    parameter.mul_(0.9)
+            session.store(model)
         if step == 10:
             state = optimizer.state_dict(full=True)
             saved = {name: session.get(name, "exp_avg_sq") for name, _ in other.named_parameters() if name != "unused"}
@@ -90,8 +95,8 @@ def trains_as_torch(session, make, share):
         if step == 15:  # a forward without backward leaves a model of fully_shard with other parameters
             with torch.no_grad():
                 model(tokens)
-            session.store(model)
-    assert session.step == STEPS + 2  # the load and the store
+            assert session.store(model) == step + 3, "nothing differs, so nothing is stored"
+    assert session.step == STEPS + 2  # the load and the first store
     state = reference.state_dict()["state"]
     for number, (name, parameter) in enumerate(other.named_parameters()):
         value = whole(parameter)
