@@ -10,6 +10,7 @@ import gc, os, subprocess, sys, threading
 import torch, orlop
 from orlop import kernels
 
+torch.set_num_threads(1)  # threads of OpenMP, and so torch's large operations, do not survive a fork
 session = orlop.local(memory="256MiB")
 model = session.bind(torch.nn.Linear(4, 2))
 optimizer = orlop.AdamW(model.parameters(), **OPTIONS)

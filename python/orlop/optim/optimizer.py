@@ -200,6 +200,8 @@ class Optimizer(torch.optim.Optimizer):
         """Joins the job, or brings the weights that a step which raised did not."""
         if not self.attached:
             self.attach()
+        elif not self._job.attempt.is_behind and self._pending_state is None:
+            return
         elif self._job.workers.alone or torch.is_grad_enabled():  # one rank may evaluate alone
             if self._job.attempt.is_behind:
                 self._catch_up(self._job)
