@@ -111,7 +111,8 @@ def fault(tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
 def gradient_fault(gradient: torch.Tensor, parameter: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """The reason why a gradient cannot be sent, and the way out, after "the gradient of 'x' is". None: it can."""
     if gradient.layout != torch.strided:
-        return f"sparse ({gradient.layout}); use sparse=False in the embedding, or to_dense()"
+        layout = "sparse" if "sparse" in str(gradient.layout) else "not dense"
+        return f"{layout} ({gradient.layout}); use sparse=False in the embedding, or to_dense()"
     reason = _not_plain(gradient)
     if reason is not None:
         return reason
@@ -180,7 +181,8 @@ def _not_plain(tensor: torch.Tensor) -> str | None:
     if tensor.is_meta:
         return "on the meta device, without values: give it some (to_empty, load_state_dict(assign=True)) before the model is bound"
     if tensor.is_nested or tensor.layout != torch.strided:
-        return f"{'nested' if tensor.is_nested else 'sparse'} ({tensor.layout}): use a dense tensor"
+        layout = "nested" if tensor.is_nested else "sparse" if "sparse" in str(tensor.layout) else "of an opaque layout"
+        return f"{layout} ({tensor.layout}): use a dense tensor"
     if tensor.is_quantized:
         return f"quantised ({tensor.dtype}): dequantize() it"
     return _not_plain(tensor._local_tensor) if is_distributed(tensor) else None

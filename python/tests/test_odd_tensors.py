@@ -119,6 +119,18 @@ def test_a_gradient_of_any_form_is_sent_as_its_values(job, kind):
     torch.testing.assert_close(parameter, other)
 
 
+def test_a_flat_partition_is_refused_with_the_way_out(job):
+    model = job.bind(torch.nn.Linear(3, 2))
+    flat = torch.nn.Parameter(torch.zeros(8))
+    for parameters in (model.parameters(), model.named_parameters()):
+        optimizer = orlop.AdamW(parameters, session=job)
+        optimizer.param_groups[0]["params"] = [flat]  # as DeepSpeed's ZeRO does
+        with pytest.raises(ValueError, match="fully_shard"):
+            optimizer.attach()
+        job._model = None  # the second optimizer has names alone
+    assert job.status()["job"] is None
+
+
 REFUSED = {
     "float64": (lambda: torch.randn(3, dtype=torch.float64), "torch.float64"),
     "complex": (lambda: torch.randn(3, dtype=torch.complex64), "torch.complex64"),

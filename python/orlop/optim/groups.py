@@ -155,9 +155,9 @@ def _check_named(model: torch.nn.Module | None, param_groups: list[dict[str, Any
                     f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name: call session.bind(model) "
                     "with the model it belongs to, or give the optimizer model.named_parameters()")
             raise ValueError(
-                f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name in the bound model: give the "
-                "optimizer the parameters of the model that was bound. Wrappers that replace parameters by flat partitions "
-                "(FullyShardedDataParallel, DeepSpeed ZeRO) hide them: use torch.distributed.fsdp.fully_shard")
+                f"parameter {position} of group {number} (shape {list(parameter.shape)}) has no name in the bound model: make the "
+                "optimizer from the parameters of that model, after fully_shard has replaced them. Flat partitions "
+                "(FullyShardedDataParallel, DeepSpeed ZeRO) have no names: use torch.distributed.fsdp.fully_shard")
 
 
 class Members:
