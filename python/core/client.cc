@@ -2,6 +2,7 @@
 #include "client/client.h"
 
 #include <nanobind/stl/string.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <string>
@@ -38,7 +39,7 @@ nb::list ListOf(const std::vector<Message>& messages) {
 Owned<Client> Connect(const std::string& server, const std::string& certificate,
                       const std::string& key, const std::string& authority, double timeout_seconds,
                       double connect_timeout_seconds) {
-  static const pid_t process = getpid();  // the first to use gRPC
+  static const auto process = getpid();  // the first to use gRPC
   CheckProcess(process);
   client::ClientOptions options;
   options.server = server;

@@ -1,5 +1,8 @@
 #include "python/core/owned.h"
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <stdexcept>
 #include <string>
 

@@ -456,6 +456,8 @@ class Session:
         self._hook = self._model.register_forward_pre_hook(_ForwardHook(self), prepend=True)
 
     def _before_forward(self) -> None:
+        if os.getpid() != self._process:  # a forked child evaluates with the weights that it was given
+            return
         optimizer = self.optimizer
         if optimizer is not None:
             optimizer.before_forward()

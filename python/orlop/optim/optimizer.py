@@ -13,7 +13,7 @@ import torch
 
 from .. import tensors
 from ..errors import Superseded
-from ..job.job import GRADIENT_WIRES, Part, TrainingJob, Workers
+from ..job.job import GRADIENT_WIRES, Part, TrainingJob, Workers, digests
 from ..names import kept_here, step_count
 from ..state import checkpoint
 from ..state.checkpoint import Connection, View
@@ -73,6 +73,7 @@ class Optimizer(torch.optim.Optimizer):
         self._members = Members([], None)
         self._reduced = False  # another library averages the gradients over the ranks
         self._pending_state: dict[str, Any] | None = None
+        self._loaded_name = False  # a state_dict that names the job's tensors was loaded before the join
         self._last_end = time.perf_counter()
         self.grad_norm = math.nan
         self.skipped = False
@@ -261,7 +262,7 @@ class Optimizer(torch.optim.Optimizer):
         ValueError
             The library lacks something that this optimizer does, e.g. Nesterov momentum; the message names it.
         """
-        if self._pending_state is not None:
+        if self._pending_state is not None or full and self._loaded_name:  # the servers have the tensors
             self.attach()
             self.apply_loaded()
         with self._without_hooks("_optimizer_state_dict_post_hooks") as hooks:  # they see the whole, as torch's do
@@ -303,6 +304,7 @@ class Optimizer(torch.optim.Optimizer):
             super().load_state_dict(kept)
         waits = checkpoint.replaces_states(view, state_dict) if joined else checkpoint.has_tensors(view, state_dict)
         self._pending_state = checkpoint.copied(state_dict) if waits else None
+        self._loaded_name = not joined and not waits and bool(state_dict.get(checkpoint.KEY, {}).get("step"))
         if waits:
             checkpoint.set_counts(self._view(), state_dict)
         elif joined:
@@ -382,18 +384,28 @@ class Optimizer(torch.optim.Optimizer):
                       "optimizer state belongs", flush=True)
             self._load_all(job)
             return
-        trained = self._members.trained.values()
         if not keep_weights:
-            before = [tensors.local(p).clone() for p in trained] if any(p.grad is not None for p in trained) else []
-            job.traffic.pull(job.entries)
-            changed = any(not torch.equal(old, tensors.local(new)) for old, new in zip(before, trained))
-            (self._stale_weights,) = job.workers.any_of([changed])
+            self._bring(job)
             if job.workers.rank == 0:
                 print(f"orlop: job {job.name} exists: its weights of step {job.step} are in the model now"
                       + ("; this first gradient belongs to other weights and is dropped (session.bind(model) avoids that)"
                          if self._stale_weights else ""), flush=True)
         self._read_counts(job)
         self.apply_loaded()
+
+    def _bring(self, job: TrainingJob) -> None:
+        """Writes the servers' weights into the model, and the other tensors with them if these weights are others than the model had.
+
+        If they are the same, the model is of this step already, and its buffers and frozen tensors may be newer than the servers'.
+        """
+        trained = list(self._members.trained.values())
+        entries = [job.entries[index] for index in job.traffic.tracked]
+        before = digests(trained)
+        job.traffic.pull(entries)
+        changed = digests(trained) != before
+        replaced, self._stale_weights = job.workers.any_of([changed, changed and any(p.grad is not None for p in trained)])
+        if replaced:
+            job.traffic.pull([entry for index, entry in enumerate(job.entries) if index not in self._members.trained])
 
     def _replaces_weights(self, job: TrainingJob) -> bool:
         """Whether the model's weights go to an existing job with the loaded state, because the state belongs to them.
@@ -483,6 +495,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("Closure use is not currently supported if GradScaler is enabled.")
         joined = self.attached
         self.before_forward()
+        self._job.workers.together(self._job.traffic.check_unedited)  # an edit is refused before the closure counts as run
         if not joined and self._stale_weights:
             self.zero_grad()  # else the closure may add to gradients of other weights
         try:
