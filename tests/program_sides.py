@@ -399,7 +399,7 @@ class Side:
         set_defaults(getattr(torch, dtype), device)
 
     def fork(self):
-        """A child process ends as a script does that returns from its main function."""
+        """A child process calls sys.exit, and this one goes on."""
 
     def look(self):
         """The runner compares the optimizers' full states, which this must be able to read."""
@@ -581,6 +581,10 @@ class OrlopSide(Side):
         child = os.fork()
         if child == 0:
             signal.alarm(CHILD_SECONDS // 4)
+            for session in (*self.sessions, *self.servers.owners.values()):
+                session.__exit__(SystemExit, None, None)  # as leaving the `with` blocks of a script does
+            self.sessions.clear()
+            self.servers.owners.clear()
             sys.exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status != 0:

@@ -91,11 +91,13 @@ def generate(seed):
     rng = random.Random(seed)
     setup = _setup(rng)
     numbers, slots = itertools.count(), []
-    records = [Record("fork")] * (rng.random() < 0.08)
+    records = []
     for _ in range(rng.randint(3, 7)):
         records.append(_train(rng, setup, next(numbers)))
         for _ in range(rng.choice((0, 1, 1, 2))):
             records += _event(rng, setup, slots)
+    if rng.random() < 0.09:
+        records.insert(rng.randint(1, len(records)), Record("fork"))
     if setup["directory"]:
         records.insert(rng.randint(len(records) // 2, len(records)), Record("reopen"))
     records.append(_train(rng, setup, next(numbers)))
