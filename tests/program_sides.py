@@ -13,7 +13,7 @@ import torch
 
 import orlop
 
-CHILD_SECONDS = 120
+CHILD_SECONDS = 300  # of a program that runs in a process of its own; a forked child may take a fifth
 TRAIN = dict(batch=0, accumulate=1, clip=None, unscale=False, inf=False, absent=None, closure=False)
 
 OPTIMIZERS = {  # name in both packages, options, and what a script may set in a group later
@@ -580,7 +580,7 @@ class OrlopSide(Side):
     def fork(self):
         child = os.fork()
         if child == 0:
-            signal.alarm(CHILD_SECONDS // 4)
+            signal.alarm(CHILD_SECONDS // 5)
             for session in (*self.sessions, *self.servers.owners.values()):
                 session.__exit__(SystemExit, None, None)  # as leaving the `with` blocks of a script does
             self.sessions.clear()
