@@ -147,6 +147,8 @@ class Door:
                 is_right = is_cancelled
             elif code == "DEADLINE_EXCEEDED":
                 is_right = str(method) in self.may_wait or timeout < ANSWER_SECONDS
+            elif code == "RESOURCE_EXHAUSTED" and failed.details().startswith("Received message larger than max"):
+                is_right = True  # gRPC's own answer, with the size and the limit: the message never reaches the server's code
             else:
                 is_right = code in OF_EVERY_RPC.split() + MAY_ANSWER[str(method)].split() and reason != "REASON_UNSPECIFIED"
                 if len(self.cluster.servers) == 1:  # else it may be what a changed message of a peer has told
