@@ -237,7 +237,7 @@ class Side:
 
     def loss(self, number):
         x, y = batch_of(number)
-        out = self.call(x.to(self.parameters()[0].dtype)).float()
+        out = self.forward(x.to(self.parameters()[0].dtype)).float()
         loss = torch.nn.functional.mse_loss(out, y)
         return loss if self.critic is None else loss + 0.1 * self.critic(out).mean()
 
@@ -270,7 +270,7 @@ class Side:
         x, _ = batch_of(number + 500)
         self.critic_optimizer.zero_grad()
         with torch.no_grad():
-            out = self.call(x)
+            out = self.forward(x)
         (self.critic(out) - 1).square().mean().backward()
         self.step(self.critic_optimizer.step, self.critic)
         for p in self.critic.parameters():
@@ -286,7 +286,7 @@ class Side:
         named = [(name, p) for name, p in self.model.named_parameters() if p.numel() and not name.startswith("teacher.")]
         name, p = named[parameter % len(named)]
         write(self.model, name, p, route, self.edited(p, operation, parameter))
-        if store:
+        if store or self.half:  # masters are compared, which only the servers have
             self.store()
 
     def edited(self, p, operation, seed):
@@ -335,24 +335,29 @@ class Side:
         groups[number % len(groups)][key] = value
 
     def swap(self, route, back):
-        """Evaluates with the averaged weights, and has the others again afterwards."""
+        """Evaluates with the averaged weights, and has the others again afterwards. session.load() brings those that are trained."""
         if back == "load":
             self.store()
-        kept = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        kept = {name: p.detach().clone() for name, p in self.model.named_parameters() if back != "load" or p.requires_grad}
         for name, p in self.model.named_parameters():
-            write(self.model, name, p, route, self.average[name].clone())
+            if name in kept:
+                write(self.model, name, p, route, self.average[name].clone())
         results = self.evaluate()
         self.swap_back(route, back, kept)
         return results
 
     def swap_back(self, route, back, kept):
         for name, p in self.model.named_parameters():
-            write(self.model, name, p, "no_grad" if back == "load" else route, kept[name].clone())
+            if name in kept:
+                write(self.model, name, p, "no_grad" if back == "load" else route, kept[name].clone())
+
+    def forward(self, x):
+        return self.call(x)
 
     def evaluate(self):
         self.model.eval()
         with torch.no_grad():
-            out = self.call(batch_of(7)[0].to(self.parameters()[0].dtype))
+            out = self.forward(batch_of(7)[0].to(self.parameters()[0].dtype))
         self.model.train()
         return [out.float().clone()]
 
@@ -542,6 +547,13 @@ class OrlopSide(Side):
         except orlop.EditedWeights:
             (self.session if model is self.model else self.critic_session).store(model)
         return call()
+
+    def forward(self, x):
+        try:
+            return super().forward(x)
+        except orlop.EditedWeights:  # a new optimizer joins with the first forward
+            self.store()
+        return super().forward(x)
 
     def store(self):
         self.session.store(self.model)

@@ -104,7 +104,7 @@ PLANTED = {  # the function that has the fault, and what a program must have to 
     "gradients stay scaled": (Optimizer, "_loss_scale_of_step", lambda _: lambda self: 1.0, {"scaler orlop"}),
     "absent gradients are zeros": (Optimizer, "_gradients", sends_zeros_for_absent_gradients, {"train absent", "optimizer AdamW"}),
     "a loaded state is dropped": (checkpoint, "parts", lambda _: lambda view, state_dict: [], {"load from theirs"}),
-    "buffers are not stored at the end": (Session, "_store_buffers", lambda _: lambda self: None, {"directory", "model norm"}),
+    "buffers are not stored at the end": (Session, "_store_changes", lambda _: lambda self: None, {"directory", "model norm"}),
 }
 
 

@@ -162,7 +162,7 @@ class Session:
         ValueError
             The job has no tensor of such a name, or one of another shape.
         """
-        if self._model is None:
+        if self._model is None and self._training is None:
             self.bind(model)
         optimizer = self.optimizer
         if self._training is None and optimizer is not None:
@@ -170,17 +170,20 @@ class Session:
         if optimizer is not None:
             optimizer.take_back("store")
             optimizer.apply_loaded()
-        job = self.training_job(names.of_model(self._model))
+        entries = names.of_model(model)
+        job = self._training if self._training is not None else self.training_job(names.of_model(self._model))
         if not job.joined:
             job.join_frozen()
-        return job.store(job.matching(names.of_model(model)))
+        if self._model is None:  # an optimizer of named parameters has the job, which lacks the model's other tensors
+            entries = [entry for entry in entries if entry.name in job.known_of(entries)]
+        return job.store(job.matching(entries))
 
     def load(self, model: torch.nn.Module) -> int:
         """Writes the servers' weights into this model, bit for bit: it undoes edits that were not stored, e.g. averaged weights that were
         swapped in for an evaluation.
 
-        Of the bound model it writes the parameters that the optimizer trains. Its buffers and frozen parameters, which this process
-        changes itself, keep their values. Of another model, or before this process has joined the job, it writes all tensors.
+        Of the model that is trained it writes the parameters that the optimizer trains. Its buffers and frozen parameters, which this
+        process changes itself, keep their values. Of another model, or before this process has joined the job, it writes all tensors.
 
         Returns
         -------
@@ -197,10 +200,9 @@ class Session:
         entries = names.of_model(model)
         if self._training is not None:
             known = self._training.known_of(entries)
-            tracked = self._training.traffic.tracked
-            own = [known[entry.name] for entry in entries if entry.name in known and known[entry.name].tensor is entry.tensor]
-            self._training.traffic.pull([entry for entry in own if self._training.index_of(entry.tensor) in tracked])
-            entries = [entry for entry in entries if entry.name not in known or known[entry.name].tensor is not entry.tensor]
+            own = [entry for entry in entries if entry.name in known and known[entry.name].tensor is entry.tensor]
+            self._training.traffic.pull([entry for entry in own if self._training.traffic.trains(self._training.index_of(entry.tensor))])
+            entries = [] if own else entries
         for entry in entries:
             value = self._stored(entry.name, "weight")
             if value.shape != entry.tensor.shape or value.dtype != entry.tensor.dtype:

@@ -337,3 +337,33 @@ def test_losses_go_on_while_nothing_is_edited(job, make_net, batches):
         net.to(torch.float32)
         float(loss_of(net, batch).detach())
     assert job.step == 3
+
+
+def test_an_edit_before_a_new_optimizer_is_found(job, make_net, batches):
+    net = job.bind(make_net())
+    train_step(net, orlop.SGD(net.parameters(), lr=0.1), batches[0])
+    net.first.weight.data.mul_(0.5)
+    wanted = net.first.weight.detach().clone()
+    optimizer = orlop.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(orlop.EditedWeights, match=r"first.weight"):
+        net(batches[1][0])
+    job.store(net)
+    assert torch.equal(job.get("first.weight"), wanted)
+    train_step(net, optimizer, batches[1])
+    assert job.step == 3
+
+
+def test_an_edit_of_named_parameters_can_be_stored_and_undone(job, make_net, batches):
+    """Nothing is bound, and the optimizer has some of the model's parameters."""
+    net = make_net()
+    optimizer = orlop.SGD(net.first.named_parameters(), lr=0.1, session=job)
+    train_step(net, optimizer, batches[0])
+    net.first.weight.data.mul_(0.5)
+    with pytest.raises(orlop.EditedWeights):
+        train_step(net, optimizer, batches[1])
+    assert job.store(net.first) == 2
+    train_step(net, optimizer, batches[1])
+    kept = net.first.weight.detach().clone()
+    net.first.weight.data.mul_(0.5)
+    job.load(net.first)
+    assert torch.equal(net.first.weight, kept) and job.step == 3

@@ -202,3 +202,19 @@ def test_a_directory_resumes_bit_for_bit(tmp_path, capsys, make_net, batches):
         trained(session, other, batches[3:6], orlop.AdamW)
     for ours, theirs in zip(net.parameters(), other.parameters()):
         assert torch.equal(ours, theirs)
+
+
+def test_the_state_of_a_parameter_that_was_frozen_later_is_saved_and_loaded(job, make_net, batches):
+    mine, theirs = make_net(), make_net()
+    job.bind(mine)
+    pairs = [(mine, orlop.AdamW(mine.parameters(), state="fp32")), (theirs, torch.optim.AdamW(theirs.parameters()))]
+    for net, optimizer in pairs:
+        train_step(net, optimizer, batches[0])
+        net.first.weight.requires_grad_(False)
+        saved = copy.deepcopy(optimizer.state_dict(full=True) if net is mine else optimizer.state_dict())
+        train_step(net, optimizer, batches[1])
+        optimizer.load_state_dict(saved)
+        net.first.weight.requires_grad_(True)
+        train_step(net, optimizer, batches[2])
+    for ours, other in zip(mine.parameters(), theirs.parameters()):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)

@@ -184,7 +184,7 @@ class TrainingJob:
         Where a 16-bit parameter has the servers' value, its element keeps the exact master.
         """
         entry = self.entries[index]
-        if self.loading or entry.is_buffer or entry.tensor.dtype == torch.float32 or index not in self.traffic.tracked:
+        if self.loading or entry.is_buffer or entry.tensor.dtype == torch.float32 or not self.traffic.trains(index):
             return self.weight_part(entry)
         here = tensors.host(entry.tensor)
         weight, master = self.traffic.weight_and_master(index)

@@ -55,7 +55,7 @@ class Traffic:
         self.wire = GradientWire(None, handle.shard_elements)
         self.seconds: dict[str, float] = {}
         self.held = Held(entries)
-        self._tracked: list[int] = []
+        self._tracked: dict[int, None] = {}  # an ordered set
         self._steps_here = False
         self._buckets: list[Bucket] = []
 
@@ -67,13 +67,17 @@ class Traffic:
         if not self.workers.alone:
             self._buckets = Bucket.pack({index: self.entries[index].local for index in indexes if index not in self.boxes},
                                         self.workers.world_size)
-        self._tracked, self._steps_here = indexes, steps_here
+        self._tracked, self._steps_here = dict.fromkeys(indexes), steps_here
         self.wire = GradientWire(gradient_wire, self.handle.shard_elements)
 
     @property
     def tracked(self) -> list[int]:
         """Manifest indexes of the trained parameters, ascending."""
-        return self._tracked
+        return list(self._tracked)
+
+    def trains(self, index: int) -> bool:
+        """Whether a tensor is one of :attr:`tracked`."""
+        return index in self._tracked
 
     def edited(self) -> list[int]:
         """The parameters that the servers step and that have changed since the servers' weights were written into them."""

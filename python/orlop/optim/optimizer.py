@@ -400,6 +400,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         trained = list(self._members.trained.values())
         entries = [job.entries[index] for index in job.traffic.tracked]
+        if any(index in job.traffic.held for index in job.traffic.tracked):  # another optimizer of this session trained them
+            job.workers.together(job.traffic.check_unedited)
         before = digests(trained)
         job.traffic.pull(entries)
         changed = digests(trained) != before

@@ -161,7 +161,7 @@ def parts(view: View, state_dict: dict[str, Any]) -> list[Part]:
     masters = state_dict.get(KEY, {}).get("masters", {})
     job, stored = view.job, view.tensors()
     for number, (parameter, state) in enumerate(_states(view, state_dict)):
-        if not job.has(parameter) or not parameter.requires_grad:
+        if not view.trains(parameter):
             continue
         index = job.index_of(parameter)
         if number in masters and _rounds_to(masters[number], parameter):
@@ -218,7 +218,7 @@ def _masters(view: View) -> dict[int, torch.Tensor]:
     """The fp32 masters of parameters in half precision, by position. With them a copy steps on with the same bits."""
     masters = {}
     for number, parameter in enumerate(view.parameters):
-        if view.job is not None and parameter.requires_grad and parameter.dtype != torch.float32 and parameter.numel():
+        if view.trains(parameter) and parameter.dtype != torch.float32:
             masters[number] = view.find_session().get(view.name_in_job(parameter), "master")
     return masters
 
@@ -243,7 +243,7 @@ def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 def _full(view: View, parameter: torch.Tensor) -> dict[str, Any]:
     count = view.updates(parameter)
-    if view.job is None or not parameter.requires_grad or count == 0:
+    if not view.trains(parameter) or count == 0:
         return view.state_before_first_update(parameter)
     name, session = view.name_in_job(parameter), view.find_session()
     return {"step": count.clone(), **{slot: session.get(name, slot) for slot in view.slots_of(parameter)}}

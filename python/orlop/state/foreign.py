@@ -88,7 +88,7 @@ def export(view: View, state_dict: dict[str, Any], format: str) -> dict[str, Any
     stored = view.tensors() if view.job is not None else {}
     for number, parameter in enumerate(view.parameters):
         count = view.updates(parameter)
-        if view.job is None or not parameter.requires_grad or count == 0:
+        if not view.trains(parameter) or count == 0:
             continue  # as before a parameter's first update
         tensor = stored[view.job.index_of(parameter)]
         values = {slot: quantised.read(view, tensor, slot) for slot in view.slots_of(parameter)}

@@ -86,6 +86,10 @@ class View:
         """How often the servers have updated a parameter, as torch keeps it."""
         return self.state.get(parameter, {}).get("step", step_count(0))  # none if a user has cleared the state
 
+    def trains(self, parameter: torch.Tensor) -> bool:
+        """Whether the servers hold states of a parameter, which may have been frozen since the job was joined."""
+        return self.job is not None and self.job.has(parameter) and self.job.traffic.trains(self.job.index_of(parameter))
+
     def name_in_job(self, parameter: torch.Tensor) -> str:
         """The tensor's name in the job that the optimizer has joined."""
         return self.job.entries[self.job.index_of(parameter)].name
