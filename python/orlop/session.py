@@ -357,14 +357,17 @@ class Session:
             self.optimizer.apply_loaded()
         if job.workers.rank != 0:
             return
-        edited = job.traffic.edited()
-        if edited and job.traffic.boxes:
-            raise EditedWeights(f"parameter {job.entries[edited[0]].name!r} was changed outside the optimizer, and other ranks have parts "
-                                "of the model: session.store(model) on all of them keeps the change")
-        if edited:
-            warnings.warn(f"parameter {job.entries[edited[0]].name!r} was changed outside the optimizer after step {job.step}, "
-                          f"with {len(edited) - 1} others; the change is stored with the job", stacklevel=4)
-        job.store_alone(edited + (job.changed(self._untrained()) if self._model is not None else []))
+        boxes, edited = job.traffic.boxes, job.traffic.edited()
+        changed = edited + (job.changed(self._untrained()) if self._model is not None else [])
+        plain = [index for index in edited if index not in boxes]
+        if plain:
+            warnings.warn(f"parameter {job.entries[plain[0]].name!r} was changed outside the optimizer after step {job.step}, "
+                          f"with {len(plain) - 1} others; the change is stored with the job", stacklevel=4)
+        job.store_alone([index for index in changed if index not in boxes])
+        for index in changed:
+            if index in boxes:
+                raise EditedWeights(f"{job.entries[index].name!r} is a DTensor, of which other ranks have parts: session.store(model) on "
+                                    "all of them keeps its change")
 
     def _end(self) -> None:
         if self in opened:
