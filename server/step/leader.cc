@@ -536,7 +536,10 @@ void Leader::OnFlush(RequestId request, int64_t now_ms, Actions* actions) {
                  actions);
   }
   if (absl::Status damage = Damage(); !damage.ok()) return Reply(request, damage, actions);
+  // The servers repeat the failure of a flush until a new epoch, in which they report theirs.
+  if (!flush_ && failed_flush_ == committed_->identity) BeginEpoch(now_ms, actions);
   flush_requests_.push_back(request);
+  if (phase_ != Phase::kServing) return;  // EnterServing goes on with it
   if (!flush_) {
     if (kept_flush_.decision == committed_->identity) return EndFlush(absl::OkStatus(), actions);
     flush_ = {committed_->step, committed_->identity};
@@ -551,6 +554,7 @@ void Leader::OnFlush(RequestId request, int64_t now_ms, Actions* actions) {
 void Leader::On(ServerId from, const FlushReply& message, int64_t now_ms, Actions* actions) {
   if (!flush_ || message.decision != flush_->decision) return;
   if (!message.status.ok()) {
+    failed_flush_ = flush_->decision;
     EndFlush(message.status, actions);
     return Advance(now_ms, actions);
   }

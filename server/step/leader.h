@@ -309,6 +309,7 @@ class Leader {
   std::vector<RequestId> flush_requests_;
   std::optional<RecoverReport::Flush> flush_;  // is being written
   RecoverReport::Flush kept_flush_;
+  Digest failed_flush_;  // the last one of this epoch that a server could not write
 };
 
 }  // namespace orlop::step

@@ -43,6 +43,7 @@ void Leader::BeginEpoch(int64_t now_ms, Actions* actions) {
   ReplyAll(&issuing_, Recovering(), actions);
   ReplyAll(&accepting_, Recovering(), actions);
   EndFlush(Recovering(), actions);
+  failed_flush_ = {};
   if (persisting_) {
     new_epoch_wanted_ = true;
     return;
@@ -339,6 +340,7 @@ void Leader::EnterServing(int64_t now_ms, Actions* actions) {
   phase_ms_ = now_ms;
   recovery_cause_.clear();
   ReplyAll(&rollbacks_, absl::OkStatus(), actions);
+  for (RequestId request : std::exchange(flush_requests_, {})) OnFlush(request, now_ms, actions);
 }
 
 // Moves through the phases, and in kServing through the step, as far as the state allows. Then

@@ -520,6 +520,41 @@ WriteFlush AskFor(Participant* participant, const RecoverReport::Flush& kept) {
   return {false, {}, {-1}};
 }
 
+TEST_F(Job, AFlushThatFailedIsNotWrittenByARepeatOfTheMessage) {
+  Load();
+  const DecisionPtr loaded = participant_->last_applied();
+  const Flush message{participant_->epoch(), 0, loaded->identity, {}};
+  Actions actions;
+  participant_->OnMessage(0, message, kNow, &actions);
+  ASSERT_TRUE(std::holds_alternative<WriteFlush>(actions.back()));
+  participant_->OnFlushed(absl::ResourceExhaustedError("no space"), /*has_erased=*/false, kNow,
+                          &actions);
+  actions.clear();
+  participant_->OnMessage(0, message, kNow, &actions);
+  ASSERT_EQ(actions.size(), 1u);
+  const Message& answer = std::get<Send>(actions[0]).message;
+  EXPECT_TRUE(absl::IsResourceExhausted(std::get<FlushReply>(answer).status));
+}
+
+TEST_F(Job, AFlushThatFailedIsWrittenInANewEpochIfItIsAskedForAgain) {
+  Load();
+  const int64_t epoch = participant_->epoch();
+  const auto ask = [&](const absl::Status& written) {
+    Actions actions;
+    leader_->OnFlush(++request_, kNow, &actions);
+    Run(std::move(actions));
+    Actions next;
+    participant_->OnFlushed(written, /*has_erased=*/false, kNow, &next);
+    Run(std::move(next));
+    return answers_[request_].status;
+  };
+  EXPECT_TRUE(absl::IsResourceExhausted(ask(absl::ResourceExhaustedError("no space"))));
+  EXPECT_EQ(participant_->epoch(), epoch);
+  EXPECT_EQ(ask(absl::OkStatus()), absl::OkStatus());
+  EXPECT_EQ(participant_->epoch(), epoch + 1);
+  EXPECT_EQ(leader_->kept_flush().decision, participant_->last_applied()->identity);
+}
+
 TEST_F(Job, OnlyTheNewestFlushThatAllServersHaveIsNeededForTheNext) {
   Load();
   Actions actions;

@@ -153,7 +153,8 @@ struct OpenReply {
 
 // Flush message: the participant writes its shards to disk at `step`, which all of them have
 // applied, and goes on serving. Meanwhile the leader sends no Apply of a later step. The
-// participant answers with FlushReply when the flush is on disk, or cannot be written.
+// participant answers with FlushReply when the flush is on disk, or cannot be written. In the same
+// epoch a failure is final: a repeated message gets the same answer.
 struct Flush {
   int64_t epoch = 0;
   int64_t step = 0;

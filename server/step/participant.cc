@@ -163,6 +163,7 @@ void Participant::Obey(ServerId from, const Recover& message, int64_t now_ms, Ac
     stage_report_due_ = false;
     catching_up_ = false;
     restoring_ = false;
+    failed_flush_ = {};
     FailPendingPushes(absl::UnavailableError("the job is recovering"), actions);
     actions->push_back(PersistEpoch{epoch_});
     return;
@@ -584,6 +585,7 @@ void Participant::Obey(ServerId from, const Flush& message, int64_t now_ms, Acti
     SendToLeader(FlushReply{epoch_, message.step, message.decision, std::move(status)}, actions);
   };
   if (HasFlush(flushes_, {message.step, message.decision})) return reply(absl::OkStatus());
+  if (message.decision == failed_flush_) return reply(flush_failure_);
   if (absl::Status damaged = damage(); !damaged.ok()) return reply(std::move(damaged));
   const bool is_here =
       !committed_ && std::all_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
@@ -630,6 +632,10 @@ void Participant::OnFlushed(absl::Status status, bool has_erased, int64_t now_ms
   const RecoverReport::Flush written = *std::exchange(flushing_, std::nullopt);
   if (status.ok()) flushes_.insert(flushes_.begin(), written);
   if (Joined()) {
+    if (!status.ok()) {
+      failed_flush_ = written.decision;
+      flush_failure_ = status;
+    }
     SendToLeader(FlushReply{epoch_, written.step, written.decision, std::move(status)}, actions);
   } else if (epoch_ > start_epoch_) {
     MaybeReport(actions);

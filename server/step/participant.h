@@ -397,7 +397,11 @@ class Participant {
   std::optional<RecoverReport::Flush> kept_;
   int64_t kept_epoch_ = 0;                        // in which it has
   std::optional<RecoverReport::Flush> flushing_;  // WriteFlush is under way, of a running job
-  std::vector<int64_t> needed_;                   // WriteFlush::needed of the last one
+  // The last flush of this epoch that could not be written; empty: none. The leader ends it, so a
+  // repeated Flush must not write it after all: the leader would not know of it.
+  Digest failed_flush_;
+  absl::Status flush_failure_;
+  std::vector<int64_t> needed_;  // WriteFlush::needed of the last one
 
   // The attempt under way, of step committed_step_ + 1.
   int64_t committed_step_ = kLoading;
