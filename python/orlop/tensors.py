@@ -135,7 +135,7 @@ def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.device != other.device or end <= other_begin or other_end <= begin:
         return False
     start = min(begin, other_begin)
-    mask = torch.zeros(max(end, other_end) - start, dtype=torch.bool)
+    mask = torch.zeros(max(end, other_end) - start, dtype=torch.bool, device="cpu")
     _bytes_of(mask, one, begin - start).fill_(True)
     return bool(_bytes_of(mask, other, other_begin - start).any())
 
@@ -193,7 +193,7 @@ def _is_box(tensor: torch.Tensor) -> bool:
     if all(placement.is_replicate() or placement.is_shard() for placement in tensor.placements):
         return True
     for dimension, size in enumerate(tensor.shape):
-        indices = torch.arange(size)
+        indices = torch.arange(size, dtype=torch.int64, device="cpu")
         for mesh_dimension, placement in enumerate(tensor.placements):
             if not placement.is_replicate() and placement.dim == dimension:
                 shape = [1] * dimension + [len(indices)]
