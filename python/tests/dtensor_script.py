@@ -1,5 +1,6 @@
 """Run by test_dtensor.py in every worker: `dtensor_script.py ADDRESS CASE:JOB ...` runs cases, each in a session of its own."""
 
+import os
 import sys
 
 import pytest
@@ -193,3 +194,5 @@ for case, job in (word.split(":") for word in WANTED):
     with orlop.connect(ADDRESS, job=job) as opened:
         CASES[case](opened)
 dist.destroy_process_group()
+# Meshes hold their groups, whose threads may abort a process that ends while they let go of the last collective (torch 2.13).
+os._exit(0)

@@ -41,6 +41,7 @@ def _averages_and_gathers(rank: int, world_size: int, store: str) -> None:
         assert torch.equal(segment, torch.arange(bucket.sizes[other], dtype=torch.float32) + 1000 * other)
     assert workers.any_of([rank == 0, rank == 1, False]) == [True, True, False]
     assert workers.agree({"rank": rank}) == {"rank": 0}
+    assert workers.all_of({"rank": [rank] * rank * 1000}) == [{"rank": []}, {"rank": [1] * 1000}]
     dist.destroy_process_group()
 
 

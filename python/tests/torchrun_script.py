@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import gc
 import os
 import pathlib
 import signal
@@ -117,7 +118,8 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
         done += 1
     if rank == 0:
         torch.save(net.state_dict(), arguments.out)
+del model, session, optimizer  # DistributedDataParallel holds the group as long as it lives
+gc.collect()
 dist.destroy_process_group()
 threads = [task.joinpath("comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()]
-if not arguments.ddp:  # DistributedDataParallel holds the group as long as the model lives
-    assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/job/workers.py)
+assert "pt_gloo_runloop" not in threads, threads  # one left here can abort the process (python/orlop/job/workers.py)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -23,6 +24,11 @@ if dist.is_available():
     # init_process_group, they would keep that group and gloo's threads past destroy_process_group. If such a thread frees a tensor while
     # Python ends, the process aborts.
     import torch.distributed.nn.functional
+
+# What the last collectives on host memory left. gloo's thread lets go of a collective some time after it is done. If it is the last to hold
+# it while Python ends, it waits for Python's lock and the process aborts ("terminate called without an active exception", torch 2.13).
+# This list lives until the modules go, in the thread that ends Python.
+_last: list[dist.Work] = []
 
 BUCKET_BYTES = 8 << 20  # gradients averaged and weights gathered at a time: a worker needs about three times this beside its tensors
 QUANT_BLOCK = 256  # elements; a slice begins where a block of quantised state begins
@@ -123,7 +129,6 @@ class Workers:
         self._process = os.getpid()
         self.rank: int = dist.get_rank() if together else 0
         self.world_size: int = dist.get_world_size() if together else 1
-        self._gathered: list[dist.Work] = []  # kept until the next gather, so that this thread frees them and not a thread of gloo
 
     @property
     def alone(self) -> bool:
@@ -135,17 +140,25 @@ class Workers:
         """Broadcasts rank 0's picklable `value` to every rank."""
         if self.alone:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        data = self._bytes(pickle.dumps(value if self.rank == 0 else None))
+        size = torch.tensor([data.numel()], dtype=torch.int64, device=data.device)
+        _wait(dist.broadcast(size, src=0, async_op=True))
+        if self.rank != 0:
+            data = data.new_empty(int(size))
+        _wait(dist.broadcast(data, src=0, async_op=True))
+        return value if self.rank == 0 else pickle.loads(data.cpu().numpy())
 
     def all_of(self, value: Any) -> list[Any]:
         """Gathers every rank's picklable `value` on every rank, in rank order."""
         if self.alone:
             return [value]
-        values = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        data = self._bytes(pickle.dumps(value))
+        sizes = torch.empty(self.world_size, dtype=torch.int64, device=data.device)
+        _wait(dist.all_gather_into_tensor(sizes, torch.tensor([data.numel()], dtype=torch.int64, device=data.device), async_op=True))
+        longest = int(sizes.max())
+        gathered = data.new_empty(self.world_size * longest)
+        _wait(dist.all_gather_into_tensor(gathered, torch.nn.functional.pad(data, (0, longest - data.numel())), async_op=True))
+        return [pickle.loads(one[:size].numpy()) for one, size in zip(gathered.cpu().split(longest), sizes.tolist())]
 
     def check_same(self, described: list[tuple[str, str]]) -> None:
         """Compares descriptions of the ranks' tensors: pairs of a name and words.
@@ -199,7 +212,7 @@ class Workers:
         if self.alone:
             return flags
         mask = torch.tensor(flags, dtype=torch.int32, device=self._device())
-        dist.all_reduce(mask, op=dist.ReduceOp.MAX)
+        _wait(dist.all_reduce(mask, op=dist.ReduceOp.MAX, async_op=True))
         return [bool(flag) for flag in mask.tolist()]
 
     def average(self, bucket: Bucket, gradients: dict[int, torch.Tensor]) -> list[tuple[Slice, torch.Tensor]]:
@@ -226,7 +239,7 @@ class Workers:
                     part.of(room).copy_(gradients[part.index][part.begin:part.end])
         own = bucket.sizes[self.rank]
         received = torch.empty(own * self.world_size, dtype=bucket.dtype, device=sent.device)
-        dist.all_to_all_single(received, sent, [own] * self.world_size, bucket.sizes)
+        _wait(dist.all_to_all_single(received, sent, [own] * self.world_size, bucket.sizes, async_op=True))
         total = received[:own].float()  # a view if it is fp32 already
         for rank in range(1, self.world_size):
             total += received[rank * own:(rank + 1) * own]
@@ -242,15 +255,23 @@ class Workers:
             if size:
                 pending.append(dist.broadcast(segment, src=rank, async_op=True))
             segments.append(segment)
-        for work in pending:
-            work.wait()
-        self._gathered = pending
+        _wait(*pending)
         return segments
+
+    def _bytes(self, data: bytes) -> torch.Tensor:
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device())
 
     def _device(self) -> torch.device:
         if not self.alone and dist.get_backend() == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
+
+
+def _wait(*works: dist.Work) -> None:
+    for work in works:
+        work.wait()
+    if dist.get_backend() != "nccl":
+        _last[:] = works
 
 
 def _words(described: tuple[str, str] | None) -> str:
