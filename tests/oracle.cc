@@ -80,10 +80,11 @@ void Oracle::AddGeneration(int64_t generation, int world_size) {
   world_size_[generation] = world_size;
 }
 
-// Tensor 0: everybody contributes everything. Others: rows are dealt out.
+// Tensor 0: everybody contributes everything. Others: rows are dealt out. A buffer: nobody.
 bool Oracle::Contributes(const JobSpec& spec, int world_size, Rank rank, TensorId tensor,
                          int64_t element) {
   if (tensor == 0) return true;
+  if (!spec.tensors[tensor].receives_gradient) return false;
   const Shape& shape = spec.tensors[tensor].shape;
   const int64_t columns = shape.size() == 2 ? shape[1] : 1;
   const int64_t row = element / columns;

@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <queue>
+#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -105,6 +106,7 @@ struct Host {
   bool is_stopping = false;
   Digest room;               // the layout that the host has reserved room for
   Digest refused;            // the last layout that the host refused for lack of room
+  std::vector<PieceKey> refused_pieces;  // its machine knows them, its store could not keep them
   int64_t leader_start = 0;  // number of the start of `leader`, counted over all hosts
 };
 
@@ -159,7 +161,8 @@ struct Worker {
 // A Simulation runs one schedule. Call Run once.
 class Simulation {
  public:
-  explicit Simulation(uint64_t seed) : seed_(seed), random_(seed), shortage_(~seed) {}
+  explicit Simulation(uint64_t seed)
+      : seed_(seed), random_(seed), shortage_(~seed), stage_(MixBits(seed, 78)) {}
   SimulationResult Run();
 
  private:
@@ -227,8 +230,12 @@ class Simulation {
   // may lose the write, and drops the call.
   void Sync(ServerId server, std::function<void(Disk*)> write, std::function<void(Host&)> done);
   void Deliver(ServerId from, ServerId to, const Message& message);
-  // Fails the schedule if a host keeps a piece without room for the layout of its generation.
-  void CheckRoom(const Host& host, const PushPiece& piece);
+  // Keeps a piece that the machine has taken. Returns false if the store refuses it: the caller
+  // gets an error, and its shard cannot be staged. Fails the schedule if there is no room for the
+  // layout of the piece's generation.
+  bool KeepPiece(Host* host, const PushPiece& piece);
+  // Returns whether the machine knows a piece of the shard that the store refused.
+  bool HasRefused(const Host& host, ShardId shard) const;
   // Fails the schedule if `message` reports a failure and `actions` answer a CommitStep with an
   // error that does not name it.
   void CheckReason(const Message& message, const Actions& actions);
@@ -310,6 +317,7 @@ class Simulation {
   uint64_t seed_;
   Random random_;
   Random shortage_;  // whether a disk has room for one flush more
+  Random stage_;     // whether the job has a buffer, and which pieces the stores refuse
   SimulationResult result_;
   std::shared_ptr<JobSpec> spec_;
   Workload workload_;
@@ -344,6 +352,7 @@ class Simulation {
   // The client whose Join succeeded, by leader start, generation and rank.
   std::map<std::tuple<int64_t, int64_t, Rank>, std::string> holders_;
   std::map<RequestId, Call> calls_;  // the calls without an answer yet
+  std::set<RequestId> refused_pushes_;  // whose answer is an error, whatever the machine says
   RequestId next_request_ = 1;
 };
 

@@ -106,6 +106,9 @@ void Simulation::CheckReason(const Message& message, const Actions& actions) {
 }
 
 void Simulation::Do(ServerId server, Answer& action) {
+  if (refused_pushes_.erase(action.request) > 0 && action.status.ok()) {
+    action.status = absl::ResourceExhaustedError("the piece cannot be kept");
+  }
   Carry([this, answer = std::move(action), leader_start = hosts_[server].leader_start] {
     const auto at = calls_.find(answer.request);
     if (at == calls_.end()) return;
@@ -186,11 +189,23 @@ void Simulation::Do(ServerId server, TakeLayout& action) {
   });
 }
 
-// No piece is kept before there is room for its layout.
-void Simulation::CheckRoom(const Host& host, const PushPiece& piece) {
-  if (host.room != layouts_[piece.key.generation]) {
+bool Simulation::KeepPiece(Host* host, const PushPiece& piece) {
+  if (host->room != layouts_[piece.key.generation]) {
     Fail("a piece was kept where there is no room for its layout");
   }
+  std::erase(host->refused_pieces, piece.key);
+  if (!FaultsOn() || !stage_.OneIn(60)) return true;
+  Meet(Met::kPieceRefused);
+  host->refused_pieces.push_back(piece.key);
+  return false;
+}
+
+bool Simulation::HasRefused(const Host& host, ShardId shard) const {
+  const std::vector<StagedPiece> pieces = host.participant->PiecesOf(shard);
+  return std::any_of(pieces.begin(), pieces.end(), [&](const StagedPiece& piece) {
+    return std::find(host.refused_pieces.begin(), host.refused_pieces.end(), piece.key) !=
+           host.refused_pieces.end();
+  });
 }
 
 // Sums what the participant says is staged: the bytes follow from the keys of the pieces.
@@ -224,7 +239,7 @@ Staged Simulation::Reduce(const Host& host, const StageShard& action, ShardStage
 void Simulation::Do(ServerId server, StageShard& action) {
   const bool fails = FaultsOn() && random_.OneIn(60);
   OnHost(server, 1 + random_.Below(4), [this, server, action, fails](Host& host) {
-    if (fails) {
+    if (fails || HasRefused(host, action.shard)) {
       Meet(Met::kStagingFailed);
       Actions actions;
       host.participant->OnShardStagingFailed(action.shard, action.step, action.attempt,
@@ -321,7 +336,7 @@ void Simulation::DeliverForward(ServerId from, ServerId to, Forward forward) {
   Actions actions;
   bool keep = false;
   hosts_[to].participant->OnForward(from, forward, !random_.OneIn(50), now_, &keep, &actions);
-  if (keep) CheckRoom(hosts_[to], forward.piece);
+  if (keep) KeepPiece(&hosts_[to], forward.piece);
   Perform(to, &actions);
 }
 

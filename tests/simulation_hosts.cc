@@ -35,10 +35,14 @@ void Simulation::Build() {
   spec_->server_count =
       static_cast<int>(is_replicated ? 2 + random_.Below(at_most - 1) : 1 + random_.Below(at_most));
   spec_->tensors = {{"bias", {3}, true}, {"weight", {4, 2}, true}};
+  if (stage_.OneIn(3)) {
+    Meet(Met::kBuffer);
+    spec_->tensors.push_back({"buffer", {2}, false});
+  }
   const int copies =
       is_replicated ? static_cast<int>(2 + random_.Below(spec_->server_count - 1)) : 1;
   const uint64_t shard_size = 3 + random_.Below(3);
-  for (TensorId tensor = 0; tensor < 2; ++tensor) {
+  for (TensorId tensor = 0; tensor < static_cast<TensorId>(spec_->tensors.size()); ++tensor) {
     const uint64_t total = *ElementCount(spec_->tensors[tensor].shape);
     for (uint64_t s = 0; s < ShardCount(total, shard_size); ++s) {
       ShardSpec shard{tensor, ShardRange(s, total, shard_size), {}};
@@ -111,6 +115,7 @@ void Simulation::Start(ServerId server) {
   } else if (IsJournaled(spec_->level) && disk.incarnation != 0) {
     ReadJournal(&host, &image);
   }
+  host.refused_pieces.clear();
   host.room = image.layout;
   host.refused = {};
   image.epoch = disk.epoch;

@@ -76,6 +76,7 @@ void Simulation::StartStep(Worker* worker, const Position& position) {
       }
       continue;
     }
+    if (!spec_->tensors[shard.tensor].receives_gradient) continue;
     if (workload_.IsAbsent(at, worker->rank, shard.tensor)) continue;
     const std::vector<Contribution> own = ContributionsOf(worker->rank, at.generation);
     const Box& box = own[shard.tensor].boxes[0];
@@ -158,7 +159,7 @@ void Simulation::SendPieces(Worker* worker) {
           const bool has_room = !FaultsOn() || !random_.OneIn(50);
           if (!has_room) Meet(Met::kNoRoom);
           host.participant->OnPush(request, push, has_room, now_, &keep, actions);
-          if (keep) CheckRoom(host, push);
+          if (keep && !KeepPiece(&host, push)) refused_pushes_.insert(request);
         });
   }
 }

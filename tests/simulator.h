@@ -67,6 +67,8 @@ enum class Met : uint8_t {
   kFlush,
   kFlushFailed,
   kOldFlushErased,
+  kBuffer,
+  kPieceRefused,
   kCount
 };
 inline constexpr size_t kMetCount = static_cast<size_t>(Met::kCount);

@@ -118,6 +118,10 @@ const char* Describe(Met met) {
       return "flush that a server cannot write";
     case Met::kOldFlushErased:
       return "old flush erased to make room for the next";
+    case Met::kBuffer:
+      return "job with a tensor without gradient";
+    case Met::kPieceRefused:
+      return "piece that a server's store refuses after its step machine took it";
     case Met::kCount:
       break;
   }
