@@ -400,7 +400,10 @@ void Leader::On(ServerId from, const StageReport& message, int64_t now_ms, Actio
       message.attempt != attempt_) {
     return;
   }
-  servers_[from].staged = message;
+  std::optional<StageReport>& staged = servers_[from].staged;
+  // A server without gradients reports before the Seal, too. The later report may arrive first.
+  if (staged.has_value() && staged->is_load && !message.is_load) return;
+  staged = message;
   Advance(now_ms, actions);
 }
 

@@ -4,6 +4,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -65,6 +66,10 @@ class Job : public ::testing::Test {
         if (lose_seal_replies_ && std::holds_alternative<SealReply>(send->message)) continue;
         if (ForLeader(send->message)) {
           leader_->OnMessage(0, send->message, kNow, &next);
+          const auto* staged = std::get_if<StageReport>(&send->message);
+          if (staged != nullptr && staged->is_load && overtaken_) {
+            leader_->OnMessage(0, *std::exchange(overtaken_, std::nullopt), kNow, &next);
+          }
         } else {
           participant_->OnMessage(0, send->message, kNow, &next);
         }
@@ -211,6 +216,7 @@ class Job : public ::testing::Test {
   bool hold_applies_ = false;
   bool hold_prepares_ = false;
   bool lose_seal_replies_ = false;
+  std::optional<StageReport> overtaken_;  // it arrives after the next report of a LOAD
   bool hold_layouts_ = false;
   int layouts_asked_ = 0;
   absl::Status layout_status_;
@@ -417,6 +423,43 @@ TEST_F(Job, AFailedStagingOfALoadAnswersItsSeal) {
   }
   Commit(0, 0, first_attempt_, true);
   EXPECT_EQ(answers_[Commit(1, 0, first_attempt_, true)].status, staging_status_);
+}
+
+// A server that takes no gradients calls a step staged from its start, and a LOAD after the Seal.
+TEST_F(Job, AReportOfBeforeTheSealThatArrivesAfterItIsIgnored) {
+  Load();
+  for (ShardId shard : {0, 1}) {
+    PushPiece piece = Piece(0, shard, 1);
+    piece.is_load = true;
+    ASSERT_TRUE(Push(piece).ok());
+  }
+  overtaken_ = {.epoch = leader_->epoch(), .generation = generation_, .step = 1, .attempt = 1};
+  overtaken_->shards = {{.shard = 0, .absent = true}, {.shard = 1, .absent = true}};
+  lose_seal_replies_ = true;  // or the first report would end the LOAD
+  Commit(0, 1, 1, true);
+  Commit(1, 1, 1, true);
+  ASSERT_FALSE(overtaken_.has_value());
+  lose_seal_replies_ = false;
+  Actions actions;
+  leader_->OnTick(kNow + 1000, &actions);  // seals again
+  Run(std::move(actions));
+  EXPECT_EQ(leader_->Status().position.committed_step, 1);
+}
+
+// The report of a restarted server may be lost while the leader still has that of the life before.
+TEST_F(Job, AServerWhoseEarlierLifeIsInThePlacementReportsAgain) {
+  Form();
+  OpenJob open{.epoch = leader_->epoch(), .generation = generation_, .attempt = first_attempt_ + 1};
+  open.manifest_digest = spec_->manifest_digest;
+  open.placement = std::make_shared<Placement>(Placement{{{0, 6}}, {{0, 6}}});
+  Actions actions;
+  participant_->OnMessage(0, open, kNow, &actions);
+  ASSERT_EQ(actions.size(), 1);
+  const auto* send = std::get_if<Send>(&actions[0]);
+  ASSERT_NE(send, nullptr);
+  const auto* report = std::get_if<RecoverReport>(&send->message);
+  ASSERT_NE(report, nullptr);
+  EXPECT_EQ(report->incarnation, 7);
 }
 
 TEST_F(Job, AServerThatCannotPrepareSaysWhy) {

@@ -347,6 +347,8 @@ class Participant {
   // Defined in participant_staging.cc: pushes until they are staged, and pulls.
   int LocalIndex(ShardId shard) const;
   bool IsInSync(ShardId shard) const;
+  // Whether a placement lists a copy that an earlier life of this server held.
+  bool NamesEarlierLife(const Placement& placement) const;
   KeyVerdict CompareKey(const AttemptKey& key) const;
   bool HasRoom() const { return layout_ == nullptr || layout_->digest == taken_layout_; }
   void AnswerOpen(Actions* actions);

@@ -67,6 +67,15 @@ bool Participant::IsInSync(ShardId shard) const {
   return std::find(copies.begin(), copies.end(), Copy{self_, incarnation_}) != copies.end();
 }
 
+bool Participant::NamesEarlierLife(const Placement& placement) const {
+  for (const std::vector<Copy>& copies : placement) {
+    for (const Copy& copy : copies) {
+      if (copy.server == self_ && copy.incarnation != incarnation_) return true;
+    }
+  }
+  return false;
+}
+
 std::vector<ServerId> Participant::OtherCopies(ShardId shard) const {
   std::vector<ServerId> others;
   for (const Copy& copy : (*placement_)[shard]) {
@@ -96,6 +105,8 @@ void Participant::Reply(RequestId request, absl::Status status, Actions* actions
 
 void Participant::Obey(ServerId from, const OpenJob& message, int64_t now_ms, Actions* actions) {
   if (message.manifest_digest != spec_->manifest_digest) return;
+  // The leader has the report of an earlier life, and this life's was lost.
+  if (NamesEarlierLife(*message.placement)) return MaybeReport(actions);
   if (message.committed_step != committed_step_ || committed_) {
     // The message was overtaken, or has overtaken the Apply before it. It is answered only if it
     // repeats the open attempt.
