@@ -599,7 +599,7 @@ void Participant::Obey(ServerId from, const Flush& message, int64_t now_ms, Acti
 WriteFlush Participant::NextFlush(bool is_stop) {
   needed_.clear();
   for (const RecoverReport::Flush& flush : flushes_)
-    if (IsNeeded(flush, /*is_asked=*/!is_stop)) needed_.push_back(flush.step);
+    if (IsNeeded(flush)) needed_.push_back(flush.step);
   std::erase_if(flushes_, [&](const auto& flush) {  // the new one takes its place
     return is_stop && last_applied_ != nullptr && flush.step == last_applied_->step;
   });
@@ -608,14 +608,13 @@ WriteFlush Participant::NextFlush(bool is_stop) {
 }
 
 // Whether a flush must stay until the next one is on disk: it is the newest that all servers have,
-// or may be. `is_asked`: the leader has just asked for the next one, so that it knows which of the
-// earlier ones all have.
-bool Participant::IsNeeded(const RecoverReport::Flush& flush, bool is_asked) const {
+// or may be. When the leader told which that is, every earlier flush had ended, but a server that
+// had not applied the committed step yet may have stopped since, which writes the step before it.
+bool Participant::IsNeeded(const RecoverReport::Flush& flush) const {
   if (!kept_ || kept_epoch_ != epoch_) return true;
   if (last_applied_ != nullptr && flush.decision == last_applied_->identity) return true;
   if (flush.step <= kept_->step && !kept_->decision.empty()) return flush.step == kept_->step;
-  const bool is_known = is_asked || HasFlush(reported_flushes_, flush);
-  return !is_known || flush.step >= committed_step_;
+  return flush.step >= kept_told_step_ - 1;
 }
 
 void Participant::OnFlushed(absl::Status status, bool has_erased, int64_t now_ms,
@@ -648,13 +647,14 @@ void Participant::OnFlushed(absl::Status status, bool has_erased, int64_t now_ms
 void Participant::LearnKept(const RecoverReport::Flush& kept, Actions* actions) {
   kept_ = kept;
   kept_epoch_ = epoch_;
+  kept_told_step_ = committed_step_;
   const auto is_needless = [&](const RecoverReport::Flush& flush) {
     // The job went back to the committed step: what was written of later ones is another history.
     const bool is_made = last_applied_ != nullptr && flush.decision == last_applied_->identity;
     if (flush.step > committed_step_ || (flush.step == committed_step_ && !is_made)) return true;
     // The leader has seen this flush in the report, and some server does not have it. No server can
-    // write it any more.
-    return HasFlush(reported_flushes_, flush) && flush.step < committed_step_ &&
+    // write it any more, not even one that stops before it has applied the committed step.
+    return HasFlush(reported_flushes_, flush) && flush.step < committed_step_ - 1 &&
            (kept.decision.empty() || flush.step > kept.step);
   };
   if (std::erase_if(flushes_, is_needless) > 0) actions->push_back(KeepFlushes{FlushedSteps()});

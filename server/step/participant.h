@@ -340,7 +340,7 @@ class Participant {
   void LearnKept(const RecoverReport::Flush& kept, Actions* actions);
   void DropOldFlushes();
   std::vector<int64_t> FlushedSteps() const;
-  bool IsNeeded(const RecoverReport::Flush& flush, bool is_asked) const;
+  bool IsNeeded(const RecoverReport::Flush& flush) const;
   WriteFlush NextFlush(bool is_stop);
   void SendToLeader(Message message, Actions* actions) const;
 
@@ -398,6 +398,7 @@ class Participant {
   // The newest flush that all servers have, as the leader has told; nullopt: it has not yet.
   std::optional<RecoverReport::Flush> kept_;
   int64_t kept_epoch_ = 0;                        // in which it has
+  int64_t kept_told_step_ = kLoading;             // committed_step_ then
   std::optional<RecoverReport::Flush> flushing_;  // WriteFlush is under way, of a running job
   // The last flush of this epoch that could not be written; empty: none. The leader ends it, so a
   // repeated Flush must not write it after all: the leader would not know of it.
