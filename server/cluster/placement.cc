@@ -59,8 +59,14 @@ std::string Reason(bool whole, const std::string& server, double share, size_t s
 }
 
 // Returns the bytes of one element that placement balances: its slots, for a parameter those of
-// 8-bit AdamW, and the staged gradient of a parameter as fp32.
+// 8-bit AdamW, and the staged gradient of a parameter as fp32. A tensor that may stay unset counts a
+// thousandth of that: it is spread, and the others are balanced as if it were not there.
 double BytesPerElement(const Tensor& tensor) {
+  if (tensor.may_be_unset) {
+    Tensor set = tensor;
+    set.may_be_unset = false;
+    return BytesPerElement(set) / 1000;
+  }
   if (!tensor.is_parameter)
     return static_cast<double>(FormatOf(tensor, {}, Slot::kWeight, {0, 256}).Bytes(256)) / 256;
   TensorOptimizer optimizer;

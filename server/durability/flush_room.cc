@@ -38,6 +38,14 @@ absl::Status FlushRoom::Take(uint64_t flush_bytes) {
   return Reserve(flush_bytes, /*is_stored=*/true);
 }
 
+absl::Status FlushRoom::TakeMore(uint64_t flush_bytes) {
+  {
+    MutexLock lock(&mutex_);
+    if (flush_bytes <= flush_bytes_) return absl::OkStatus();
+  }
+  return Take(flush_bytes);
+}
+
 absl::Status FlushRoom::Reserve(uint64_t flush_bytes, bool is_stored) {
   Accountant& accountant = tiers_->accountant();
   const uint64_t wanted = kFlushCount * flush_bytes;

@@ -38,6 +38,8 @@ class FlushRoom {
   // As Grow, for a job that is stored already: what the disk does not have is missing, and that is
   // no error. Returns the error for the log.
   absl::Status Take(uint64_t flush_bytes);
+  // As Take, but only if a flush has become larger: a LOAD has set tensors that were unset.
+  absl::Status TakeMore(uint64_t flush_bytes);
   // Returns the bytes that Take could not reserve; 0 once Grow has succeeded.
   uint64_t missing_bytes() const;
 

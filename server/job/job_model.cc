@@ -62,14 +62,14 @@ absl::Status JobModel::AddTensor(const v1::TensorSpec& wire, step::JobSpec* spec
   if (absl::Status status = ValidateTensorSpec(wire); !status.ok()) return status;
   const auto index = static_cast<uint32_t>(tensors_.size());
   Tensor tensor{wire.name(), wire.kind() == v1::TENSOR_KIND_PARAMETER, ShapeOf(wire), wire.dtype(),
-                *ElementCount(ShapeOf(wire))};
+                *ElementCount(ShapeOf(wire)), wire.may_be_unset()};
   std::vector<std::string> names(wire.tied_names().begin(), wire.tied_names().end());
   names.push_back(wire.name());
   for (const std::string& name : names)
     if (!by_name_.emplace(name, index).second)
       return BadRequest("name", name, "", absl::StrCat("tensor name '", name, "' is given twice"));
   if (tensor.is_parameter) parameter_count_ += tensor.element_count;
-  spec->tensors.push_back({tensor.name, tensor.shape, tensor.is_parameter});
+  spec->tensors.push_back({tensor.name, tensor.shape, tensor.is_parameter, tensor.may_be_unset});
   first_shard_.push_back(static_cast<int32_t>(spec->shards.size()));
   const uint64_t shards = ShardCount(tensor.element_count, shard_elements());
   if (shards > kMaxShards - spec->shards.size()) {

@@ -71,6 +71,7 @@ struct Tensor {
   std::vector<uint64_t> shape;  // of the whole tensor; empty: a scalar
   v1::DType dtype = v1::DTYPE_F32;
   uint64_t element_count = 0;
+  bool may_be_unset = false;  // TensorSpec.may_be_unset
 };
 
 // Returns the state format of a tensor whose group asks for `wanted`. It is fp32 if the tensor has

@@ -343,7 +343,7 @@ struct BodyWriter {
 v1::ErrorDetail DetailOfStep(const absl::Status& status) {
   static_assert(static_cast<int>(step::Reason::kLoading) == v1::ErrorDetail::LOADING);
   static_assert(static_cast<int>(step::Reason::kStopping) == v1::ErrorDetail::STOPPING);
-  static_assert(v1::ErrorDetail::Reason_MAX == v1::ErrorDetail::DENIED);  // none of a machine
+  static_assert(v1::ErrorDetail::Reason_MAX == v1::ErrorDetail::UNSET);  // none of a machine
   v1::ErrorDetail detail = DetailOf(status);
   if (detail.reason() == v1::ErrorDetail::REASON_UNSPECIFIED) {
     detail.set_reason(static_cast<v1::ErrorDetail::Reason>(step::ReasonOf(status)));

@@ -605,6 +605,8 @@ void JobRuntime::WriteFlushInPool(const step::WriteFlush& action) {
 absl::Status JobRuntime::WriteFlushOf(const FlushHeader& header, const step::WriteFlush& action,
                                       bool* has_erased) {
   MutexLock lock(&flush_mutex_);
+  if (absl::Status room = flush_room_.TakeMore(FlushBytesAs(*model())); !room.ok())
+    spdlog::warn("job {}: a flush may find no room: {}", job_, std::string(room.message()));
   absl::Status status =
       flush_room_.MakeRoom(action.needed, /*with_staged=*/action.is_stop, has_erased);
   if (status.ok())

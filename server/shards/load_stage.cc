@@ -260,8 +260,10 @@ absl::Status LoadStage::FillPlane(const SlotHold& hold, const std::vector<LoadPi
   for (const LoadPiece& piece : pieces)
     if (absl::Status added = cover.Add(piece.slot, piece.dtype, piece.box); !added.ok())
       return added;
-  if (slot == Slot::kWeight && slots_->version() < 0 && !cover.is_whole())
-    return FirstLoadIncomplete(shard_);
+  const bool is_first = shard_.tensor->may_be_unset
+                            ? !slots_->has_contents(hold, slot) && !pieces.empty()
+                            : slots_->version() < 0;
+  if (slot == Slot::kWeight && is_first && !cover.is_whole()) return FirstLoadIncomplete(shard_);
   if (cover.is_untouched(slots_->has_contents(hold, slot))) {
     MutexLock lock(&mutex_);
     if (!plane(slot).moving) Discard(slot);  // a piece that was refused may have begun it

@@ -30,6 +30,15 @@ void Shard::Expect(std::vector<ExpectedPiece> pieces) {
   DropStaged();
 }
 
+bool Shard::is_unset() const {
+  bool is_set = !info.tensor->may_be_unset;
+  if (!is_set)
+    slots.Inspect([&](const SlotHome::View& view) {
+      const SlotBytes& weight = view.slots[SlotIndex(Slot::kWeight)].bytes;
+      is_set = weight.data || weight.spilled;
+    });
+  return !is_set;
+}
 bool Shard::takes_gradients() const {
   MutexLock lock(&mutex);
   return !expected.empty();

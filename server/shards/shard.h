@@ -27,6 +27,8 @@ struct Shard {
   // Replaces the pieces that the contribution layout expects, and drops what is staged. `pieces`
   // are sorted by rank, then region.
   void Expect(std::vector<ExpectedPiece> pieces) EXCLUDES(mutex);
+  // Returns whether the tensor may be unset (Tensor::may_be_unset), and nothing has set the shard.
+  bool is_unset() const;
   // Returns whether some piece is expected.
   bool takes_gradients() const EXCLUDES(mutex);
 

@@ -76,7 +76,7 @@ absl::Status ApplyGradient(const Shard& shard, const TensorOptimizer& optimizer,
 absl::Status ApplyLoad(Shard* shard, const SlotHold& hold, int64_t version) {
   const std::shared_ptr<LoadStage> load = shard->Load();
   if (!load || !load->has_kept()) {
-    if (shard->slots.version() >= 0) return absl::OkStatus();
+    if (shard->slots.version() >= 0 || shard->info.tensor->may_be_unset) return absl::OkStatus();
     return ShardError(absl::StatusCode::kFailedPrecondition, shard->info,
                       "the first LOAD sets nothing here", v1::ErrorDetail::LOADING);
   }

@@ -32,6 +32,15 @@ absl::StatusOr<BufferPtr> ShardImage::ReadPlane(Slot slot) const {
   return load ? load->ReadPlane(slot) : BufferPtr();
 }
 
+absl::StatusOr<BufferPtr> ShardImage::NewSlot(Slot slot) {
+  if (!shard_->slots.is_unplaced(slot)) return shard_->slots.Replace(hold_, slot);
+  const uint64_t bytes = formats()[SlotIndex(slot)].Bytes(info().count());
+  auto room = staging_->Reserve(Buffer::Footprint(bytes));
+  if (!room.ok()) return room.status();
+  new_room_ = *std::move(room);
+  return new_room_.Allocate(bytes);
+}
+
 absl::Status ShardImage::InstallGradient(GradientImage image) {
   MutexLock lock(&shard_->mutex);
   auto stage = std::make_shared<GradientStage>(shard_->info, shard_->expected, staging_);

@@ -56,11 +56,12 @@ class ShardImage {
   void ClearSlot(Slot slot) { shard_->slots.Clear(hold_, slot); }
   // Drops the bytes of a slot and returns a buffer for new ones, which KeepSlot takes.
   //   Status  ResourceExhausted
-  absl::StatusOr<BufferPtr> NewSlot(Slot slot) { return shard_->slots.Replace(hold_, slot); }
+  absl::StatusOr<BufferPtr> NewSlot(Slot slot);
   // Makes `bytes` the contents of a slot. Call set_version before.
   //   Status  ResourceExhausted, DataLoss: the disk has refused the bytes, which stay in memory
   absl::Status KeepSlot(Slot slot, BufferPtr bytes) {
-    return shard_->slots.Keep(hold_, slot, version(), {std::move(bytes)});
+    return shard_->slots.Keep(hold_, slot, version(), {std::move(bytes)},
+                              std::exchange(new_room_, Reservation()));
   }
   // Returns a buffer for staged bytes. Status ResourceExhausted.
   absl::StatusOr<BufferPtr> NewStaged(uint64_t bytes) { return staging_->Allocate(bytes); }
@@ -77,6 +78,7 @@ class ShardImage {
   Shard* const shard_;
   StagingRoom* const staging_;
   const SlotHold hold_;
+  Reservation new_room_;  // of the last NewSlot, if the slot had none (SlotState::is_unplaced)
 };
 
 }  // namespace orlop::server

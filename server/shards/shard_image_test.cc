@@ -96,6 +96,33 @@ TEST(ShardImage, ACopyStepsAsTheShardDoes) {
   EXPECT_EQ(AllBytes(from.get(), 3), AllBytes(to.get(), 3));
 }
 
+// As after a restart: the copy has no room for the tensor, which a LOAD has set in the original.
+TEST(ShardImage, ACopyGetsRoomForWhatWasUnset) {
+  Tensor base = Parameter("base", {64, 100});
+  base.may_be_unset = true;
+  const OwnedShards layout = Layout({Parameter("w", {64, 100}), base}, 25'600);
+  const auto frozen = [&] {
+    auto optimizers = AllAdamW(layout);
+    optimizers[1] = {};
+    return optimizers;
+  };
+  World one, other;
+  auto from = NewStore(&one, layout), to = NewStore(&other, layout);
+  for (ShardStore* each : {from.get(), to.get()}) ASSERT_TRUE(each->Configure(frozen()).ok());
+  LoadTensor(from.get(), 0, Normal(6400, 1));
+  CommitLoad(from.get(), 0);
+  CopyAll(from.get(), to.get());
+  EXPECT_EQ(RestBytes(to.get(), 1), 0u);
+  LoadTensor(from.get(), 1, Normal(6400, 2));
+  CommitLoad(from.get(), 1);
+  CopyAll(from.get(), to.get());
+  EXPECT_EQ(AllBytes(to.get(), 1), AllBytes(from.get(), 1));
+  EXPECT_EQ(RestBytes(to.get(), 1), 6400u * 4);
+  ASSERT_TRUE(to->Configure(AllAdamW(layout)).ok());
+  ASSERT_TRUE(to->SetLayout(WholeLayout(layout)).ok());
+  AdamWStep(to.get(), 2, 5);
+}
+
 TEST(ShardImage, RefusesPiecesOfAnotherLayout) {
   World world;
   const OwnedShards layout = Layout({Parameter("w", {300})}, 1 << 20);

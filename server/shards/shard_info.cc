@@ -31,5 +31,9 @@ absl::Status FirstLoadIncomplete(const ShardInfo& shard) {
   return ShardError(absl::StatusCode::kFailedPrecondition, shard,
                     "the first LOAD must set the whole weight", v1::ErrorDetail::LOADING);
 }
+absl::Status NotSet(const ShardInfo& shard) {
+  return ShardError(absl::StatusCode::kNotFound, shard,
+                    "has no value: no LOAD has set it, its worker keeps it", v1::ErrorDetail::UNSET);
+}
 
 }  // namespace orlop::server

@@ -38,6 +38,8 @@ absl::Status AttemptDropped(const ShardInfo& shard);
 absl::Status ShardBusy(const ShardInfo& shard, const std::string& what);
 // FailedPrecondition (LOADING): the first LOAD of a job leaves part of this weight unset.
 absl::Status FirstLoadIncomplete(const ShardInfo& shard);
+// NotFound (UNSET): no LOAD has set the tensor (TensorSpec.may_be_unset).
+absl::Status NotSet(const ShardInfo& shard);
 
 // Returns the kernels' name of a dtype, which must be F32, BF16 or F16.
 inline kernels::DType KernelDType(v1::DType dtype) {

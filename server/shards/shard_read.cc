@@ -167,6 +167,7 @@ absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,
     return ShardError(valid.code(), shard.info, std::string(valid.message()));
   ReadRequest request = wanted;
   request.box = Simplified(wanted.box, tensor.shape);
+  if (shard.is_unset() && shard.slots.version() >= 0) return NotSet(shard.info);
   absl::StatusOr<Opened> opened;
   shard.slots.Inspect([&](const SlotHome::View& view) {
     const absl::Status there = CheckVersion(shard.info, request.version, view);

@@ -114,6 +114,10 @@ absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(OwnedShards owned
   for (Slot slot : {Slot::kWeight, Slot::kRemainder})
     for (const auto& shard : store->shards_) {
       const SlotFormat format = ConfiguredFormat(*shard, trained, slot);
+      if (shard->info.tensor->may_be_unset) {
+        LeaveUnplaced(shard.get(), slot, format);
+        continue;
+      }
       absl::Status placed = store->residency_->Place(&shard->slots, slot, format);
       if (!placed.ok())
         return store->residency_->WithSmallestBudget(placed,
@@ -231,6 +235,7 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginGradient(int32_t i
         absl::StatusCode::kInvalidArgument, info,
         absl::StrCat("a gradient is float32, bfloat16, float16 or int8 with block scales, not ",
                      std::string(DTypeName(dtype))));
+  if ((*shard)->is_unset()) return NotSet(info);
   if (absl::Status room = residency_->CheckDisk(); !room.ok()) return Annotated(room, info.Name());
   return (*shard)->OpenGradient(&staging_)->Begin(rank, region, dtype);
 }
@@ -240,12 +245,37 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> ShardStore::BeginLoad(int32_t id, S
                                                                    const Box& box) {
   auto shard = Find(id);
   if (!shard.ok()) return shard.status();
+  if (absl::Status placed = PlaceUnset(*shard); !placed.ok()) return placed;
   auto writer = TryBeginLoad(*shard, slot, dtype, box);
   if (!absl::IsResourceExhausted(writer.status())) return writer;
   // Spills cold slots outside of all locks. The reservation is given back at once, for the second
   // try.
   (void)staging_.Reserve((*shard)->slots.FootprintBytes());
   return TryBeginLoad(*shard, slot, dtype, box);
+}
+
+// Gives the weight of a tensor that may be unset its room, unless it has it.
+absl::Status ShardStore::PlaceUnset(Shard* shard) {
+  if (!shard->slots.is_unplaced(Slot::kWeight)) return absl::OkStatus();
+  MutexLock setup(&setup_mutex_);
+  const SlotFormats formats = shard->slots.formats();
+  uint64_t piece_bytes = 0;
+  for (const Slot slot : {Slot::kRemainder, Slot::kWeight})
+    piece_bytes += Buffer::Footprint(formats[SlotIndex(slot)].Bytes(shard->info.count()));
+  // What is placed in memory cannot be spilled before the LOAD is applied. So memory is left for the
+  // window and for one piece of a slot on disk.
+  const uint64_t left_free = piece_bytes + residency_->WindowToOpen(piece_bytes);
+  const bool is_free = staging_.TryReserve(piece_bytes + left_free).ok();
+  for (const Slot slot : {Slot::kRemainder, Slot::kWeight}) {
+    if (!shard->slots.is_unplaced(slot)) continue;  // another stream has placed it meanwhile
+    const SlotFormat& format = formats[SlotIndex(slot)];
+    absl::Status placed =
+        residency_->Place(&shard->slots, slot, format, is_free ? Tier::kDram : Tier::kNvme);
+    if (placed.ok()) continue;
+    LeaveUnplaced(shard, slot, format);
+    return Annotated(placed, shard->info.Name());
+  }
+  return absl::OkStatus();
 }
 
 // The shard's lock is held until the piece is claimed. So either Configure sees the piece and is
@@ -280,7 +310,8 @@ ShardStore::Stager ShardStore::StagerOf(int32_t id, bool is_load) {
     const SlotHold hold(&shard->slots);  // Fill reads slots, so nothing may move them
     if (shard->Load() != stage) return AttemptDropped(shard->info);
     if (stage) return stage->Fill(hold);
-    if (shard->slots.version() < 0) return FirstLoadIncomplete(shard->info);
+    if (shard->slots.version() < 0 && !shard->info.tensor->may_be_unset)
+      return FirstLoadIncomplete(shard->info);
     return StagedShard{.absent = true};
   };
 }
@@ -362,10 +393,11 @@ absl::StatusOr<ShardStatus> ShardStore::Describe(int32_t id) const {
   if (!shard.ok()) return shard.status();
   const ShardInfo& info = (*shard)->info;
   ShardStatus status{info.owned, -1, {}, (*shard)->StageName()};
+  const bool is_unset = (*shard)->is_unset();
   (*shard)->slots.Inspect([&](const SlotHome::View& view) {
     status.version = view.version;
     for (size_t i = 0; i < kStoredSlotCount; ++i)
-      if (const SlotState& slot = view.slots[i]; slot.format.exists())
+      if (const SlotState& slot = view.slots[i]; slot.format.exists() && !is_unset)
         status.slots.push_back(
             {static_cast<Slot>(i), slot.format.dtype, slot.tier, slot.format.Bytes(info.count())});
   });

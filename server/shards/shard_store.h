@@ -93,7 +93,7 @@ class ShardStore {
   absl::Status Configure(const std::vector<TensorOptimizer>& optimizers);
   bool IsConfiguredAs(const std::vector<TensorOptimizer>& optimizers) const;
   // Returns the bytes that all slots take in a configuration, in memory; on disk they take at most
-  // as many.
+  // as many. A tensor that is unset takes none.
   uint64_t BytesAs(const std::vector<TensorOptimizer>& optimizers) const;
   TensorOptimizer optimizer(uint32_t tensor) const;
 
@@ -113,7 +113,7 @@ class ShardStore {
   // piece that is stored already is only hashed: Finish returns its digest, and Keep changes
   // nothing. May wait for the disk if memory is short.
   //   Status  InvalidArgument (the piece is not expected, or has a wrong dtype), NotFound (the
-  //           shard is not here), AlreadyExists (the piece is stored in another dtype), Unavailable
+  //           shard is not here, or UNSET), AlreadyExists (the piece is stored in another dtype), Unavailable
   //           (another stream is sending it), ResourceExhausted (BUDGET: there is no memory for the
   //           piece, or no room on the disk for the apply)
   absl::StatusOr<std::unique_ptr<PieceWriter>> BeginGradient(int32_t shard, uint32_t rank,
@@ -123,7 +123,7 @@ class ShardStore {
   // 256-blocks or end with the tensor. A slot "<state>_absmax" is set by flat boxes of whole
   // blocks, with one fp32 value for each block. A weight may be F32 or F16, which set the exact
   // master, or BF16, which makes the remainder zero unless another piece sets it. May wait for the
-  // disk if memory is short.
+  // disk if memory is short. A tensor that is unset gets its room now.
   //   Status  InvalidArgument (box, slot or dtype), NotFound (the shard is not here), AlreadyExists
   //           (the piece overlaps another one), Unavailable (another stream is sending it, or the
   //           shard is being applied or configured), ResourceExhausted (no memory for the piece)
@@ -173,14 +173,16 @@ class ShardStore {
   // if they must be built. 0 if OpenRead would refuse it. Does not wait.
   uint64_t RoomToRead(const ReadRequest& request) const;
   // Opens a read of one slot at an exact version. Waits for the disk if the slot is there.
-  //   Status  InvalidArgument (box, slot or dtype), NotFound (the shard is not here), OutOfRange
+  //   Status  InvalidArgument (box, slot or dtype), NotFound (the shard is not here, or UNSET: no
+  //           LOAD has set the tensor, Tensor::may_be_unset), OutOfRange
   //           (VERSION_GONE), FailedPrecondition (LOADING, or the version has not been made yet),
   //           DataLoss (the slot on disk is damaged), ResourceExhausted (no memory to bring it
   //           back)
   absl::StatusOr<std::unique_ptr<ShardReader>> OpenRead(const ReadRequest& request);
 
   // ---- What can be seen ----
-  // Both return NotFound if the shard is not here. The version is -1 while the job is LOADING.
+  // Both return NotFound if the shard is not here. The version is -1 while the job is LOADING. A
+  // shard that is unset has no slots.
   absl::StatusOr<int64_t> version(int32_t shard) const;
   absl::StatusOr<ShardStatus> Describe(int32_t shard) const;
 
@@ -200,6 +202,7 @@ class ShardStore {
                            const std::vector<TensorOptimizer>& after);
   absl::StatusOr<TensorOptimizer> SettledOptimizer(const Shard& shard) const;
   absl::Status Step(Shard* shard, const SlotHold& hold, const ShardUpdate& update);
+  absl::Status PlaceUnset(Shard* shard) EXCLUDES(setup_mutex_);
   absl::StatusOr<std::unique_ptr<PieceWriter>> TryBeginLoad(Shard* shard, Slot slot,
                                                             v1::DType dtype, const Box& box);
 

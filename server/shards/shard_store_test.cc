@@ -251,6 +251,100 @@ TEST(Reading, StoredWeightsAreNotCopied) {
   EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), used);
 }
 
+// ---- Tensors that may be unset ----
+
+Tensor Base(std::vector<uint64_t> shape) {
+  Tensor base = Parameter("base", std::move(shape));
+  base.may_be_unset = true;
+  return base;
+}
+
+OwnedShards TrainedAndBase() { return Layout({Parameter("w", {64, 100}), Base({512, 512})}, 100'000); }
+
+// "w" is trained, "base" is frozen.
+std::vector<TensorOptimizer> OnlyFirst(const OwnedShards& layout) {
+  std::vector<TensorOptimizer> optimizers = AllAdamW(layout);
+  for (size_t i = 1; i < optimizers.size(); ++i) optimizers[i] = {};
+  return optimizers;
+}
+
+TEST(Unset, TakesNoRoomUntilALoadSetsIt) {
+  World world(4 * kMiB);
+  const OwnedShards layout = TrainedAndBase();
+  auto store = NewStore(&world, layout);
+  ASSERT_TRUE(store->Configure(OnlyFirst(layout)).ok());
+  const uint64_t before = world.accountant.reserved_bytes(Tier::kDram);
+  EXPECT_LT(before, 1 * kMiB);  // "base" has 1 MiB
+  EXPECT_EQ(RestBytes(store.get(), 1), 0u);
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  CommitLoad(store.get(), 0);  // the first LOAD leaves "base" out
+  const int32_t shard = layout.shards.back().id;
+  const ReadRequest request{shard, Slot::kMaster, v1::DTYPE_F32, WholeTensor(512 * 512), 0};
+  EXPECT_TRUE(absl::IsNotFound(store->OpenRead(request).status()));
+  EXPECT_EQ(DetailOf(store->OpenRead(request).status()).reason(), v1::ErrorDetail::UNSET);
+  // A part of it alone is refused when the LOAD is staged.
+  ASSERT_TRUE(Send(store->BeginLoad(shard, Slot::kWeight, v1::DTYPE_F32,
+                                    {{layout.shards.back().range.begin}, {256}, true}),
+                   AsBytes(Normal(256, 2)))
+                  .ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(StageLoad(store.get(), shard).status()));
+  store->DropStaged();
+  const auto values = Normal(512 * 512, 3);
+  LoadTensor(store.get(), 1, values);
+  CommitLoad(store.get(), 1);
+  EXPECT_GE(world.accountant.reserved_bytes(Tier::kDram), before + 1 * kMiB);
+  std::vector<uint8_t> read;
+  for (const OwnedShard& owned : layout.shards)
+    if (owned.tensor == 1) {
+      const auto part = Read(store.get(), {owned.id, Slot::kMaster, v1::DTYPE_F32,
+                                           WholeTensor(512 * 512), 1});
+      read.insert(read.end(), part.begin(), part.end());
+    }
+  EXPECT_EQ(read, AsBytes(values));
+}
+
+TEST(Unset, GetsItsRoomOnDiskIfMemoryIsShort) {
+  World world(2 * kMiB, 64 * kMiB);
+  const OwnedShards layout = Layout({Parameter("w", {64, 100}), Base({4096, 512})}, 100'000);
+  auto store = NewStore(&world, layout);
+  ASSERT_TRUE(store->Configure(OnlyFirst(layout)).ok());
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  CommitLoad(store.get(), 0);
+  const auto values = Normal(4096 * 512, 3);  // 8 MiB
+  LoadTensor(store.get(), 1, values);
+  CommitLoad(store.get(), 1);
+  EXPECT_GT(world.accountant.used_bytes(Tier::kNvme), 4 * kMiB);
+  std::vector<uint8_t> read;
+  for (const OwnedShard& owned : layout.shards)
+    if (owned.tensor == 1) {
+      const auto part = Read(store.get(), {owned.id, Slot::kMaster, v1::DTYPE_F32,
+                                           WholeTensor(4096 * 512), 1});
+      read.insert(read.end(), part.begin(), part.end());
+    }
+  EXPECT_EQ(read, AsBytes(values));
+  ASSERT_TRUE(store->SetLayout({}).ok());
+  EXPECT_LE(world.accountant.peak_bytes(Tier::kDram), 2 * kMiB);
+}
+
+TEST(Unset, IsTrainedOnceItIsSet) {
+  World world;
+  const OwnedShards layout = Layout({Parameter("w", {64, 100}), Base({64, 100})}, 100'000);
+  auto store = NewStore(&world, layout);
+  ASSERT_TRUE(store->Configure(OnlyFirst(layout)).ok());
+  LoadTensor(store.get(), 0, Normal(6400, 1));
+  CommitLoad(store.get(), 0);
+  ASSERT_TRUE(store->Configure(AllAdamW(layout)).ok());
+  ASSERT_TRUE(store->SetLayout(WholeLayout(layout)).ok());
+  EXPECT_EQ(DetailOf(store->BeginGradient(1, 0, 0, v1::DTYPE_F32).status()).reason(),
+            v1::ErrorDetail::UNSET);
+  LoadTensor(store.get(), 1, Normal(6400, 2));
+  CommitLoad(store.get(), 1);
+  ASSERT_TRUE(store->SetLayout(WholeLayout(layout)).ok());
+  AdamWStep(store.get(), 2, 5);
+  EXPECT_EQ(Read(store.get(), {1, Slot::kMaster, v1::DTYPE_F32, WholeTensor(6400), 2}).size(),
+            6400u * 4);
+}
+
 // ---- Budgets and spilling ----
 
 // Between two steps, an element takes 2 bytes of weight, 2 of remainder, 1 each of exp_avg and

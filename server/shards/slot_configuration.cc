@@ -20,13 +20,21 @@ SlotFormat ConfiguredFormat(const Shard& shard, const std::vector<TensorOptimize
                   shard.info.range());
 }
 
+void LeaveUnplaced(Shard* shard, Slot slot, const SlotFormat& format) {
+  SlotState state{format};
+  state.is_unplaced = format.exists();
+  (void)shard->slots.Exchange(SlotHold(&shard->slots), slot, std::move(state));
+}
+
 uint64_t ConfiguredBytes(const std::vector<std::unique_ptr<Shard>>& shards,
                          const std::vector<TensorOptimizer>& optimizers) {
   uint64_t bytes = 0;
-  for (const auto& shard : shards)
-    for (size_t i = 0; i < kStoredSlotCount; ++i)
+  for (const auto& shard : shards) {
+    const bool is_unplaced = shard->slots.is_unplaced(Slot::kWeight);
+    for (size_t i = is_unplaced ? SlotIndex(kFirstState) : 0; i < kStoredSlotCount; ++i)
       bytes += Buffer::Footprint(
           ConfiguredFormat(*shard, optimizers, static_cast<Slot>(i)).Bytes(shard->info.count()));
+  }
   return bytes;
 }
 
@@ -44,8 +52,12 @@ absl::Status SlotChange::Place(const std::vector<TensorOptimizer>& optimizers) {
     }
   }
   for (const auto& [shard, slot] : empty) {
-    absl::Status placed =
-        residency_->Place(&shard->slots, slot, ConfiguredFormat(*shard, optimizers, slot));
+    const SlotFormat format = ConfiguredFormat(*shard, optimizers, slot);
+    if (slot < kFirstState && shard->slots.is_unplaced(Slot::kWeight)) {
+      LeaveUnplaced(shard, slot, format);
+      continue;
+    }
+    absl::Status placed = residency_->Place(&shard->slots, slot, format);
     if (!placed.ok()) return placed;
   }
   return absl::OkStatus();

@@ -16,7 +16,10 @@ namespace orlop::server {
 // Returns the format that a configuration gives a slot of a shard.
 SlotFormat ConfiguredFormat(const Shard& shard, const std::vector<TensorOptimizer>& optimizers,
                             Slot slot);
-// Returns the memory in bytes that all slots of all shards take in a configuration.
+// Gives a slot its format and no room: nothing has set the tensor (Tensor::may_be_unset).
+void LeaveUnplaced(Shard* shard, Slot slot, const SlotFormat& format);
+// Returns the memory in bytes that all slots of all shards take in a configuration. The weights of
+// tensors that are unset take none.
 uint64_t ConfiguredBytes(const std::vector<std::unique_ptr<Shard>>& shards,
                          const std::vector<TensorOptimizer>& optimizers);
 

@@ -37,6 +37,7 @@ struct TensorSpec {
   std::string name;
   Shape shape;
   bool receives_gradient = true;  // false for buffers: no layout may mention them
+  bool may_be_unset = false;      // the first LOAD may leave it out
 };
 
 // A contiguous range of one tensor's flattened elements: the unit of ownership and version.

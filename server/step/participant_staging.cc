@@ -436,7 +436,8 @@ void Participant::Obey(ServerId from, const Absent& message, int64_t now_ms, Act
 absl::Status Participant::CheckFirstLoad() const {
   if (committed_step_ != kLoading) return absl::OkStatus();
   for (const Shard& shard : shards_) {
-    if (!shard.pieces.empty()) continue;
+    const bool may_be_unset = spec_->tensors[spec_->shards[shard.id].tensor].may_be_unset;
+    if (!shard.pieces.empty() || may_be_unset) continue;
     const ShardName name = NameOf(shard.id);
     return About(name, Because(Reason::kLoading, absl::FailedPreconditionError(absl::StrCat(
                                                      "the first LOAD sets nothing in shard ",

@@ -43,14 +43,22 @@ Residency::~Residency() { tiers_->Unregister(this); }
 
 // ---- Room ----
 
-absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& format) {
+uint64_t Residency::WindowToOpen(uint64_t shard_bytes) const {
+  if (!tiers_->can_spill()) return 0;
+  const uint64_t bytes = std::max(shard_bytes, WindowBytes());
+  return bytes - std::min(bytes, window_.memory_bytes());
+}
+
+absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& format, Tier first) {
   SlotState state{format};
   if (format.exists()) {
     // A job without a window makes other jobs spill for the slot. Its own slots stay (`keeps`), or
     // this call would move out a slot that the last call has placed.
     const uint64_t bytes = format.Bytes(home->element_count());
     const Use use = home->RoomOf(Tier::kDram, slot);
-    auto room = window_.memory_bytes() > 0
+    absl::StatusOr<Reservation> room = absl::ResourceExhaustedError("to be on disk");
+    if (first == Tier::kDram || !tiers_->can_spill())
+      room = window_.memory_bytes() > 0
                     ? tiers_->accountant().Reserve(use, Buffer::Footprint(bytes))
                     : tiers_->Reserve(use, Buffer::Footprint(bytes), /*keeps=*/this);
     if (!room.ok()) {

@@ -42,10 +42,14 @@ class Residency : public Spillable {
 
   // ---- Room ----
   // Gives a slot that does not exist yet its format and its room: in memory, or on disk if too
-  // little memory is free. A slot on disk also requires the window. Slots of other jobs may be
-  // spilled to make room; slots of this job are spilled for the window only. May wait for the disk.
+  // little memory is free or `first` is NVME. A slot on disk also requires the window. Slots of
+  // other jobs may be spilled to make room; slots of this job are spilled for the window only. May
+  // wait for the disk.
   //   Status  ResourceExhausted: the slot has no room, and its format may be set
-  absl::Status Place(SlotHome* home, Slot slot, const SlotFormat& format);
+  absl::Status Place(SlotHome* home, Slot slot, const SlotFormat& format, Tier first = Tier::kDram);
+  // Returns the memory that the window is still to take if a shard whose slots take `shard_bytes`
+  // goes to disk; 0 if nothing can go there.
+  uint64_t WindowToOpen(uint64_t shard_bytes) const;
   // Adds the smallest memory budget that would suffice to an error of Place, in the message and as
   // `limit` of its detail. `resident_bytes` is the room of all slots of the job; `other_bytes` is
   // the other memory that the job needs.

@@ -96,6 +96,11 @@ Tier SlotHome::tier(Slot slot) const {
   return state(slot).tier;
 }
 
+bool SlotHome::is_unplaced(Slot slot) const {
+  MutexLock lock(&mutex_);
+  return state(slot).is_unplaced;
+}
+
 uint64_t SlotHome::FootprintBytes() const {
   uint64_t bytes = 0;
   MutexLock lock(&mutex_);
@@ -152,7 +157,7 @@ SlotState SlotHome::Exchange(const SlotHold&, Slot slot, SlotState fresh) {
 // Returns whether a spill of the slot frees memory. It would not if a reader keeps the buffer, or
 // if a LOAD has a buffer in the slot's room.
 bool SlotHome::MaySpill(const SlotState& state) const {
-  if (!state.format.exists() || state.tier == Tier::kNvme) return false;
+  if (!state.format.exists() || state.is_unplaced || state.tier == Tier::kNvme) return false;
   return state.bytes.data ? state.bytes.data.use_count() == 1 : state.room.used_bytes() == 0;
 }
 
@@ -349,7 +354,10 @@ absl::Status SlotHome::Keep(const SlotHold&, Slot slot, int64_t version, SlotByt
       kept.bytes = std::move(bytes);
     } else {
       kept.bytes.data = std::move(bytes.data);
-      if (tier == Tier::kDram && room.reserved_bytes() > 0) kept.room = std::move(room);
+      if (tier == Tier::kDram && room.reserved_bytes() > 0) {
+        kept.room = std::move(room);
+        kept.is_unplaced = false;
+      }
       if (tier == Tier::kDram) kept.bytes.spilled.reset();
     }
   }

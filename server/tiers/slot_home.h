@@ -41,6 +41,9 @@ struct SlotState {
   Tier tier = Tier::kDram;  // the tier of `room`
   Reservation room;
   SlotBytes bytes;  // at tier NVME, `data` is set only if its write to the disk has failed
+  // It has a format and no room: nothing has set the tensor (Tensor::may_be_unset), and no LOAD is
+  // about to.
+  bool is_unplaced = false;
 };
 
 class SlotHome;
@@ -90,6 +93,7 @@ class SlotHome {
   bool held() const;  // somebody holds the slots now
   SlotFormats formats() const;
   Tier tier(Slot slot) const;
+  bool is_unplaced(Slot slot) const;
   // Return the memory that slots take if they are in memory: all slots, which is what a step of the
   // shard needs, and those that are on disk.
   uint64_t FootprintBytes() const;
@@ -156,7 +160,7 @@ class SlotHome {
   // Makes `bytes` the bytes of a slot, and erases the old value on disk. At tier NVME, bytes.data
   // is written to disk under `version`. bytes.spilled was written already, and stays there. If
   // bytes.data is not in the slot's own room, `room` is its reservation, which a slot of tier DRAM
-  // takes over. May wait for the disk.
+  // takes over; a slot that is not placed gets its room so. May wait for the disk.
   //   Status  ResourceExhausted, DataLoss: the slot has the new bytes, but in memory
   absl::Status Keep(const SlotHold& hold, Slot slot, int64_t version, SlotBytes bytes,
                     Reservation room = {});
@@ -169,7 +173,7 @@ class SlotHome {
   void Release();
   uint64_t Bytes(const SlotState& state) const { return state.format.Bytes(element_count_); }
   uint64_t Footprint(const SlotState& state) const {
-    return state.format.exists() ? Buffer::Footprint(Bytes(state)) : 0;
+    return state.format.exists() && !state.is_unplaced ? Buffer::Footprint(Bytes(state)) : 0;
   }
   SlotState& state(Slot slot) REQUIRES(mutex_) { return slots_[SlotIndex(slot)]; }
   const SlotState& state(Slot slot) const REQUIRES(mutex_) { return slots_[SlotIndex(slot)]; }
