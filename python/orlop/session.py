@@ -165,9 +165,8 @@ class Session:
         if self._model is None and self._training is None:
             self.bind(model)
         optimizer = self.optimizer
-        if self._training is None and optimizer is not None:
-            optimizer.attach(keep_weights=True)
         if optimizer is not None:
+            optimizer.attach(keep_weights=True)
             optimizer.take_back("store")
             optimizer.apply_loaded()
         entries = names.of_model(model)

@@ -353,6 +353,29 @@ def test_an_edit_before_a_new_optimizer_is_found(job, make_net, batches):
     assert job.step == 3
 
 
+@pytest.mark.parametrize("edits_before", [False, True])
+def test_an_edit_before_a_new_optimizer_is_stored_with_the_state_that_it_has_loaded(job, make_net, batches, edits_before):
+    """The weights are neither those that the state was saved beside nor the servers'."""
+    mine, theirs = make_net(), make_net()
+    job.bind(mine)
+    ours, reference = orlop.SGD(mine.parameters(), lr=0.05, momentum=0.9, state="fp32"), torch.optim.SGD(theirs.parameters(), 0.05, 0.9)
+    for net, optimizer in ((mine, ours), (theirs, reference)):
+        train_step(net, optimizer, batches[0])
+        net.first.bias.data.mul_(0.75 if edits_before else 1.0)
+    saved, expected = ours.state_dict(full=True), copy.deepcopy(reference.state_dict())
+    ours, reference = orlop.SGD(mine.parameters(), lr=0.05, momentum=0.9, state="fp32"), torch.optim.SGD(theirs.parameters(), 0.05, 0.9)
+    for net, optimizer, state in ((mine, ours, saved), (theirs, reference, expected)):
+        optimizer.load_state_dict(state)
+        net.first.weight.data.mul_(0.5)
+    with pytest.raises(orlop.EditedWeights, match=r"first.weight"):
+        mine(batches[1][0])
+    job.store(mine)
+    for batch in batches[1:4]:
+        train_step(mine, ours, batch)
+        train_step(theirs, reference, batch)
+    assert_same(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_an_edit_of_named_parameters_can_be_stored_and_undone(job, make_net, batches):
     """Nothing is bound, and the optimizer has some of the model's parameters."""
     net = make_net()

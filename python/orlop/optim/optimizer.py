@@ -400,8 +400,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         trained = list(self._members.trained.values())
         entries = [job.entries[index] for index in job.traffic.tracked]
-        if any(index in job.traffic.held for index in job.traffic.tracked):  # another optimizer of this session trained them
-            job.workers.together(job.traffic.check_unedited)
+        job.workers.together(lambda: self._check_handed_over(job))
         before = digests(trained)
         job.traffic.pull(entries)
         changed = digests(trained) != before
@@ -409,11 +408,19 @@ class Optimizer(torch.optim.Optimizer):
         if replaced:
             job.traffic.pull([entry for index, entry in enumerate(job.entries) if index not in self._members.trained])
 
+    @staticmethod
+    def _check_handed_over(job: TrainingJob) -> None:
+        """Raises EditedWeights if another optimizer of this session trained the parameters and something else has changed them since."""
+        if any(index in job.traffic.held for index in job.traffic.tracked):
+            job.traffic.check_unedited()
+
     def _replaces_weights(self, job: TrainingJob) -> bool:
         """Whether the model's weights go to an existing job with the loaded state, because the state belongs to them.
 
         Raises
         ------
+        orlop.EditedWeights
+            The state belongs neither to the model's weights nor to the job's, and the model's are an edit of the job's.
         ValueError
             The state belongs neither to the model's weights nor to the job's.
         """
@@ -421,6 +428,7 @@ class Optimizer(torch.optim.Optimizer):
             return self._pending_state is not None
         if checkpoint.fits(self._view(), self._pending_state, job.traffic.stored):
             return False
+        self._check_handed_over(job)
         raise ValueError(f"the optimizer state that was loaded belongs to other weights than those of the model and of job {job.name!r} at "
                          f"step {job.step}: load the model's state_dict of the same checkpoint, too, before the first step; nothing has "
                          "changed on the servers")
