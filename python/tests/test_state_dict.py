@@ -218,3 +218,23 @@ def test_the_state_of_a_parameter_that_was_frozen_later_is_saved_and_loaded(job,
         train_step(net, optimizer, batches[2])
     for ours, other in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_new_optimizer_goes_on_while_a_parameter_is_frozen(job, make_net, batches, full):
+    """The one before it in the session trained the parameter, so its state stays on the servers."""
+    mine, theirs = make_net(), make_net()
+    job.bind(mine)
+    ours, reference = orlop.AdamW(mine.parameters(), state="fp32"), torch.optim.AdamW(theirs.parameters())
+    for net, optimizer in ((mine, ours), (theirs, reference)):
+        train_step(net, optimizer, batches[0])
+        net.first.weight.requires_grad_(False)
+    saved, expected = ours.state_dict(full=full), copy.deepcopy(reference.state_dict())
+    ours, reference = orlop.AdamW(mine.parameters(), state="fp32"), torch.optim.AdamW(theirs.parameters())
+    for net, optimizer, state in ((mine, ours, saved), (theirs, reference, expected)):
+        optimizer.load_state_dict(state)
+        train_step(net, optimizer, batches[1])
+        net.first.weight.requires_grad_(True)
+        train_step(net, optimizer, batches[2])
+    for a, b in zip(mine.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

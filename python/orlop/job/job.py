@@ -94,6 +94,10 @@ class TrainingJob:
     def has(self, tensor: torch.Tensor) -> bool:
         return id(tensor) in self.traffic.index_of
 
+    def trains(self, tensor: torch.Tensor) -> bool:
+        """Whether the optimizer that joined last trains a tensor, which may have been frozen since then."""
+        return self.has(tensor) and self.traffic.trains(self.index_of(tensor))
+
     # Joining.
 
     def configure(self, request: dict[str, Any]) -> None:

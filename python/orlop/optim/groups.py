@@ -172,7 +172,7 @@ class Members:
     Attributes
     ----------
     trained : dict of int to torch.Tensor
-        Parameters that require a gradient, by manifest index, ascending.
+        Parameters that require a gradient, or that an earlier optimizer of this session trained, by manifest index, ascending.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], job: TrainingJob | None) -> None:
@@ -181,11 +181,11 @@ class Members:
         self._frozen: dict[int, tuple[str, torch.Tensor]] = {}  # name and parameter by its id
         self._fixed: dict[int, dict[str, Any]] = {}  # options that choose what the servers hold, by manifest index
         for number, group in enumerate(param_groups):
-            in_group = {job.index_of(p): p for p in group["params"] if p.requires_grad and p.numel()}
+            in_group = {job.index_of(p): p for p in group["params"] if p.numel() and (p.requires_grad or job.trains(p))}
             trained |= in_group
             self._fixed |= dict.fromkeys(in_group, {option: group[option] for option in FIXED if option in group})
             for position, parameter in enumerate(group["params"]):
-                if not parameter.requires_grad:
+                if not parameter.requires_grad and not job.trains(parameter):
                     name = job.entries[job.index_of(parameter)].name if job.has(parameter) else f"{position} of group {number}"
                     self._frozen[id(parameter)] = name, parameter
         self.trained = dict(sorted(trained.items()))

@@ -88,7 +88,7 @@ class View:
 
     def trains(self, parameter: torch.Tensor) -> bool:
         """Whether the servers hold states of a parameter, which may have been frozen since the job was joined."""
-        return self.job is not None and self.job.has(parameter) and self.job.traffic.trains(self.job.index_of(parameter))
+        return self.job is not None and self.job.trains(parameter)
 
     def name_in_job(self, parameter: torch.Tensor) -> str:
         """The tensor's name in the job that the optimizer has joined."""
