@@ -238,3 +238,35 @@ def test_a_new_optimizer_goes_on_while_a_parameter_is_frozen(job, make_net, batc
         train_step(net, optimizer, batches[2])
     for a, b in zip(mine.parameters(), theirs.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_of_a_parameter_that_another_job_does_not_train_is_saved_again(job, make_net, batches):
+    net, theirs = make_net(), make_net()
+    ours = trained(job, net, batches[:2], lambda p, session: orlop.AdamW(p, state="fp32", session=session))
+    reference = torch.optim.AdamW(theirs.parameters())
+    for batch in batches[:2]:
+        train_step(theirs, reference, batch)
+    with orlop.connect(job.address, job="frozen") as session:
+        session.bind(net)
+        saved = ours.state_dict(full=True)
+        for model in (net, theirs):
+            model.first.weight.requires_grad_(False)
+        ours = orlop.AdamW(net.parameters(), state="fp32", session=session)
+        ours.load_state_dict(saved)
+        train_step(net, ours, batches[2])
+        train_step(theirs, reference, batches[2])
+        saved, plain = ours.state_dict(full=True), ours.state_dict()
+    assert all(set(state) == {"step"} for state in plain["state"].values())
+    for number, state in reference.state_dict()["state"].items():
+        for slot, value in state.items():
+            torch.testing.assert_close(saved["state"][number][slot], value, rtol=1e-4, atol=1e-7)
+    with orlop.connect(job.address, job="unfrozen") as session:
+        session.bind(net)
+        for model in (net, theirs):
+            model.first.weight.requires_grad_(True)
+        ours = orlop.AdamW(net.parameters(), state="fp32", session=session)
+        ours.load_state_dict(saved)
+        train_step(net, ours, batches[3])
+        train_step(theirs, reference, batches[3])
+        for a, b in zip(net.parameters(), theirs.parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

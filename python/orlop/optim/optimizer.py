@@ -485,6 +485,7 @@ class Optimizer(torch.optim.Optimizer):
             self._job.load(lambda: [part for part in weights() if part[0] not in masters] + loaded)
         if pending is not None:
             checkpoint.set_counts(view, pending)
+            checkpoint.keep_untrained(view, pending)
             self._pending_state = None
 
     def _view(self) -> View:

@@ -20,8 +20,8 @@ from .quantised import Quantised
 from .view import Connection, View
 
 __all__ = [
-    "Connection", "View", "check_available", "check_sizes", "copied", "fits", "has_tensors", "parts", "replaces_states", "save",
-    "set_counts", "to_torch", "without_tensors",
+    "Connection", "View", "check_available", "check_sizes", "copied", "fits", "has_tensors", "keep_untrained", "parts", "replaces_states",
+    "save", "set_counts", "to_torch", "without_tensors",
 ]
 
 _TENSORS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg", "grad_avg", "row_var", "col_var",
@@ -61,7 +61,8 @@ def save(view: View, state_dict: dict[str, Any], full: bool, format: str = "torc
     state_dict[KEY] = _whereabouts(view)
     if full:
         state_dict[KEY] |= {"masters": _masters(view), "weights": _weights(view)}
-    kept = {number: {name: value for name, value in state_dict["state"].get(number, {}).items() if name != "step"}
+    ours = {"step"} if full else {"step", *view.slots}  # plain values have no tensors of keep_untrained() either
+    kept = {number: {name: value for name, value in state_dict["state"].get(number, {}).items() if name not in ours}
             for number in range(len(view.parameters))}  # what users and hooks put beside the states
     for number, parameter in enumerate(view.parameters):
         state = _full(view, parameter) if full else {"step": float(view.updates(parameter))}
@@ -190,6 +191,16 @@ def set_counts(view: View, state_dict: dict[str, Any]) -> None:
         view.state[parameter]["step"] = step_count(_count(view, state))
 
 
+def keep_untrained(view: View, state_dict: dict[str, Any]) -> None:
+    """Keeps the loaded tensors of parameters that were frozen when the job was joined, so that a full state_dict has them.
+
+    The servers have no states of these parameters.
+    """
+    for parameter, state in _states(view, state_dict):
+        if not view.trains(parameter):
+            view.state[parameter] |= {slot: state[slot] for slot in view.slots if isinstance(state.get(slot), torch.Tensor)}
+
+
 def _count(view: View, state: dict[str, Any]) -> int:
     """Updates that a loaded state has seen."""
     if all(state.get(slot) is None for slot in view.slots):
@@ -243,6 +254,8 @@ def _rounds_to(master: torch.Tensor, parameter: torch.Tensor) -> bool:
 
 def _full(view: View, parameter: torch.Tensor) -> dict[str, Any]:
     count = view.updates(parameter)
+    if any(slot in view.state.get(parameter, {}) for slot in view.slots):  # keep_untrained() did it
+        return {"step": count.clone()}
     if not view.trains(parameter) or count == 0:
         return view.state_before_first_update(parameter)
     name, session = view.name_in_job(parameter), view.find_session()
