@@ -5,6 +5,7 @@ Every construct of a script is a method of `Side`, with the record's arguments. 
 import contextlib
 import copy
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,7 +26,7 @@ OPTIMIZERS = {  # name in both packages, options, and what a script may set in a
     "AdamW": ("AdamW", {"lr": 0.01, "weight_decay": 0.1}, ("lr", "weight_decay", "betas", "betas", "betas", "eps")),
     "Adagrad": ("Adagrad", {"lr": 0.05, "lr_decay": 0.1, "weight_decay": 0.05, "initial_accumulator_value": 0.1},
                 ("lr", "weight_decay", "lr_decay")),
-    "RMSprop": ("RMSprop", {"lr": 0.005, "weight_decay": 0.05}, ("lr", "weight_decay", "alpha", "momentum")),
+    "RMSprop": ("RMSprop", {"lr": 0.005, "weight_decay": 0.05}, ("lr", "weight_decay", "alpha")),  # torch's KeyError if momentum is set
     "RMSprop momentum": ("RMSprop", {"lr": 0.005, "momentum": 0.8}, ("lr", "weight_decay", "alpha", "momentum")),
     "RMSprop centered": ("RMSprop", {"lr": 0.005, "centered": True}, ("lr", "weight_decay", "alpha")),
     "Adafactor": ("Adafactor", {"lr": 0.01, "weight_decay": 0.1}, ("lr", "weight_decay", "d")),
@@ -135,7 +136,7 @@ class Side:
         self.trained = 0
         self.frozen = None
         self.model = make_net(self.setup, self.seed)
-        self.critic = None
+        self.critic, self.critic_steps = None, 0
         self.average = {name: value.clone() for name, value in self.named().items()}
         self.scaler = self.make_scaler()
         self.begin()
@@ -273,6 +274,7 @@ class Side:
             out = self.forward(x)
         (self.critic(out) - 1).square().mean().backward()
         self.step(self.critic_optimizer.step, self.critic)
+        self.critic_steps += 1
         for p in self.critic.parameters():
             if self.setup["second"] == "data.clamp_":
                 p.data.clamp_(-0.3, 0.3)
@@ -335,8 +337,12 @@ class Side:
         groups[number % len(groups)][key] = value
 
     def swap(self, route, back):
-        """Evaluates with the averaged weights, and has the others again afterwards. session.load() brings those that are trained."""
-        if back == "load":
+        """Evaluates with the averaged weights, and has the others again afterwards. session.load() brings those that are trained.
+
+        In half precision a state that was just loaded goes to the servers before: a load takes effect at the next forward, with the
+        weights of then, and the exact masters of other weights would be lost.
+        """
+        if back == "load" or self.half:
             self.store()
         kept = {name: p.detach().clone() for name, p in self.model.named_parameters() if back != "load" or p.requires_grad}
         for name, p in self.model.named_parameters():
@@ -363,7 +369,8 @@ class Side:
 
     def renew(self, full, job):
         """Goes on with a new optimizer, in the same job or in another."""
-        state = copy.deepcopy(self.full_state() if full or job == "other" else self.optimizer.state_dict())
+        full = full or job == "other" or self.frozen is not None  # servers lack states of parameters that were frozen at the join
+        state = copy.deepcopy(self.full_state() if full else self.optimizer.state_dict())
         self.remake(state, lambda: self.leave_job(job))
 
     def remake(self, state, between):
@@ -433,6 +440,7 @@ class TorchSide(Side):
             self.master_of = {name: torch.nn.Parameter(p.detach().float()) for name, p in named}
         return [(name, self.master_of[name]) for name, _ in named]
 
+    @factory_defaults()  # torch.optim makes counts of updates on the default device, and meta has no numbers
     def step(self, call, model):
         if not self.half or model is self.critic:
             return call()
@@ -461,6 +469,8 @@ class TorchSide(Side):
             for master in self.master_of.values():
                 if master.grad is not None:
                     master.grad *= self.scaler.get_scale()
+                    if self.other.has_inf:
+                        master.grad += float("inf")  # clipping has made the one that unscale_() found on the other side finite
             self.scaler.unscale_(self.optimizer)
         super().step_scaled()
 
@@ -500,13 +510,13 @@ class OrlopSide(Side):
     def __init__(self, program, servers):
         self.servers = servers
         self.sessions = []
-        self.directory = tempfile.TemporaryDirectory(prefix="orlop-test-") if program.setup["directory"] else None
-        self.stepped, self.unscaled = {}, False
+        self.directory = tempfile.mkdtemp(prefix="orlop-test-") if program.setup["directory"] else None
+        self.stepped, self.unscaled, self.has_inf = {}, False, False
         super().__init__(program)
 
     def open(self):
         if self.directory is not None:
-            session = orlop.local(self.directory.name, servers=self.setup["servers"], memory="256MiB")
+            session = orlop.local(self.directory, servers=self.setup["servers"], memory="256MiB")
         else:
             session = self.servers.connect(self.setup["servers"])
         self.sessions.append(session)
@@ -538,7 +548,7 @@ class OrlopSide(Side):
 
     def change_gradients(self, given):
         super().change_gradients(given)
-        self.unscaled = given["unscale"]
+        self.unscaled, self.has_inf = given["unscale"], given["inf"]
         self.stepped = {name: None if p.grad is None else p.grad.detach().clone() for name, p in self.model.named_parameters()}
 
     def step(self, call, model):
@@ -597,6 +607,7 @@ class OrlopSide(Side):
                 session.__exit__(SystemExit, None, None)  # as leaving the `with` blocks of a script does
             self.sessions.clear()
             self.servers.owners.clear()
+            self.directory = None  # of the parent, which goes on with it
             sys.exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status != 0:
@@ -607,7 +618,7 @@ class OrlopSide(Side):
             with contextlib.suppress(Exception):
                 session.close()
         if self.directory is not None:
-            self.directory.cleanup()
+            shutil.rmtree(self.directory)
 
 
 @torch.no_grad()

@@ -313,6 +313,8 @@ def _carry_out(record, ours, theirs):
             if side is theirs or not _is_refusal(error):
                 raise
             if record.name == "train":
+                if ours.critic_steps > theirs.critic_steps:  # the critic's optimizer steps first
+                    theirs.train_critic(given["batch"])
                 compare_weights(ours, theirs)
                 with contextlib.suppress(*REFUSALS):  # what was refused may be the slots of the state
                     compare_states(ours, theirs)
