@@ -168,7 +168,8 @@ class Side:
         named = self.optimized()
         count = min(self.setup["groups"], len(named))
         pick = (lambda pair: pair) if self.setup["names"] == "named" else (lambda pair: pair[1])
-        options = {key: torch.tensor(value["tensor"]) if isinstance(value, dict) else value for key, value in self.setup["options"].items()}
+        options = {key: torch.tensor(value["tensor"], device="cpu") if isinstance(value, dict) else value
+                   for key, value in self.setup["options"].items()}
         lr = float(options["lr"])
         groups = [{"params": [pick(pair) for pair in named[number::count]], **({"lr": lr / 2, "weight_decay": 0.02} if number == 1 else {})}
                   for number in range(count)]
