@@ -270,3 +270,23 @@ def test_the_state_of_a_parameter_that_another_job_does_not_train_is_saved_again
         train_step(theirs, reference, batches[3])
         for a, b in zip(net.parameters(), theirs.parameters()):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_torchs", [False, True])
+def test_a_state_of_before_the_first_step_is_taken_by_a_new_optimizer(job, make_net, batches, is_torchs):
+    """The job has stepped, and its momentum begins anew."""
+    mine, theirs = make_net(), make_net()
+    job.bind(mine)
+    pairs = []
+    for net, kind, words in ((mine, orlop.SGD, {"state": "fp32"}), (theirs, torch.optim.SGD, {})):
+        optimizer = kind(net.parameters(), lr=0.05, momentum=0.9, **words)
+        begin = torch.optim.SGD(theirs.parameters(), 0.05, 0.9).state_dict() if is_torchs or not words else optimizer.state_dict(full=True)
+        train_step(net, optimizer, batches[0])
+        optimizer = kind(net.parameters(), lr=0.05, momentum=0.9, **words)
+        optimizer.load_state_dict(copy.deepcopy(begin))
+        pairs.append((net, optimizer))
+    for batch in batches[1:4]:
+        for net, optimizer in pairs:
+            train_step(net, optimizer, batch)
+    for a, b in zip(mine.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -302,7 +302,7 @@ class Optimizer(torch.optim.Optimizer):
             for group in kept["param_groups"]:
                 self._check_group(group)
             super().load_state_dict(kept)
-        waits = checkpoint.replaces_states(view, state_dict) if joined else checkpoint.has_tensors(view, state_dict)
+        waits = checkpoint.replaces_states(view, state_dict)
         self._pending_state = checkpoint.copied(state_dict) if waits else None
         self._loaded_name = not joined and not waits and bool(state_dict.get(checkpoint.KEY, {}).get("step"))
         if waits:

@@ -80,9 +80,14 @@ def has_tensors(view: View, state_dict: dict[str, Any]) -> bool:
 
 
 def replaces_states(view: View, state_dict: dict[str, Any]) -> bool:
-    """Whether loading it changes what the servers hold. Otherwise it says that they hold its tensors (:func:`check_available`)."""
+    """Whether loading it changes what the servers hold. Otherwise it says that they hold its tensors (:func:`check_available`).
+
+    A state of before the first step has no tensors and makes those of the servers new. A plain one of before the join says nothing of the
+    job that an optimizer is going to join.
+    """
     where = state_dict.get(KEY, {})
-    return bool(view.slots) and (has_tensors(view, state_dict) or "masters" in where or where.get("step") is None)
+    is_new = "masters" in where or KEY not in state_dict or view.job is not None and where.get("step") is None
+    return bool(view.slots) and (is_new or has_tensors(view, state_dict))
 
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
