@@ -141,6 +141,7 @@ style: packages $(VENV)/.ready ## the house, line lengths, formats and ruff: the
 	@$(if $(FORMATTED),clang-format --dry-run -Werror $(FORMATTED))
 
 lint: style ## style, clang-tidy and thread safety (FILES=... for some C++ files)
+	@tools/setup.sh tools/packages-fuzz.txt  # the headers of what the fuzzers compile
 	@cmake --preset lint -DORLOP_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python > /dev/null
 	@ninja -C build/lint orlop_generated > /dev/null
 	@$(PYTHON) tools/tidy.py build/lint $(JOBS) $(TIDIED)
