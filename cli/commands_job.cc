@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,9 @@
 #include "cli/print/print.h"
 #include "cli/print/table.h"
 #include "cli/safetensors.h"
+#include "client/client.h"
 #include "client/session.h"
+#include "orlop/v1/admin.pb.h"
 #include "orlop/v1/job.pb.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/dtype.h"
@@ -85,29 +88,55 @@ absl::Status WriteTensor(Session* session, uint32_t tensor, v1::DType dtype, int
       });
 }
 
-// Writes all tensors of the committed step to a file, and adds the bytes of their data to *bytes.
-absl::Status ExportTo(Session* session, const std::string& path, const std::string& dtype,
-                      uint64_t* bytes) {
+// Returns whether the servers have a value of the tensor: one that may be unset has no slots until
+// a LOAD sets it.
+absl::StatusOr<bool> IsSet(client::Client* client, const std::string& job,
+                           const v1::TensorSpec& tensor) {
+  if (!tensor.may_be_unset()) return true;
+  const auto described = client->DescribeTensor(job, tensor.name());
+  if (!described.ok()) return described.status();
+  for (const v1::ShardDescription& shard : described->shards()) {
+    if (!shard.error().empty())
+      return absl::UnavailableError(absl::StrCat("tensor ", tensor.name(), ": ", shard.error()));
+    if (shard.slots_size() == 0) return false;
+  }
+  return true;
+}
+
+// Writes the tensors of the committed step to a file, and adds the bytes of their data to *bytes.
+// Those without a value are left out and added to *unset.
+absl::Status ExportTo(client::Client* client, Session* session, const std::string& path,
+                      const std::string& dtype, uint64_t* bytes, std::vector<std::string>* unset) {
   const client::Manifest& manifest = session->manifest();
   const int64_t step = session->state().committed_step;
   if (step < 0)
     return absl::FailedPreconditionError(
         absl::StrCat("job ", session->job(), " has no weights yet (LOADING)"));
   std::vector<SafetensorsEntry> entries;
-  for (const v1::TensorSpec& tensor : manifest.tensors())
+  std::vector<uint32_t> exported;
+  for (uint32_t i = 0; i < manifest.size(); ++i) {
+    const v1::TensorSpec& tensor = manifest.tensor(i);
+    const auto is_set = IsSet(client, session->job(), tensor);
+    if (!is_set.ok()) return is_set.status();
+    if (!*is_set) {
+      unset->push_back(tensor.name());
+      continue;
+    }
+    exported.push_back(i);
     entries.push_back(
         {tensor.name(), ExportType(tensor, dtype), {tensor.shape().begin(), tensor.shape().end()}});
+  }
   HeldVersion held(session, step);
   if (absl::Status status = held.Renew(); !status.ok()) return status;
   auto writer = SafetensorsWriter::Open(
       path, entries,
       {{"format", "pt"}, {"orlop.job", session->job()}, {"orlop.step", absl::StrCat(step)}});
   if (!writer.ok()) return writer.status();
-  for (uint32_t i = 0; i < manifest.size(); ++i) {
-    if (absl::Status status = WriteTensor(session, i, entries[i].dtype, step, &held, &*writer);
-        !status.ok())
-      return status;
-    *bytes += manifest.element_count(i) * ElementBytes(entries[i].dtype);
+  for (size_t i = 0; i < exported.size(); ++i) {
+    const v1::DType type = entries[i].dtype;
+    absl::Status status = WriteTensor(session, exported[i], type, step, &held, &*writer);
+    if (!status.ok()) return status;
+    *bytes += manifest.element_count(exported[i]) * ElementBytes(type);
   }
   return writer->Close();
 }
@@ -229,13 +258,25 @@ int Export(const Context& context, const std::string& job, const std::string& pa
   const auto session = (*client)->AttachJob(job);
   if (!session.ok()) return Fail(context, session.status());
   uint64_t bytes = 0;
-  const absl::Status status = ExportTo(session->get(), path, dtype, &bytes);
+  std::vector<std::string> unset;
+  const absl::Status status = ExportTo(client->get(), session->get(), path, dtype, &bytes, &unset);
   if (!status.ok()) return Fail(context, status);
+  if (!unset.empty())
+    std::cerr << "orlop: left out, since they stayed with the worker (frozen and unchanged): '"
+              << unset.front() << "'"
+              << (unset.size() > 1 ? absl::StrCat(" and ", unset.size() - 1, " more") : "")
+              << "; session.bind(model, store_frozen=True) keeps them on the servers\n";
   const int64_t step = (*session)->state().committed_step;
   if (context.json)
-    return PrintJson({{"job", job}, {"step", step}, {"path", path}, {"bytes", bytes}}), kOk;
+    return PrintJson({{"job", job},
+                      {"step", step},
+                      {"path", path},
+                      {"bytes", bytes},
+                      {"left_out", unset}}),
+           kOk;
   Print(absl::StrCat("step ", step, " of job ", job, " written to ", path, ": ",
-                     (*session)->manifest().size(), " tensors, ", HumanBytes(bytes), "\n"));
+                     (*session)->manifest().size() - unset.size(), " tensors, ", HumanBytes(bytes),
+                     "\n"));
   return kOk;
 }
 

@@ -30,6 +30,7 @@ inline constexpr size_t kMaxNameBytes = 256;
 inline constexpr size_t kMaxErrorMessageBytes = 1536;
 inline constexpr size_t kMaxTensors = 1 << 20;
 inline constexpr size_t kMaxTiedNames = 16;
+inline constexpr size_t kMaxValueDigestBytes = 64;
 inline constexpr size_t kMaxJobs = 1024;
 inline constexpr uint64_t kDefaultShardElements = uint64_t{1} << 22;
 inline constexpr uint64_t kMinShardElements = 256;

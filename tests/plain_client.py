@@ -128,6 +128,8 @@ class Tensor:
     kind: str = "PARAMETER"
     tied_names: tuple = ()
     whole: bool = False
+    may_be_unset: bool = False
+    value_digest: str = ""
 
     @property
     def element_count(self):
@@ -136,7 +138,8 @@ class Tensor:
     def spec(self):
         kind = stubs().types.TensorKind.Value(f"TENSOR_KIND_{self.kind}")
         return stubs().types.TensorSpec(name=self.name, kind=kind, shape=self.shape, dtype=wire_dtype(self.dtype),
-                                        tied_names=self.tied_names, whole=self.whole)
+                                        tied_names=self.tied_names, whole=self.whole, may_be_unset=self.may_be_unset,
+                                        value_digest=self.value_digest)
 
 
 def box_message(box):

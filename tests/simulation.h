@@ -104,10 +104,10 @@ struct Host {
   int64_t decided_step = kLoading;
   int64_t decided_epoch = 0;
   bool is_stopping = false;
-  Digest room;               // the layout that the host has reserved room for
-  Digest refused;            // the last layout that the host refused for lack of room
+  Digest room;                           // the layout that the host has reserved room for
+  Digest refused;                        // the last layout that the host refused for lack of room
   std::vector<PieceKey> refused_pieces;  // its machine knows them, its store could not keep them
-  int64_t leader_start = 0;  // number of the start of `leader`, counted over all hosts
+  int64_t leader_start = 0;              // number of the start of `leader`, counted over all hosts
 };
 
 // These are the kinds of calls. kIssue is the Join that asks for a new generation.
@@ -351,7 +351,7 @@ class Simulation {
   int64_t leader_starts_ = 0;
   // The client whose Join succeeded, by leader start, generation and rank.
   std::map<std::tuple<int64_t, int64_t, Rank>, std::string> holders_;
-  std::map<RequestId, Call> calls_;  // the calls without an answer yet
+  std::map<RequestId, Call> calls_;     // the calls without an answer yet
   std::set<RequestId> refused_pushes_;  // whose answer is an error, whatever the machine says
   RequestId next_request_ = 1;
 };

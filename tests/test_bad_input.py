@@ -218,6 +218,7 @@ def test_shard_of_another_server_is_refused(job, cluster):
     pytest.param(Tensor("a", (3,), "I64"), ("a", "int64"), id="integer parameter"),
     pytest.param(Tensor("a", (3,), tied_names=tuple(f"t{i}" for i in range(17))), ("17", "16"), id="tied names"),
     pytest.param(Tensor("a", (3,), tied_names=("a",)), ("a",), id="repeated name"),
+    pytest.param(Tensor("a", (3,), value_digest="d" * 65), ("value_digest", "65", "64"), id="long digest"),
 ])
 def test_manifest_out_of_limits_is_refused(job, cluster, tensor, fragments):
     other = cluster.job(f"{job.name}-other", [tensor])

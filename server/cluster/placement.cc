@@ -59,8 +59,8 @@ std::string Reason(bool whole, const std::string& server, double share, size_t s
 }
 
 // Returns the bytes of one element that placement balances: its slots, for a parameter those of
-// 8-bit AdamW, and the staged gradient of a parameter as fp32. A tensor that may stay unset counts a
-// thousandth of that: it is spread, and the others are balanced as if it were not there.
+// 8-bit AdamW, and the staged gradient of a parameter as fp32. A tensor that may stay unset counts
+// a thousandth of that: it is spread, and the others are balanced as if it were not there.
 double BytesPerElement(const Tensor& tensor) {
   if (tensor.may_be_unset) {
     Tensor set = tensor;

@@ -61,8 +61,12 @@ absl::Status JobModel::Build() {
 absl::Status JobModel::AddTensor(const v1::TensorSpec& wire, step::JobSpec* spec) {
   if (absl::Status status = ValidateTensorSpec(wire); !status.ok()) return status;
   const auto index = static_cast<uint32_t>(tensors_.size());
-  Tensor tensor{wire.name(), wire.kind() == v1::TENSOR_KIND_PARAMETER, ShapeOf(wire), wire.dtype(),
-                *ElementCount(ShapeOf(wire)), wire.may_be_unset()};
+  Tensor tensor{wire.name(),
+                wire.kind() == v1::TENSOR_KIND_PARAMETER,
+                ShapeOf(wire),
+                wire.dtype(),
+                *ElementCount(ShapeOf(wire)),
+                wire.may_be_unset()};
   std::vector<std::string> names(wire.tied_names().begin(), wire.tied_names().end());
   names.push_back(wire.name());
   for (const std::string& name : names)

@@ -66,6 +66,12 @@ absl::Status ValidateTensorSpec(const v1::TensorSpec& tensor) {
   for (const std::string& tied : tensor.tied_names()) {
     if (absl::Status status = ValidateName("tied name", tied); !status.ok()) return status;
   }
+  if (tensor.value_digest().size() > kMaxValueDigestBytes) {
+    return BadRequest("value_digest", absl::StrCat(tensor.value_digest().size(), " bytes"),
+                      absl::StrCat(kMaxValueDigestBytes),
+                      absl::StrCat(what, ": value_digest has ", tensor.value_digest().size(),
+                                   " bytes; the limit is ", kMaxValueDigestBytes));
+  }
   if (absl::StatusOr<uint64_t> count = ElementCount(ShapeOf(tensor)); !count.ok()) {
     return BadRequest("shape", absl::StrCat(tensor.shape_size(), " dimensions"), "",
                       absl::StrCat(what, ": ", count.status().message()));

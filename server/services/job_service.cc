@@ -65,12 +65,14 @@ absl::Status CheckUnscaled(const JobModel& model, double loss_scale) {
       detail);
 }
 
-// Returns whether two manifests are equal if TensorSpec.whole and may_be_unset are left aside.
+// Returns whether two manifests are equal but for where tensors are placed and whether they may be
+// unset.
 bool SameButPlacement(v1::CreateJobRequest asked, const v1::CreateJobRequest& existing) {
   if (asked.tensors_size() != existing.tensors_size()) return false;
   for (int t = 0; t < asked.tensors_size(); ++t) {
     asked.mutable_tensors(t)->set_whole(existing.tensors(t).whole());
     asked.mutable_tensors(t)->set_may_be_unset(existing.tensors(t).may_be_unset());
+    asked.mutable_tensors(t)->set_value_digest(existing.tensors(t).value_digest());
   }
   return ManifestDigest(asked) == ManifestDigest(existing);
 }

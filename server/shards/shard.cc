@@ -13,6 +13,7 @@
 #include "server/shards/load_stage.h"
 #include "server/shards/shard_info.h"
 #include "server/shards/staging_room.h"
+#include "server/tiers/slot_home.h"
 #include "server/tiers/tier.h"
 
 namespace orlop::server {

@@ -1,6 +1,7 @@
 #include "server/shards/shard_image.h"
 
 #include <array>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>

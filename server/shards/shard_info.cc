@@ -33,7 +33,8 @@ absl::Status FirstLoadIncomplete(const ShardInfo& shard) {
 }
 absl::Status NotSet(const ShardInfo& shard) {
   return ShardError(absl::StatusCode::kNotFound, shard,
-                    "has no value: no LOAD has set it, its worker keeps it", v1::ErrorDetail::UNSET);
+                    "has no value: no LOAD has set it, its worker keeps it",
+                    v1::ErrorDetail::UNSET);
 }
 
 }  // namespace orlop::server

@@ -262,8 +262,8 @@ absl::Status ShardStore::PlaceUnset(Shard* shard) {
   uint64_t piece_bytes = 0;
   for (const Slot slot : {Slot::kRemainder, Slot::kWeight})
     piece_bytes += Buffer::Footprint(formats[SlotIndex(slot)].Bytes(shard->info.count()));
-  // What is placed in memory cannot be spilled before the LOAD is applied. So memory is left for the
-  // window and for one piece of a slot on disk.
+  // What is placed in memory cannot be spilled before the LOAD is applied. So memory is left for
+  // the window and for one piece of a slot on disk.
   const uint64_t left_free = piece_bytes + residency_->WindowToOpen(piece_bytes);
   const bool is_free = staging_.TryReserve(piece_bytes + left_free).ok();
   for (const Slot slot : {Slot::kRemainder, Slot::kWeight}) {

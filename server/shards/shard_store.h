@@ -113,9 +113,9 @@ class ShardStore {
   // piece that is stored already is only hashed: Finish returns its digest, and Keep changes
   // nothing. May wait for the disk if memory is short.
   //   Status  InvalidArgument (the piece is not expected, or has a wrong dtype), NotFound (the
-  //           shard is not here, or UNSET), AlreadyExists (the piece is stored in another dtype), Unavailable
-  //           (another stream is sending it), ResourceExhausted (BUDGET: there is no memory for the
-  //           piece, or no room on the disk for the apply)
+  //           shard is not here, or UNSET), AlreadyExists (the piece is stored in another dtype),
+  //           Unavailable (another stream is sending it), ResourceExhausted (BUDGET: there is no
+  //           memory for the piece, or no room on the disk for the apply)
   absl::StatusOr<std::unique_ptr<PieceWriter>> BeginGradient(int32_t shard, uint32_t rank,
                                                              int32_t region, v1::DType dtype);
 

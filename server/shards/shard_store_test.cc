@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -259,7 +260,9 @@ Tensor Base(std::vector<uint64_t> shape) {
   return base;
 }
 
-OwnedShards TrainedAndBase() { return Layout({Parameter("w", {64, 100}), Base({512, 512})}, 100'000); }
+OwnedShards TrainedAndBase() {
+  return Layout({Parameter("w", {64, 100}), Base({512, 512})}, 100'000);
+}
 
 // "w" is trained, "base" is frozen.
 std::vector<TensorOptimizer> OnlyFirst(const OwnedShards& layout) {
@@ -296,8 +299,8 @@ TEST(Unset, TakesNoRoomUntilALoadSetsIt) {
   std::vector<uint8_t> read;
   for (const OwnedShard& owned : layout.shards)
     if (owned.tensor == 1) {
-      const auto part = Read(store.get(), {owned.id, Slot::kMaster, v1::DTYPE_F32,
-                                           WholeTensor(512 * 512), 1});
+      const auto part =
+          Read(store.get(), {owned.id, Slot::kMaster, v1::DTYPE_F32, WholeTensor(512 * 512), 1});
       read.insert(read.end(), part.begin(), part.end());
     }
   EXPECT_EQ(read, AsBytes(values));
@@ -317,8 +320,8 @@ TEST(Unset, GetsItsRoomOnDiskIfMemoryIsShort) {
   std::vector<uint8_t> read;
   for (const OwnedShard& owned : layout.shards)
     if (owned.tensor == 1) {
-      const auto part = Read(store.get(), {owned.id, Slot::kMaster, v1::DTYPE_F32,
-                                           WholeTensor(4096 * 512), 1});
+      const auto part =
+          Read(store.get(), {owned.id, Slot::kMaster, v1::DTYPE_F32, WholeTensor(4096 * 512), 1});
       read.insert(read.end(), part.begin(), part.end());
     }
   EXPECT_EQ(read, AsBytes(values));

@@ -280,6 +280,17 @@ TEST_F(Job, AFirstLoadThatLeavesAShardUnsetIsRefusedByNameAndEndsTheAttempt) {
   }
 }
 
+TEST_F(Job, AFirstLoadMayLeaveOutATensorThatMayBeUnset) {
+  spec_->tensors[1].may_be_unset = true;
+  Begin(spec_);
+  Form();
+  PushPiece piece = Piece(0, 0, 0, first_attempt_);
+  piece.is_load = true;
+  ASSERT_TRUE(Push(piece).ok());
+  Commit(0, 0, first_attempt_, true);
+  EXPECT_EQ(answers_[Commit(1, 0, first_attempt_, true)].status, absl::OkStatus());
+}
+
 TEST_F(Job, CommitsWhenAllRanksAndAllShardsAreIn) {
   Load();
   const RequestId first = Commit(0, 1);
@@ -455,7 +466,7 @@ TEST_F(Job, AServerWhoseEarlierLifeIsInThePlacementReportsAgain) {
   Actions actions;
   participant_->OnMessage(0, open, kNow, &actions);
   ASSERT_EQ(actions.size(), 1);
-  const auto* send = std::get_if<Send>(&actions[0]);
+  const auto* send = std::get_if<Send>(actions.data());
   ASSERT_NE(send, nullptr);
   const auto* report = std::get_if<RecoverReport>(&send->message);
   ASSERT_NE(report, nullptr);
@@ -623,8 +634,8 @@ TEST_F(Job, OnlyTheNewestFlushThatAllServersHaveIsNeededForTheNext) {
   EXPECT_EQ(next.needed, std::vector<int64_t>{1});
   written(false);
   step();
-  // Another server could not write the flush of step 2, but if it stops before it applies step 3, it
-  // writes it after all.
+  // Another server could not write the flush of step 2, but if it stops before it applies step 3,
+  // it writes it after all.
   EXPECT_EQ(AskFor(participant_.get(), one).needed, (std::vector<int64_t>{2, 1}));
   participant_->OnFlushed(absl::ResourceExhaustedError("no space"), false, kNow, &actions);
   step();

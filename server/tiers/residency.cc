@@ -59,8 +59,8 @@ absl::Status Residency::Place(SlotHome* home, Slot slot, const SlotFormat& forma
     absl::StatusOr<Reservation> room = absl::ResourceExhaustedError("to be on disk");
     if (first == Tier::kDram || !tiers_->can_spill())
       room = window_.memory_bytes() > 0
-                    ? tiers_->accountant().Reserve(use, Buffer::Footprint(bytes))
-                    : tiers_->Reserve(use, Buffer::Footprint(bytes), /*keeps=*/this);
+                 ? tiers_->accountant().Reserve(use, Buffer::Footprint(bytes))
+                 : tiers_->Reserve(use, Buffer::Footprint(bytes), /*keeps=*/this);
     if (!room.ok()) {
       if (!tiers_->can_spill()) return room.status();
       // WindowBytes adds up the formats of the slots, so the slot gets its format first.
