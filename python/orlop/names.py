@@ -36,6 +36,8 @@ class Entry:
         Whether all of it must be on one server.
     tied_names : list of str
         Other names of the same tensor.
+    stays : bool
+        Whether it stays in this process until it changes: a frozen parameter.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Entry:
     is_embedding: bool = False
     is_whole: bool = False
     tied_names: list[str] = field(default_factory=list)
+    stays: bool = False
 
     @cached_property
     def box(self) -> tensors.Box | None:
@@ -62,8 +65,8 @@ class Entry:
                 + (f", DTensor with placements {self.tensor.placements}" if tensors.is_distributed(self.tensor) else "")
                 + (f", tied to {', '.join(self.tied_names)}" if self.tied_names else ""))
 
-    def spec(self) -> dict[str, Any]:
-        """Its entry in the manifest (``TensorSpec``)."""
+    def spec(self, digest: str = "") -> dict[str, Any]:
+        """Its entry in the manifest (``TensorSpec``). `digest` names its value, if it stays."""
         return {
             "name": self.name,
             "kind": "TENSOR_KIND_BUFFER" if self.is_buffer else "TENSOR_KIND_PARAMETER",
@@ -71,6 +74,8 @@ class Entry:
             "dtype": "DTYPE_" + DTYPE_NAMES[self.tensor.dtype],
             "tied_names": self.tied_names,
             "whole": self.is_whole,
+            "may_be_unset": self.stays,
+            "value_digest": digest,
         }
 
 

@@ -106,6 +106,7 @@ class Session:
         self._servers = servers
         self._tls = tls  # certificate, key, authority
         self._model: torch.nn.Module | None = None
+        self.store_frozen = False  # whether bind() asked for frozen parameters on the servers
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._owner: weakref.ref[Trainer] | None = None
         self._training: TrainingJob | None = None
@@ -113,7 +114,7 @@ class Session:
 
     # What users call.
 
-    def bind(self, model: torch.nn.Module) -> torch.nn.Module:
+    def bind(self, model: torch.nn.Module, store_frozen: bool = False) -> torch.nn.Module:
         """Names the tensors of a job after a model's, and lets the model's first forward join the job.
 
         Nothing remote happens here. Wrapped models (DDP, ``torch.compile``) may be bound: the wrappers' prefixes are removed from names.
@@ -123,9 +124,14 @@ class Session:
         Buffers and frozen parameters that the servers cannot hold (complex, float8, sparse, quantised, tensor subclasses) stay in this
         process; a line names one when the job is joined.
 
+        Frozen parameters that no optimizer has stay in this process as well, until they change: then :meth:`store`, :meth:`export` and
+        :meth:`close` store them. A later run must bring the same ones (a pretrained base does), and is refused if it does not.
+
         Parameters
         ----------
         model : torch.nn.Module
+        store_frozen : bool
+            Whether a new job stores frozen parameters with the others, so that a later run, a reader and ``orlop export`` get them.
 
         Returns
         -------
@@ -139,7 +145,7 @@ class Session:
         """
         if self._training is not None:
             raise RuntimeError(f"job {self.job!r} is joined already: bind the model before the first step")
-        self._model = model
+        self._model, self.store_frozen = model, store_frozen
         self._put_hook()
         return model
 
@@ -182,7 +188,8 @@ class Session:
         swapped in for an evaluation.
 
         Of the model that is trained it writes the parameters that the optimizer trains. Its buffers and frozen parameters, which this
-        process changes itself, keep their values. Of another model, or before this process has joined the job, it writes all tensors.
+        process changes itself, keep their values. Of another model, or before this process has joined the job, it writes all tensors that
+        the servers have; frozen parameters that stayed with their worker keep their values.
 
         Returns
         -------
@@ -203,7 +210,12 @@ class Session:
             self._training.traffic.pull([entry for entry in own if self._training.traffic.trains(self._training.index_of(entry.tensor))])
             entries = [] if own else entries
         for entry in entries:
-            value = self._stored(entry.name, "weight")
+            try:
+                value = self._stored(entry.name, "weight")
+            except NotFound as error:
+                if error.reason != "UNSET":
+                    raise
+                continue
             if value.shape != entry.tensor.shape or value.dtype != entry.tensor.dtype:
                 raise ValueError(f"tensor {entry.name!r} is {entry.tensor.dtype} of shape {list(entry.tensor.shape)}; job "
                                  f"{self.job!r} has it as {value.dtype} of shape {list(value.shape)}")
@@ -409,7 +421,9 @@ class Session:
         if job is None or not job.joined or self._model is None:
             return None
         entry = next((entry for entry in self._untrained() if name in (entry.name, *entry.tied_names)), None)
-        return entry.tensor if entry is not None and not tensors.is_distributed(entry.tensor) and job.changed([entry]) else None
+        if entry is None or tensors.is_distributed(entry.tensor):
+            return None
+        return entry.tensor if job.index_of(entry.tensor) in job.traffic.unset or job.changed([entry]) else None
 
     def _untrained(self) -> list[names.Entry]:
         """The job's entries of the bound model that no optimizer trains, with the model's values of now."""

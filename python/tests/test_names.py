@@ -53,4 +53,4 @@ def test_a_dtype_that_servers_do_not_hold_is_refused_by_name():
 def test_specs_tell_shape_dtype_and_kind():
     spec = names.of_model(torch.nn.Linear(3, 2, dtype=torch.bfloat16))[0].spec()
     assert spec == {"name": "weight", "kind": "TENSOR_KIND_PARAMETER", "shape": [2, 3], "dtype": "DTYPE_BF16", "tied_names": [],
-                    "whole": False}
+                    "whole": False, "may_be_unset": False, "value_digest": ""}

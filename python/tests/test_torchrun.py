@@ -39,6 +39,12 @@ def test_two_workers_are_one_with_the_whole_batch(servers, tmp_path, alone, opti
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
+def test_frozen_parameters_stay_with_their_workers_unless_the_ranks_differ(servers, tmp_path):
+    expected = torchrun(servers, "freeze-alone", tmp_path / "a.pt", "--freeze", workers=1)
+    for name, value in torchrun(servers, "freeze-two", tmp_path / "b.pt", "--freeze").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+
+
 def test_parameters_that_move_between_groups_move_on_all_ranks(servers, tmp_path):
     """While they have moved on one rank only, the step is refused on all."""
     expected = torchrun(servers, "move-alone", tmp_path / "a.pt", "--move", workers=1)

@@ -26,6 +26,7 @@ parser.add_argument("--second-thoughts", action="store_true", help="one rank in 
 parser.add_argument("--move", action="store_true", help="two groups exchange their parameters in step 3, on the last rank first")
 parser.add_argument("--fault", help="what goes wrong once on rank 1, in step 3: a call that fails (push, commit, answer (of a commit "
                     "made), pull, or abort (of a gradient that changed after its push)), or edit: a weight is changed")
+parser.add_argument("--freeze", action="store_true", help="two parameters are frozen; one is the same on all ranks, and stays there")
 parser.add_argument("--rewind", action="store_true", help="after step 5 everybody loads the checkpoint of step 3, the optimizer first")
 arguments = parser.parse_args()
 
@@ -33,6 +34,9 @@ dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 torch.manual_seed(rank)  # rank 0's weights count
 net = Net()
+if arguments.freeze:
+    net.first.weight.requires_grad_(False)
+    torch.nn.init.zeros_(net.second.bias).requires_grad_(False)
 model = torch.nn.parallel.DistributedDataParallel(net) if arguments.ddp else net
 generator = torch.Generator().manual_seed(7)
 batches = list(zip(torch.randn(6, 16, 64, generator=generator), torch.randn(6, 16, 8, generator=generator)))
@@ -60,7 +64,8 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
     session.bind(model)
     options = {"overlap": "backward", "accumulation_steps": 1} if arguments.overlap else {}
     groups = [{"params": [p for p in model.parameters() if (p.dim() == 2) == matrices], "lr": lr} for matrices, lr in ((1, 0.01), (0, 0.1))]
-    optimizer = orlop.AdamW(groups if arguments.move else model.parameters(), lr=0.01, state="fp32", max_norm=1.0,
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = orlop.AdamW(groups if arguments.move else trained, lr=0.01, state="fp32", max_norm=1.0,
                             gradient_wire=arguments.wire, **options)
     if arguments.store:
         inner = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
@@ -116,9 +121,13 @@ with orlop.connect(arguments.address, job=arguments.job, timeout_seconds=5 if ar
                 assert session.step == step
             optimizer.step()
         done += 1
+    if arguments.freeze:
+        first, second = (session.client.describe_tensor(arguments.job, name)["shards"][0]["slots"]
+                         for name in ("first.weight", "second.bias"))
+        assert bool(first) == (world_size > 1) and not second
     if rank == 0:
         torch.save(net.state_dict(), arguments.out)
-del model, session, optimizer  # DistributedDataParallel holds the group as long as it lives
+model = session = optimizer = None  # DistributedDataParallel holds the group as long as it lives
 gc.collect()
 dist.destroy_process_group()
 threads = [task.joinpath("comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()]

@@ -6,7 +6,7 @@ This is the door of the folder: other folders import from here only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class TrainingJob:
         self.entries = entries
         self.workers.check_same([(entry.name, entry.described()) for entry in entries])
         boxes = boxes_of(self.workers, entries)
-        specs = [entry.spec() for entry in entries]
+        specs = [entry.spec(_value_digest(entry) if entry.stays else "") for entry in entries]
         created: list[_core.JobHandle] = []
 
         def create() -> bool:
@@ -63,10 +63,45 @@ class TrainingJob:
         self.existed: bool = self.workers.run_first(create)
         handle = created[0] if created else client.create_job(name, specs)
         self.traffic = Traffic(handle, self.workers, entries, boxes)
+        self.traffic.unset = self._unset(client)
+        # Of these what some rank has otherwise than the job's creator had.
+        created_with = [spec["value_digest"] for spec in handle.tensors]
+        own = {index for index in self.traffic.unset
+               if created_with[index] not in ("", specs[index]["value_digest"] or _value_digest(entries[index]))}
+        self._replaced = set().union(*self.workers.all_of(own))
+        if not self.loading:
+            self._check_bound()
         self.attempt = Attempt(self.traffic)
         self.joined = False
         self._layout: dict[str, Any] = {}
         self._configuration: dict[str, Any] = {}
+
+    def _unset(self, client: _core.Client) -> set[int]:
+        """Manifest indexes of the tensors that the servers have no value of."""
+        def find() -> set[int]:
+            some = {index for index, spec in enumerate(self.handle.tensors) if spec["may_be_unset"]}
+            return {index for index in some if self.loading
+                    or not client.describe_tensor(self.name, self.entries[index].name)["shards"][0]["slots"]}
+        return self.workers.run_first(find)
+
+    def _check_bound(self) -> None:
+        """Raises ValueError if a tensor that stays with its worker has another value than when the job was created."""
+        if self._replaced:
+            name = self.entries[min(self._replaced)].name
+            raise ValueError(f"frozen parameter {name!r}, with {len(self._replaced) - 1} others, has another value than when job "
+                             f"{self.name!r} was created, and the servers do not have it, since it never changed: give the model the "
+                             "weights of then, or create the job with session.bind(model, store_frozen=True)")
+
+    def staying(self, trained: Iterable[int]) -> set[int]:
+        """Manifest indexes of the tensors that need no value on the servers: frozen ones, on all ranks as the job's creator had them."""
+        return self.traffic.unset - self._replaced - set(trained)
+
+    def set_trained(self, trained: Iterable[int]) -> None:
+        """Gives the servers the values of trained tensors that stayed here so far. All ranks call it."""
+        some = sorted(self.traffic.unset & set(trained))
+        if some:
+            self.load(lambda: [self.weight_part(self.entries[index]) for index in some])
+            self.traffic.unset -= set(some)
 
     @property
     def handle(self) -> _core.JobHandle:
@@ -165,6 +200,7 @@ class TrainingJob:
         changed = self.changed_anywhere(entries)
         if changed:
             self.load(lambda: [self.edited_part(index) for index in changed])
+            self.traffic.unset -= set(changed)
         self.traffic.pull([self.entries[index] for index in changed] if self.workers.alone else entries)
         return self.step
 
@@ -180,7 +216,7 @@ class TrainingJob:
             return [self.index_of(entry.tensor) for entry in entries]
         held = self.traffic.held
         changed = held.changed(self.index_of(entry.tensor) for entry in entries)
-        return [index for index in changed if index in held or not self.traffic.is_stored(index)]
+        return [index for index in changed if index in held or index in self.traffic.unset or not self.traffic.is_stored(index)]
 
     def edited_part(self, index: int) -> Part:
         """The part of a LOAD step that sets a tensor to its value here.
@@ -206,6 +242,7 @@ class TrainingJob:
         self.handle.join(generation, 0, 1, {"mode": "EXACTLY_ONCE", "preset": "WHOLE"}, self.step)
         self.handle.set_state([self.edited_part(index) for index in indexes])
         self.handle.commit(load=True)
+        self.traffic.unset -= set(indexes)
 
     def load(self, parts: Callable[[], list[Part]]) -> None:
         """Makes a LOAD step of any slots. Rank 0 makes and sends the parts, and other ranks those of the boxes of DTensors that they have.
@@ -342,3 +379,8 @@ class TrainingJob:
             raise error
         self.join(self._layout)
         return self.handle.status()["last_decision"] if self.step >= target else None
+
+
+def _value_digest(entry: Entry) -> str:
+    """Names the value of a tensor, wherever its memory is; empty for a DTensor, of which no process has all."""
+    return "" if tensors.is_distributed(entry.tensor) else digests([entry.tensor.detach().cpu()])[0]

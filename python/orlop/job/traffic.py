@@ -39,6 +39,8 @@ class Traffic:
         Manifest index of a tensor by its ``id``.
     held : Held
         Which tensors of this process the servers hold as they are.
+    unset : set of int
+        Manifest indexes of the tensors that the servers have no value of: frozen ones that stay in this process until they change.
     wire : GradientWire
         How gradients are encoded.
     seconds : dict of str to float
@@ -55,6 +57,7 @@ class Traffic:
         self.wire = GradientWire(None, handle.shard_elements)
         self.seconds: dict[str, float] = {}
         self.held = Held(entries)
+        self.unset: set[int] = set()
         self._tracked: dict[int, None] = {}  # an ordered set
         self._steps_here = False
         self._buckets: list[Bucket] = []
@@ -167,7 +170,8 @@ class Traffic:
     # Weights.
 
     def pull(self, entries: list[Entry]) -> None:
-        """Writes the committed weights into these tensors, whole. Into a DTensor the part that is here."""
+        """Writes the committed weights into these tensors, whole. Into a DTensor the part that is here. :attr:`unset` ones are left."""
+        entries = [entry for entry in entries if self.index_of[id(entry.tensor)] not in self.unset]
         inside, copies = [], []
         for entry in entries:
             tensor = entry.local

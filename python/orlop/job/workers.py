@@ -154,10 +154,12 @@ class Workers:
             return [value]
         data = self._bytes(pickle.dumps(value))
         sizes = torch.empty(self.world_size, dtype=torch.int64, device=data.device)
-        _wait(dist.all_gather_into_tensor(sizes, torch.tensor([data.numel()], dtype=torch.int64, device=data.device), async_op=True))
+        size = torch.tensor([data.numel()], dtype=torch.int64, device=data.device)
+        _wait(dist.all_gather(list(sizes.split(1)), size, async_op=True))
         longest = int(sizes.max())
         gathered = data.new_empty(self.world_size * longest)
-        _wait(dist.all_gather_into_tensor(gathered, torch.nn.functional.pad(data, (0, longest - data.numel())), async_op=True))
+        padded = torch.nn.functional.pad(data, (0, longest - data.numel()))
+        _wait(dist.all_gather(list(gathered.split(longest)), padded, async_op=True))
         return [pickle.loads(one[:size].numpy()) for one, size in zip(gathered.cpu().split(longest), sizes.tolist())]
 
     def check_same(self, described: list[tuple[str, str]]) -> None:

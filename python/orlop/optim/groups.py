@@ -103,7 +103,7 @@ def check_real(group: dict[str, Any], kind: str) -> None:
 
 
 def entries_of(model: torch.nn.Module | None, param_groups: list[dict[str, Any]],
-               needs_whole: Callable[[dict[str, Any]], bool]) -> list[Entry]:
+               needs_whole: Callable[[dict[str, Any]], bool], store_frozen: bool) -> list[Entry]:
     """The tensors of the job that an optimizer joins: the bound model's, or else those of its groups.
 
     Parameters
@@ -112,6 +112,8 @@ def entries_of(model: torch.nn.Module | None, param_groups: list[dict[str, Any]]
     param_groups : list of dict
     needs_whole : callable
         Whether the tensors of a group must each be on one server.
+    store_frozen : bool
+        Whether frozen parameters are stored with the others.
 
     Raises
     ------
@@ -120,9 +122,11 @@ def entries_of(model: torch.nn.Module | None, param_groups: list[dict[str, Any]]
     """
     entries = of_model(model) if model is not None else of_groups(param_groups)
     _check_named(model, param_groups, entries)
+    given = {id(p) for group in param_groups for p in group["params"]}
     whole = {id(p) for group in param_groups if needs_whole(group) for p in group["params"] if p.requires_grad}
     for entry in entries:
         entry.is_whole = id(entry.tensor) in whole
+        entry.stays = not (store_frozen or entry.is_buffer or id(entry.tensor) in given or entry.tensor.requires_grad)
     return entries
 
 

@@ -336,7 +336,8 @@ class Optimizer(torch.optim.Optimizer):
         self._settle()
         for group in self.param_groups:
             self._check_group(group)
-        job = session.training_job(Workers().together(lambda: entries_of(session.model, self.param_groups, self._needs_whole)))
+        job = session.training_job(Workers().together(lambda: entries_of(session.model, self.param_groups, self._needs_whole,
+                                                                                session.store_frozen)))
         self._members = Members(self.param_groups, job)
         job.workers.check_same([(job.entries[index].name, "trained") for index in self._members.trained])
         job.configure(self._configuration(self._members.groups(self.param_groups)))
@@ -370,13 +371,18 @@ class Optimizer(torch.optim.Optimizer):
 
     def _load_all(self, job: TrainingJob) -> None:
         """Sets all tensors of the job to their values here, and the state that load_state_dict was given."""
-        self._load_pending(lambda: [job.weight_part(entry) for entry in job.entries])
+        stay = job.staying(self._members.trained)
+        self._load_pending(lambda: [job.weight_part(entry) for index, entry in enumerate(job.entries) if index not in stay])
+        job.traffic.unset = stay
         if job.workers.alone:
             job.traffic.held.note(range(len(job.entries)))
         else:
             job.traffic.pull(job.entries)
+            job.traffic.held.note(stay)
 
     def _resume(self, job: TrainingJob, keep_weights: bool) -> None:
+        job.set_trained(self._members.trained)
+        job.traffic.held.note(index for index in job.traffic.unset if index not in job.traffic.held)
         loaded_over = not keep_weights and job.workers.run_first(lambda: self._replaces_weights(job))
         if loaded_over:
             if job.workers.rank == 0:
