@@ -80,6 +80,20 @@ def test_another_base_is_refused_by_name(servers):
             adamw(model).attach()
 
 
+def test_a_store_gives_the_job_another_base(servers):
+    with orlop.connect(servers.address, job="replaced-base") as session:
+        model = session.bind(Adapted())
+        run(model, adamw(model), 1)
+    with orlop.connect(servers.address, job="replaced-base") as session:
+        other = Adapted(seed=9)
+        other.up.weight.data.add_(1)
+        session.store(other)
+    with orlop.connect(servers.address, job="replaced-base") as session:
+        model = session.bind(Adapted())
+        adamw(model).attach()
+        assert torch.equal(model.base.weight, other.base.weight) and torch.equal(model.up.weight, other.up.weight)
+
+
 def test_store_frozen_keeps_the_base_on_the_servers(servers, tmp_path):
     with orlop.connect(servers.address, job="stored-base") as session:
         model = session.bind(Adapted(), store_frozen=True)

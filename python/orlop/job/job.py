@@ -64,10 +64,10 @@ class TrainingJob:
         handle = created[0] if created else client.create_job(name, specs)
         self.traffic = Traffic(handle, self.workers, entries, boxes)
         self.traffic.unset = self._unset(client)
-        # Of these what some rank has otherwise than the job's creator had.
-        created_with = [spec["value_digest"] for spec in handle.tensors]
+        # Of these, those that are to stay and that some rank has otherwise than the job's creator had.
+        digests_of_creator = [spec["value_digest"] for spec in handle.tensors]
         own = {index for index in self.traffic.unset
-               if created_with[index] not in ("", specs[index]["value_digest"] or _value_digest(entries[index]))}
+               if (here := specs[index]["value_digest"]) and digests_of_creator[index] not in ("", here)}
         self._replaced = set().union(*self.workers.all_of(own))
         if not self.loading:
             self._check_bound()

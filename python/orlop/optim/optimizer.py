@@ -336,8 +336,8 @@ class Optimizer(torch.optim.Optimizer):
         self._settle()
         for group in self.param_groups:
             self._check_group(group)
-        job = session.training_job(Workers().together(lambda: entries_of(session.model, self.param_groups, self._needs_whole,
-                                                                                session.store_frozen)))
+        job = session.training_job(Workers().together(
+            lambda: entries_of(session.model, self.param_groups, self._needs_whole, session.store_frozen)))
         self._members = Members(self.param_groups, job)
         job.workers.check_same([(job.entries[index].name, "trained") for index in self._members.trained])
         job.configure(self._configuration(self._members.groups(self.param_groups)))
