@@ -523,11 +523,16 @@ class Walk:
         self.join()
 
     def to_open_and_lost(self, lose):
-        """Walk to a step that is staged in part, let `lose` lose the memory of the servers, and delete the job."""
+        """Walk to a step that is staged in part, let `lose` lose the memory of the servers, and delete the job.
+
+        A job that changed requests of a peer have ended (dropped from a server and put there with another manifest) does not recover, and
+        is deleted before.
+        """
         try:
-            with contextlib.suppress(EndOfWalk):
-                self.to_open()
-                self.step()
+            self.to_open()
+            self.step()
+        except EndOfWalk:
+            self.delete()
         finally:
             for call in self.waiting:
                 call.cancel()
