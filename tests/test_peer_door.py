@@ -260,7 +260,8 @@ def test_no_mutated_message_ends_a_server_or_changes_what_is_committed(make_clus
         except grpc.RpcError as error:
             answer = error.code()
         answers[answer] = answers.get(answer, 0) + 1
-        assert answer in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT), answer
+        is_of_another_manifest = template.WhichOneof("body") == "recover" and answer == grpc.StatusCode.FAILED_PRECONDITION
+        assert answer in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT) or is_of_another_manifest, answer
     assert all(server.running() for server in cluster.servers)
     assert answers[grpc.StatusCode.INVALID_ARGUMENT] > count / 10
     cluster.restart()
@@ -299,3 +300,33 @@ def test_job_that_cannot_be_opened_is_quarantined_by_name(make_cluster, bin_dir)
     server.start()
     job.connections.reconnect()
     assert weights(job) == held
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_server_that_a_peer_gave_another_manifest_is_named_and_holds_nobody_up(make_cluster, bin_dir, changed):
+    """A peer may put another job under a name, on one server. Both say so, restarted servers are ready, and a deletion helps."""
+    cluster = make_cluster(2)
+    job, healthy = start_job(cluster), start_job(cluster, "healthy")
+    held = weights(healthy)
+    other = job.create_request(seed=3, durability=1)
+    definition = stubs().peer.JobDefinition(server_count=2, revision=1, manifest=other, manifest_digest=manifest_digest(other))
+    for index, tensor in enumerate(TENSORS):
+        definition.runs.add(tensor=index, shard_count=-(-tensor.element_count // job.shard_elements), servers=[index % 2])
+    peer(cluster, changed).DropJob(stubs().peer.DropJobRequest(job=job.name), timeout=DEADLINE_SECONDS)
+    peer(cluster, changed).PutJob(definition, timeout=DEADLINE_SECONDS)
+    cluster.restart()  # ends once every server is ready
+    job.connections.reconnect()
+    assert weights(healthy) == held
+    wait_until(lambda: job.status().state == stubs().job.JobStatusResponse.QUARANTINED)
+    name = cluster.names[1]  # the step leader is server 0, so the refusal is the other one's
+    assert f"server {name} has a job 'j' with another manifest" in job.status().explanation
+    shown = subprocess.run([bin_dir / "orlop", "--server", cluster.servers[0].address, "jobs"], capture_output=True, text=True,
+                           timeout=60)
+    assert "QUARANTINED" in shown.stdout and "another manifest" in shown.stdout, shown
+    if changed == 1:
+        with refused("FAILED_PRECONDITION", "QUARANTINED", "'j'", "another manifest", "create it anew"):
+            job.create()
+    job.delete()
+    make_step(start_job(cluster))
+    healthy.join(generation=0)
+    assert make_step(healthy).outcome

@@ -336,6 +336,23 @@ absl::Status JobRuntime::OnPeerMessage(int from, const step::Message& message) {
   if (absl::Status status = CheckPeerMessage(from, message); !status.ok())
     return MakeError(absl::StatusCode::kInvalidArgument, std::string(status.message()),
                      v1::ErrorDetail::BAD_REQUEST);
+  if (const auto* recover = std::get_if<step::Recover>(&message)) {
+    const Digest128 here = model()->spec()->manifest_digest;
+    is_foreign_ = recover->manifest_digest != here;
+    if (is_foreign_) {
+      v1::ErrorDetail detail;
+      detail.set_reason(v1::ErrorDetail::QUARANTINED);
+      detail.set_job(job_);
+      detail.set_server(environment_.server_names[environment_.self]);
+      return MakeError(
+          absl::StatusCode::kFailedPrecondition,
+          absl::StrCat("server ", detail.server(), " has a job '", job_,
+                       "' with another manifest: its digest is ", ToString(here),
+                       ", the step leader's is ", ToString(recover->manifest_digest),
+                       "; delete the job, and create it anew"),
+          detail);
+    }
+  }
   OnMessage(from, message);
   return absl::OkStatus();
 }

@@ -111,9 +111,13 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   int64_t AppliedCount(uint32_t tensor) const;
 
   // ---- Life ----
-  // A message from another server of the cluster.
-  //   Status  InvalidArgument: nothing of it was used (step/check.h)
+  // A message from another server of the cluster. Nothing of a refused one is used.
+  //   Status  InvalidArgument     CheckPeerMessage refuses it (step/check.h)
+  //           FailedPrecondition  a Recover for another manifest than this server's job has
   absl::Status OnPeerMessage(int from, const step::Message& message);
+  // True if the last Recover was for another manifest: this server's job is not the one that the
+  // step leader has under the name. It is so until one of them is deleted.
+  bool IsForeign() const { return is_foreign_; }
   // What became of a message that this server has sent: the answer of server `to`, or why it could
   // not be sent. A refusal is logged once, and kept until a message of the same kind gets through.
   void OnPeerAnswer(int to, const v1::StepMessage& message, const absl::Status& answer);
@@ -192,6 +196,7 @@ class JobRuntime final : public MachineShell, public std::enable_shared_from_thi
   std::vector<std::pair<int, step::Message>> held_ GUARDED_BY(mutex_);
   // By server and kind of message.
   std::map<std::pair<int, int>, absl::Status> refusals_ GUARDED_BY(mutex_);
+  std::atomic<bool> is_foreign_ = false;
   std::map<std::pair<int, int>, std::string> logged_refusals_ GUARDED_BY(mutex_);
   StepTimes times_ GUARDED_BY(mutex_);
   int64_t first_byte_ms_ GUARDED_BY(mutex_) = 0, staged_ms_ GUARDED_BY(mutex_) = 0,

@@ -139,6 +139,13 @@ void JobService::Created(Call* call, const std::shared_ptr<JobRuntime>& job,
     call->End(absl::OkStatus());
   };
   if (!existed) return answer(step::Answer());
+  if (const v1::JobStatusResponse status = StatusOf(job.get());
+      status.state() == v1::JobStatusResponse::QUARANTINED) {
+    return call->End(
+        Refuse(absl::StatusCode::kFailedPrecondition,
+               absl::StrCat("job '", name, "' cannot be served: ", status.explanation()),
+               v1::ErrorDetail::QUARANTINED));
+  }
   call->Ask(
       job,
       [](LeaderShell& leader, Caller caller) { return leader.AwaitRecovery(std::move(caller)); },

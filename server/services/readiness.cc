@@ -52,7 +52,8 @@ std::string WhatIsAwaited(const JobTable& jobs) {
     if (status == known.jobs().end()) continue;  // deleted while this server was away
     // A state of an earlier epoch is about what an earlier process of this server held.
     const bool is_mine =
-        job->HasReported() && static_cast<int64_t>(status->epoch()) == job->position().epoch;
+        job->IsForeign() ||
+        (job->HasReported() && static_cast<int64_t>(status->epoch()) == job->position().epoch);
     if (is_mine && IsAnswered(*status)) continue;
     return absl::StrCat("job '", name, "' recovers", status->explanation().empty() ? "" : ": ",
                         status->explanation());
