@@ -37,7 +37,8 @@ void PrintStatus(const Context& context, const v1::ServerStatusResponse& status)
       Bar(status.memory_bytes(), status.memory_budget_bytes(), kBarWidth, context.terminal), "  ",
       HumanBytes(status.memory_bytes()), " of ", HumanBytes(status.memory_budget_bytes()),
       "  (peak ", HumanBytes(status.memory_peak_bytes()), ", reserved ",
-      HumanBytes(status.memory_reserved_bytes()), ")\n"));
+      HumanBytes(status.memory_reserved_bytes()), ", idle ", HumanBytes(status.idle_bytes()),
+      ")\n"));
   Print(absl::StrCat("disk    ", HumanBytes(status.disk_free_bytes()), " free in ",
                      status.data_dir(), "\n"));
   if (const v1::StepTimes& times = status.last_step(); times.step() > 0)

@@ -400,6 +400,7 @@ class Running : public OrlopServer {
       const uint64_t before = std::exchange(message_count, messages_->message_count());
       quiet_ticks = message_count == before ? quiet_ticks + 1 : 0;
       if (quiet_ticks > 0 && quiet_ticks % kRestTicks == 0) TrimHeap();
+      accountant_.accountant->GiveBackIdle();
       mutex_.Lock();
     }
   }

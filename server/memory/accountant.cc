@@ -1,8 +1,7 @@
 #include "server/memory/accountant.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -17,34 +16,23 @@
 #include "base/mutex.h"
 #include "orlop/v1/types.pb.h"
 #include "proto/status.h"
+#include "server/memory/buffer_pool.h"
 
 namespace orlop::server {
 namespace {
 
 constexpr uint64_t kPageBytes = 4096;
-// A buffer of at most this size comes from malloc; a larger one has a mapping of its own.
+// A buffer of at most this size comes from malloc; a larger one has pages of its own.
 constexpr uint64_t kSmallBytes = 16 << 10;
-constexpr uint64_t kHugePageBytes = 2 << 20;
+constexpr int64_t kRestMs = 2000;
 constexpr size_t kTierCount = 2;
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// Maps memory. A buffer of two huge pages (4 MiB) or more is aligned to them, so that the kernel
-// may use them: 2 MiB then cost one page fault and not 512. Returns null if the system refuses.
-uint8_t* MapPages(uint64_t bytes) {
-  const uint64_t slack = bytes >= 2 * kHugePageBytes ? kHugePageBytes : 0;
-  void* mapped =
-      mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) return nullptr;
-  uint8_t* begin = static_cast<uint8_t*>(mapped);
-  if (slack == 0) return begin;
-  const auto address = reinterpret_cast<uintptr_t>(begin);
-  uint8_t* aligned = begin + (RoundUp(address, kHugePageBytes) - address);
-  if (aligned > begin) munmap(begin, aligned - begin);
-  const uint64_t tail = slack - (aligned - begin);
-  if (tail > 0) munmap(aligned + bytes, tail);
-  madvise(aligned, bytes / kHugePageBytes * kHugePageBytes, MADV_HUGEPAGE);
-  return aligned;
+int64_t NowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
@@ -70,6 +58,14 @@ struct Account {
   uint64_t limit[kTierCount] GUARDED_BY(mutex) = {};
   Counts total[kTierCount] GUARDED_BY(mutex);
   std::map<Use, Counts> uses GUARDED_BY(mutex);
+  BufferPool idle GUARDED_BY(mutex);
+
+  // Removes the idle pages for which the used bytes of DRAM leave no room. The caller unmaps them
+  // when it has released the mutex.
+  std::vector<Pages> ShrinkIdle() REQUIRES(mutex) {
+    constexpr auto dram = static_cast<size_t>(Tier::kDram);
+    return idle.ShrinkTo(limit[dram] - total[dram].used);
+  }
 };
 
 // A Pool has the bytes of one reservation. The reservation and each of its buffers keep it alive.
@@ -91,26 +87,35 @@ struct Pool {
     counts->reserved -= bytes;
     total().reserved -= bytes;
   }
-  // Counts reserved bytes as used. ResourceExhausted (BUDGET) if fewer are unused.
-  absl::Status Take(uint64_t bytes) {
-    MutexLock lock(&account->mutex);
-    if (bytes > reserved - used)
-      return MakeError(
-          absl::StatusCode::kResourceExhausted,
-          absl::StrCat(use.slot, " of job '", use.job, "' asks for ", bytes, " bytes; ",
-                       reserved - used, " of the ", reserved, " reserved are left"),
-          v1::ErrorDetail::BUDGET);
-    used += bytes;
-    counts->AddUsed(bytes);
-    total().AddUsed(bytes);
+  // Counts reserved bytes as used. ResourceExhausted (BUDGET) if fewer are unused. If `idle` is not
+  // null, sets it to idle pages of this size, if there are any.
+  absl::Status Take(uint64_t bytes, Pages* idle = nullptr) {
+    std::vector<Pages> removed;
+    {
+      MutexLock lock(&account->mutex);
+      if (bytes > reserved - used)
+        return MakeError(
+            absl::StatusCode::kResourceExhausted,
+            absl::StrCat(use.slot, " of job '", use.job, "' asks for ", bytes, " bytes; ",
+                         reserved - used, " of the ", reserved, " reserved are left"),
+            v1::ErrorDetail::BUDGET);
+      used += bytes;
+      counts->AddUsed(bytes);
+      total().AddUsed(bytes);
+      if (idle != nullptr) *idle = account->idle.Take(bytes);
+      removed = account->ShrinkIdle();
+    }
+    Unmap(removed);
     return absl::OkStatus();
   }
-  // Counts used bytes as unused. If the Reservation is gone, they return to the tier.
-  void Return(uint64_t bytes) {
+  // Counts used bytes as unused. If the Reservation is gone, they return to the tier. `pages`, if
+  // not null, had the bytes and is idle from now on.
+  void Return(uint64_t bytes, const Pages* pages = nullptr) {
     MutexLock lock(&account->mutex);
     used -= bytes;
     counts->used -= bytes;
     total().used -= bytes;
+    if (pages != nullptr) account->idle.Give(*pages, NowMs());
     if (released) GiveBack(bytes);
   }
   // Gives back the unused bytes. After `for_ever`, used bytes are given back too when they are
@@ -143,11 +148,11 @@ Buffer::Buffer(std::shared_ptr<internal::Pool> pool, uint8_t* data, uint64_t siz
     : pool_(std::move(pool)), data_(data), size_(size) {}
 
 Buffer::~Buffer() {
-  if (size_ <= kSmallBytes)
-    std::free(data_);
-  else
-    munmap(data_, RoundUp(size_, kPageBytes));
-  pool_->Return(Footprint(size_));
+  const uint64_t footprint = Footprint(size_);
+  const Pages pages{data_, footprint};
+  const bool is_small = size_ <= kSmallBytes;
+  if (is_small) std::free(data_);
+  pool_->Return(footprint, is_small ? nullptr : &pages);
 }
 
 // ---- Reservation ----
@@ -176,21 +181,27 @@ uint64_t Reservation::used_bytes() const {
   return pool_->used;
 }
 
-absl::StatusOr<BufferPtr> Reservation::Allocate(uint64_t size_bytes) {
+absl::StatusOr<BufferPtr> Reservation::Allocate(uint64_t size_bytes, Fill fill) {
   if (!pool_)
     return absl::ResourceExhaustedError(absl::StrCat("no bytes reserved; ", size_bytes, " asked"));
   const uint64_t footprint = Buffer::Footprint(size_bytes);
-  if (absl::Status taken = pool_->Take(footprint); !taken.ok()) return taken;
-  uint8_t* data = size_bytes <= kSmallBytes
-                      ? static_cast<uint8_t*>(std::aligned_alloc(64, footprint))
-                      : MapPages(footprint);
+  const bool is_small = size_bytes <= kSmallBytes;
+  Pages idle;
+  if (absl::Status taken = pool_->Take(footprint, is_small ? nullptr : &idle); !taken.ok())
+    return taken;
+  uint8_t* data = idle.data;
+  if (is_small)
+    data = static_cast<uint8_t*>(std::aligned_alloc(64, footprint));
+  else if (data == nullptr)
+    data = MapPages(footprint).data;
   if (data == nullptr) {
     pool_->Return(footprint);
     return MakeError(absl::StatusCode::kResourceExhausted,
                      absl::StrCat("the system refused ", footprint, " bytes for ", pool_->use.slot),
                      v1::ErrorDetail::BUDGET);
   }
-  if (size_bytes <= kSmallBytes) std::memset(data, 0, footprint);
+  const bool is_new = !is_small && idle.data == nullptr;
+  if (fill == Fill::kZeros && !is_new) std::memset(data, 0, footprint);
   return BufferPtr(new Buffer(pool_, data, size_bytes));
 }
 
@@ -284,6 +295,20 @@ uint64_t Accountant::used_bytes(Tier tier) const {
 uint64_t Accountant::peak_bytes(Tier tier) const {
   MutexLock lock(&account_->mutex);
   return account_->total[static_cast<size_t>(tier)].peak;
+}
+
+uint64_t Accountant::idle_bytes() const {
+  MutexLock lock(&account_->mutex);
+  return account_->idle.idle_bytes();
+}
+
+void Accountant::GiveBackIdle() {
+  std::vector<Pages> rested;
+  {
+    MutexLock lock(&account_->mutex);
+    rested = account_->idle.Rest(NowMs() - kRestMs);
+  }
+  Unmap(rested);
 }
 
 std::vector<UsedBytes> Accountant::Snapshot() const {

@@ -3,10 +3,12 @@
 //
 // Bytes are first reserved, which counts them against the limit of their tier. They are used once a
 // buffer is allocated from the reservation. For each tier, used <= reserved <= limit at any time.
-// Bytes that are reserved but not used take no memory of the system.
+// Bytes that are reserved but not used take no memory of the system. The pages of freed buffers are
+// idle until another buffer takes them (BufferPool); in DRAM, used + idle <= limit at any time.
 //   Threads  An Accountant is safe from any thread. A Reservation has one owner. A Buffer has one
 //            writer, its owner; any thread may read and free it.
-//   Locks    One lock, which is taken last. Nothing here waits.
+//   Locks    One lock, which is taken last. Nothing here waits, and nothing is mapped or unmapped
+//            under it.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +50,9 @@ struct Account;
 struct Pool;
 }  // namespace internal
 
-// A Buffer is a block of memory. Above 16 KiB it is a mapping of its own (mmap), so that its memory
-// is given back to the system as soon as it is freed. A smaller one comes from malloc. The owner
-// writes a buffer; others that share it as a BufferPtr only read it.
+// A Buffer is a block of memory. Above 16 KiB it has pages of its own, from the accountant's pool or
+// from the system. A smaller one comes from malloc. The owner writes a buffer; others that share it
+// as a BufferPtr only read it.
 class Buffer {
  public:
   ~Buffer();
@@ -83,6 +85,10 @@ class Buffer {
 };
 using BufferPtr = std::shared_ptr<Buffer>;
 
+// What a new buffer holds. Of a buffer that is kNothing, every byte must be written before it is
+// read: it may have bytes of another job.
+enum class Fill : uint8_t { kZeros, kNothing };
+
 // A Reservation owns bytes of one use. Its destructor gives back the bytes that no buffer uses;
 // each of its buffers gives back its own bytes when it is freed, which may be later. A default
 // reservation has no bytes.
@@ -95,11 +101,11 @@ class Reservation {
 
   uint64_t reserved_bytes() const;  // the used ones included
   uint64_t used_bytes() const;
-  // Returns a buffer of these bytes, zero-filled and aligned to 64 bytes at least. It uses
+  // Returns a buffer of these bytes, aligned to 64 bytes at least. It uses
   // Buffer::Footprint(size_bytes).
   //   Status  ResourceExhausted (BUDGET): too few bytes are left, or the system has no memory; the
   //           message names the use
-  absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
+  absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes, Fill fill = Fill::kZeros);
   // Sets how many bytes are used by something other than buffers (a file, a library's memory). This
   // replaces the number of the last call.
   //   Status  ResourceExhausted: more than is reserved and free; the number stays
@@ -139,6 +145,10 @@ class Accountant {
   uint64_t reserved_bytes(Tier tier) const;
   uint64_t used_bytes(Tier tier) const;
   uint64_t peak_bytes(Tier tier) const;  // highest used_bytes since start
+  uint64_t idle_bytes() const;           // of freed buffers, in DRAM
+  // Gives back to the system the pages that have been idle for two seconds. Somebody calls it about
+  // every quarter of a second.
+  void GiveBackIdle();
   // Returns every use that has or had bytes and was not forgotten, by (tier, job, slot).
   std::vector<UsedBytes> Snapshot() const;
   // Removes the uses of a deleted job from later snapshots. A use that still has a reservation or a

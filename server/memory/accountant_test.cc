@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -188,7 +190,78 @@ TEST(Accountant, ReportsWhatTheSystemReports) {
   const double used = accountant.used_bytes(Tier::kDram);
   EXPECT_NEAR(AnonymousBytes() - before, used, 0.03 * used);
   buffers.clear();
+  EXPECT_EQ(accountant.idle_bytes(), used);
+  EXPECT_NEAR(AnonymousBytes() - before, used, 0.03 * used);
+  accountant.GiveBackIdle();
+  EXPECT_EQ(accountant.idle_bytes(), used) << "two seconds have not passed";
+  std::this_thread::sleep_for(std::chrono::milliseconds(2100));
+  accountant.GiveBackIdle();
+  EXPECT_EQ(accountant.idle_bytes(), 0u);
   EXPECT_LT(AnonymousBytes() - before, 0.03 * used);
+}
+
+TEST(Accountant, ABufferTakesThePagesOfAnEarlierOne) {
+  Accountant accountant({10 * kMiB, 0});
+  auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 8 * kMiB).value();
+  BufferPtr first = room.Allocate(kMiB).value();
+  const uint8_t* pages = first->data();
+  std::memset(first->data(), 1, first->size());
+  first.reset();
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
+  EXPECT_EQ(accountant.idle_bytes(), kMiB);
+  auto other = accountant.Reserve({Tier::kDram, "gpt", "weight"}, kMiB).value();
+  const BufferPtr second = other.Allocate(kMiB - 100).value();  // of as many pages
+  EXPECT_EQ(second->data(), pages);
+  EXPECT_EQ(accountant.idle_bytes(), 0u);
+  EXPECT_THAT(second->bytes(), testing::Each(0)) << "bytes of another job";
+}
+
+TEST(Accountant, IdleBytesLeaveRoomForWhatIsUsed) {
+  Accountant accountant({10 * kMiB, 0});
+  auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 10 * kMiB).value();
+  {
+    const BufferPtr freed_last = room.Allocate(3 * kMiB).value();
+    const BufferPtr freed_first = room.Allocate(4 * kMiB).value();
+    const BufferPtr small = room.Allocate(100).value();  // comes from malloc
+  }
+  EXPECT_EQ(accountant.idle_bytes(), 7 * kMiB);
+  const BufferPtr third = room.Allocate(2 * kMiB).value();
+  EXPECT_EQ(accountant.idle_bytes(), 7 * kMiB);
+  ASSERT_TRUE(room.SetUsed(2 * kMiB).ok());  // bytes that are no buffer's count as well
+  EXPECT_EQ(accountant.idle_bytes(), 3 * kMiB);
+}
+
+TEST(Accountant, UsedAndIdleBytesStayWithinTheLimitUnderThreads) {
+  constexpr uint64_t kLimit = 8 * kMiB;
+  Accountant accountant({kLimit, 0});
+  std::atomic<bool> done = false;
+  std::thread looks([&] {
+    while (!done) {
+      // Idle first: bytes that change hands between the two calls are counted once or not at all.
+      const uint64_t idle = accountant.idle_bytes();
+      EXPECT_LE(idle, kLimit);
+      accountant.GiveBackIdle();
+    }
+  });
+  std::vector<std::thread> threads;
+  threads.reserve(3);
+  for (uint32_t t = 0; t < 3; ++t)
+    threads.emplace_back([&accountant, t] {
+      std::minstd_rand random(t);
+      auto room = accountant.Reserve({Tier::kDram, "", "lanes"}, 2 * kMiB).value();
+      for (int i = 0; i < 2000; ++i) {
+        const uint64_t bytes = (5 + random() % 100) * 4096 * 5;
+        const auto buffer = room.Allocate(bytes);
+        if (!buffer.ok()) continue;
+        ASSERT_EQ((*buffer)->data()[bytes / 2], 0);
+        std::memset((*buffer)->data(), 0xa5, bytes);
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  done = true;
+  looks.join();
+  EXPECT_EQ(accountant.used_bytes(Tier::kDram), 0u);
+  EXPECT_LE(accountant.idle_bytes(), kLimit);
 }
 
 }  // namespace

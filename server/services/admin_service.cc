@@ -316,6 +316,7 @@ void AdminService::ServerStatus(Call* call, const v1::ServerStatusRequest&,
   response->set_memory_bytes(used_bytes);
   response->set_memory_peak_bytes(accountant_->peak_bytes(Tier::kDram));
   response->set_memory_reserved_bytes(reserved_bytes);
+  response->set_idle_bytes(accountant_->idle_bytes());
   response->set_baseline_bytes(facts.baseline_bytes);
   response->set_resident_bytes(ResidentBytes());
   response->set_instruction_set(kernels::TargetName(kernels::SupportedTargets().front()));

@@ -127,13 +127,15 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> GradientStage::Begin(uint32_t rank,
   auto claim = std::make_unique<Claim>(shared_from_this(), begun->index, dtype);
   std::unique_ptr<PieceSink> sink;
   if (direct_) {
-    auto whole = Whole(staged_dtype);
+    // Elements that no piece sets are zero.
+    const bool is_all = begun->part.count() == shard_.count();
+    auto whole = Whole(staged_dtype, is_all ? Fill::kNothing : Fill::kZeros);
     if (!whole.ok()) return Annotated(whole.status(), shard_.Name());
     options.reduce = begun->part.count() == shard_.count() && staged_dtype == dtype;
     sink = BoxSink(*std::move(whole), shard_, Simplified(begun->box, shard_.tensor->shape),
                    staged_dtype);
   } else {
-    auto own = room_->Allocate(begun->part.count() * ElementBytes(staged_dtype));
+    auto own = room_->Allocate(begun->part.count() * ElementBytes(staged_dtype), Fill::kNothing);
     if (!own.ok()) return Annotated(own.status(), shard_.Name());
     claim->set_bytes(*own);
     sink = FlatSink(*std::move(own), 0);
@@ -143,12 +145,12 @@ absl::StatusOr<std::unique_ptr<PieceWriter>> GradientStage::Begin(uint32_t rank,
 }
 
 // Returns the buffer in which direct pieces have their places. The first piece creates it.
-absl::StatusOr<BufferPtr> GradientStage::Whole(v1::DType dtype) {
+absl::StatusOr<BufferPtr> GradientStage::Whole(v1::DType dtype, Fill fill) {
   {
     MutexLock lock(&mutex_);
     if (whole_) return whole_;
   }
-  auto buffer = room_->Allocate(shard_.count() * ElementBytes(dtype));
+  auto buffer = room_->Allocate(shard_.count() * ElementBytes(dtype), fill);
   if (!buffer.ok()) return buffer.status();
   MutexLock lock(&mutex_);
   whole_ = *buffer;

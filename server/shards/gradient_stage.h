@@ -94,7 +94,7 @@ class GradientStage : public std::enable_shared_from_this<GradientStage> {
   };
 
   absl::StatusOr<Begun> ClaimPiece(uint32_t rank, int32_t region, v1::DType dtype);
-  absl::StatusOr<BufferPtr> Whole(v1::DType dtype) REQUIRES(work_mutex_);
+  absl::StatusOr<BufferPtr> Whole(v1::DType dtype, Fill fill) REQUIRES(work_mutex_);
   absl::StatusOr<StagedShard> SumSeveral(const std::vector<GradientPiece>& pieces)
       REQUIRES(work_mutex_);
   absl::Status CheckBytes(const GradientImage& image) const;

@@ -26,15 +26,16 @@ class StagingRoom {
   //   Status  ResourceExhausted: nothing is reserved then
   absl::Status Resize(uint64_t bytes) { return room_.Resize(bytes); }
 
-  // Returns a buffer of the reserved bytes, filled with zeros; null if too few are unused. Does not
-  // wait.
-  BufferPtr TryAllocate(uint64_t bytes) { return room_.Allocate(bytes).value_or(nullptr); }
+  // Returns a buffer of the reserved bytes; null if too few are unused. Does not wait.
+  BufferPtr TryAllocate(uint64_t bytes, Fill fill = Fill::kZeros) {
+    return room_.Allocate(bytes, fill).value_or(nullptr);
+  }
 
-  // Returns a buffer, filled with zeros. It is taken from the reserved bytes if enough are unused.
+  // Returns a buffer. It is taken from the reserved bytes if enough are unused.
   // Otherwise it is reserved in addition to them: the reserved bytes can be too few if a dtype is
   // wider than the manifest's, or if a broken stream still holds its buffer. May wait for the disk.
   //   Status  ResourceExhausted
-  absl::StatusOr<BufferPtr> Allocate(uint64_t bytes);
+  absl::StatusOr<BufferPtr> Allocate(uint64_t bytes, Fill fill = Fill::kZeros);
 
   // Reserves memory in addition to the reserved bytes, if it is free now. Does not wait.
   //   Status  ResourceExhausted

@@ -68,7 +68,7 @@ absl::Status WorkingSlots::OpenBesideReader(Slot slot) {
     std::this_thread::sleep_for(kRoomPoll);
     room = residency_->tiers()->Reserve(use, Buffer::Footprint(bytes));
   }
-  auto fresh = room->Allocate(bytes);
+  auto fresh = room->Allocate(bytes, Fill::kNothing);
   if (!fresh.ok()) return Annotated(fresh.status(), home_->name());
   BufferPtr old = home_->data(*hold_, slot);
   // A step reads the weight from one array and writes it to another (RangeStep), but updates every

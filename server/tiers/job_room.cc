@@ -26,9 +26,9 @@ absl::Status JobRoom::Resize(uint64_t bytes) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<BufferPtr> JobRoom::Allocate(uint64_t size_bytes) {
+absl::StatusOr<BufferPtr> JobRoom::Allocate(uint64_t size_bytes, Fill fill) {
   MutexLock lock(&mutex_);
-  return reserved_.Allocate(size_bytes);
+  return reserved_.Allocate(size_bytes, fill);
 }
 
 }  // namespace orlop::server

@@ -26,9 +26,9 @@ class JobRoom {
   //   Status  ResourceExhausted: nothing is reserved
   absl::Status Resize(uint64_t bytes);
 
-  // Returns a zero-filled buffer. Does not wait.
+  // Returns a buffer. Does not wait.
   //   Status  ResourceExhausted: too few of the reserved bytes are left
-  absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
+  absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes, Fill fill = Fill::kZeros);
 
  private:
   const Use use_;

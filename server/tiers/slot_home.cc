@@ -208,7 +208,7 @@ absl::StatusOr<uint64_t> SlotHome::BringBack(Slot slot, uint64_t most_bytes) {
   if (!room.ok()) return 0;
   SlotBytes brought;
   if (spilled) {
-    auto buffer = room->Allocate(bytes);
+    auto buffer = room->Allocate(bytes, Fill::kNothing);
     if (!buffer.ok()) return 0;
     absl::Status restored =
         tiers_->Restore(Key(slot), *spilled, {(*buffer)->data(), (*buffer)->size()});
@@ -271,8 +271,9 @@ absl::StatusOr<BufferPtr> SlotHome::Bring(const SlotHold&, Slot slot, Window* wi
     SlotState& from = state(slot);
     format = from.format;
     spilled = from.bytes.spilled;
-    buffer =
-        from.tier == Tier::kDram ? from.room.Allocate(Bytes(from)) : window->Allocate(Bytes(from));
+    const Fill fill = spilled ? Fill::kNothing : Fill::kZeros;
+    buffer = from.tier == Tier::kDram ? from.room.Allocate(Bytes(from), fill)
+                                      : window->Allocate(Bytes(from), fill);
   }
   if (!buffer.ok()) return Annotated(buffer.status(), name_);
   if (!spilled) return Initial(format, std::move(buffer));

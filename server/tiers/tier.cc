@@ -141,10 +141,10 @@ bool Tiers::BringBack(std::chrono::steady_clock::time_point now) {
   return is_bringing_back_;
 }
 
-absl::StatusOr<BufferPtr> Tiers::NewBuffer(const Use& use, uint64_t bytes) {
+absl::StatusOr<BufferPtr> Tiers::NewBuffer(const Use& use, uint64_t bytes, Fill fill) {
   auto reserved = Reserve(use, Buffer::Footprint(bytes));
   if (!reserved.ok()) return reserved.status();
-  return reserved->Allocate(bytes);
+  return reserved->Allocate(bytes, fill);
 }
 
 void Tiers::Register(Spillable* spillable) {

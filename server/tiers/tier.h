@@ -85,7 +85,7 @@ class Tiers {
                                       const Spillable* keeps = nullptr);
   // Returns a zero-filled buffer with a reservation of its own, made as by Reserve.
   //   Status  ResourceExhausted
-  absl::StatusOr<BufferPtr> NewBuffer(const Use& use, uint64_t bytes);
+  absl::StatusOr<BufferPtr> NewBuffer(const Use& use, uint64_t bytes, Fill fill = Fill::kZeros);
   bool can_spill() const { return store_ != nullptr; }
   Accountant& accountant() { return *accountant_; }
 

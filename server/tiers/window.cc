@@ -31,9 +31,9 @@ absl::Status Window::GrowOnDisk(uint64_t bytes) {
   return accountant_->Grow(&disk_, disk_use_, bytes);
 }
 
-absl::StatusOr<BufferPtr> Window::Allocate(uint64_t size_bytes) {
+absl::StatusOr<BufferPtr> Window::Allocate(uint64_t size_bytes, Fill fill) {
   MutexLock lock(&mutex_);
-  return memory_.Allocate(size_bytes);
+  return memory_.Allocate(size_bytes, fill);
 }
 
 void Window::Take() {

@@ -55,7 +55,7 @@ class Window {
 
   // Returns a zero-filled buffer in the window's memory. Only the owner of the lease may call it.
   //   Status  ResourceExhausted: too few of the reserved bytes are left
-  absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes);
+  absl::StatusOr<BufferPtr> Allocate(uint64_t size_bytes, Fill fill);
 
  private:
   // Take waits until no lease holds the window, then takes it. Give lets the next lease take it.
