@@ -189,6 +189,23 @@ def test_codes_and_scales_stay_as_they_are(job, name):
     assert all(float(optimizer.state[p]["step"]) == 3 for p in optimizer.param_groups[0]["params"])
 
 
+@pytest.mark.parametrize("name", ["bitsandbytes.AdamW8bit", "torchao.AdamW8bit"])
+def test_the_quantised_state_of_a_frozen_parameter_is_saved_again(job, name):
+    """The servers train two of three parameters. A full state_dict has what was loaded of the third, as its values."""
+    state_dict, decoded, _ = recorded(name)
+    weights = parameters()
+    weights[0].requires_grad_(False)
+    optimizer = ours(job, name, "fp32", weights)
+    optimizer.load_state_dict(state_dict)
+    for place in (1, 2):
+        weights[place].grad = gradient(place, 3)
+    optimizer.step()
+    saved = optimizer.state_dict(full=True)["state"][0]
+    assert saved["step"] == 3
+    for state, row, slot in slots_of(optimizer, name):
+        assert row is None and digest(saved[slot]) == decoded[f"0.{state}"]
+
+
 @pytest.mark.parametrize("name, state", [(name, "fp32") for name in NAMES] + [
     (name, bits_of(name)) for name in NAMES if all(same_form(name, slot) for slot in slots_here(name))])
 def test_the_next_step_is_the_library_s(job, name, state):

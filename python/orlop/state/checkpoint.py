@@ -199,11 +199,13 @@ def set_counts(view: View, state_dict: dict[str, Any]) -> None:
 def keep_untrained(view: View, state_dict: dict[str, Any]) -> None:
     """Keeps the loaded tensors of parameters that were frozen when the job was joined, so that a full state_dict has them.
 
-    The servers have no states of these parameters.
+    The servers have no states of these parameters. Quantised ones are kept as their values.
     """
     for parameter, state in _states(view, state_dict):
         if not view.trains(parameter):
-            view.state[parameter] |= {slot: state[slot] for slot in view.slots if isinstance(state.get(slot), torch.Tensor)}
+            loaded = {slot: state.get(slot) for slot in view.slots}
+            view.state[parameter] |= {slot: value.float() if isinstance(value, Quantised) else value for slot, value in loaded.items()
+                                      if isinstance(value, (torch.Tensor, Quantised))}
 
 
 def _count(view: View, state: dict[str, Any]) -> int:
