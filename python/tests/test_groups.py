@@ -377,3 +377,23 @@ def test_a_state_that_was_cleared_or_set_here_is_refused(job):
     pair.optimizer.load_state_dict(saved)
     assert [float(state["step"]) for state in pair.optimizer.state.values()] == [1, 1, 1]
     pair.step()
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_an_update_count_that_was_set_here_is_refused(job, kind):
+    """torch's Adam would go on from it; the servers count themselves."""
+    pair = Pair(job, kind, lr=0.01)
+    pair.step(2)
+    state = pair.optimizer.state[pair.ours[1]]
+    state["step"].fill_(100)
+    pair.refused(RuntimeError, "step of parameter 'p1' was set to 100 .* 2 updates")
+    state["step"] = 2  # a number is as good as a tensor
+    pair.step()
+    saved = pair.optimizer.state_dict(full=True)
+    for _, entries in sorted(saved["state"].items()):
+        entries["step"] = torch.tensor(100.0)
+    pair.optimizer.load_state_dict(saved)
+    for entries in pair.torch.state.values():
+        if kind == "AdamW":
+            entries["step"].fill_(100)
+    pair.step(2)

@@ -74,6 +74,7 @@ class Optimizer(torch.optim.Optimizer):
         self._reduced = False  # another library averages the gradients over the ranks
         self._pending_state: dict[str, Any] | None = None
         self._loaded_name = False  # a state_dict that names the job's tensors was loaded before the join
+        self._counts: dict[int, int] = {}  # updates that the servers have made, by manifest index
         self._last_end = time.perf_counter()
         self.grad_norm = math.nan
         self.skipped = False
@@ -175,6 +176,7 @@ class Optimizer(torch.optim.Optimizer):
         if not self.skipped:
             for index in present:
                 self.state[self._members.trained[index]]["step"] += 1
+                self._counts[index] += 1
             if not self._steps_here:
                 job.traffic.pull_tracked()
         job.attempt.finish()
@@ -307,6 +309,7 @@ class Optimizer(torch.optim.Optimizer):
         self._loaded_name = not joined and not waits and bool(state_dict.get(checkpoint.KEY, {}).get("step"))
         if waits:
             checkpoint.set_counts(self._view(), state_dict)
+            self._note_counts()
         elif joined:
             self._read_counts(self._job)
 
@@ -355,6 +358,7 @@ class Optimizer(torch.optim.Optimizer):
             self._job = None  # so that the next forward or step joins again
             job.leave()
             raise
+        self._note_counts()
         self._tell_kept(job)
         if self._pusher is not None:
             self._pusher.attach(job, self._members.trained, lambda: session.loss_scale)
@@ -456,6 +460,12 @@ class Optimizer(torch.optim.Optimizer):
         counts = {t["index"]: t["applied_count"] for t in self.session.client.list_tensors(job.name)}
         for index, parameter in self._members.trained.items():
             self.state[parameter]["step"] = step_count(counts.get(index, 0))
+        self._note_counts()
+
+    def _note_counts(self) -> None:
+        """Remembers the update counts that are in ``state``, which nobody else may change."""
+        if self._job is not None:
+            self._counts = {index: int(self.state.get(parameter, {}).get("step", 0)) for index, parameter in self._members.trained.items()}
 
     def _layout(self, job: TrainingJob) -> dict[str, Any]:
         """What each rank pushes (``ContributionLayout``)."""
@@ -536,17 +546,20 @@ class Optimizer(torch.optim.Optimizer):
         for group, indexes in groups:
             for index in indexes:
                 name, parameter = self._job.entries[index].name, self._members.trained[index]
-                self._check_state(name, self.state.get(parameter, {}), slots)
+                self._check_state(name, self.state.get(parameter, {}), slots, self._counts[index])
                 if index in gradients:
                     self._check_update(group, parameter, name)
         return gradients, groups
 
     @staticmethod
-    def _check_state(name: str, state: dict[str, Any], slots: tuple[str, ...]) -> None:
+    def _check_state(name: str, state: dict[str, Any], slots: tuple[str, ...], count: int) -> None:
         """Raises if the state of a parameter was edited here, where the servers do not see it."""
         if "step" not in state:
             raise RuntimeError(f"the state of parameter {name!r} was removed from optimizer.state, but the servers have it: "
                                "load_state_dict with a state of before the first step makes it new")
+        if state["step"] != count:
+            raise RuntimeError(f"step of parameter {name!r} was set to {float(state['step']):g} in optimizer.state, but the servers have "
+                               f"made {count} updates: use load_state_dict")
         for slot in slots:
             if slot in state:
                 raise RuntimeError(f"{slot} of parameter {name!r} was set in optimizer.state, but the servers have it: use load_state_dict")

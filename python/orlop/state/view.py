@@ -84,7 +84,8 @@ class View:
 
     def updates(self, parameter: torch.Tensor) -> torch.Tensor:
         """How often the servers have updated a parameter, as torch keeps it."""
-        return self.state.get(parameter, {}).get("step", step_count(0))  # none if a user has cleared the state
+        count = self.state.get(parameter, {}).get("step", 0)  # none if a user has cleared the state
+        return count if isinstance(count, torch.Tensor) else step_count(count)
 
     def trains(self, parameter: torch.Tensor) -> bool:
         """Whether the servers hold states of a parameter, which may have been frozen since the job was joined."""
