@@ -397,3 +397,14 @@ def test_an_update_count_that_was_set_here_is_refused(job, kind):
         if kind == "AdamW":
             entries["step"].fill_(100)
     pair.step(2)
+
+
+def test_adagrad_begins_all_groups_with_the_constructor_s_sum():
+    """torch ignores a group's initial_accumulator_value in silence."""
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    group = {"params": parameters[1:], "initial_accumulator_value": 0.5}
+    reference = torch.optim.Adagrad([{"params": parameters[:1]}, group], initial_accumulator_value=0.1)
+    assert torch.equal(reference.state[parameters[1]]["sum"], torch.full((3,), 0.1))
+    with pytest.raises(ValueError, match="initial_accumulator_value=0.5 of a group.*which is 0.1"):
+        orlop.Adagrad([{"params": parameters[:1]}, group], initial_accumulator_value=0.1)
+    assert len(orlop.Adagrad([{"params": parameters[:1]}, group], initial_accumulator_value=0.5).param_groups) == 2

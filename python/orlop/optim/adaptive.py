@@ -48,6 +48,16 @@ class Adagrad(Optimizer):
                  differentiable: bool = False, fused: bool | None = None, **options: Any) -> None:
         super().__init__(params, arguments(locals()), **options)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As :meth:`Optimizer.add_param_group`. ValueError for an initial_accumulator_value other than the constructor's, which torch
+        takes for all groups.
+        """
+        own = self.defaults["initial_accumulator_value"]
+        if param_group.get("initial_accumulator_value", own) != own:
+            raise ValueError(f"initial_accumulator_value={param_group['initial_accumulator_value']} of a group: torch's Adagrad begins all "
+                             f"groups with the constructor's, which is {own}; give it there")
+        super().add_param_group(param_group)
+
     def _state_before_first_update(self, parameter: torch.Tensor) -> dict[str, Any]:
         group = next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
         return {"step": step_count(0), "sum": torch.full_like(parameter, group["initial_accumulator_value"], device="cpu")}
