@@ -34,7 +34,7 @@ ROOMS = [
     Room("server/memory",     "accountant message_room process_memory "
                               "read_room request_room",                  ""),
     Room("server/tiers",      "tier slot_home residency "
-                              "job_room window",                         "server/memory server/job storage"),  # room of one apply
+                              "job_room window served_hashes",           "server/memory server/job storage"),  # room of one apply
     Room("server/shards",     "shard_store shard_image piece_writer",    "server/tiers server/memory server/job server/step kernels"),
     Room("server/cluster",    EVERY,                                     "server/job kernels"),     # bytes that an element takes
     Room("server/durability", EVERY,                                     "server/cluster server/shards server/tiers "

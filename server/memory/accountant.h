@@ -50,9 +50,9 @@ struct Account;
 struct Pool;
 }  // namespace internal
 
-// A Buffer is a block of memory. Above 16 KiB it has pages of its own, from the accountant's pool or
-// from the system. A smaller one comes from malloc. The owner writes a buffer; others that share it
-// as a BufferPtr only read it.
+// A Buffer is a block of memory. Above 16 KiB it has pages of its own: idle ones of the accountant,
+// or new ones of the system. A smaller one comes from malloc. The owner writes a buffer; others
+// that share it as a BufferPtr only read it.
 class Buffer {
  public:
   ~Buffer();

@@ -54,9 +54,9 @@ class BufferPool {
   void RemoveOldest(std::vector<Pages>* removed);
 
   uint64_t idle_bytes_ = 0;
-  uint64_t next_ = 0;                                    // number of the next pages that are given
-  std::map<uint64_t, Idle> by_age_;                      // by the number under which they were given
-  std::map<uint64_t, std::deque<uint64_t>> by_bytes_;    // numbers, ascending
+  uint64_t next_ = 0;                                  // number of the next pages that are given
+  std::map<uint64_t, Idle> by_age_;                    // by the number under which they were given
+  std::map<uint64_t, std::deque<uint64_t>> by_bytes_;  // numbers, ascending
 };
 
 }  // namespace orlop::server

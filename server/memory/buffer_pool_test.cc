@@ -23,7 +23,8 @@ std::vector<uint64_t> Sizes(const std::vector<Pages>& list) {
 
 TEST(BufferPool, GivesTheLastPagesOfASize) {
   BufferPool pool;
-  const Pages first = MapPages(2 * kPage), second = MapPages(2 * kPage), other = MapPages(3 * kPage);
+  const Pages first = MapPages(2 * kPage), second = MapPages(2 * kPage),
+              other = MapPages(3 * kPage);
   pool.Give(first, 1);
   pool.Give(second, 2);
   pool.Give(other, 3);

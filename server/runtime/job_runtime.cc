@@ -344,13 +344,12 @@ absl::Status JobRuntime::OnPeerMessage(int from, const step::Message& message) {
       detail.set_reason(v1::ErrorDetail::QUARANTINED);
       detail.set_job(job_);
       detail.set_server(environment_.server_names[environment_.self]);
-      return MakeError(
-          absl::StatusCode::kFailedPrecondition,
-          absl::StrCat("server ", detail.server(), " has a job '", job_,
-                       "' with another manifest: its digest is ", ToString(here),
-                       ", the step leader's is ", ToString(recover->manifest_digest),
-                       "; delete the job, and create it anew"),
-          detail);
+      return MakeError(absl::StatusCode::kFailedPrecondition,
+                       absl::StrCat("server ", detail.server(), " has a job '", job_,
+                                    "' with another manifest: its digest is ", ToString(here),
+                                    ", the step leader's is ", ToString(recover->manifest_digest),
+                                    "; delete the job, and create it anew"),
+                       detail);
     }
   }
   OnMessage(from, message);

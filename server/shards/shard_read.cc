@@ -28,6 +28,7 @@
 #include "server/shards/shard.h"
 #include "server/shards/shard_info.h"
 #include "server/shards/slot_mapping.h"
+#include "server/tiers/served_hashes.h"
 #include "server/tiers/slot_home.h"
 
 namespace orlop::server {
@@ -169,15 +170,18 @@ absl::StatusOr<std::unique_ptr<ShardReader>> OpenShardRead(const Shard& shard,
   request.box = Simplified(wanted.box, tensor.shape);
   if (shard.is_unset() && shard.slots.version() >= 0) return NotSet(shard.info);
   absl::StatusOr<Opened> opened;
+  std::shared_ptr<ServedHashes> hashes;
   shard.slots.Inspect([&](const SlotHome::View& view) {
     const absl::Status there = CheckVersion(shard.info, request.version, view);
     opened = there.ok() ? Pick(shard.info, view, &request) : there;
+    hashes = view.hashes;
   });
   if (!opened.ok()) return opened.status();
   const SlotFormat& format = opened->first.format;
   if (absl::Status valid = CheckBox(shard.info, format, request, wanted.box); !valid.ok())
     return valid;
   ShardReader::Source source{opened->mapping.conversion};
+  source.hashes = std::move(hashes);
   auto values = Fetch(shard, opened->first, request.version);
   if (!values.ok()) return values.status();
   source.values = *std::move(values);
@@ -207,6 +211,7 @@ ShardReader::ShardReader(const ShardInfo& shard, const SlotFormat& format, ReadR
       part_(BoxPart(request_.box, shard.tensor->shape, shard.range())),
       element_bytes_(ElementBytes(request_.dtype)) {
   if (!request_.box.flat) return;
+  is_whole_ = part_.count() == shard.count();
   uint64_t first = std::max(request_.box.offset[0], shard.range().begin) - shard.range().begin;
   if (IsRawBlocks()) {
     part_ = {0, format_.ElementCount(part_.count())};
@@ -233,13 +238,27 @@ absl::StatusOr<ReadChunk> ShardReader::Next() {
     chunk.bytes = chunk.owner->bytes().subspan(0, size);
     chunk.is_built = true;
   }
-  const std::vector<uint64_t> leaves =
-      LeafHashes({reinterpret_cast<const char*>(chunk.bytes.data()), size});
+  const std::vector<uint64_t> leaves = Hash(chunk.bytes);
   chunk.checksum = ChunkChecksum(leaves);
   digest_.AddLeaves(leaves);
   offset_bytes_ += size;
   if (done()) chunk.digest = digest_.Finish();
   return chunk;
+}
+
+// Returns the leaf hashes of the next chunk. Those of a whole shard are kept for other readers.
+std::vector<uint64_t> ShardReader::Hash(absl::Span<const uint8_t> chunk) const {
+  const auto hash = [&] {
+    return LeafHashes({reinterpret_cast<const char*>(chunk.data()), chunk.size()});
+  };
+  if (!is_whole_) return hash();
+  const ServedHashes::Values values{request_.slot, request_.dtype};
+  const size_t first = offset_bytes_ / kLeafBytes;
+  const size_t count = (chunk.size() + kLeafBytes - 1) / kLeafBytes;
+  if (auto known = source_.hashes->Find(values, first, count)) return *std::move(known);
+  std::vector<uint64_t> leaves = hash();
+  source_.hashes->Add(values, first, leaves);
+  return leaves;
 }
 
 // Returns a buffer for the next chunk: one whose chunk has been released, or a new one. Reuse saves

@@ -14,6 +14,7 @@
 #include "server/memory/accountant.h"
 #include "server/shards/shard_info.h"
 #include "server/shards/slot_mapping.h"
+#include "server/tiers/served_hashes.h"
 #include "server/tiers/slot_home.h"
 
 namespace orlop::server {
@@ -66,6 +67,8 @@ class ShardReader {
     BufferPtr secondary;
     // The dtype of `secondary` if it is a remainder: I16 or I8.
     v1::DType remainder_dtype = v1::DTYPE_UNSPECIFIED;
+    // Of these bytes.
+    std::shared_ptr<ServedHashes> hashes;
   };
   // `request` is complete: it has a dtype, and a simplified box that meets the shard. `home` must
   // outlive the reader.
@@ -84,6 +87,7 @@ class ShardReader {
  private:
   absl::StatusOr<BufferPtr> FreeBuffer();
   bool IsRawBlocks() const;
+  std::vector<uint64_t> Hash(absl::Span<const uint8_t> chunk) const;
   absl::Status Build(Range part, uint8_t* out) const;
   absl::Status BuildRun(uint64_t first, uint64_t count, uint8_t* out) const;
   void CopyAverages(uint64_t first, uint64_t count, uint8_t* out) const;
@@ -101,6 +105,8 @@ class ShardReader {
   // The shard's part of the box's buffer, in elements of the answer.
   Range part_;
   uint64_t element_bytes_;
+  // The box has the whole shard.
+  bool is_whole_ = false;
   // If nothing has to be built: where the piece begins in source_.values.
   std::optional<uint64_t> direct_offset_bytes_;
   // Offset of the next chunk in the piece.

@@ -252,6 +252,55 @@ TEST(Reading, StoredWeightsAreNotCopied) {
   EXPECT_EQ(world.accountant.used_bytes(Tier::kDram), used);
 }
 
+// Reads a whole piece as it is sent: its digest, and what its bytes hash to.
+std::pair<Digest128, Digest128> SentAndActual(ShardReader* reader) {
+  std::vector<uint8_t> bytes;
+  for (;;) {
+    const ReadChunk chunk = reader->Next().value();
+    bytes.insert(bytes.end(), chunk.bytes.begin(), chunk.bytes.end());
+    if (chunk.digest) return {*chunk.digest, DigestOfBytes(bytes)};
+  }
+}
+
+TEST(Reading, AVersionIsHashedOnce) {
+  World world;
+  constexpr uint64_t kCount = 1'300'000;  // of bf16: two leaves and a half
+  auto store = NewStore(&world, Layout({Parameter("w", {kCount})}, 1 << 22));
+  ASSERT_TRUE(store->Configure(AllAdamW(store->layout())).ok());
+  LoadTensor(store.get(), 0, Normal(kCount, 1));
+  CommitLoad(store.get(), 0);
+  ASSERT_TRUE(store->SetLayout(WholeLayout(store->layout())).ok());
+  const auto open = [&](int64_t version, v1::DType dtype, const Box& box) {
+    return store->OpenRead({0, Slot::kWeight, dtype, box, version, 4 * kMiB}).value();
+  };
+  const Box whole = WholeTensor(kCount);
+  for (const v1::DType dtype : {v1::DTYPE_BF16, v1::DTYPE_F32}) {
+    const auto [sent, actual] = SentAndActual(open(0, dtype, whole).get());
+    EXPECT_EQ(sent, actual);
+  }
+  // A byte that changes in memory is sent with the hash of what was right.
+  const ReadChunk chunk = open(0, v1::DTYPE_BF16, whole)->Next().value();
+  const_cast<uint8_t*>(chunk.bytes.data())[kMiB + 1] ^= 1;
+  for (const v1::DType dtype : {v1::DTYPE_BF16, v1::DTYPE_F32}) {
+    const auto [sent, actual] = SentAndActual(open(0, dtype, whole).get());
+    EXPECT_NE(sent, actual);
+  }
+  {  // parts of a shard are hashed for each reader
+    const auto [sent, actual] = SentAndActual(open(0, v1::DTYPE_BF16, Flat(0, kCount - 1)).get());
+    EXPECT_EQ(sent, actual);
+  }
+  const auto late = open(0, v1::DTYPE_BF16, Flat(0, kCount)), last = open(0, v1::DTYPE_F16, whole);
+  AdamWStep(store.get(), 1, 5);
+  for (int time = 0; time < 2; ++time) {
+    const auto [sent, actual] = SentAndActual(open(1, v1::DTYPE_BF16, whole).get());
+    EXPECT_EQ(sent, actual);
+    if (time > 0) continue;
+    EXPECT_NE(SentAndActual(late.get()).first, sent) << "a reader of the version before";
+    const auto [sent_last, actual_last] = SentAndActual(last.get());
+    EXPECT_EQ(sent_last, actual_last) << "hashed after the step, and not kept for it";
+  }
+}
+
 // ---- Tensors that may be unset ----
 
 Tensor Base(std::vector<uint64_t> shape) {

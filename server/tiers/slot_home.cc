@@ -54,6 +54,7 @@ bool SlotHome::TryHold() {
 void SlotHome::Release() {
   MutexLock lock(&mutex_);
   held_ = changing_ = false;
+  hashes_ = std::make_shared<ServedHashes>();
   released_.SignalAll();
 }
 
@@ -71,7 +72,7 @@ SlotKey SlotHome::Key(Slot slot) const { return {key_.job, key_.shard, slot, key
 
 void SlotHome::Inspect(absl::FunctionRef<void(const View&)> look) const {
   MutexLock lock(&mutex_);
-  look({version_, changing_, slots_});
+  look({version_, changing_, slots_, hashes_});
 }
 
 int64_t SlotHome::version() const {

@@ -12,6 +12,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -21,6 +22,7 @@
 #include "base/mutex.h"
 #include "server/job/slots.h"
 #include "server/memory/accountant.h"
+#include "server/tiers/served_hashes.h"
 #include "server/tiers/tier.h"
 #include "server/tiers/window.h"
 
@@ -85,6 +87,7 @@ class SlotHome {
     int64_t version;  // of the bytes; -1: no step was applied yet
     bool changing;    // an apply is replacing the version, which can no longer be read
     const std::array<SlotState, kStoredSlotCount>& slots;
+    const std::shared_ptr<ServedHashes>& hashes;  // of the bytes
   };
   // Calls `look` once with the lock held, so `look` must not call this object. It should copy only
   // the BufferPtr that it needs: an apply needs more memory for every buffer that a reader keeps.
@@ -190,6 +193,9 @@ class SlotHome {
   bool changing_ GUARDED_BY(mutex_) = false;
   int64_t version_ GUARDED_BY(mutex_) = -1;
   std::array<SlotState, kStoredSlotCount> slots_ GUARDED_BY(mutex_);
+  // The end of every hold replaces it, since the bytes may have changed. Readers that keep the old
+  // bytes keep their hashes.
+  std::shared_ptr<ServedHashes> hashes_ GUARDED_BY(mutex_) = std::make_shared<ServedHashes>();
 };
 
 }  // namespace orlop::server
