@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from ..names import DTYPE_NAMES, Entry
 from .held import Held, digests
 from .wire import GradientWire, Part
 from .workers import Bucket, Slice, Workers, slice_of
+
+PULL_BYTES = 16 << 20  # a call of pull_tracked() takes the buckets of which this rank fetches so many bytes together
 
 
 class Traffic:
@@ -224,8 +227,7 @@ class Traffic:
             return
         self.seconds |= {"pull": 0.0, "gather": 0.0}
         errors: list[Exception] = []
-        for bucket in self._buckets:
-            self._pull_bucket(bucket, errors)
+        self._pull_buckets(errors)
         try:
             if not errors:
                 self.pull([self.entries[index] for index in self._tracked if index in self.boxes])
@@ -241,28 +243,65 @@ class Traffic:
     def _weight_in(self, entry: Entry, room: torch.Tensor) -> Part:
         return self.index_of[id(entry.tensor)], "weight", DTYPE_NAMES[room.dtype], entry.box, room.view(-1), None
 
-    def _pull_bucket(self, bucket: Bucket, errors: list[Exception]) -> None:
-        """Fetches and gathers one bucket. If the fetch fails, the error is appended to `errors` and this rank's slices keep their values:
-        the other ranks wait in the gather, so this one takes part in it."""
-        start = time.perf_counter()
-        rank = self.workers.rank
-        own = torch.empty(bucket.sizes[rank], dtype=bucket.dtype, device="cpu")
-        parts = [(piece.index, "weight", DTYPE_NAMES[bucket.dtype], piece.flat, piece.of(own), None) for piece in bucket.segments[rank]]
-        try:
-            if parts and not errors:
-                self.handle.pull(parts)
-        except Exception as error:
-            errors.append(error)
-        if errors:
-            for piece in bucket.segments[rank]:
-                flat = self.entries[piece.index].local.reshape(-1)
-                piece.of(own).copy_(flat[piece.begin:piece.end])
-        pulled = time.perf_counter()
+    def _pull_buckets(self, errors: list[Exception]) -> None:
+        """Fetches and gathers the buckets, in calls of about :data:`PULL_BYTES`. A call is under way while those before it are gathered.
+
+        If one fails, the error is appended to `errors` and this rank's slices keep their values from there on: the other ranks wait in the
+        gather, so this one takes part in it.
+        """
+        calls = self._pull_calls()
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            coming = ahead.submit(self._fetch, calls[0]) if calls else None
+            for place, buckets in enumerate(calls):
+                start = time.perf_counter()
+                try:
+                    segments = coming.result() if not errors else self._here(buckets)
+                except Exception as error:
+                    errors.append(error)
+                    segments = self._here(buckets)
+                if place + 1 < len(calls) and not errors:
+                    coming = ahead.submit(self._fetch, calls[place + 1])
+                pulled = time.perf_counter()
+                for bucket, own in zip(buckets, segments):
+                    self._gather(bucket, own)
+                self.seconds["pull"] += pulled - start
+                self.seconds["gather"] += time.perf_counter() - pulled
+
+    def _pull_calls(self) -> list[list[Bucket]]:
+        """The buckets, in order, by the calls that fetch them."""
+        calls: list[list[Bucket]] = []
+        room = 0
+        for bucket in self._buckets:
+            if room <= 0:
+                calls.append([])
+                room = PULL_BYTES
+            calls[-1].append(bucket)
+            room -= bucket.sizes[self.workers.rank] * bucket.dtype.itemsize
+        return calls
+
+    def _fetch(self, buckets: list[Bucket]) -> list[torch.Tensor]:
+        """This rank's segments of some buckets, from the servers. Any thread may call it."""
+        segments = [torch.empty(bucket.sizes[self.workers.rank], dtype=bucket.dtype, device="cpu") for bucket in buckets]
+        parts: list[Part] = [(piece.index, "weight", DTYPE_NAMES[bucket.dtype], piece.flat, piece.of(own), None)
+                             for bucket, own in zip(buckets, segments) for piece in bucket.segments[self.workers.rank]]
+        if parts:
+            self.handle.pull(parts)
+        return segments
+
+    def _here(self, buckets: list[Bucket]) -> list[torch.Tensor]:
+        """This rank's segments of some buckets as they are here."""
+        segments = []
+        for bucket in buckets:
+            own = torch.empty(bucket.sizes[self.workers.rank], dtype=bucket.dtype, device="cpu")
+            for piece in bucket.segments[self.workers.rank]:
+                piece.of(own).copy_(self.entries[piece.index].local.reshape(-1)[piece.begin:piece.end])
+            segments.append(own)
+        return segments
+
+    def _gather(self, bucket: Bucket, own: torch.Tensor) -> None:
         for pieces, segment in zip(bucket.segments, self.workers.gather(bucket, own)):
             for piece in pieces:
                 _copy_flat(self.entries[piece.index].local, piece.begin, piece.of(segment))
-        self.seconds["pull"] += pulled - start
-        self.seconds["gather"] += time.perf_counter() - pulled
 
     def _written(self, written: Iterable[torch.Tensor]) -> None:
         """Tells autograd that these tensors have changed, which it cannot see of the client's writes, and notes that they are held."""
