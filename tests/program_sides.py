@@ -482,6 +482,11 @@ class TorchSide(Side):
             master = self.master_of[name]
             master.copy_(torch.where(master.to(p.dtype) != p, p.float(), master))
 
+    def store(self):
+        """What another edit sets back is no longer what the master was before."""
+        if self.half:
+            self.take_edits()
+
     @torch.no_grad()
     def write_weights(self):
         for name, p in self.model.named_parameters():
