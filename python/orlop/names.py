@@ -218,6 +218,9 @@ def _collect(named: Iterable[tuple[str, torch.Tensor]], is_buffer: bool, taken: 
             raise ValueError(f"{kind} {name!r} is {reason}{way_out}")
         if reason is None and tensor.numel() == 0:
             continue
+        if is_trained and tensors.is_read_only(tensor):
+            raise ValueError(f"parameter {name!r} is in memory that cannot be written, e.g. of a file that is mapped for reading: clone() "
+                             "it; if it is frozen, it may stay there")
         if name in taken:
             raise ValueError(f"two tensors are called {name!r} once wrapper prefixes are taken off (the second is {raw_name!r})")
         taken.add(name)

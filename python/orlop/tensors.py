@@ -5,6 +5,9 @@ A DTensor is distributed over the processes of a device mesh. Its values here ar
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import sys
 from typing import Any
 
@@ -138,6 +141,29 @@ def share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     mask = torch.zeros(max(end, other_end) - start, dtype=torch.bool, device="cpu")
     _bytes_of(mask, one, begin - start).fill_(True)
     return bool(_bytes_of(mask, other, other_begin - start).any())
+
+
+def is_read_only(tensor: torch.Tensor) -> bool:
+    """Whether the first or last byte that is here cannot be written, without an attempt that would end the process.
+
+    The kernel is asked to read each byte to where it is. Where it does not offer that, the answer is False.
+    """
+    here = local(tensor)
+    if here.device.type != "cpu" or here.numel() == 0:
+        return False
+    begin, end = memory(here)
+    try:
+        process = os.open("/proc/self/mem", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        for address in (begin, end - 1):
+            os.preadv(process, [ctypes.c_char.from_address(address)], address)
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    finally:
+        os.close(process)
+    return False
 
 
 def memory(tensor: torch.Tensor) -> tuple[int, int]:

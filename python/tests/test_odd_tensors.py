@@ -2,6 +2,7 @@
 
 import mmap
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,6 +160,30 @@ def test_a_trained_parameter_that_servers_cannot_hold_is_refused_by_name(job, ki
     with pytest.raises(ValueError, match=f"'odd' is .*{word}"):
         optimizer.attach()
     assert job.status()["job"] is None
+
+
+@pytest.mark.filterwarnings("ignore:The given (buffer|NumPy array) is not writable")
+@pytest.mark.parametrize("kind", ["mmap", "numpy", "torch"])
+def test_a_parameter_in_read_only_memory_is_refused_before_a_write_would_end_the_process(job, tmp_path, kind):
+    path = tmp_path / "weights"
+    path.write_bytes(torch.arange(2048.0).numpy().tobytes())
+    with path.open("rb") as file:
+        value = {"mmap": lambda: torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=torch.float32),
+                 "numpy": lambda: torch.from_numpy(np.memmap(path, "<f4", mode="r")),
+                 "torch": lambda: torch.from_file(str(path), shared=False, size=2048)}[kind]()
+    model = torch.nn.Linear(3, 2)
+    model.base = torch.nn.Parameter(value)
+    optimizer = orlop.AdamW(job.bind(model).parameters())
+    if kind == "torch":  # a private mapping can be written
+        optimizer.attach()
+        return
+    with pytest.raises(ValueError, match="'base' is in memory that cannot be written.* clone"):
+        optimizer.attach()
+    model.base.requires_grad_(False)
+    optimizer = orlop.AdamW([p for p in model.parameters() if p.requires_grad], session=job)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert job.step == 1 and torch.equal(model.base, torch.arange(2048.0))
 
 
 def test_lazy_parameters_are_refused_until_they_have_values(job):
