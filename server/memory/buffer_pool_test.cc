@@ -16,6 +16,7 @@ constexpr uint64_t kPage = 4096;
 
 std::vector<uint64_t> Sizes(const std::vector<Pages>& list) {
   std::vector<uint64_t> sizes;
+  sizes.reserve(list.size());
   for (const Pages& pages : list) sizes.push_back(pages.bytes / kPage);
   Unmap(list);
   return sizes;

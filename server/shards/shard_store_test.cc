@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "base/box.h"
+#include "base/checksum.h"
 #include "kernels/casts.h"
 #include "kernels/optimizer.h"
 #include "kernels/quantize.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -15,6 +16,7 @@
 #include "proto/status.h"
 #include "server/job/slots.h"
 #include "server/memory/accountant.h"
+#include "server/tiers/served_hashes.h"
 #include "server/tiers/tier.h"
 #include "server/tiers/window.h"
 
