@@ -3,7 +3,23 @@
 // releases the GIL.
 #include "python/core/module.h"
 
+#include <malloc.h>
+
+#include "python/core/gil.h"
 #include "python/core/owned.h"
+
+namespace orlop::python {
+namespace {
+
+// Gives the free pages of malloc back to the system. What is in use stays as it is.
+void TrimHeap() {
+#if defined(__GLIBC__)
+  WithoutGil([] { malloc_trim(0); });
+#endif
+}
+
+}  // namespace
+}  // namespace orlop::python
 
 NB_MODULE(_core, module) {
   module.doc() = "The C++ client of Orlop. Private: use the package orlop.";
@@ -11,5 +27,6 @@ NB_MODULE(_core, module) {
   orlop::python::BindClient(module);
   orlop::python::BindKernels(module);
   module.def("check_process", &orlop::python::CheckProcess, nanobind::arg("process"));
+  module.def("trim_heap", &orlop::python::TrimHeap);
   module.def("set_leak_warnings", &nanobind::set_leak_warnings, nanobind::arg("value"));
 }

@@ -343,6 +343,7 @@ class TrainingJob:
         dict
             The decision (``CommitStepResponse``).
         """
+        self.traffic.count_step()
         decision = self.workers.together(lambda: self._make_step(parts, start, groups, absent, loss_scale))
         self.attempt.decide(decision)
         self.attempt.close()

@@ -18,6 +18,7 @@ from .held import Held, digests
 from .wire import GradientWire, Part
 from .workers import Bucket, Slice, Workers, slice_of
 
+TRIMMED_STEPS = (1, 2)  # after the one in which the job is joined
 PULL_BYTES = 16 << 20  # a call of pull_tracked() takes the buckets of which this rank fetches so many bytes together
 
 
@@ -64,6 +65,7 @@ class Traffic:
         self._tracked: dict[int, None] = {}  # an ordered set
         self._steps_here = False
         self._buckets: list[Bucket] = []
+        self._steps = 0  # since the last track()
 
     def track(self, indexes: list[int], gradient_wire: str | None, steps_here: bool) -> None:
         """Sets the trained parameters, as manifest indexes, and the encoding of their gradients.
@@ -73,7 +75,7 @@ class Traffic:
         if not self.workers.alone:
             self._buckets = Bucket.pack({index: self.entries[index].local for index in indexes if index not in self.boxes},
                                         self.workers.world_size)
-        self._tracked, self._steps_here = dict.fromkeys(indexes), steps_here
+        self._tracked, self._steps_here, self._steps = dict.fromkeys(indexes), steps_here, 0
         self.wire = GradientWire(gradient_wire, self.handle.shard_elements)
 
     @property
@@ -165,6 +167,16 @@ class Traffic:
             return self.workers.average(bucket, gradients)
         return [(piece, gradients[piece.index][piece.begin:piece.end]) for piece in bucket.segments[self.workers.rank]
                 if piece.index in gradients]
+
+    def count_step(self) -> None:
+        """Notes that a step is about to be sent, and gives unused memory of the first ones back to the system.
+
+        glibc aligns a large tensor by cutting a little off both sides of a block. The small objects that a step makes and keeps lie there
+        afterwards, so a gradient's block, once freed, is too small for the next gradient, and a whole set of gradients is never used again.
+        """
+        if self._steps in TRIMMED_STEPS:
+            _core.trim_heap()
+        self._steps += 1
 
     def push(self, parts: list[Part], loss_scale: float) -> _core.Push | None:
         """Starts to send `parts`; None if there are none."""
