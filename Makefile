@@ -12,7 +12,7 @@ FORMATTED  = $(if $(FILES),$(filter %.h %.cc,$(FILES)),$(shell git ls-files '*.h
 
 .DEFAULT_GOAL := build
 .PHONY: build configure packages test test-long test-begin test-cpp test-python test-aarch64 test-fuzz build-fuzz fuzz fuzz-corpus \
-        demo bench-peers bench-quality install uninstall format style lint cuda-report clean help
+        demo bench-peers bench-quality bench-memory install uninstall format style lint cuda-report clean help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -122,6 +122,9 @@ bench-peers: build $(PEERS)/.ready ## AdamW beside torch's, DeepSpeed's and othe
 
 bench-quality: build $(PEERS)/.ready ## train the demo with every state format beside fp32 and bitsandbytes, into bench/RESULTS.md
 	$(PEERS)/bin/python -m bench.quality $(ARGS)
+
+bench-memory: build $(PEERS)/.ready ## bytes per parameter of a step on one host beside torch and bitsandbytes, into bench/RESULTS.md
+	ORLOP_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(PEERS)/bin/python -m bench.memory $(ARGS)
 
 install: build ## install orlopd, orlop and the C++ client (PREFIX=/usr/local)
 	cmake --install $(BUILD) --prefix $(or $(PREFIX),/usr/local)
