@@ -64,7 +64,8 @@ def limit_words(found: float, limit: float | None) -> list[str]:
 
 def markdown(found: dict[str, dict[str, list[dict]]]) -> str:
     """Format the whole report except the chart."""
-    texts = [f"Bytes per parameter, medians of {max(len(runs) for ways in found.values() for runs in ways.values())} rounds. "
+    rounds = max(len(runs) for ways in found.values() for runs in ways.values())
+    texts = [f"Bytes per parameter, {f'medians of {rounds} rounds' if rounds > 1 else 'one round'}. "
              f"{report.machine()}; {report.versions(('torch', 'bitsandbytes'))}."]
     for model, ways in found.items():
         rows, skipped = [], []

@@ -66,22 +66,25 @@ def test_memory_that_two_processes_map_is_counted_once(holder):
     with mmap.mmap(descriptor, 48 * MIB) as shared:
         shared[:] = b"x" * (48 * MIB)
         assert abs(sum(watch.look()) - 48 * MIB) < 4 * MIB
+        (go, gone), (done, has_done) = os.pipe(), os.pipe()
         child = os.fork()
         if child == 0:
-            threading.Event().wait(0.5)
+            os.read(go, 1)
             _ = shared[::4096]
-            threading.Event().wait(60)
+            os.write(has_done, b"x")
+            os.read(go, 1)  # until it is killed
         try:
             two = memory.Watch(child, [os.getpid()])
-            both = [bytes_of for bytes_of, _ in map(memory.pss_bytes, (child, os.getpid()))]
-            threading.Event().wait(1.5)
+            os.write(gone, b"x")
+            os.read(done, 1)
             worker, servers, unmapped = two.look()
-            assert worker > 20 * MIB and servers < -20 * MIB, "half of the pages moves from one process to the other"
-            assert abs(worker + servers + unmapped) < 4 * MIB, both
+            assert worker > 20 * MIB and servers < -20 * MIB, "half of each page moves from one process to the other"
+            assert abs(worker + servers + unmapped) < 4 * MIB
         finally:
             os.kill(child, 9)
             os.waitpid(child, 0)
-    os.close(descriptor)
+            for end in (go, gone, done, has_done, descriptor):
+                os.close(end)
 
 
 def test_the_peak_is_found_after_it_has_gone(holder):

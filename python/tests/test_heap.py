@@ -48,4 +48,4 @@ def test_the_heap_has_one_set_of_gradients(tmp_path):
     print("gradients in the heap after each backward, in sets:", *(f"{found:.2f}" for found in sets))
     if sets[0] < 0.9:
         pytest.skip("gradients are not in the heap (the environment sets MALLOC_MMAP_THRESHOLD_, or another malloc is loaded)")
-    assert sets[-1] < 1.5
+    assert sets[-1] < 1.6  # 2.0 to 2.1 if the heap is not trimmed
